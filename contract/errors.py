@@ -1,0 +1,59 @@
+"""Every error that a user, a peer or a machine can cause. What is not here is a bug of ours.
+
+::
+
+    SidestreamError
+    ├── ConfigError      a setting is missing or wrong; names the field
+    ├── DataError        samples cannot be read; names the file, and the line or column
+    ├── StateError       a state directory cannot be used, or is not what it should be
+    ├── BackboneError    a backbone cannot be loaded, or is not the one the job uses
+    ├── BrokerError      the broker cannot be reached, started or written to
+    └── WireError        what a peer sent cannot be used
+        ├── DecodeError      bytes that are not a Sidestream message or tensor
+        └── MismatchError    a well-formed message that contradicts the plan
+"""
+
+
+class SidestreamError(Exception):
+    """The root: the command line prints its text as one line and exits 1."""
+
+
+class ConfigError(SidestreamError):
+    """A setting is missing or wrong.
+
+    Args:
+        field: The setting as the user writes it, such as ``broker.url`` or ``--port``.
+        message: What is wrong and what to write instead.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class DataError(SidestreamError):
+    """Samples cannot be read."""
+
+
+class StateError(SidestreamError):
+    """A state directory cannot be used, or is not what it should be."""
+
+
+class BackboneError(SidestreamError):
+    """A backbone cannot be loaded, or is not the one the job uses."""
+
+
+class BrokerError(SidestreamError):
+    """The broker cannot be reached, started or written to."""
+
+
+class WireError(SidestreamError):
+    """What a peer sent cannot be used."""
+
+
+class DecodeError(WireError):
+    """Bytes that are not a Sidestream message or tensor."""
+
+
+class MismatchError(WireError):
+    """A well-formed message that contradicts the plan."""

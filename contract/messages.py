@@ -1,0 +1,329 @@
+"""The messages between agents and trainer, other than the plan.
+
+Each type checks what it promises when it is made, on either end. Arrays of numbers travel as ``bin``,
+little-endian, and are read with the properties beside them.
+
+Legend: K rows (samples) of a batch, B taps, T vectors in all rows together, d the backbone's hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import DecodeError
+from contract.tensors import Tensor
+from contract.wire import Message, pack
+
+MAX_ROWS: Final = 1024
+MAX_LABELS: Final = 1024
+MAX_LABEL_CHARS: Final = 128
+_STREAM = re.compile(r"[0-9a-f]{32}")
+_LARGEST = 2**62
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST)]
+ShortText = Annotated[str, msgspec.Meta(max_length=512)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+def check_stream(stream: str) -> None:
+    """Refuse what is no id of an outbox or a journal.
+
+    Raises:
+        DecodeError: if it is not 32 lower-case hexadecimal digits.
+    """
+    if not _STREAM.fullmatch(stream):
+        raise DecodeError("the id of a stream or run is 32 hexadecimal digits")
+
+
+def _check_finite(message: Message, *fields: str) -> None:
+    for field in fields:
+        value = getattr(message, field)
+        if value is not None and not math.isfinite(value):
+            raise DecodeError(f"{field} is not finite")
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Refuse a list of label names that no job may have.
+
+    Raises:
+        DecodeError: if there are too many, one is empty or too long, or two are equal.
+    """
+    if len(labels) > MAX_LABELS:
+        raise DecodeError(f"{len(labels)} labels; a job has at most {MAX_LABELS}")
+    if any(not 1 <= len(label) <= MAX_LABEL_CHARS for label in labels):
+        raise DecodeError(f"a label name has 1 to {MAX_LABEL_CHARS} characters")
+    if len(set(labels)) != len(labels):
+        raise DecodeError("two labels have the same name")
+
+
+def to_bin(values: npt.ArrayLike, dtype: str) -> bytes:
+    """Integers as little-endian bytes; the inverse of ``np.frombuffer(…, dtype)``."""
+    return np.asarray(values).astype(dtype).tobytes()
+
+
+class ActivationBatch(Message, frozen=True, kw_only=True):
+    """What a device computed from K samples, once: the tapped, sampled, quantised activations."""
+
+    stream: str
+    """The outbox's random id, 32 hex digits: with ``sequence``, the batch's identity for ever."""
+    sequence: Annotated[int, msgspec.Meta(ge=1, le=_LARGEST)]
+    """Position in the stream, from 1, without gaps but for those below ``floor``."""
+    floor: Annotated[int, msgspec.Meta(ge=1, le=_LARGEST)]
+    """The lowest sequence still in the outbox: all before it are receipted or were dropped there."""
+    fingerprint: ShortText
+    """Of the backbone's weights."""
+    labels_id: ShortText
+    """Of the label list that ``targets`` index (:func:`contract.plan.labels_id`)."""
+    taps: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=256)]
+    """Tapped layers, 1 = the first block's output, ascending."""
+    sampling: ShortText
+    """The token-sampling policy that made the vectors."""
+    samples: bytes
+    """u32[K]: the samples' ordinal numbers in the stream. They say nothing of their content."""
+    lengths: bytes
+    """u16[K]: vectors of each row; they add up to T."""
+    targets: bytes
+    """u16[K]: label indices."""
+    activations: Tensor
+    """[B, T, d]."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.stream)
+        rows = len(self.samples) // 4
+        if not 1 <= rows <= MAX_ROWS or len(self.samples) != 4 * rows:
+            raise DecodeError(f"a batch has 1 to {MAX_ROWS} samples, u32 each")
+        if len(self.lengths) != 2 * rows or len(self.targets) != 2 * rows:
+            raise DecodeError(f"lengths and targets must be u16 for each of the {rows} samples")
+        if self.floor > self.sequence:
+            raise DecodeError(f"floor {self.floor} lies after sequence {self.sequence}")
+        if list(self.taps) != sorted(set(self.taps)) or self.taps[0] < 1:
+            raise DecodeError("taps must ascend from 1 or later")
+        shape = self.activations.shape
+        vectors = int(self.row_lengths.sum())
+        if len(shape) != 3 or shape[:2] != (len(self.taps), vectors) or (self.row_lengths == 0).any():
+            raise DecodeError(
+                f"activations of shape {shape} are not [{len(self.taps)} taps, {vectors} vectors, d], "
+                "or a row is empty"
+            )
+        if len(np.unique(self.sample_ids)) != rows:
+            raise DecodeError("a sample stands twice in one batch")
+
+    @property
+    def sample_ids(self) -> npt.NDArray[Any]:
+        """U32[K]."""
+        return np.frombuffer(self.samples, "<u4")
+
+    @property
+    def row_lengths(self) -> npt.NDArray[Any]:
+        """U16[K]."""
+        return np.frombuffer(self.lengths, "<u2")
+
+    @property
+    def target_ids(self) -> npt.NDArray[Any]:
+        """U16[K]."""
+        return np.frombuffer(self.targets, "<u2")
+
+
+def refusal_digest(batch: ActivationBatch) -> str:
+    """What a refusal names a batch by: 32 hex digits, the same whatever ``floor`` it was sent with."""
+    return hashlib.sha256(pack(msgspec.structs.replace(batch, floor=1))).hexdigest()[:32]
+
+
+class Receipt(Message, frozen=True, kw_only=True):
+    """The trainer's word that everything up to a sequence is safe in its journal; or why one batch is not.
+
+    A refusal names the batch by its content as well, and the device checks that: otherwise anybody who can
+    publish could have a device's good batches thrown away by sending bad ones under their sequence.
+    """
+
+    stream: str
+    """Of the outbox it speaks to; an outbox ignores receipts for other streams."""
+    upto: Count
+    """Every batch with this sequence or a lower one may be deleted."""
+    refused_sequence: Count = 0
+    """A batch that was refused for good; 0 for none."""
+    refused_digest: ShortText = ""
+    """Its :func:`refusal_digest`; a device whose own batch has another one ignores the refusal."""
+    reason: ShortText = ""
+    """Why it was refused."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.stream)
+
+
+class Status(Message, frozen=True, kw_only=True):
+    """A device's birth, or its death: the last will, or a goodbye. Retained."""
+
+    state: Literal["online", "offline"]
+    """What it says."""
+    birth: Count
+    """Counts the agent's connections, so that a late will of an older one is recognised."""
+    stream: str
+    """The outbox's id."""
+    software: ShortText = ""
+    """The agent's version."""
+    backbone: ShortText = ""
+    """The backbone's reference, as configured."""
+    fingerprint: ShortText = ""
+    """Of the backbone's weights; empty until it is loaded."""
+    depth: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """Transformer layers in use; 0 until the backbone is loaded."""
+    width: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 0
+    """Hidden size; 0 until the backbone is loaded."""
+    labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_LABELS)] = ()
+    """Label names in the device's data, where it can list them."""
+    reason: ShortText = ""
+    """Of an offline state: ``goodbye``, ``lost``, or what went wrong."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.stream)
+        check_labels(self.labels)
+
+
+class Telemetry(Message, frozen=True, kw_only=True):
+    """What a device reports of itself every few seconds. Counters run over the life of its outbox."""
+
+    stream: str
+    """The outbox's id."""
+    samples_read: Count = 0
+    """Samples taken from the source."""
+    samples_held_out: Count = 0
+    """Of those, kept for local evaluation and never uploaded."""
+    samples_skipped: Count = 0
+    """Of those, unusable: empty, or with a label that the job does not have."""
+    samples_forwarded: Count = 0
+    """Samples that went through the backbone for training."""
+    samples_dropped: Count = 0
+    """Samples in batches that a full outbox dropped."""
+    batches_dropped: Count = 0
+    """Those batches."""
+    batches_refused: Count = 0
+    """Batches that the trainer refused."""
+    batches_sent: Count = 0
+    """Publishes, repeats included."""
+    bytes_up: Count = 0
+    """Payload bytes published, repeats included."""
+    bytes_down: Count = 0
+    """Payload bytes received."""
+    forward_seconds: Seconds = 0.0
+    """Time in the backbone's forward pass for training."""
+    outbox_batches: Count = 0
+    """Batches waiting for a receipt."""
+    outbox_bytes: Count = 0
+    """Their bytes."""
+    rss_bytes: Count = 0
+    """Resident memory of the agent's process."""
+    peak_rss_bytes: Count = 0
+    """The most it ever was."""
+    temperature_celsius: float | None = None
+    """Of the board, where it tells."""
+    weights_version: Count = 0
+    """The side-network version in use."""
+    accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    """Of that version on the device's own evaluation samples."""
+    evaluation_samples: Count = 0
+    """How many those are."""
+    finished: bool = False
+    """The source has ended, and every batch is receipted."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.stream)
+        _check_finite(self, "forward_seconds", "temperature_celsius", "accuracy")
+
+
+class WeightsManifest(Message, frozen=True, kw_only=True):
+    """A version of the side-network for one tier: its identity, and its bytes or where they are. Retained."""
+
+    run: str
+    """The trainer's journal id: versions are comparable within one run."""
+    version: Count
+    """The number of journal records folded in: it only rises, and a re-fold gives the same weights."""
+    state_digest: ShortText
+    """sha256 of the trainer's whole side-network at that offset, as ``trainer verify`` recomputes it."""
+    bundle_digest: ShortText
+    """sha256 of the bundle."""
+    bundle_bytes: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+    """Length of the bundle."""
+    chunks: Annotated[int, msgspec.Meta(ge=0, le=2**14)] = 0
+    """Messages that carry the bundle under ``weights/<version>/<n>``; 0 if it is inline."""
+    bundle: bytes = b""
+    """The safetensors bundle where it fits."""
+    samples: Count = 0
+    """Distinct samples in the journal at that offset."""
+    final: bool = False
+    """Training has gone idle with this version."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.run)
+        if len(self.bundle) != (0 if self.chunks else self.bundle_bytes):
+            raise DecodeError(
+                f"{len(self.bundle)} bytes inline of a bundle of {self.bundle_bytes} in {self.chunks} chunks"
+            )
+
+
+class WeightsChunk(Message, frozen=True, kw_only=True):
+    """One part of a bundle. Retained until the next version."""
+
+    run: str
+    """As in the manifest."""
+    version: Count
+    """As in the manifest."""
+    index: Annotated[int, msgspec.Meta(ge=0, le=2**14)]
+    """Its place, from 0."""
+    data: bytes
+    """Its bytes."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.run)
+
+
+class Flow(Message, frozen=True, kw_only=True):
+    """How fast a tier may send. Retained; overrides the plan's."""
+
+    window: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    """Batches a device may have published without a receipt."""
+    pause: bool = False
+    """Send nothing for now; keep batches in the outbox."""
+
+
+class TrainerStatus(Message, frozen=True, kw_only=True):
+    """The trainer's birth, progress or death. Retained, also its last will."""
+
+    state: Literal["online", "offline"]
+    """What it says."""
+    run: str
+    """The journal's id."""
+    epoch: Count
+    """Counts the trainer's starts on this journal."""
+    version: Count = 0
+    """Journal records folded."""
+    samples: Count = 0
+    """Distinct samples journaled."""
+    final: bool = False
+    """Idle: every pass over the journal is done."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.run)
+
+
+class Rejection(Message, frozen=True, kw_only=True):
+    """Why a message was refused, without its content."""
+
+    kind: ShortText
+    """``activations``, ``status`` or ``telemetry``."""
+    reason: ShortText
+    """For an operator to read."""
+    size_bytes: Count
+    """Of the refused payload."""
+    stream: ShortText = ""
+    """Where it was readable."""
+    sequence: Count = 0
+    """Where it was readable."""

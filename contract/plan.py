@@ -1,0 +1,164 @@
+"""The plan: everything a device must know of a job, retained at ``<job>/plan``.
+
+A tier's ``depth``, ``width`` and ``fingerprint`` and, unless given, the job's labels are learnt from the
+first devices and then fixed. A device may compute for the job once its tier is *settled* and the labels are
+fixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from contract.errors import ConfigError, DecodeError
+from contract.messages import MAX_LABELS, Count, ShortText, check_labels, check_stream
+from contract.sampling import parse_sampling
+from contract.tensors import Codec
+from contract.topics import check_name
+from contract.wire import Message
+
+MAX_TIERS: Final = 64
+
+
+class TierPlan(Message, frozen=True, kw_only=True):
+    """What the devices of one tier do."""
+
+    backbone: ShortText
+    """Reference to the frozen model: ``package:<name>``, a local folder, or a hub name."""
+    layers: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """Use only the first so many layers; 0 for all."""
+    align: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "default"
+    """Tiers with the same name share one alignment map into the side-network; they need equal widths."""
+    sampling: ShortText = "segments:4"
+    """Token-sampling policy."""
+    codec: Codec = Codec.INT4
+    """How activations are quantised."""
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    """Samples a message."""
+    max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128
+    """Longer samples are cut."""
+    depth: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """Layers in use, learnt from the first device; 0 until then."""
+    width: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 0
+    """Hidden size, learnt from the first device; 0 until then."""
+    taps: Annotated[tuple[int, ...], msgspec.Meta(max_length=256)] = ()
+    """Layers to tap, ascending, 1 = the first layer's output; decided once the depth is known."""
+    fingerprint: ShortText = ""
+    """Of the backbone's weights, given or learnt from the first device; devices with others are refused."""
+
+    def __post_init__(self) -> None:
+        try:
+            parse_sampling(self.sampling)
+            check_name("align", self.align)
+        except ConfigError as exc:
+            raise DecodeError(str(exc)) from exc
+        if list(self.taps) != sorted(set(self.taps)) or any(not 1 <= tap <= self.depth for tap in self.taps):
+            raise DecodeError(f"taps {list(self.taps[:16])} must ascend within layers 1 to {self.depth}")
+
+    @property
+    def settled(self) -> bool:
+        """Whether depth, width, taps and fingerprint are known."""
+        return self.depth > 0 and self.width > 0 and self.fingerprint != "" and self.taps != ()
+
+
+class SideNetworkSpec(Message, frozen=True, kw_only=True):
+    """The shape of the side-network (see :mod:`contract.side_network`)."""
+
+    blocks: Annotated[int, msgspec.Meta(ge=1, le=256)] = 3
+    """B: the most taps of a tier, each with an alignment map and an adapter of its own."""
+    width: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 128
+    """d_s: its hidden size."""
+    inner: Annotated[int, msgspec.Meta(ge=1, le=32768)] = 128
+    """Inner width of an adapter."""
+
+
+class FlowPlan(Message, frozen=True, kw_only=True):
+    """How fast devices may send, and when they repeat themselves."""
+
+    window: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8
+    """Batches a device may have published without a receipt."""
+    retry_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
+    """Send a batch again when no receipt came for so long."""
+
+
+class Plan(Message, frozen=True, kw_only=True):
+    """The job, as every device sees it."""
+
+    job: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    """Its name."""
+    run: str
+    """The trainer's journal id, 32 hex digits."""
+    revision: Count
+    """Rises with every change within a run."""
+    task: Literal["text-classification"]
+    """What is learnt."""
+    labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_LABELS)]
+    """The label names, in index order; empty until they are fixed."""
+    tiers: Annotated[dict[str, TierPlan], msgspec.Meta(min_length=1, max_length=MAX_TIERS)]
+    """By tier name."""
+    side_network: SideNetworkSpec = SideNetworkSpec()
+    """The side-network's shape."""
+    flow: FlowPlan = FlowPlan()
+    """Rates."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.run)
+        check_labels(self.labels)
+        try:
+            check_name("job", self.job)
+            for name in self.tiers:
+                check_name("tier", name)
+        except ConfigError as exc:
+            raise DecodeError(str(exc)) from exc
+        for name, tier in self.tiers.items():
+            if len(tier.taps) > self.side_network.blocks:
+                raise DecodeError(
+                    f"tier {name!r} has {len(tier.taps)} taps, more than the side-network's "
+                    f"{self.side_network.blocks} blocks"
+                )
+        by_map: dict[str, int] = {}
+        for name, tier in self.tiers.items():
+            if tier.settled and by_map.setdefault(tier.align, tier.width) != tier.width:
+                raise DecodeError(
+                    f"tier {name!r} (width {tier.width}) shares the alignment map {tier.align!r} with a tier "
+                    f"of width {by_map[tier.align]}; give it an 'align' of its own"
+                )
+
+    def ready_for(self, tier: str) -> bool:
+        """Whether a device of ``tier`` may compute: labels fixed, tier settled."""
+        return bool(self.labels) and tier in self.tiers and self.tiers[tier].settled
+
+
+def labels_id(labels: Sequence[str]) -> str:
+    """A short id of a label list: 16 hex digits that change with any name or their order."""
+    # With its length before each name, no two lists are written alike.
+    written = "".join(f"{len(label)}:{label}" for label in labels)
+    return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+def tap_layers(depth: int, blocks: int) -> tuple[int, ...]:
+    """Taps of a backbone on its own: the last layer of each of ``blocks`` equal parts.
+
+    ``ceil(depth·b/blocks)``, Fed MobiLLM's layer-wise sampling. A backbone with fewer layers than blocks is
+    tapped at every layer.
+    """
+    blocks = min(depth, blocks)
+    return tuple(-(-depth * block // blocks) for block in range(1, blocks + 1))
+
+
+def nested_taps(depth: int, blocks: int, shallowest: int) -> tuple[int, ...]:
+    """Taps of one backbone of a family whose shallowest member has ``shallowest`` layers.
+
+    All members tap the same ``blocks - 1`` layers, spread evenly from the first to ``shallowest``; a deeper
+    one taps its own last layer too. So a deep member's upload holds what a shallow one would have sent.
+    """
+    shared = min(blocks - 1, shallowest)
+    if shared <= 1:
+        anchors = [shallowest] * shared
+    else:
+        anchors = [1 + round((shallowest - 1) * index / (shared - 1)) for index in range(shared)]
+    last = [depth] if depth > shallowest or not anchors else []
+    return tuple(sorted({*anchors, *last}))

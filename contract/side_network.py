@@ -1,0 +1,197 @@
+"""The side-network: a small ladder beside a frozen backbone, shared by backbones of unequal depth and width.
+
+After Fed MobiLLM (arXiv 2508.06765, section IV) and Ladder Side-Tuning (arXiv 2206.06522). Per tap ``b`` the
+backbone's activation is normalised, mapped to the side-network's width by an alignment map that the trainer
+owns (one per backbone family, never one per device), mixed with what came from the tap below, and passed
+through an adapter that starts as the identity::
+
+    a_b = P_b · norm(A_b)
+    s_b = (1 − μ_b)·a_b + μ_b·h_{b−1},   μ_b = sigmoid(α_b),   s_1 = a_1
+    h_b = s_b + W_up·gelu(W_down·norm(s_b))
+    logits_b = head(norm(mean of h_b over the row's vectors))
+
+A row leaves at its own last tap. Taps are nested (:func:`contract.plan.nested_taps`), so a deep backbone's
+row can be asked for the logits of a shallower one on its way: so every upload trains the shallow tiers too.
+
+Legend: B taps, K rows, N vectors a row (padded), d the backbone's width, r the side-network's, C labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from contract.bundle import Bundle
+from contract.errors import DecodeError
+from contract.plan import SideNetworkSpec
+from contract.tensors import Floats
+
+
+class _Align(nn.Module):
+    """Maps one backbone family's taps into the side-network, each tap by a matrix of its own."""
+
+    def __init__(self, blocks: int, width: int, out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks, width, out))
+        self.bias = nn.Parameter(torch.zeros(blocks, out))
+        nn.init.normal_(self.weight, std=width**-0.5)
+
+    def forward(self, tap: int, activations: Tensor, dropout: float) -> Tensor:
+        """[K, N, d] of tap number ``tap``, from 0 -> [K, N, r]."""
+        normed = functional.layer_norm(activations, activations.shape[-1:])
+        normed = functional.dropout(normed, dropout, self.training)
+        return normed @ self.weight[tap] + self.bias[tap]
+
+
+class _Adapter(nn.Module):
+    """h = s + W_up·gelu(W_down·norm(s)); W_up starts at zero, so it starts as the identity."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, inner)
+        self.up = nn.Linear(inner, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        lifted: Tensor = self.up(functional.gelu(self.down(self.norm(hidden))))
+        return hidden + lifted
+
+
+class SideNetwork(nn.Module):
+    """The shared side-network with the alignment maps of some backbone families.
+
+    Args:
+        spec: Its shape.
+        labels: C.
+        seed: Decides the initial weights.
+        dropout: On normalised activations and before the head, while training.
+    """
+
+    def __init__(self, spec: SideNetworkSpec, *, labels: int, seed: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.seed = seed
+        self.dropout = dropout
+        self.aligns = nn.ModuleDict()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.gates = nn.Parameter(torch.zeros(spec.blocks - 1))
+            self.adapters = nn.ModuleList(_Adapter(spec.width, spec.inner) for _ in range(spec.blocks))
+            self.norm = nn.LayerNorm(spec.width)
+            self.head = nn.Linear(spec.width, labels)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def add_align(self, name: str, width: int) -> Iterable[nn.Parameter]:
+        """Add the alignment map ``name`` for backbones of hidden size ``width``; return its parameters.
+
+        Its initial weights depend on the seed and the name, not on when it is added.
+        """
+        salt = int.from_bytes(hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()[:7], "little")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(salt)
+            self.aligns[_key(name)] = _Align(self.spec.blocks, width, self.spec.width)
+        return self.aligns[_key(name)].parameters()
+
+    @property
+    def align_names(self) -> list[str]:
+        """The alignment maps it has."""
+        return [_name(key) for key in self.aligns]
+
+    def forward(
+        self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int] = ()
+    ) -> dict[int, Tensor]:
+        """Run rows of any backbones together.
+
+        Args:
+            families: Alignment map and taps [B', K', N, d] of rows that share both, in order of falling B';
+                the K' add up to K.
+            mask: [K, N] bool, the families' rows in order: which vectors are real; one a row at least.
+            exits: Numbers of taps to answer at, besides those at which a family ends.
+
+        Returns:
+            By number of taps b: logits [K_b, C] of the K_b first rows, those with b taps or more.
+        """
+        exits = {*exits, *(len(taps) for _, taps in families)}
+        logits: dict[int, Tensor] = {}
+        hidden = torch.empty(0)
+        for tap, adapter in enumerate(self.adapters):
+            active = [(name, taps[tap]) for name, taps in families if len(taps) > tap]
+            if not active:
+                break
+            mixed = torch.cat([self.aligns[_key(name)](tap, values, self.dropout) for name, values in active])
+            if tap:
+                gate = torch.sigmoid(self.gates[tap - 1])
+                mixed = (1 - gate) * mixed + gate * hidden[: len(mixed)]
+            hidden = adapter(mixed)
+            if tap + 1 in exits:
+                logits[tap + 1] = self._classify(hidden, mask[: len(hidden)])
+        return logits
+
+    def _classify(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """[K, N, r] and [K, N] -> [K, C]."""
+        real = mask[..., None].to(hidden.dtype)
+        pooled = self.norm((hidden * real).sum(dim=1) / real.sum(dim=1))
+        logits: Tensor = self.head(functional.dropout(pooled, self.dropout, self.training))
+        return logits
+
+    def predict(self, align: str, taps: Tensor, mask: Tensor) -> Tensor:
+        """One family's taps [B', K, N, d] and mask [K, N] -> logits [K, C] at its last tap."""
+        return self.forward([(align, taps)], mask)[len(taps)]
+
+    def arrays(self) -> dict[str, Floats]:
+        """Every parameter by name, as float32 arrays that share no memory with the network."""
+        return {
+            name: value.detach().cpu().numpy().astype(np.float32, copy=True)
+            for name, value in self.state_dict().items()
+        }
+
+    def load_arrays(self, tensors: Mapping[str, Floats], *, assign: bool = False) -> None:
+        """Set every parameter: a copy, or the arrays' own memory with ``assign``.
+
+        Raises:
+            DecodeError: if names or shapes are not exactly this network's.
+        """
+        state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        try:
+            self.load_state_dict(state, assign=assign)
+        except RuntimeError as exc:
+            raise DecodeError(f"weights do not fit the side-network: {str(exc)[:300]}") from exc
+
+
+def from_bundle(bundle: Bundle) -> SideNetwork:
+    """Build the side-network that a bundle describes and set its weights.
+
+    Nothing is allocated on the word of the description: the network takes the bundle's own tensors.
+
+    Raises:
+        DecodeError: if its tensors are not those that its description asks for.
+    """
+    with torch.device("meta"):
+        network = SideNetwork(bundle.about.side_network, labels=len(bundle.about.labels), seed=0)
+        for name, width in sorted(bundle.about.aligns.items()):
+            network.add_align(name, width)
+    network.load_arrays(bundle.tensors, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def align_of(parameter: str) -> str | None:
+    """The alignment map that a parameter belongs to, or None if all tiers share it."""
+    level, _, rest = parameter.partition(".")
+    return _name(rest.rsplit(".", 1)[0]) if level == "aligns" else None
+
+
+def _key(name: str) -> str:
+    """A ModuleDict key may hold no dot and be no attribute's name; map names never hold '@' or '%'."""
+    return "@" + name.replace(".", "%")
+
+
+def _name(key: str) -> str:
+    return key[1:].replace("%", ".")
