@@ -1,0 +1,213 @@
+"""A trainer's state directory seen from outside: verify, export, status. Safe beside a running trainer."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import torch
+
+from contract.bundle import About, encode_bundle
+from contract.errors import StateError
+from host.state_dir import write_atomically
+from side_trainer.checkpoint import Checkpoint, checkpoints
+from side_trainer.fold import Fold
+from side_trainer.journal import FILE_NAME, Journal, StreamState
+from side_trainer.rows import sample_count
+
+_log = logging.getLogger(__name__)
+_TELL_EVERY_S: Final = 2.0
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of a re-fold."""
+
+    offset: int
+    """Records folded: those that the checkpoint includes."""
+    samples: int
+    """Distinct samples among them."""
+    checkpoint_digest: str
+    """What the checkpoint says."""
+    refold_digest: str
+    """What the journal gives."""
+
+    @property
+    def matches(self) -> bool:
+        """Whether the weights are what the journal gives."""
+        return self.checkpoint_digest == self.refold_digest
+
+
+class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the journal holds of a device."""
+
+    device: str
+    """Its id."""
+    stream: str
+    """Its outbox's id."""
+    batches: int
+    """Journaled."""
+    samples: int
+    """In them."""
+    bytes: int
+    """Of their payloads."""
+    watermark: int
+    """Receipted up to here."""
+
+
+class TrainerState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a state directory holds."""
+
+    job: str
+    """The job's name."""
+    run: str
+    """The journal's id."""
+    records: int
+    """In the journal."""
+    batches: int
+    """Of those, batches."""
+    samples: int
+    """In those batches."""
+    samples_unique: int
+    """Distinct among them."""
+    samples_trained_unique: int
+    """Distinct among those that the newest checkpoint includes."""
+    checkpoint_offset: int
+    """Records that the newest checkpoint includes."""
+    weights_digest: str
+    """Of the weights in it."""
+    published_version: int
+    """The highest version ever published."""
+    labels: tuple[str, ...]
+    """Label names, in index order."""
+    tiers: dict[str, int]
+    """Depth of each settled tier."""
+    devices: list[DeviceState]
+    """By device."""
+
+
+def _open(state_dir: Path) -> Journal:
+    if not state_dir.is_dir():
+        raise StateError(f"no state directory at {state_dir}; give the trainer's with --state-dir")
+    return Journal(state_dir / FILE_NAME, read_only=True)
+
+
+def _newest(state_dir: Path, journal: Journal) -> Checkpoint:
+    for checkpoint in checkpoints(state_dir, journal.run):
+        return checkpoint
+    raise StateError(
+        f"{state_dir} holds no readable checkpoint yet; let the trainer run for a few seconds, or stop it "
+        "with Ctrl-C, which writes one"
+    )
+
+
+def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _log.info) -> Verdict:
+    """Fold the journal from its first record and compare with the newest checkpoint.
+
+    Args:
+        state_dir: The trainer's.
+        threads: As the trainer's ``threads``, which the last bit may depend on.
+        tell: Given a line of progress every two seconds.
+
+    Raises:
+        StateError: if there is no journal or no checkpoint.
+    """
+    torch.set_num_threads(threads)
+    journal = _open(state_dir)
+    try:
+        about = _newest(state_dir, journal).about
+        fold = Fold(journal)
+        told = time.monotonic()
+        while fold.offset < about.offset:
+            records = journal.read(fold.offset, limit=min(16, about.offset - fold.offset))
+            if not records:
+                break
+            for record in records:
+                fold.apply(record)
+            if time.monotonic() - told > _TELL_EVERY_S:
+                told = time.monotonic()
+                tell(f"folded {fold.offset} of {about.offset} records")
+        return Verdict(
+            offset=fold.offset,
+            samples=len(fold.rows),
+            checkpoint_digest=about.weights_digest,
+            refold_digest=fold.digest(),
+        )
+    finally:
+        journal.close()
+
+
+def export(state_dir: Path, out: Path) -> About:
+    """Write the newest checkpoint's weights with every alignment map and their spec: one safetensors file.
+
+    Raises:
+        StateError: if there is nothing to export, or the file cannot be written.
+    """
+    journal = _open(state_dir)
+    try:
+        checkpoint = _newest(state_dir, journal)
+        fold = Fold(journal)
+        fold.restore(checkpoint.about.offset, checkpoint.about.updates, checkpoint.arrays)
+        if fold.settings is None or not fold.labels:
+            raise StateError("nothing to export: the job's labels are not fixed yet")
+        about = About(
+            job=fold.settings.job,
+            run=journal.run,
+            version=fold.offset,
+            labels=fold.labels,
+            side_network=fold.settings.side_network,
+            aligns={tier.align: tier.width for tier in fold.tiers.values()},
+            tiers={name: tier.align for name, tier in fold.tiers.items()},
+        )
+        write_atomically(out, encode_bundle(about, fold.weights()))
+    except OSError as exc:
+        raise StateError(f"cannot write {out}: {exc.strerror or exc}; give another --out") from exc
+    finally:
+        journal.close()
+    return about
+
+
+def read_state(state_dir: Path) -> TrainerState:
+    """Sum up a state directory.
+
+    Raises:
+        StateError: if there is no journal.
+    """
+    journal = _open(state_dir)
+    try:
+        newest = next(iter(checkpoints(state_dir, journal.run)), None)
+        offset = newest.about.offset if newest else 0
+        fold = Fold(journal)
+        fold.recall_facts(journal.tail)
+        unique, trained = sample_count(journal, journal.tail), sample_count(journal, offset)
+        return TrainerState(
+            job=fold.settings.job if fold.settings else "",
+            run=journal.run,
+            records=journal.tail,
+            batches=len(journal.batches(journal.tail)),
+            samples=journal.samples(),
+            samples_unique=unique,
+            samples_trained_unique=trained,
+            checkpoint_offset=offset,
+            weights_digest=newest.about.weights_digest if newest else "",
+            published_version=max(journal.published, default=0),
+            labels=fold.labels,
+            tiers={name: tier.depth for name, tier in fold.tiers.items()},
+            devices=[_device(stream) for stream in journal.streams()],
+        )
+    finally:
+        journal.close()
+
+
+def _device(stream: StreamState) -> DeviceState:
+    return DeviceState(
+        device=stream.device,
+        stream=stream.stream,
+        batches=stream.batches,
+        samples=stream.samples,
+        bytes=stream.bytes,
+        watermark=stream.watermark,
+    )

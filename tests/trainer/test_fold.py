@@ -1,0 +1,168 @@
+"""Weights are a fold over the journal: the same records give the same bits, from wherever one starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from contract.wire import pack
+from side_trainer.checkpoint import resume, write_checkpoint
+from side_trainer.fold import Fold, IdleRecord
+from side_trainer.job import Job
+from side_trainer.journal import Journal
+from side_trainer.rows import RowStore, StoredBatch, gather
+from tests.trainer.conftest import append, config, devices, fold_all, settle
+
+
+def filled(journal: Journal, tmp_path: Path, *, batches: int = 12, idle: bool = True) -> Job:
+    """A journal with batches of unequal devices, and an idle phase that crosses passes."""
+    job = Job(config(tmp_path), journal)
+    fleet = devices()
+    settle(job, fleet)
+    for index in range(batches):
+        device = fleet[index % len(fleet)]
+        assert append(journal, device, device.batch(job.plan, label=index // 3 % 3))
+    phase, rows = journal.tail, 8 * batches
+    if idle:
+        for position in range(0, 2 * rows, 40):
+            record = IdleRecord(phase=phase, position=position, rows=40, total=2 * rows)
+            journal.append("idle", msgspec.json.encode(record))
+    return job
+
+
+def test_the_same_journal_gives_the_same_bits(journal: Journal, tmp_path: Path) -> None:
+    filled(journal, tmp_path)
+    first, second = fold_all(journal, Fold(journal)), fold_all(journal, Fold(journal))
+    assert first.digest() == second.digest()
+
+
+def test_a_fold_resumed_from_any_checkpoint_ends_with_the_same_bits(journal: Journal, tmp_path: Path) -> None:
+    filled(journal, tmp_path)
+    whole = fold_all(journal, Fold(journal))
+    for stop in range(0, journal.tail, 3):
+        directory = tmp_path / str(stop)
+        directory.mkdir()
+        early = Fold(journal)
+        for record in journal.read(0, limit=stop):
+            early.apply(record)
+        write_checkpoint(directory, early, journal.run)
+        late = Fold(journal)
+        found = resume(directory, late, journal.run, journal.tail)
+        assert found is not None and found.about.offset == stop
+        assert fold_all(journal, late).digest() == whole.digest(), stop
+        assert late.updates == whole.updates and late.idle_rows == whole.idle_rows
+
+
+def test_a_small_row_cache_changes_nothing(journal: Journal, tmp_path: Path) -> None:
+    filled(journal, tmp_path)
+    assert (
+        fold_all(journal, Fold(journal, cache_bytes=1)).digest() == fold_all(journal, Fold(journal)).digest()
+    )
+
+
+def test_torch_randomness_outside_does_not_leak_in_nor_out(journal: Journal, tmp_path: Path) -> None:
+    filled(journal, tmp_path, batches=4)
+    torch.manual_seed(1)
+    first = fold_all(journal, Fold(journal)).digest()
+    after = torch.rand(1).item()
+    torch.manual_seed(1)
+    assert torch.rand(1).item() == after
+    torch.manual_seed(2)
+    assert fold_all(journal, Fold(journal)).digest() == first
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    digests = set()
+    for seed in (1, 2):
+        directory = tmp_path / str(seed)
+        directory.mkdir()
+        journal = Journal(directory / "journal.db")
+        settings = config(directory)
+        settings = msgspec.structs.replace(
+            settings, learner=msgspec.structs.replace(settings.learner, seed=seed)
+        )
+        job = Job(settings, journal)
+        fleet = devices()
+        settle(job, fleet)
+        append(journal, fleet[0], fleet[0].batch(job.plan))
+        digests.add(fold_all(journal, Fold(journal)).digest())
+        journal.close()
+    assert len(digests) == 2
+
+
+def test_it_learns_what_the_rows_show(journal: Journal, tmp_path: Path) -> None:
+    job = filled(journal, tmp_path, batches=60)
+    fold = fold_all(journal, Fold(journal))
+    assert fold.network is not None
+    network = fold.network.eval()
+    for device in devices():
+        device.rng = np.random.default_rng(1234)
+        batch = device.batch(job.plan, rows=64)
+        stored = StoredBatch.read(device.tier, pack(batch))
+        rows = gather(((stored, row) for row in range(64)), lambda _: "m")
+        family = rows.families[0]
+        answer = network.predict(family.align, family.activations, rows.mask).argmax(dim=-1)
+        shown = rows.targets < 3  # the fourth label was never sent
+        assert (answer == rows.targets)[shown].float().mean() > 0.9, device.tier
+
+
+def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Path) -> None:
+    filled(journal, tmp_path, batches=3, idle=False)
+    fold = fold_all(journal, Fold(journal))
+    counts = {name: np.zeros(4) for name in ("big", "small")}
+    for offset, tier, _ in journal.batches(journal.tail):
+        counts[tier] += np.bincount(StoredBatch.read(tier, journal.get(offset).payload).targets, minlength=4)
+    fleet = sum(counts.values()) + 1.0  # type: ignore[operator]
+    for tier, count in counts.items():
+        expected = np.log((count + 1) / (count + 1).sum()) - np.log(fleet / fleet.sum())
+        np.testing.assert_allclose(fold._adjustment([tier])[0].numpy(), expected, rtol=1e-5)
+
+
+def test_idle_slices_cover_every_row_once_a_pass(journal: Journal, tmp_path: Path) -> None:
+    filled(journal, tmp_path, batches=5, idle=False)
+    fold = fold_all(journal, Fold(journal))
+    seen: list[int] = []
+    fold._mini_batch = _recording(fold._mini_batch, seen)  # type: ignore[method-assign]
+    phase = journal.tail
+    for position in range(0, 80, 16):
+        record = IdleRecord(phase=phase, position=position, rows=16, total=80)
+        journal.append("idle", msgspec.json.encode(record))
+    fold_all(journal, fold)
+    assert sorted(seen[:40]) == list(range(40)) and sorted(seen[40:]) == list(range(40))
+    assert seen[:40] != seen[40:]
+
+
+def _recording(original, seen):  # type: ignore[no-untyped-def]
+    def record(rows):  # type: ignore[no-untyped-def]
+        seen.extend(rows.tolist())
+        return original(rows)
+
+    return record
+
+
+def test_row_numbers_find_their_batches(journal: Journal) -> None:
+    store = RowStore(journal, cache_bytes=1)
+    for offset, rows in ((2, 3), (5, 1), (6, 4)):
+        store.add(offset, rows)
+    assert store.locate(np.arange(8)) == [(2, 0), (2, 1), (2, 2), (5, 0), (6, 0), (6, 1), (6, 2), (6, 3)]
+    assert [store.rows_before(offset) for offset in (1, 2, 3, 5, 6, 7)] == [0, 0, 3, 3, 4, 8]
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_mixed_tiers_are_gathered_deepest_first(journal: Journal, tmp_path: Path, rows: int) -> None:
+    job = Job(config(tmp_path), journal)
+    fleet = devices()
+    settle(job, fleet)
+    for device in fleet[:2]:
+        append(journal, device, device.batch(job.plan, rows=rows))
+    fold = fold_all(journal, Fold(journal))
+    offsets = [offset for offset, _, _ in journal.batches(journal.tail)]
+    picks = [(fold.rows.batch(offset), row) for row in range(rows) for offset in reversed(offsets)]
+    batch = gather(picks, lambda _: "m")
+    assert batch.tiers == ["big"] * rows + ["small"] * rows
+    assert [len(family.activations) for family in batch.families] == [3, 2]
+    assert batch.mask.any(dim=1).all()

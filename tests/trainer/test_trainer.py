@@ -1,0 +1,372 @@
+"""The trainer as devices see it, over the in-process transport."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from broker_config.inprocess import InProcessBroker
+from broker_config.transport import Event, Received, Transport, Will
+from contract.bundle import decode_bundle, digest
+from contract.errors import BrokerError, ConfigError, StateError
+from contract.messages import (
+    ActivationBatch,
+    Receipt,
+    Rejection,
+    TrainerStatus,
+    WeightsChunk,
+    WeightsManifest,
+    refusal_digest,
+)
+from contract.plan import Plan, SideNetworkSpec
+from contract.side_network import from_bundle
+from contract.topics import Topics
+from contract.wire import M, pack, unpack
+from side_trainer.audit import export, read_state, verify
+from side_trainer.config import TierConfig, TrainerConfig
+from side_trainer.trainer import run_trainer
+from tests.trainer.conftest import LABELS, FakeDevice, config, devices
+
+TOPICS = Topics("colours")
+
+
+class Listener:
+    """Everything that devices could see."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.seen: list[Received] = []
+        transport.subscribe("sidestream/v1/colours/#")
+        transport.start(self._on_event)
+        assert transport.wait_connected(5)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Received):
+            self.seen.append(event)
+
+    def last(self, topic: str, kind: type[M]) -> M | None:
+        found = [event for event in list(self.seen) if event.topic == topic and event.payload]
+        return unpack(kind, found[-1].payload) if found else None
+
+    def plan(self) -> Plan | None:
+        return self.last(TOPICS.plan, Plan)
+
+    def manifest(self, tier: str = "big") -> WeightsManifest | None:
+        return self.last(TOPICS.weights(tier), WeightsManifest)
+
+    def bundle(self, manifest: WeightsManifest, tier: str = "big") -> bytes:
+        if not manifest.chunks:
+            return manifest.bundle
+        chunks = (
+            self.last(TOPICS.weights_chunk(tier, manifest.version, index), WeightsChunk)
+            for index in range(manifest.chunks)
+        )
+        return b"".join(chunk.data for chunk in chunks if chunk is not None)
+
+
+def until(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"timed out: {what}"
+        time.sleep(0.01)
+
+
+@contextmanager
+def trainer(broker: InProcessBroker, settings: TrainerConfig) -> Iterator[threading.Event]:
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def connect(_config: TrainerConfig, client_id: str, will: Will) -> Transport:
+        return broker.transport(client_id, will=will)
+
+    def target() -> None:
+        try:
+            run_trainer(settings, stop, connect=connect)
+        except BaseException as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
+    if failures:
+        raise failures[0]
+
+
+@pytest.fixture
+def broker() -> Iterator[InProcessBroker]:
+    with InProcessBroker() as running:
+        yield running
+
+
+def born(listener: Listener, fleet: list[FakeDevice], labels: tuple[str, ...] = ()) -> Plan:
+    for device in fleet:
+        birth = pack(device.birth(labels=labels))
+        listener.transport.publish(TOPICS.status(device.tier, device.name), birth, retain=True)
+
+    def ready() -> bool:
+        plan = listener.plan()
+        return plan is not None and all(plan.ready_for(device.tier) for device in fleet)
+
+    until(ready, "the plan is ready")
+    plan = listener.plan()
+    assert plan is not None
+    return plan
+
+
+def send(listener: Listener, device: FakeDevice, batch: ActivationBatch) -> None:
+    listener.transport.publish(TOPICS.activations(device.tier, device.name), pack(batch))
+
+
+def receipted(listener: Listener, device: FakeDevice) -> int:
+    receipt = listener.last(TOPICS.receipt(device.tier, device.name), Receipt)
+    return receipt.upto if receipt else 0
+
+
+def final(listener: Listener, samples: int) -> WeightsManifest:
+    def found() -> bool:
+        manifest = listener.manifest()
+        return manifest is not None and manifest.final and manifest.samples == samples
+
+    until(found, "the final weights")
+    manifest = listener.manifest()
+    assert manifest is not None
+    return manifest
+
+
+def test_a_fleet_is_planned_receipted_learnt_and_published(broker: InProcessBroker, tmp_path: Path) -> None:
+    with trainer(broker, config(tmp_path)):
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        plan = born(listener, fleet)
+        assert plan.labels == LABELS and plan.tiers["big"].taps == (1, 3, 6)
+        assert plan.tiers["small"].taps == (1, 3)
+        for _ in range(4):
+            for device in fleet:
+                send(listener, device, device.batch(plan))
+        until(lambda: all(receipted(listener, device) == 4 for device in fleet), "receipts")
+        manifest = final(listener, 3 * 4 * 8)
+        bundle = listener.bundle(manifest)
+        assert digest(bundle) == manifest.bundle_digest
+        from_bundle(decode_bundle(bundle))
+    state = read_state(tmp_path)
+    assert state.samples == state.samples_unique == state.samples_trained_unique == 96
+    assert state.weights_digest == manifest.state_digest
+    verdict = verify(tmp_path)
+    assert verdict.matches and verdict.refold_digest == manifest.state_digest
+    status = unpack(TrainerStatus, broker.retained[TOPICS.trainer_status])
+    assert status.state == "offline"
+
+
+def test_duplicates_are_receipted_again_and_counted_once(broker: InProcessBroker, tmp_path: Path) -> None:
+    with trainer(broker, config(tmp_path)):
+        listener, fleet = Listener(broker.transport("watch")), devices()[:1]
+        plan = born(listener, fleet)
+        batch = fleet[0].batch(plan)
+        for _ in range(5):
+            send(listener, fleet[0], batch)
+        broker.duplicate_next(1, TOPICS.uplink_filter("activations"))
+        send(listener, fleet[0], fleet[0].batch(plan))
+        final(listener, 16)
+    assert read_state(tmp_path).samples == 16
+
+
+def test_a_restarted_trainer_goes_on_and_versions_only_rise(broker: InProcessBroker, tmp_path: Path) -> None:
+    listener, fleet = Listener(broker.transport("watch")), devices()
+    versions = []
+    for round_ in range(3):
+        with trainer(broker, config(tmp_path)):
+            plan = born(listener, fleet)
+            for device in fleet:
+                send(listener, device, device.batch(plan))
+            versions.append(final(listener, 24 * (round_ + 1)).version)
+    seen = [
+        unpack(WeightsManifest, event.payload).version
+        for event in listener.seen
+        if event.topic == TOPICS.weights("big")
+    ]
+    assert versions == sorted(set(versions)) and seen == sorted(seen)
+    assert verify(tmp_path).matches
+
+
+def test_a_broker_that_forgot_everything_gets_plan_and_weights_again(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    with trainer(broker, config(tmp_path)):
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        plan = born(listener, fleet)
+        send(listener, fleet[0], fleet[0].batch(plan))
+        version = final(listener, 8).version
+        broker.stop(forget=True)
+        listener.seen.clear()
+        broker.start()
+        until(lambda: listener.plan() and listener.manifest(), "plan and weights are back")
+        manifest = listener.manifest()
+        assert manifest is not None and manifest.version == version and manifest.final
+
+
+def test_garbage_is_refused_with_a_reason_and_training_goes_on(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    with trainer(broker, config(tmp_path)):
+        listener, fleet = Listener(broker.transport("watch")), devices()[:1]
+        device = fleet[0]
+        plan = born(listener, fleet)
+        good = pack(device.batch(plan))
+        topic = TOPICS.activations(device.tier, device.name)
+        rng = np.random.default_rng(0)
+        for payload in (b"", rng.bytes(500), good[:-7], good[: len(good) // 2], b"\x80", b"\xc1"):
+            listener.transport.publish(topic, payload)
+        wrong = msgspec.structs.replace(device.batch(plan), fingerprint="other weights")
+        send(listener, device, wrong)
+        listener.transport.publish(TOPICS.activations("nowhere", device.name), good)
+        refused = lambda: [e for e in list(listener.seen) if "/rejected/" in e.topic]  # noqa: E731
+        until(lambda: len(refused()) == 8, "all are refused")
+        reasons = [unpack(Rejection, event.payload).reason.partition(":")[0] for event in refused()]
+        assert sorted(reasons) == ["fingerprint", *["undecodable"] * 6, "unknown_tier"]
+        receipt = listener.last(TOPICS.receipt(device.tier, device.name), Receipt)
+        assert receipt is not None and receipt.upto == 0
+        assert (receipt.refused_sequence, receipt.refused_digest) == (2, refusal_digest(wrong))
+        listener.transport.publish(topic, good)
+        final(listener, 8)
+
+
+def test_labels_are_discovered_from_the_first_devices_and_then_fixed(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    settings = config(tmp_path, labels=(), label_devices=2, label_wait_s=0.05)
+    with trainer(broker, settings):
+        listener, fleet = Listener(broker.transport("watch")), devices()[:2]
+        first = pack(fleet[0].birth(labels=("b", "c")))
+        listener.transport.publish(TOPICS.status(fleet[0].tier, fleet[0].name), first, retain=True)
+        plan = born(listener, fleet, labels=("a", "b"))
+        assert plan.labels == ("a", "b") or plan.labels == ("a", "b", "c")
+    with trainer(broker, settings):
+        listener.seen.clear()
+        assert born(listener, fleet, labels=("z",)).labels == plan.labels
+
+
+def test_a_tier_with_other_weights_than_the_first_is_not_admitted(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    with trainer(broker, config(tmp_path)):
+        listener, fleet = Listener(broker.transport("watch")), devices()[:1]
+        plan = born(listener, fleet)
+        other = msgspec.structs.replace(fleet[0].birth(), stream="f" * 32, fingerprint="different")
+        listener.transport.publish(TOPICS.status("big", "late"), pack(other), retain=True)
+        send(listener, fleet[0], fleet[0].batch(plan))
+        final(listener, 8)
+        now = listener.plan()
+        assert now is not None and now.tiers["big"].fingerprint == fleet[0].birth().fingerprint
+
+
+def test_large_weights_travel_in_chunks_and_old_chunks_go(broker: InProcessBroker, tmp_path: Path) -> None:
+    settings = config(tmp_path, side_network=SideNetworkSpec(width=256, inner=512), publish_half=False)
+    with trainer(broker, settings):
+        listener, fleet = Listener(broker.transport("watch")), devices()[:1]
+        plan = born(listener, fleet)
+        for _ in range(3):
+            send(listener, fleet[0], fleet[0].batch(plan))
+        manifest = final(listener, 24)
+        assert manifest.chunks > 1
+        assert digest(listener.bundle(manifest)) == manifest.bundle_digest
+        left = {topic for topic in broker.retained if "/weights/" in topic}
+        expected = {TOPICS.weights_chunk("big", manifest.version, index) for index in range(manifest.chunks)}
+        until(
+            lambda: {t for t in broker.retained if "/weights/" in t} == expected, f"only {expected}: {left}"
+        )
+
+
+def test_a_second_trainer_on_one_state_directory_is_refused(broker: InProcessBroker, tmp_path: Path) -> None:
+    with trainer(broker, config(tmp_path)):
+        listener = Listener(broker.transport("watch"))
+        until(listener.plan, "the first runs")
+        with pytest.raises(StateError, match="in use by a trainer"), trainer(broker, config(tmp_path)):
+            time.sleep(0.5)
+
+
+def test_settings_that_contradict_the_journal_are_refused(broker: InProcessBroker, tmp_path: Path) -> None:
+    with trainer(broker, config(tmp_path)):
+        until(Listener(broker.transport("watch")).plan, "it runs")
+    for change, field in (
+        ({"labels": ("x", "y")}, "labels"),
+        ({"side_network": SideNetworkSpec(width=64)}, "side_network"),
+        ({"job": "other"}, "job"),
+    ):
+        with pytest.raises(ConfigError) as caught, trainer(broker, config(tmp_path, **change)):
+            time.sleep(0.5)
+        assert caught.value.field == field
+
+
+def test_a_broker_that_never_answers_is_given_up_with_one_line(tmp_path: Path) -> None:
+    with InProcessBroker() as broker:
+        broker.stop()
+        settings = config(tmp_path, broker_wait_s=0.3)
+        with pytest.raises(BrokerError, match=r"no broker within 0\.3 s"), trainer(broker, settings):
+            time.sleep(1.5)
+
+
+def test_a_corrupt_checkpoint_is_passed_over_and_the_fold_ends_the_same(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    listener, fleet = Listener(broker.transport("watch")), devices()
+    with trainer(broker, config(tmp_path)):
+        plan = born(listener, fleet)
+        for device in fleet:
+            send(listener, device, device.batch(plan))
+        first = final(listener, 24)
+    for path in tmp_path.glob("checkpoint-*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-5] ^= 0xFF
+        path.write_bytes(bytes(data))
+    with trainer(broker, config(tmp_path)):
+        listener.seen.clear()
+        until(lambda: listener.manifest() is not None, "weights are published again")
+        again = listener.manifest()
+        assert again is not None
+    assert (again.version, again.state_digest) == (first.version, first.state_digest)
+    assert verify(tmp_path).matches
+
+
+def test_an_export_says_what_it_is(broker: InProcessBroker, tmp_path: Path) -> None:
+    with trainer(broker, config(tmp_path)):
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        plan = born(listener, fleet)
+        for device in fleet:
+            send(listener, device, device.batch(plan))
+        manifest = final(listener, 24)
+    out = tmp_path / "weights.safetensors"
+    about = export(tmp_path, out)
+    assert decode_bundle(out.read_bytes()).about == about
+    assert (
+        about.version == manifest.version and about.labels == LABELS and set(about.tiers) == {"big", "small"}
+    )
+    with pytest.raises(StateError, match="cannot write"):
+        export(tmp_path, tmp_path / "missing" / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tiers", "field"),
+    [
+        ({}, "tiers"),
+        ({"a/b": TierConfig()}, "tiers.a/b"),
+        ({"a": TierConfig(sampling="some")}, "tiers.a.sampling"),
+        ({"a": TierConfig(taps=(2, 1))}, "tiers.a.taps"),
+        ({"a": TierConfig(taps=(1, 2, 3, 4))}, "tiers.a.taps"),
+        ({"a": TierConfig(taps=(1, 9), layers=3)}, "tiers.a.taps"),
+    ],
+)
+def test_a_wrong_tier_is_refused_by_name(tmp_path: Path, tiers: dict[str, TierConfig], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, tiers=tiers).checked()
+    assert caught.value.field == field
