@@ -1,0 +1,75 @@
+"""The ``sidestream`` command: one parser, one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import broker_config.cli
+import edge_agent.cli
+import side_trainer.cli
+import sidestream.demo_cli
+from contract.errors import SidestreamError
+from sidestream.version import version
+
+_DESCRIPTION = """\
+Federated fine-tuning of transformers on edge devices over MQTT. Devices run only the forward pass of a frozen
+backbone and publish sampled, quantised activations; a trainer learns a small side-network from them and
+publishes it back; devices predict with both.
+
+  sidestream demo                        a whole fleet on this machine, in a minute or two
+  sidestream broker run                  a broker on this machine
+  sidestream trainer run trainer.toml    the trainer of a job
+  sidestream agent run agent.toml        the agent on a device
+  sidestream agent predict --state-dir DIR "some text"
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and where the help is."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="sidestream",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sidestream {version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for room in (sidestream.demo_cli, broker_config.cli, side_trainer.cli, edge_agent.cli):
+        room.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 if it did what it was asked, 1 if it could not, 2 for wrong arguments, 130 after Ctrl-C.
+    """
+    args = build_parser().parse_args(arguments)
+    try:
+        code: int = args.handler(args)
+        sys.stdout.flush()
+    except SidestreamError as exc:
+        print(f"sidestream: error: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

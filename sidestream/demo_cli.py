@@ -1,0 +1,106 @@
+"""``sidestream demo``: its arguments. The demo itself, and torch with it, is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from contract.errors import ConfigError
+from host.logs import set_up
+from host.signals import stop_event
+
+_HELP: Final = """\
+Run a whole fleet on this machine: a broker, a trainer, and agents on frozen backbones of three sizes, each
+with its own share of the data. Watch it learn, and see what it cost.
+
+  sidestream demo                                       the shipped commands, 24 intents
+  sidestream demo --data train.csv --eval test.csv      your own texts and labels
+  sidestream demo --devices 6 --alpha 0.1 --seed 3      fewer devices, more skewed
+  sidestream demo --keep /tmp/fleet                     keep everything, then try
+      sidestream agent predict --state-dir /tmp/fleet/devices/full-01/state "dim the lights"
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``demo``; the handler arrives as ``args.handler``."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="run a whole fleet on this machine",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--devices", type=int, default=12, metavar="N", help="agents, dealt out to three tiers (default: 12)")
+    add("--data", default="", metavar="TRAIN", help="training data: JSONL, CSV or TSV")
+    add("--eval", default="", metavar="EVAL", help="evaluation data, in the same columns")
+    add("--text-column", default="text", metavar="NAME", help="column of the texts (default: text)")
+    add("--label-column", default="label", metavar="NAME", help="column of the labels (default: label)")
+    add(
+        "--alpha", type=float, default=0.5, help="Dirichlet label skew; smaller is more skewed (default: 0.5)"
+    )
+    add("--seed", type=int, default=0, help="of the deal and the learner (default: 0)")
+    add("--max-samples", type=int, default=0, metavar="N", help="use only N training samples (default: all)")
+    add("--broker", default="", metavar="URL", help="use this broker (default: an embedded one)")
+    add("--metrics-port", type=int, default=0, metavar="PORT", help="the trainer's (default: a free one)")
+    add("--keep", type=Path, metavar="DIR", help="keep settings, data, state and logs in this new folder")
+    add("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo and print its report."""
+    if args.devices < 1 or args.devices > 500:
+        raise ConfigError("--devices", f"{args.devices} is not 1 to 500")
+    if not 0.001 <= args.alpha <= 1e6:
+        raise ConfigError("--alpha", f"{args.alpha:g} is not 0.001 to 1000000")
+    if args.seed < 0 or args.max_samples < 0:
+        raise ConfigError("--seed" if args.seed < 0 else "--max-samples", "must not be negative")
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ConfigError("--json", f"there is no folder {args.json.absolute().parent}")
+    set_up("warning")
+    from sidestream.demo import Demo, DemoSettings, open_file
+    from sidestream.report import to_json, to_table
+
+    settings = DemoSettings(
+        devices=args.devices,
+        train=args.data,
+        evaluation=args.eval,
+        text_column=args.text_column,
+        label_column=args.label_column,
+        alpha=args.alpha,
+        seed=args.seed,
+        max_samples=args.max_samples,
+        broker=args.broker,
+        metrics_port=args.metrics_port,
+    )
+    with _folder(args.keep) as folder, stop_event() as stop:
+        report = Demo(settings, folder, lambda line: print(line, flush=True)).run(stop)
+    print("\n" + to_table(report))
+    if args.json is not None:
+        with open_file(args.json) as file:
+            json.dump(to_json(report), file, indent=2)
+    if args.keep is not None:
+        print(f"\nkept in {args.keep}; try")
+        print(f'  sidestream agent predict --state-dir {args.keep}/devices/full-01/state "dim the lights"')
+        print(f"  sidestream trainer verify --state-dir {args.keep}/trainer")
+    return 0 if report.lost == 0 and report.duplicated == 0 else 1
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None) -> Any:
+    """The folder to keep, or a temporary one."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="sidestream-demo-") as folder:
+            yield Path(folder)
+        return
+    if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise ConfigError("--keep", f"{keep} is there already and not empty; name a new folder")
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError("--keep", f"cannot make {keep}: {exc.strerror or exc}") from exc
+    yield keep.absolute()
