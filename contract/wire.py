@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, TypeVar
 
+import msgpack
 import msgspec
 
 from contract.errors import DecodeError
@@ -37,7 +38,8 @@ M = TypeVar("M", bound=Message)
 def pack(message: Message) -> bytes:
     """Encode a message as one msgpack map with its schema version under ``v``."""
     body = msgspec.to_builtins(message, builtin_types=(bytes,))
-    return msgspec.msgpack.encode({"v": WIRE_VERSION, **body})
+    packed: bytes = msgpack.packb({"v": WIRE_VERSION, **body}, use_bin_type=True)
+    return packed
 
 
 def unpack(kind: type[M], payload: bytes) -> M:

@@ -1,0 +1,4 @@
+"""What Sidestream tells Prometheus: every metric defined once, the view of the fleet, the scrape endpoint.
+
+Knows messages (:mod:`contract`) and ``prometheus_client``; knows no broker, no journal and no clock.
+"""

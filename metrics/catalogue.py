@@ -1,0 +1,336 @@
+"""Every metric of the product, defined once.
+
+A holder's class body is the catalogue, as data; an instance holds the live metrics, in the registry that it
+is given::
+
+    metrics = TrainerMetrics(registry)
+    metrics.set_tiers(["pi", "jetson"])
+    metrics.messages_rejected.labels(kind="status", reason=Reason.UNDECODABLE).inc()
+
+Labels take their values from closed sets only, and every series exists from the start, so that a rate over a
+counter's first increment is right and an alert sees 0, not nothing. What nobody has reported yet is NaN.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar, Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+SECONDS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+"""Buckets of every duration: 0.1 ms to 10 s."""
+_LOSS_MEMORY: Final = 0.98
+
+
+class _Label(str, enum.Enum):
+    def __str__(self) -> str:  # what prometheus_client writes as the label's value
+        return str(self.value)
+
+
+class Kind(_Label):
+    """Messages that devices send (label ``kind``)."""
+
+    ACTIVATIONS = "activations"
+    STATUS = "status"
+    TELEMETRY = "telemetry"
+
+
+class Reason(_Label):
+    """Why the trainer refused a message (label ``reason``)."""
+
+    UNDECODABLE = "undecodable"
+    MISMATCH = "mismatch"
+    FINGERPRINT = "fingerprint"
+    NONFINITE = "nonfinite"
+    OVERSIZE = "oversize"
+    UNKNOWN_TIER = "unknown_tier"
+    OTHER = "other"
+
+
+class Content(_Label):
+    """What the trainer sends (label ``content``)."""
+
+    WEIGHTS = "weights"
+    CONTROL = "control"
+
+
+class Source(_Label):
+    """Where the rows of an optimiser update came from (label ``source``)."""
+
+    UPLOAD = "upload"
+    REPLAY = "replay"
+    IDLE = "idle"
+
+
+CLOSED_SETS: Final[dict[str, type[_Label]]] = {
+    "kind": Kind,
+    "reason": Reason,
+    "content": Content,
+    "source": Source,
+}
+"""The labels whose values are known at start; ``tier`` follows with the plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric, as data."""
+
+    type: type[Counter] | type[Gauge] | type[Histogram]
+    """Counter, gauge or histogram."""
+    name: str
+    """As Prometheus shows it."""
+    help: str
+    """For whoever reads the scrape."""
+    labels: tuple[str, ...] = ()
+    """Label names: ``tier``, or a key of :data:`CLOSED_SETS`."""
+    unreported: bool = False
+    """A gauge that is NaN until something is known."""
+
+
+def _counter(name: str, help: str, *labels: str) -> Any:
+    return Metric(type=Counter, name=f"sidestream_{name}", help=help, labels=labels)
+
+
+def _gauge(name: str, help: str, *labels: str, unreported: bool = False) -> Any:
+    return Metric(type=Gauge, name=f"sidestream_{name}", help=help, labels=labels, unreported=unreported)
+
+
+def _seconds(name: str, help: str) -> Any:
+    return Metric(type=Histogram, name=f"sidestream_{name}", help=help)
+
+
+DEVICE_COUNTERS: Final[dict[str, tuple[str, str]]] = {
+    "samples_read": ("samples_read_total", "Samples taken from the source"),
+    "samples_held_out": ("samples_held_out_total", "Samples kept for local evaluation, never uploaded"),
+    "samples_skipped": ("samples_skipped_total", "Samples that were empty or had an unknown label"),
+    "samples_forwarded": ("samples_forwarded_total", "Samples passed through the backbone for training"),
+    "samples_dropped": ("samples_dropped_total", "Samples that a full outbox dropped"),
+    "batches_dropped": ("batches_dropped_total", "Batches that a full outbox dropped"),
+    "batches_refused": ("batches_refused_total", "Batches that the trainer refused"),
+    "batches_sent": ("batches_sent_total", "Batches published, repeats included"),
+    "bytes_up": ("sent_bytes_total", "Payload bytes published, repeats included"),
+    "bytes_down": ("received_bytes_total", "Payload bytes received"),
+    "forward_seconds": ("forward_seconds_total", "Time in the backbone's forward pass for training"),
+}
+"""Counters of :class:`contract.messages.Telemetry`: a field, its metric's name and help.
+
+The trainer shows them as ``sidestream_device_…``, summed by tier, an agent as ``sidestream_agent_…``.
+"""
+
+
+def _device_counters(prefix: str, more: str, *labels: str) -> dict[str, Metric]:
+    return {
+        field: _counter(f"{prefix}_{name}", help + more, *labels)
+        for field, (name, help) in DEVICE_COUNTERS.items()
+    }
+
+
+class _Holder:
+    """Makes the metrics of its class body in a registry, with ``process_*`` and the build's version."""
+
+    _device_specs: ClassVar[dict[str, Metric]]
+    build_info: Gauge = _gauge("build_info", "Always 1; the labels say what is running", "version", "python")
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # Else every counter and histogram shows a second series, of no use to Prometheus.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = registry
+        self._made: list[tuple[Metric, Counter | Gauge | Histogram]] = []
+        for attribute, metric in self._specs().items():
+            setattr(self, attribute, self._make(metric))
+        self.device_counters: dict[str, Counter] = {
+            field: self._make(metric) for field, metric in self._device_specs.items()
+        }
+        """By field of Telemetry; :mod:`metrics.telemetry` moves them."""
+        ProcessCollector(registry=registry)
+        self.build_info.labels(_version(), platform.python_version()).set(1)
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where its metrics are registered."""
+        return self._registry
+
+    @classmethod
+    def _specs(cls) -> dict[str, Metric]:
+        bodies = [vars(base) for base in reversed(cls.__mro__)]
+        return {key: value for body in bodies for key, value in body.items() if isinstance(value, Metric)}
+
+    @classmethod
+    def catalogue(cls) -> tuple[Metric, ...]:
+        """Every metric that an instance registers, ``process_*`` apart."""
+        return (*cls._specs().values(), *cls._device_specs.values())
+
+    def _make(self, metric: Metric) -> Any:
+        options: dict[str, Any] = {"buckets": SECONDS} if metric.type is Histogram else {}
+        made = metric.type(metric.name, metric.help, metric.labels, registry=self._registry, **options)
+        self._made.append((metric, made))
+        if "tier" not in metric.labels:
+            _start(metric, made, ())
+        return made
+
+
+def _start(metric: Metric, made: Counter | Gauge | Histogram, tiers: tuple[str, ...]) -> None:
+    """Create the series of ``tiers``, or of a metric without tiers."""
+    sets = {"tier": tiers, **{label: tuple(map(str, values)) for label, values in CLOSED_SETS.items()}}
+    if not set(metric.labels) <= set(sets):
+        return  # build_info: one series, made where its labels are known
+    for values in itertools.product(*(sets[label] for label in metric.labels)):
+        series = made.labels(*values) if values else made
+        if metric.unreported and isinstance(series, Gauge):
+            series.set(math.nan)
+
+
+class TrainerMetrics(_Holder):
+    """What the trainer shows: its own work, and its fleet by tier."""
+
+    _device_specs = _device_counters("device", ", summed over devices", "tier")
+
+    messages_received: Counter = _counter("messages_received_total", "Messages from devices", "kind")
+    messages_journaled: Counter = _counter(
+        "messages_journaled_total", "Activation batches made durable", "tier"
+    )
+    messages_duplicate: Counter = _counter(
+        "messages_duplicate_total", "Activation batches that were journaled already", "tier"
+    )
+    messages_rejected: Counter = _counter(
+        "messages_rejected_total", "Messages that were refused", "kind", "reason"
+    )
+    samples_journaled: Counter = _counter("samples_journaled_total", "Distinct samples made durable", "tier")
+    up_bytes: Counter = _counter("up_bytes_total", "Payload bytes of activation batches received", "tier")
+    down_bytes: Counter = _counter(
+        "down_bytes_total", "Payload bytes published to devices", "tier", "content"
+    )
+    weights_published: Counter = _counter("weights_published_total", "Weights versions published", "tier")
+    updates: Counter = _counter("optimiser_updates_total", "Optimiser updates", "source")
+    passes: Counter = _counter("journal_passes_total", "Passes over the journal finished while idle")
+    reconnects: Counter = _counter("broker_reconnects_total", "Connections to the broker after the first")
+
+    ingest_seconds: Histogram = _seconds(
+        "ingest_seconds", "From a message's arrival in the inbox to its receipt"
+    )
+    journal_commit_seconds: Histogram = _seconds("journal_commit_seconds", "One commit of the journal")
+    update_seconds: Histogram = _seconds("update_seconds", "One optimiser update")
+    checkpoint_seconds: Histogram = _seconds("checkpoint_seconds", "One checkpoint, until it is durable")
+
+    checkpoint_timestamp: Gauge = _gauge(
+        "checkpoint_timestamp_seconds",
+        "Unix time of the last checkpoint; its age is time() minus this",
+        unreported=True,
+    )
+    training_loss: Gauge = _gauge(
+        "training_loss", "Exponential mean of the loss of updates", "tier", unreported=True
+    )
+    weights_version: Gauge = _gauge("weights_version", "Version last published: journal records folded in")
+    broker_connected: Gauge = _gauge("broker_connected", "1 while connected to the broker")
+    inbox_messages: Gauge = _gauge("inbox_messages", "Messages received and not yet handled")
+    learner_backlog_records: Gauge = _gauge("learner_backlog_records", "Journal records not yet folded in")
+    journal_bytes: Gauge = _gauge("journal_bytes", "Size of the journal on disk")
+
+    accuracy: Gauge = _gauge(
+        "device_accuracy_ratio",
+        "Accuracy on held-out samples, reported by online devices, weighted by their number",
+        "tier",
+        unreported=True,
+    )
+    evaluation_samples: Gauge = _gauge(
+        "device_evaluation_samples", "Held-out samples behind the accuracy", "tier"
+    )
+    version_lag: Gauge = _gauge(
+        "device_weights_lag_records",
+        "Published minus adopted version of the online device that is furthest behind",
+        "tier",
+    )
+    devices_online: Gauge = _gauge("devices_online", "Devices online", "tier")
+    devices_known: Gauge = _gauge("devices_known", "Devices seen", "tier")
+    devices_finished: Gauge = _gauge("devices_finished", "Devices whose data has ended", "tier")
+    outbox_bytes: Gauge = _gauge("device_outbox_bytes", "Bytes in outboxes, as last reported", "tier")
+    outbox_batches: Gauge = _gauge("device_outbox_batches", "Batches in outboxes, as last reported", "tier")
+    peak_rss_bytes: Gauge = _gauge(
+        "device_peak_rss_bytes", "Largest peak of resident memory reported", "tier"
+    )
+    temperature: Gauge = _gauge(
+        "device_temperature_celsius", "Highest temperature of an online device", "tier", unreported=True
+    )
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        self._tiers: tuple[str, ...] = ()
+        self._loss: dict[str, float] = {}
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """The tiers that have series."""
+        return self._tiers
+
+    def set_tiers(self, names: Iterable[str]) -> None:
+        """Create the series of the plan's tiers; those of a tier that has them go on as they are."""
+        new = tuple(sorted(set(names) - set(self._tiers)))
+        self._tiers += new
+        for metric, made in self._made:
+            if "tier" in metric.labels:
+                _start(metric, made, new)
+
+    def observe_loss(self, tier: str, loss: float) -> None:
+        """Fold the loss of one update of a tier's rows into its exponential mean, if it is finite."""
+        if not math.isfinite(loss):
+            return
+        mean = self._loss.get(tier, loss)
+        self._loss[tier] = _LOSS_MEMORY * mean + (1 - _LOSS_MEMORY) * loss
+        self.training_loss.labels(tier).set(self._loss[tier])
+
+
+class AgentMetrics(_Holder):
+    """What an agent shows of its one device; most of it is its telemetry, as it goes to the trainer."""
+
+    _device_specs = _device_counters("agent", "")
+
+    batch_forward_seconds: Histogram = _seconds(
+        "agent_batch_forward_seconds", "One batch through the backbone"
+    )
+    receipt_seconds: Histogram = _seconds(
+        "agent_receipt_seconds", "From a batch's first publish to its receipt"
+    )
+    evaluation_seconds: Histogram = _seconds(
+        "agent_evaluation_seconds", "One evaluation on the held-out samples"
+    )
+    weights_adopted: Counter = _counter("agent_weights_adopted_total", "Weights versions adopted")
+    weights_refused: Counter = _counter("agent_weights_refused_total", "Weights that failed a check")
+    reconnects: Counter = _counter(
+        "agent_broker_reconnects_total", "Connections to the broker after the first"
+    )
+
+    broker_connected: Gauge = _gauge("agent_broker_connected", "1 while connected to the broker")
+    plan_revision: Gauge = _gauge("agent_plan_revision", "Revision of the plan in force")
+    outbox_batches: Gauge = _gauge("agent_outbox_batches", "Batches waiting for a receipt")
+    outbox_bytes: Gauge = _gauge("agent_outbox_bytes", "Bytes waiting for a receipt")
+    weights_version: Gauge = _gauge("agent_weights_version", "Version in use: journal records folded in")
+    accuracy: Gauge = _gauge(
+        "agent_accuracy_ratio", "Accuracy of that version on held-out samples", unreported=True
+    )
+    evaluation_samples: Gauge = _gauge("agent_evaluation_samples", "Held-out samples behind the accuracy")
+    temperature: Gauge = _gauge("agent_temperature_celsius", "Of the board, where it tells", unreported=True)
+    finished: Gauge = _gauge("agent_finished", "1 when the source has ended and every batch is receipted")
+
+
+def _version() -> str:
+    try:
+        return version("sidestream")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,115 @@
+"""The scrape endpoint: ``http://host:port/metrics`` on a thread of its own."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from socketserver import TCPServer, ThreadingMixIn
+from types import TracebackType
+from typing import Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from contract.errors import ConfigError
+
+FIELD: Final = "metrics_port"
+_REQUEST_TIMEOUT_S: Final = 10.0
+_POLL_S: Final = 0.05
+
+
+class _Handler(WSGIRequestHandler):
+    """Silent, and soon done with a peer that says nothing."""
+
+    timeout = _REQUEST_TIMEOUT_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: scrapes are no news."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """One short-lived thread a request."""
+
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's reverse look-up, which takes seconds on a device without DNS."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Forget a scraper that timed out or hung up."""
+
+
+class MetricsServer:
+    """A running endpoint; close it, or use it as a context manager."""
+
+    def __init__(self, server: _Server) -> None:
+        self._server = server
+        self._thread = threading.Thread(
+            target=server.serve_forever, args=(_POLL_S,), name="sidestream-metrics", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._server.server_port
+
+    @property
+    def url(self) -> str:
+        """Where Prometheus, or a browser on this machine, finds it."""
+        host = self._server.server_name
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
+
+    def close(self) -> None:
+        """Stop answering and free the port; again does nothing."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+    def __enter__(self) -> MetricsServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def serve(registry: CollectorRegistry, port: int, host: str = "127.0.0.1") -> MetricsServer:
+    """Serve ``registry`` in Prometheus' text format.
+
+    Args:
+        registry: What to show.
+        port: 0 for any free one.
+        host: The address to listen on; ``0.0.0.0`` or ``::`` lets other machines scrape.
+
+    Raises:
+        ConfigError: if the port is in use or not ours to take, or the host is no address of this machine.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigError(FIELD, f"{port} is no port; write 0 (any free one) to 65535")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        server_type = type("_Server", (_Server,), {"address_family": family})
+        server = server_type((str(address[0]), port), _Handler)
+    except (OSError, UnicodeError) as exc:
+        raise ConfigError(FIELD, _explain(exc, port, host)) from exc
+    server.set_app(make_wsgi_app(registry))
+    return MetricsServer(server)
+
+
+def _explain(exc: OSError | UnicodeError, port: int, host: str) -> str:
+    number = getattr(exc, "errno", None)
+    if number == errno.EADDRINUSE:
+        return f"port {port} is in use; choose another, 0 for any free one"
+    if number == errno.EACCES:
+        return f"port {port} needs privileges; choose one above 1023"
+    return f"cannot listen on {host!r}: {getattr(exc, 'strerror', None) or exc}"

@@ -1,0 +1,70 @@
+"""From what devices report to metrics: on the trainer for its fleet, on an agent for itself."""
+
+from __future__ import annotations
+
+import math
+
+from contract.messages import Telemetry
+from metrics.catalogue import AgentMetrics, TrainerMetrics
+from metrics.fleet import COUNTERS, Counts, Fleet
+
+
+class FleetExporter:
+    """Shows a :class:`~metrics.fleet.Fleet` in the trainer's metrics.
+
+    Call :meth:`update` every second or so on the thread that feeds the fleet: metrics may be scraped from
+    any thread, the fleet may not. Device counters start at 0 with the trainer and then run over the whole
+    life of each outbox that it hears of.
+    """
+
+    def __init__(self, metrics: TrainerMetrics) -> None:
+        self._metrics = metrics
+        self._shown: dict[str, Counts] = {}
+
+    def update(self, fleet: Fleet, *, version: int, now: float) -> None:
+        """Set every figure of the fleet. ``version`` is the one last published."""
+        metrics = self._metrics
+        for tier in metrics.tiers:
+            summary = fleet.summary(now, tier)
+            metrics.devices_online.labels(tier).set(summary.devices_online)
+            metrics.devices_known.labels(tier).set(summary.devices_known)
+            metrics.devices_finished.labels(tier).set(summary.devices_finished)
+            metrics.accuracy.labels(tier).set(_or_nan(summary.accuracy))
+            metrics.evaluation_samples.labels(tier).set(summary.evaluation_samples)
+            lag = 0 if summary.version_min is None else version - summary.version_min
+            metrics.version_lag.labels(tier).set(max(0, lag))
+            metrics.outbox_bytes.labels(tier).set(summary.outbox_bytes)
+            metrics.outbox_batches.labels(tier).set(summary.outbox_batches)
+            metrics.peak_rss_bytes.labels(tier).set(summary.peak_rss_bytes)
+            metrics.temperature.labels(tier).set(_or_nan(summary.temperature_celsius))
+            shown = self._shown.get(tier, Counts())
+            for name in COUNTERS:
+                grown = getattr(summary.counts, name) - getattr(shown, name)
+                metrics.device_counters[name].labels(tier).inc(max(0, grown))
+            self._shown[tier] = summary.counts
+
+
+class DeviceExporter:
+    """Shows an agent's own telemetry in its metrics."""
+
+    def __init__(self, metrics: AgentMetrics) -> None:
+        self._metrics = metrics
+        self._shown = Counts()
+
+    def update(self, telemetry: Telemetry) -> None:
+        """Set every figure that ``telemetry`` holds; the counters continue those of the outbox."""
+        metrics, grown = self._metrics, Counts()
+        grown.advance(self._shown, telemetry)
+        for name, counter in metrics.device_counters.items():
+            counter.inc(getattr(grown, name))
+        metrics.outbox_batches.set(telemetry.outbox_batches)
+        metrics.outbox_bytes.set(telemetry.outbox_bytes)
+        metrics.weights_version.set(telemetry.weights_version)
+        metrics.accuracy.set(_or_nan(telemetry.accuracy))
+        metrics.evaluation_samples.set(telemetry.evaluation_samples)
+        metrics.temperature.set(_or_nan(telemetry.temperature_celsius))
+        metrics.finished.set(telemetry.finished)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

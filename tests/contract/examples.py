@@ -1,0 +1,158 @@
+"""One message of every kind, and the file of golden vectors.
+
+``python -m tests.contract.examples`` appends a vector for each example that has none. Vectors are never
+changed. When a type gains a field, its old vectors stay, marked ``"decode_only": true``: old bytes must be
+readable for ever, but are no longer what the encoder writes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from contract.messages import (
+    ActivationBatch,
+    Flow,
+    Receipt,
+    Rejection,
+    Status,
+    Telemetry,
+    TrainerStatus,
+    WeightsChunk,
+    WeightsManifest,
+    to_bin,
+)
+from contract.plan import FlowPlan, Plan, SideNetworkSpec, TierPlan
+from contract.tensors import Codec, Floats, Tensor, decode, encode
+from contract.wire import Message, pack
+
+GOLDEN: Final = Path(__file__).parent / "golden"
+STREAM: Final = "0123456789abcdef" * 2
+
+
+def values(shape: tuple[int, ...]) -> Floats:
+    """A fixed array with both signs, zeros, and magnitudes from 1e-3 to 1e3; the same on every machine."""
+    count = int(np.prod(shape))
+    powers = np.array([1e-3, 1.0, 0.0, 1e3, 0.25], np.float32)
+    ramp = np.array([((i * 37) % 101 - 50) / 50 for i in range(count)], np.float32)
+    scaled: Floats = (ramp * powers[np.arange(count) % 5]).reshape(shape)
+    return scaled
+
+
+def batch(codec: Codec = Codec.INT4, **changes: Any) -> ActivationBatch:
+    """Three samples of 2, 1 and 3 vectors, two taps, d = 5."""
+    fields: dict[str, Any] = {
+        "stream": STREAM,
+        "sequence": 7,
+        "floor": 5,
+        "fingerprint": "f" * 16,
+        "labels_id": "1" * 16,
+        "taps": (2, 4),
+        "sampling": "segments:3",
+        "samples": to_bin([40, 41, 43], "<u4"),
+        "lengths": to_bin([2, 1, 3], "<u2"),
+        "targets": to_bin([0, 2, 1], "<u2"),
+        "activations": encode(values((2, 6, 5)), codec),
+        **changes,
+    }
+    return ActivationBatch(**fields)
+
+
+def plan(**changes: Any) -> Plan:
+    """Two tiers, one of them settled."""
+    fields: dict[str, Any] = {
+        "job": "assist",
+        "run": STREAM,
+        "revision": 3,
+        "task": "text-classification",
+        "labels": ("on", "off", "größer"),
+        "tiers": {
+            "full": TierPlan(backbone="package:m", depth=6, width=384, taps=(1, 3, 6), fingerprint="ab"),
+            "half": TierPlan(backbone="package:m", layers=3, codec=Codec.INT8, sampling="all"),
+        },
+        "side_network": SideNetworkSpec(blocks=3, width=64),
+        "flow": FlowPlan(window=4, retry_s=2.5),
+        **changes,
+    }
+    return Plan(**fields)
+
+
+EXAMPLES: Final[dict[str, Message]] = {
+    **{f"batch in {codec.value}": batch(codec) for codec in Codec},
+    "plan": plan(),
+    "receipt": Receipt(stream=STREAM, upto=12),
+    "status online": Status(
+        state="online", birth=3, stream=STREAM, software="0.1.0", depth=6, width=384, labels=("on", "off")
+    ),
+    "status offline": Status(state="offline", birth=3, stream=STREAM, reason="lost"),
+    "telemetry": Telemetry(
+        stream=STREAM, samples_read=100, bytes_up=2**40, forward_seconds=1.25, accuracy=0.5, finished=True
+    ),
+    "telemetry of a newborn": Telemetry(stream=STREAM),
+    "manifest, inline": WeightsManifest(
+        run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=3, bundle=b"\x00\xff\x80"
+    ),
+    "manifest of chunks": WeightsManifest(
+        run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=900_000, chunks=4
+    ),
+    "chunk": WeightsChunk(run=STREAM, version=9, index=3, data=b"\x00\x01"),
+    "flow": Flow(window=2, pause=True),
+    "trainer status": TrainerStatus(state="online", run=STREAM, epoch=2, version=9, samples=90),
+    "rejection": Rejection(kind="activations", reason="no tier 'x'", size_bytes=77),
+}
+
+KINDS: Final[dict[str, type[Message]]] = {type(one).__name__: type(one) for one in EXAMPLES.values()}
+
+SHAPES: Final = ((1,), (2, 3), (5, 13), (2, 2, 16), (1, 2, 3, 43))
+
+
+def _codec_vector(codec: Codec, shape: tuple[int, ...]) -> dict[str, Any]:
+    array = values(shape)
+    tensor: Tensor = encode(array, codec)
+    return {
+        "name": f"{codec.value} {'x'.join(map(str, shape))}",
+        "codec": codec.value,
+        "shape": list(shape),
+        "data": tensor.data.hex(),
+        "scales": tensor.scales.hex(),
+        "values_f32": struct.pack(f"<{array.size}f", *array.ravel().tolist()).hex(),
+        "decoded": [float(value) for value in decode(tensor).ravel()],
+    }
+
+
+def _message_vector(name: str, message: Message) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": type(message).__name__,
+        "hex": pack(message).hex(),
+        "value": msgspec.to_builtins(message),
+    }
+
+
+def load(file: str) -> list[dict[str, Any]]:
+    """The vectors of one file."""
+    path = GOLDEN / file
+    vectors: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
+    return vectors
+
+
+def _append(file: str, vectors: list[dict[str, Any]]) -> None:
+    old = load(file)
+    names = {vector["name"] for vector in old}
+    lines = [
+        json.dumps(one, ensure_ascii=False)
+        for one in [*old, *vectors]
+        if one in old or one["name"] not in names
+    ]
+    GOLDEN.mkdir(exist_ok=True)
+    (GOLDEN / file).write_text("[\n" + ",\n".join(lines) + "\n]\n", "utf-8")
+
+
+if __name__ == "__main__":
+    _append("codecs.json", [_codec_vector(codec, shape) for codec in Codec for shape in SHAPES])
+    _append("messages.json", [_message_vector(name, message) for name, message in EXAMPLES.items()])

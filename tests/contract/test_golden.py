@@ -1,0 +1,98 @@
+"""The wire as it was agreed: these bytes mean these values, for ever."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import msgpack
+import msgspec
+import numpy as np
+import pytest
+
+from contract.tensors import Codec, Tensor, decode, encode
+from contract.wire import pack, unpack
+from tests.contract.examples import KINDS, load
+
+CODECS = load("codecs.json")
+MESSAGES = load("messages.json")
+
+
+def _named(vectors: list[dict[str, Any]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("vector", vectors, ids=[vector["name"] for vector in vectors])
+
+
+def test_every_codec_and_every_message_has_vectors() -> None:
+    assert {vector["codec"] for vector in CODECS} == {codec.value for codec in Codec}
+    assert {vector["type"] for vector in MESSAGES} == set(KINDS)
+
+
+@_named(CODECS)
+def test_the_encoder_writes_these_bytes(vector: dict[str, Any]) -> None:
+    raw = bytes.fromhex(vector["values_f32"])
+    values = np.frombuffer(raw, "<f4").reshape(vector["shape"])
+    tensor = encode(values, Codec(vector["codec"]))
+    assert (tensor.data.hex(), tensor.scales.hex()) == (vector["data"], vector["scales"])
+
+
+@_named(CODECS)
+def test_the_decoder_reads_these_values(vector: dict[str, Any]) -> None:
+    values = decode(_tensor(vector))
+    assert values.shape == tuple(vector["shape"])
+    assert values.ravel().tolist() == vector["decoded"]
+
+
+@_named(CODECS)
+def test_a_plain_reading_of_the_format_gives_the_same_values(vector: dict[str, Any]) -> None:
+    assert _read_plainly(_tensor(vector)) == pytest.approx(vector["decoded"], rel=1e-6, abs=0)
+
+
+@_named([vector for vector in MESSAGES if not vector.get("decode_only")])
+def test_a_message_is_written_as_these_bytes(vector: dict[str, Any]) -> None:
+    message = msgspec.convert(vector["value"], type=KINDS[vector["type"]])
+    assert pack(message).hex() == vector["hex"]
+
+
+@_named(MESSAGES)
+def test_these_bytes_are_read_as_this_message(vector: dict[str, Any]) -> None:
+    message = unpack(KINDS[vector["type"]], bytes.fromhex(vector["hex"]))
+    assert message == msgspec.convert(vector["value"], type=KINDS[vector["type"]])
+
+
+@_named(MESSAGES)
+def test_another_msgpack_library_reads_the_same(vector: dict[str, Any]) -> None:
+    body = msgpack.unpackb(bytes.fromhex(vector["hex"]))
+    assert body.pop("v") == 1
+    assert msgspec.to_builtins(body) == vector["value"]
+
+
+def _tensor(vector: dict[str, Any]) -> Tensor:
+    return Tensor(
+        codec=Codec(vector["codec"]),
+        shape=tuple(vector["shape"]),
+        data=bytes.fromhex(vector["data"]),
+        scales=bytes.fromhex(vector["scales"]),
+    )
+
+
+_NF4: tuple[float, ...] = (-1.0, -0.6961928, -0.5250730, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0)
+_NF4 += (0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0)
+
+
+def _read_plainly(tensor: Tensor) -> list[float]:
+    """The table in contract/tensors.py, value by value, with nothing but the standard library."""
+    count, data = math.prod(tensor.shape), tensor.data
+    if tensor.codec in (Codec.F32, Codec.F16):
+        return list(struct.unpack(f"<{count}{'f' if tensor.codec is Codec.F32 else 'e'}", data))
+    raw = struct.unpack(f"<{len(tensor.scales) // 2}H", tensor.scales)
+    scales = [struct.unpack("<f", struct.pack("<I", high << 16))[0] for high in raw]
+    if tensor.codec is Codec.INT8:
+        levels: list[float] = list(struct.unpack(f"<{count}b", data))
+        return [level * scales[i // tensor.shape[-1]] for i, level in enumerate(levels)]
+    if tensor.codec is Codec.INT2:
+        levels = [(data[i // 4] >> (2 * (i % 4)) & 3) - 1.5 for i in range(count)]
+    else:
+        nibbles = [data[i // 2] >> (4 * (i % 2)) & 15 for i in range(count)]
+        levels = [_NF4[n] if tensor.codec is Codec.NF4 else n - 8 for n in nibbles]
+    return [level * scales[i // 64] for i, level in enumerate(levels)]

@@ -1,0 +1,132 @@
+"""What each message promises of itself, on whichever end it is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from contract.errors import DecodeError
+from contract.messages import MAX_ROWS, ActivationBatch, Status, refusal_digest, to_bin
+from contract.tensors import Codec, encode
+from contract.wire import pack, unpack
+from tests.contract.examples import EXAMPLES, STREAM, batch, values
+
+
+def test_arrays_are_read_as_they_were_written() -> None:
+    one = unpack(ActivationBatch, pack(batch()))
+    assert one.sample_ids.tolist() == [40, 41, 43]
+    assert one.row_lengths.tolist() == [2, 1, 3]
+    assert one.target_ids.tolist() == [0, 2, 1]
+
+
+def test_integers_travel_little_endian() -> None:
+    assert to_bin([1, 2**32 - 1], "<u4") == b"\x01\0\0\0\xff\xff\xff\xff"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"samples": b""},
+        {"samples": to_bin([40, 41, 43], "<u4")[:-1]},
+        {"samples": to_bin([40, 40, 43], "<u4")},
+        {"samples": to_bin(range(MAX_ROWS + 1), "<u4")},
+        {"lengths": to_bin([2, 1], "<u2")},
+        {"lengths": to_bin([2, 2, 3], "<u2")},
+        {"lengths": to_bin([3, 0, 3], "<u2")},
+        {"targets": to_bin([0, 2], "<u2")},
+        {"targets": b""},
+        {"floor": 8},
+        {"taps": (4, 2)},
+        {"taps": (2, 2)},
+        {"taps": (0, 4)},
+        {"taps": (-1, 4)},
+        {"taps": (2,)},
+        {"taps": (2, 4, 6)},
+        {"stream": "z" * 32},
+        {"stream": ""},
+        {"activations": encode(values((6, 5)), Codec.F32)},
+        {"activations": encode(values((2, 5, 6)), Codec.F32)},
+        {"activations": encode(values((2, 6, 5, 1)), Codec.F32)},
+    ],
+)
+def test_a_batch_that_contradicts_itself_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError):
+        batch(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"taps": ()}, {"sequence": 0}, {"floor": 0}, {"taps": tuple(range(1, 300))}]
+)
+def test_a_batch_outside_its_bounds_is_refused_on_arrival(changes: dict[str, Any]) -> None:
+    body = msgspec.to_builtins(batch(), builtin_types=(bytes,))
+    with pytest.raises(DecodeError):
+        unpack(ActivationBatch, msgspec.msgpack.encode({"v": 1, **body, **changes}))
+
+
+def test_the_largest_batch_fits() -> None:
+    one = batch(
+        samples=to_bin(np.arange(MAX_ROWS), "<u4"),
+        lengths=to_bin(np.ones(MAX_ROWS), "<u2"),
+        targets=bytes(2 * MAX_ROWS),
+        activations=encode(values((2, MAX_ROWS, 8)), Codec.INT4),
+    )
+    assert unpack(ActivationBatch, pack(one)) == one
+
+
+def test_a_refusal_names_a_batch_by_its_content_but_for_the_floor() -> None:
+    assert refusal_digest(batch()) == refusal_digest(batch(floor=1))
+    others = [batch(sequence=8), batch(Codec.INT8), batch(targets=to_bin([0, 2, 2], "<u2"))]
+    assert len({refusal_digest(one) for one in [batch(), *others]}) == 4
+    assert refusal_digest(unpack(ActivationBatch, pack(batch()))) == refusal_digest(batch())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("manifest, inline", {"bundle": b"\x00\xff"}),
+        ("manifest, inline", {"bundle": b""}),
+        ("manifest, inline", {"chunks": 2}),
+        ("manifest of chunks", {"chunks": 0}),
+        ("manifest of chunks", {"run": "1"}),
+        ("chunk", {"run": STREAM[:-1]}),
+        ("trainer status", {"run": ""}),
+        ("receipt", {"stream": STREAM + "0"}),
+        ("status online", {"labels": ("on", "on")}),
+        ("status online", {"labels": ("",)}),
+        ("status online", {"labels": ("x" * 129,)}),
+        ("telemetry", {"accuracy": float("nan")}),
+        ("telemetry", {"temperature_celsius": float("inf")}),
+    ],
+)
+def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError):
+        msgspec.structs.replace(EXAMPLES[name], **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("telemetry", {"accuracy": 1.5}),
+        ("telemetry", {"forward_seconds": -1.0}),
+        ("telemetry", {"bytes_up": 2**63}),
+        ("status online", {"state": "asleep"}),
+        ("status online", {"width": 65537}),
+        ("status online", {"labels": [f"l{n}" for n in range(1025)]}),
+        ("flow", {"window": 0}),
+        ("chunk", {"index": -1}),
+        ("manifest, inline", {"bundle_bytes": 0}),
+        ("rejection", {"reason": "x" * 513}),
+    ],
+)
+def test_a_value_outside_its_bounds_is_refused_on_arrival(name: str, changes: dict[str, Any]) -> None:
+    body = msgspec.to_builtins(EXAMPLES[name], builtin_types=(bytes,))
+    with pytest.raises(DecodeError):
+        unpack(type(EXAMPLES[name]), msgspec.msgpack.encode({"v": 1, **body, **changes}))
+
+
+def test_messages_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Status(state="online", birth=1, stream=STREAM).birth = 2  # type: ignore[misc]

@@ -1,0 +1,164 @@
+"""The trainer's view of its devices: who is there, what they said last, what they did in all."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+
+from contract.errors import MismatchError
+from contract.messages import Status, Telemetry
+from metrics.fleet import Fleet
+
+A, B = "a" * 32, "b" * 32
+
+
+def _status(state: Literal["online", "offline"], birth: int, stream: str = A) -> Status:
+    return Status(state=state, birth=birth, stream=stream)
+
+
+def _told(stream: str = A, **values: Any) -> Telemetry:
+    return Telemetry(stream=stream, **values)
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet(["pi", "jetson"])
+
+
+def test_a_birth_brings_a_device_online_and_its_will_takes_it_away(fleet: Fleet) -> None:
+    assert fleet.on_status("pi", "d", _status("online", 1), 0)
+    assert fleet.summary(1, "pi").devices_online == 1
+    assert fleet.on_status("pi", "d", _status("offline", 1), 2)
+    assert (fleet.summary(2, "pi").devices_online, fleet.summary(2, "pi").devices_known) == (0, 1)
+
+
+def test_a_late_will_of_an_older_connection_is_ignored(fleet: Fleet) -> None:
+    fleet.on_status("pi", "d", _status("online", 1), 0)
+    fleet.on_status("pi", "d", _status("online", 2), 1)
+    assert not fleet.on_status("pi", "d", _status("offline", 1), 2)
+    assert fleet.summary(2).devices_online == 1
+    assert fleet.on_status("pi", "d", _status("offline", 2), 3)
+    assert fleet.summary(3).devices_online == 0
+
+
+def test_a_late_birth_does_not_revive_a_device(fleet: Fleet) -> None:
+    fleet.on_status("pi", "d", _status("offline", 5), 0)
+    assert not fleet.on_status("pi", "d", _status("online", 4), 1)
+    assert fleet.summary(1).devices_online == 0
+
+
+def test_a_reset_device_counts_births_from_one_again(fleet: Fleet) -> None:
+    fleet.on_status("pi", "d", _status("online", 57, A), 0)
+    assert fleet.on_status("pi", "d", _status("online", 1, B), 1)
+    assert not fleet.on_status("pi", "d", _status("offline", 57, A), 2), "the old life's will"
+    assert fleet.summary(2).devices_online == 1
+    assert fleet.on_status("pi", "d", _status("offline", 1, B), 3)
+
+
+def test_a_silent_device_is_not_online_until_it_speaks(fleet: Fleet) -> None:
+    fleet.on_status("pi", "d", _status("online", 1), 0)
+    assert fleet.summary(121).devices_online == 0
+    fleet.on_telemetry("pi", "d", _told(), 122)
+    assert fleet.summary(123).devices_online == 1
+
+
+def test_telemetry_alone_makes_a_device_known_not_online(fleet: Fleet) -> None:
+    fleet.on_telemetry("pi", "d", _told(samples_read=3), 0)
+    summary = fleet.summary(0, "pi")
+    assert (summary.devices_known, summary.devices_online, summary.counts.samples_read) == (1, 0, 3)
+
+
+def test_counters_add_up_over_devices_and_are_counted_once(fleet: Fleet) -> None:
+    for _ in range(3):
+        fleet.on_telemetry("pi", "d", _told(A, samples_forwarded=10, forward_seconds=0.5), 0)
+    fleet.on_telemetry("pi", "d", _told(A, samples_forwarded=12, forward_seconds=0.75), 1)
+    fleet.on_telemetry("jetson", "e", _told(B, samples_forwarded=5), 1)
+    assert fleet.summary(1, "pi").counts.samples_forwarded == 12
+    assert fleet.summary(1, "pi").counts.forward_seconds == 0.75
+    assert fleet.summary(1).counts.samples_forwarded == 17
+
+
+def test_a_new_outbox_starts_from_zero_and_the_sum_goes_on(fleet: Fleet) -> None:
+    fleet.on_telemetry("pi", "d", _told(A, bytes_up=100), 0)
+    fleet.on_telemetry("pi", "d", _told(B, bytes_up=7), 1)
+    assert fleet.summary(1).counts.bytes_up == 107
+
+
+def test_two_machines_under_one_name_are_counted_once_each(fleet: Fleet) -> None:
+    for now in range(10):
+        fleet.on_telemetry("pi", "d", _told(A, samples_read=100 + now), now)
+        fleet.on_telemetry("pi", "d", _told(B, samples_read=200 + now), now)
+    assert fleet.summary(9).counts.samples_read == 109 + 209
+
+
+def test_a_sum_never_falls(fleet: Fleet) -> None:
+    fleet.on_telemetry("pi", "d", _told(samples_read=100), 0)
+    fleet.on_telemetry("pi", "d", _told(samples_read=90), 1)
+    assert fleet.summary(1).counts.samples_read == 100
+    fleet.on_telemetry("pi", "d", _told(samples_read=101), 2)
+    assert fleet.summary(2).counts.samples_read == 101
+
+
+def test_a_summary_is_a_snapshot(fleet: Fleet) -> None:
+    before = fleet.summary(0)
+    fleet.on_telemetry("pi", "d", _told(samples_read=1), 0)
+    assert before.counts.samples_read == 0
+
+
+def test_accuracy_is_weighted_by_evaluation_samples_of_online_devices(fleet: Fleet) -> None:
+    assert fleet.summary(0, "pi").accuracy is None
+    for name, accuracy, samples in (("d", 1.0, 30), ("e", 0.5, 10), ("gone", 0.0, 1000), ("new", None, 0)):
+        if name != "gone":
+            fleet.on_status("pi", name, _status("online", 1), 0)
+        fleet.on_telemetry("pi", name, _told(accuracy=accuracy, evaluation_samples=samples), 0)
+    summary = fleet.summary(0, "pi")
+    assert (summary.accuracy, summary.evaluation_samples) == (0.875, 40)
+
+
+def test_a_tier_is_summed_up(fleet: Fleet) -> None:
+    for name, version, finished in (("d", 3, False), ("e", 9, True)):
+        fleet.on_status("pi", name, _status("online", 1), 0)
+        told = _told(
+            weights_version=version,
+            finished=finished,
+            outbox_batches=2,
+            outbox_bytes=50,
+            peak_rss_bytes=version * 100,
+            temperature_celsius=40.0 + version,
+        )
+        fleet.on_telemetry("pi", name, told, 0)
+    fleet.on_telemetry("pi", "gone", _told(outbox_bytes=7, weights_version=1, temperature_celsius=90.0), 0)
+    summary = fleet.summary(0, "pi")
+    assert (summary.devices_known, summary.devices_online, summary.devices_finished) == (3, 2, 1)
+    assert (summary.version_min, summary.version_max) == (3, 9)
+    assert (summary.outbox_batches, summary.outbox_bytes) == (4, 107), "an offline device keeps its outbox"
+    assert (summary.peak_rss_bytes, summary.temperature_celsius) == (900, 49.0)
+
+
+def test_every_tier_has_a_summary_and_no_other_tier_gets_one(fleet: Fleet) -> None:
+    assert list(fleet.summaries(0)) == ["jetson", "pi"]
+    with pytest.raises(MismatchError, match="no tier 'toaster'"):
+        fleet.on_telemetry("toaster", "d", _told(), 0)
+    with pytest.raises(MismatchError):
+        fleet.on_status("toaster", "d", _status("online", 1), 0)
+    assert fleet.summary(0).devices_known == 0
+
+
+def test_a_full_view_forgets_the_longest_silent_offline_device_and_keeps_its_counts() -> None:
+    fleet = Fleet(["pi"], max_devices=3)
+    fleet.on_status("pi", "online", _status("online", 1), 0)
+    for now, name in enumerate(("old", "newer", "newest"), start=1):
+        fleet.on_telemetry("pi", name, _told(f"{now:032x}", samples_read=10), now)
+    assert [device.name for device in fleet.devices("pi")] == ["newer", "newest", "online"]
+    assert fleet.summary(4).counts.samples_read == 30
+    fleet.on_telemetry("pi", "old", _told(f"{1:032x}", samples_read=11), 5)
+    assert fleet.summary(5).counts.samples_read == 31, "and does not count it again when it comes back"
+
+
+def test_a_crowd_of_invented_devices_stays_within_the_bound() -> None:
+    fleet = Fleet(["pi"], max_devices=10)
+    for number in range(200):
+        fleet.on_telemetry("pi", f"d{number}", _told(f"{number:032x}", samples_read=1), number)
+    assert len(fleet.devices()) == 10
+    assert fleet.summary(200).counts.samples_read == 200
