@@ -110,10 +110,10 @@ class Demo:
             self._stop_all()
             if self._settings.broker:
                 watch.clear()
-            devices = watch.devices()
+            said = watch.devices()
             return Report(
-                fleet=summarise(devices),
-                tiers={tier: summarise([one for one in devices if one.tier == tier]) for tier in names},
+                fleet=summarise(said),
+                tiers={tier: summarise([one for one in said if one.tier == tier]) for tier in names},
                 state=read_state(self._folder / "trainer"),
                 messages_received=int(figures.get("sidestream_messages_received_total{activations}", 0)),
                 messages_rejected=int(figures.get("sidestream_messages_rejected_total", 0)),

@@ -1,0 +1,136 @@
+"""A fleet of real processes, started as the README says, on a tiny random backbone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from side_trainer.audit import TrainerState, read_state
+from tests.agent.tiny import save_tiny
+
+LABELS = ("cold", "dark", "loud")
+WORDS = {
+    "cold": ("warm", "heat", "cold", "up"),
+    "dark": ("lights", "light", "switch", "on"),
+    "loud": ("down", "off", "end", "please"),
+}
+
+
+def until(condition: Callable[[], object], what: str, timeout_s: float = 90.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"timed out: {what}"
+        time.sleep(0.02)
+
+
+class Processes:
+    """Starts and ends processes, and knows where everything lies."""
+
+    def __init__(self, folder: Path, url: str, *, job: str = "e2e") -> None:
+        self.folder = folder
+        self.url = url
+        self.job = job
+        self.backbone = folder / "model"
+        if not self.backbone.exists():
+            save_tiny(self.backbone, "bert")
+        self.trainer_state = folder / "trainer"
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def write_data(self, device: str, samples: int) -> Path:
+        rng = random.Random(device)
+        path = self.folder / f"{device}.jsonl"
+        with path.open("w") as file:
+            for index in range(samples):
+                label = rng.choice(LABELS)
+                words = [
+                    *rng.choices(WORDS[label], k=rng.randint(2, 6)),
+                    *rng.choices(("the", "a", "now"), k=2),
+                ]
+                file.write(json.dumps({"text": " ".join(words), "label": label, "row": index}) + "\n")
+        return path
+
+    def trainer(self, *flags: str) -> subprocess.Popen[bytes]:
+        config = self.folder / "trainer.toml"
+        if not config.exists():
+            config.write_text(
+                f'job = "{self.job}"\nstate_dir = "{self.trainer_state}"\nlabels = {json.dumps(LABELS)}\n'
+                f'metrics_port = 0\n[broker]\nurl = "{self.url}"\n[learner]\npasses = 2\n'
+                f'[flow]\nretry_s = 1.0\n[tiers.small]\nbackbone = "{self.backbone}"\nbatch_size = 4\n'
+            )
+        return self.start("trainer", "trainer", "run", str(config), *flags)
+
+    def agent(self, device: str, samples: int, *flags: str) -> subprocess.Popen[bytes]:
+        config = self.folder / f"{device}.toml"
+        if not config.exists():
+            config.write_text(
+                f'job = "{self.job}"\ndevice = "{device}"\ntier = "small"\n'
+                f'state_dir = "{self.folder / device}"\nthreads = 1\nexit_when_done = true\n'
+                f'telemetry_every_s = 0.5\n[broker]\nurl = "{self.url}"\n'
+                f'[data]\npath = "{self.write_data(device, samples)}"\nheld_out_share = 0.0\n'
+            )
+        return self.start(device, "agent", "run", str(config), *flags)
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sidestream.cli", *arguments],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            )
+        self._running.append(process)
+        return process
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "sidestream.cli", *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            check=False,
+        )
+        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    def state(self) -> TrainerState | None:
+        """What the trainer's directory holds; None while there is nothing to read."""
+        try:
+            return read_state(self.trainer_state)
+        except Exception:
+            return None
+
+    def trained(self) -> int:
+        state = self.state()
+        return state.samples_trained_unique if state else 0
+
+    def journaled(self) -> int:
+        state = self.state()
+        return state.samples if state else 0
+
+    def expect_exit(self, process: subprocess.Popen[bytes], name: str, timeout_s: float = 90.0) -> None:
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{name} hangs: {self.log(name)}") from None
+        assert code == 0, (code, self.log(name))
+
+    def stop(self, process: subprocess.Popen[bytes], name: str) -> None:
+        process.send_signal(signal.SIGTERM)
+        self.expect_exit(process, name, 30)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()[-3000:]
+
+    def close(self) -> None:
+        for process in self._running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()

@@ -1,0 +1,103 @@
+"""The pipeline as real processes on real brokers: nothing is lost, nothing counts twice, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from broker_config.embedded import EmbeddedBroker, find_mosquitto
+from tests.e2e.processes import LABELS, Processes, until
+
+Kind = Literal["amqtt", "mosquitto"]
+needs_mosquitto = [
+    pytest.mark.mosquitto,
+    pytest.mark.skipif(find_mosquitto() is None, reason="there is no mosquitto binary"),
+]
+AMQTT = pytest.param("amqtt", marks=pytest.mark.embedded)
+MOSQUITTO = pytest.param("mosquitto", marks=needs_mosquitto)
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EmbeddedBroker]:
+    kind: Kind = request.param
+    with EmbeddedBroker(data_dir=tmp_path / "broker", kind=kind) as running:
+        yield running
+
+
+@pytest.fixture
+def fleet(broker: EmbeddedBroker, tmp_path: Path) -> Iterator[Processes]:
+    processes = Processes(tmp_path, broker.url)
+    yield processes
+    processes.close()
+
+
+def assert_nothing_lost_nothing_twice(fleet: Processes, samples: int) -> None:
+    state = fleet.state()
+    assert state is not None
+    assert (state.samples, state.samples_unique, state.samples_trained_unique) == (samples,) * 3
+    assert "the digest matches" in fleet.run("trainer", "verify", "--state-dir", str(fleet.trainer_state))
+
+
+@pytest.mark.parametrize("broker", [AMQTT, MOSQUITTO], indirect=True)
+def test_three_agents_learn_and_predict_and_a_late_one_joins_in(fleet: Processes) -> None:
+    trainer = fleet.trainer()
+    agents = {name: fleet.agent(name, 60) for name in ("dev-a", "dev-b", "dev-c")}
+    for name, agent in agents.items():
+        fleet.expect_exit(agent, name)
+    late = fleet.start(
+        *("late", "agent", "run", "--job", fleet.job, "--device", "late", "--tier", "small"),
+        *("--broker", fleet.url, "--state-dir", str(fleet.folder / "late"), "--exit-when-done"),
+    )
+    adopted = fleet.folder / "late" / "weights"
+    until(lambda: adopted.is_dir() and any(adopted.iterdir()), "the late device has the weights")
+    late.kill()
+    late.wait()
+    answer = fleet.run("agent", "predict", "--state-dir", str(fleet.folder / "late"), "--json", "warm heat")
+    assert json.loads(answer)["label"] in LABELS
+    fleet.stop(trainer, "trainer")
+    assert_nothing_lost_nothing_twice(fleet, 180)
+
+
+@pytest.mark.parametrize("broker", [AMQTT], indirect=True)
+def test_a_trainer_killed_three_times_loses_nothing(fleet: Processes) -> None:
+    moments = random.Random(11)
+    agents = {name: fleet.agent(name, 160) for name in ("dev-a", "dev-b")}
+    for _ in range(3):
+        before = fleet.journaled()
+        trainer = fleet.trainer()
+        until(lambda before=before: fleet.journaled() > before or fleet.journaled() == 320, "it journals")
+        time.sleep(moments.uniform(0.0, 0.5))
+        trainer.kill()
+        trainer.wait()
+    trainer = fleet.trainer()
+    for name, agent in agents.items():
+        fleet.expect_exit(agent, name)
+    fleet.stop(trainer, "trainer")
+    assert_nothing_lost_nothing_twice(fleet, 320)
+
+
+@pytest.mark.parametrize("broker", [MOSQUITTO], indirect=True)
+def test_an_agent_and_the_broker_killed_midway_lose_nothing(fleet: Processes, broker: EmbeddedBroker) -> None:
+    trainer = fleet.trainer()
+    steady, doomed = fleet.agent("steady", 160), fleet.agent("doomed", 160)
+    until(lambda: fleet.journaled() > 20, "batches come in")
+    doomed.kill()
+    doomed.wait()
+    doomed = fleet.agent("doomed", 160)
+    until(lambda: fleet.journaled() > 60, "more come in")
+    os.kill(broker.pid, signal.SIGKILL)
+    until(lambda: not broker.running, "the broker is dead")
+    broker.start()
+    broker.wait_ready()
+    fleet.expect_exit(steady, "steady")
+    fleet.expect_exit(doomed, "doomed")
+    fleet.stop(trainer, "trainer")
+    assert_nothing_lost_nothing_twice(fleet, 320)
