@@ -1,0 +1,117 @@
+"""``sidestream broker``: run the embedded broker, or write the configuration of one's own.
+
+Handlers return an exit code and raise :class:`contract.errors.SidestreamError` for what the user can mend.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from broker_config.embedded import EmbeddedBroker
+from broker_config.mosquitto import render_deployment
+
+_LOOK_S = 0.25  # how often a running broker is checked for having died
+
+_RUN_HELP = """\
+Run the embedded broker until Ctrl-C: Mosquitto if it is installed, else the built-in amqtt (MQTT 3.1.1).
+It listens on this machine only. To serve devices on the network for a trial, use --host 0.0.0.0: there are
+no passwords then. For a real fleet, run a broker of your own: see "sidestream broker render".
+"""
+
+_RENDER_HELP = """\
+Write mosquitto.conf for a broker of your own, with every setting explained: packet size, queue limits,
+persistence, listeners. It starts as it is, for this machine only; the listener for the fleet is in it,
+commented out, until there are certificates.
+"""
+
+
+# argparse does not export the type of what add_subparsers() returns.
+def add_parser(subparsers: Any) -> None:
+    """Add ``broker`` with ``run`` and ``render``; the chosen handler arrives as ``args.handler``."""
+    parser = subparsers.add_parser(
+        "broker",
+        help="run the embedded broker, or configure one of your own",
+        description="Run the embedded broker, or write the configuration of one of your own.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_render(commands)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the embedded broker until SIGINT or SIGTERM; it dying on its own is an error."""
+    stop = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        return _run_until(stop, args)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def render(args: argparse.Namespace) -> int:
+    """Write mosquitto.conf and say where."""
+    for path in render_deployment(Path(args.out)):
+        print(f"wrote {path}")
+    print(f"try it with: mosquitto -c {Path(args.out) / 'mosquitto.conf'}")
+    return 0
+
+
+def default_data_dir() -> Path:
+    """Where state of this kind belongs: ``$XDG_STATE_HOME``, or ``~/.local/state``."""
+    given = os.environ.get("XDG_STATE_HOME", "")
+    home = Path(given) if Path(given).is_absolute() else Path.home() / ".local" / "state"
+    return home / "sidestream" / "broker"
+
+
+def _run_until(stop: threading.Event, args: argparse.Namespace) -> int:
+    data_dir = Path(args.data_dir)
+    broker = EmbeddedBroker(host=args.host, port=args.port, data_dir=data_dir, kind=args.kind)
+    print(f"broker: {broker.why}", flush=True)
+    with broker:
+        print(f"listening: {broker.url} (pid {broker.pid}, data and log in {data_dir})", flush=True)
+        print("Ctrl-C stops it", flush=True)
+        while not stop.wait(_LOOK_S):
+            broker.check_alive()
+    print("broker stopped", file=sys.stderr)
+    return 0
+
+
+def _add_run(commands: Any) -> None:
+    parser = commands.add_parser("run", help="run the embedded broker", description=_RUN_HELP)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=1883, help="TCP port; 0 takes a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        default=str(default_data_dir()),
+        help="where it keeps retained messages and its log (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--kind",
+        choices=("auto", "mosquitto", "amqtt"),
+        default="auto",
+        help="which broker; auto takes mosquitto if it is installed (default: %(default)s)",
+    )
+    parser.set_defaults(handler=run)
+
+
+def _add_render(commands: Any) -> None:
+    parser = commands.add_parser("render", help="write mosquitto.conf", description=_RENDER_HELP)
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="directory to write into; made if need be"
+    )
+    parser.set_defaults(handler=render)

@@ -1,0 +1,61 @@
+"""The in-flight window: bounded, and nobody waits for a connection that is gone."""
+
+import threading
+
+import pytest
+
+from broker_config.errors import NotConnected, PublishTimeout
+from broker_config.window import Window
+
+
+def test_a_full_window_times_out_and_takes_nothing() -> None:
+    window = Window(2)
+    window.acquire(0.0)
+    window.acquire(0.0)
+    with pytest.raises(PublishTimeout):
+        window.acquire(0.01)
+    assert window.in_flight == 2
+
+
+def test_an_acknowledgement_lets_the_next_one_in() -> None:
+    window = Window(1)
+    window.acquire(0.0)
+    waiter = threading.Thread(target=window.acquire, args=(10.0,))
+    waiter.start()
+    window.release()
+    waiter.join(10.0)
+    assert not waiter.is_alive()
+    assert window.in_flight == 1
+
+
+def test_an_acknowledgement_may_come_before_the_sender_knows_it_has_sent() -> None:
+    window = Window(1)
+    window.acquire(0.0)
+    window.release()
+    assert window.drain(0.0)
+
+
+def test_breaking_off_wakes_everyone() -> None:
+    window = Window(1)
+    window.acquire(0.0)
+    outcomes: list[object] = []
+
+    def publish() -> None:
+        try:
+            window.acquire(10.0)
+        except NotConnected as error:
+            outcomes.append(error)
+
+    threads = [
+        threading.Thread(target=publish),
+        threading.Thread(target=lambda: outcomes.append(window.drain(10.0))),
+    ]
+    for thread in threads:
+        thread.start()
+    window.break_off()
+    for thread in threads:
+        thread.join(10.0)
+    assert len(outcomes) == 2
+    assert False in outcomes
+    with pytest.raises(NotConnected):
+        window.acquire(0.0)
