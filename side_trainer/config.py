@@ -89,6 +89,8 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     """Weight of what a deep tier's row teaches the shallower tiers' answers."""
     distillation: Share = 0.5
     """Share of that which comes from the row's own, deeper answer; the rest comes from the label."""
+    averaging: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99
+    """Devices get a running mean of the weights with this memory an update; 0 gives them the last ones."""
     clip_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
 

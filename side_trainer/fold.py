@@ -12,6 +12,7 @@ with each row's logits adjusted by its tier's label prior against the fleet's (M
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +117,8 @@ class Fold:
         self.labels: tuple[str, ...] = ()
         self.tiers: dict[str, TierRecord] = {}
         self.network: SideNetwork | None = None
+        self.average: SideNetwork | None = None
+        """The running mean of the network over updates: what devices get (Polyak averaging)."""
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
         self._journal = journal
         self._optimiser: torch.optim.AdamW | None = None
@@ -150,6 +153,7 @@ class Fold:
                 seed=self.settings.learner.seed,
                 dropout=self.settings.learner.dropout,
             )
+            self.average = copy.deepcopy(self.network)
             for tier in self.tiers.values():
                 self._add_align(tier)
             self._counts = {name: np.zeros(len(self.labels)) for name in self.tiers}
@@ -214,10 +218,20 @@ class Fold:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
         self._optimiser.step()
+        self._move_average()
         return {
             tier: float(np.mean([value for value, of in zip(shown, batch.tiers, strict=True) if of == tier]))
             for tier in sorted(set(batch.tiers))
         }
+
+    def _move_average(self) -> None:
+        """Short memory at first, the last hundred or so updates later."""
+        assert self.network is not None and self.average is not None
+        memory = min(self._learner.averaging, (1 + self.updates) / (10 + self.updates))
+        with torch.no_grad():
+            pairs = zip(self.average.parameters(), self.network.parameters(), strict=True)
+            for mean, parameter in pairs:
+                mean.lerp_(parameter, 1 - memory)
 
     def _loss(self, batch: MiniBatch) -> tuple[torch.Tensor, npt.NDArray[Any]]:
         """The mini-batch's loss, and each row's cross-entropy [K] to show.
@@ -291,16 +305,31 @@ class Fold:
     def _add_align(self, tier: TierRecord) -> None:
         if self.network is None or tier.align in self.network.align_names:
             return
-        added = list(self.network.add_align(tier.align, tier.width))
+        for network in (self.network, self.average):
+            assert network is not None
+            network.add_align(tier.align, tier.width)
         if self._optimiser is not None:
-            for group in _decay_groups(added):
+            for group in self._decay_groups():
                 self._optimiser.add_param_group(group)
             self._set_rates()
 
     def _make_optimiser(self) -> None:
         assert self.network is not None
-        self._optimiser = torch.optim.AdamW(_decay_groups(list(self.network.parameters())), fused=True)
+        self._optimiser = torch.optim.AdamW(self._decay_groups(), fused=True)
         self._set_rates()
+
+    def _decay_groups(self) -> list[dict[str, Any]]:
+        """Parameters that the optimiser does not have yet; matrices decay, biases, gates and norms do not."""
+        assert self.network is not None
+        groups = self._optimiser.param_groups if self._optimiser is not None else []
+        known = {id(parameter) for group in groups for parameter in group["params"]}
+        new = [(name, one) for name, one in self.network.named_parameters() if id(one) not in known]
+        split: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+        for name, parameter in new:
+            split[name.endswith("weight") and parameter.dim() > 1].append(parameter)
+        return [
+            {"params": parameters, "decays": decays} for decays, parameters in split.items() if parameters
+        ]
 
     def _set_rates(self) -> None:
         if self._optimiser is not None:
@@ -312,8 +341,8 @@ class Fold:
     # --- state ---------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, Floats]:
-        """The side-network's parameters; empty before the labels are fixed."""
-        return self.network.arrays() if self.network is not None else {}
+        """The side-network's averaged parameters; empty before the labels are fixed."""
+        return self.average.arrays() if self.average is not None else {}
 
     def digest(self) -> str:
         """sha256 of :meth:`weights`."""
@@ -321,7 +350,9 @@ class Fold:
 
     def state(self) -> dict[str, Floats]:
         """All that the journal up to :attr:`offset` cannot give back without computing: for a checkpoint."""
-        arrays = {f"weights/{name}": array for name, array in self.weights().items()}
+        arrays = {f"average/{name}": array for name, array in self.weights().items()}
+        if self.network is not None:
+            arrays |= {f"current/{name}": array for name, array in self.network.arrays().items()}
         for name, moments in self._moments().items():
             for key, value in moments.items():
                 arrays[f"{key}/{name}"] = np.atleast_1d(value.numpy()).astype(np.float32)
@@ -341,8 +372,9 @@ class Fold:
             self.rows.add(at, samples)
             targets = StoredBatch.read_targets(self._journal.get(at).payload)
             self._counts[tier] += np.bincount(targets, minlength=len(self.labels))
-        if self.network is not None:
-            self.network.load_arrays(_below("weights", arrays))
+        if self.network is not None and self.average is not None:
+            self.network.load_arrays(_below("current", arrays))
+            self.average.load_arrays(_below("average", arrays))
             self._restore_moments(arrays)
         self.offset, self.updates = offset, updates
 
@@ -377,18 +409,6 @@ class Fold:
 def _below(key: str, arrays: dict[str, Floats]) -> dict[str, Floats]:
     prefix = f"{key}/"
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _decay_groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
-    """Matrices decay; biases, gates and norms do not. No group is empty: AdamW refuses that."""
-    matrices = [parameter for parameter in parameters if _is_matrix(parameter)]
-    others = [parameter for parameter in parameters if not _is_matrix(parameter)]
-    groups = [{"params": matrices, "decays": True}, {"params": others, "decays": False}]
-    return [group for group in groups if group["params"]]
-
-
-def _is_matrix(parameter: torch.nn.Parameter) -> bool:
-    return parameter.dim() > 1 and min(parameter.shape[-2:]) > 0 and parameter.requires_grad
 
 
 def _own_answers(logits: dict[int, torch.Tensor], families: list[tuple[int, int]]) -> torch.Tensor:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.absolute().parent.is_dir():
         raise ConfigError("--json", f"there is no folder {args.json.absolute().parent}")
     set_up("warning")
-    from sidestream.demo import Demo, DemoSettings, open_file
+    from sidestream.demo import Demo
+    from sidestream.fleet_files import DemoSettings
     from sidestream.report import to_json, to_table
 
     settings = DemoSettings(
@@ -81,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
         report = Demo(settings, folder, lambda line: print(line, flush=True)).run(stop)
     print("\n" + to_table(report))
     if args.json is not None:
-        with open_file(args.json) as file:
-            json.dump(to_json(report), file, indent=2)
+        _write_json(args.json, to_json(report))
     if args.keep is not None:
         print(f"\nkept in {args.keep}; try")
         print(f'  sidestream agent predict --state-dir {args.keep}/devices/full-01/state "dim the lights"')
@@ -90,8 +91,15 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.lost == 0 and report.duplicated == 0 else 1
 
 
+def _write_json(path: Path, content: object) -> None:
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as exc:
+        raise ConfigError("--json", f"cannot write {path}: {exc.strerror or exc}") from exc
+
+
 @contextlib.contextmanager
-def _folder(keep: Path | None) -> Any:
+def _folder(keep: Path | None) -> Iterator[Path]:
     """The folder to keep, or a temporary one."""
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="sidestream-demo-") as folder:

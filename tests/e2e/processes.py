@@ -115,6 +115,9 @@ class Processes:
         state = self.state()
         return state.samples if state else 0
 
+    def await_more_than(self, samples: int, *, most: int) -> None:
+        until(lambda: samples < self.journaled() or self.journaled() == most, "the trainer journals")
+
     def expect_exit(self, process: subprocess.Popen[bytes], name: str, timeout_s: float = 90.0) -> None:
         try:
             code = process.wait(timeout_s)

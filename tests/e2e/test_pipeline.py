@@ -73,7 +73,7 @@ def test_a_trainer_killed_three_times_loses_nothing(fleet: Processes) -> None:
     for _ in range(3):
         before = fleet.journaled()
         trainer = fleet.trainer()
-        until(lambda before=before: fleet.journaled() > before or fleet.journaled() == 320, "it journals")
+        fleet.await_more_than(before, most=320)
         time.sleep(moments.uniform(0.0, 0.5))
         trainer.kill()
         trainer.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from side_trainer.checkpoint import resume, write_checkpoint
 from side_trainer.fold import Fold, IdleRecord
 from side_trainer.job import Job
 from side_trainer.journal import Journal
-from side_trainer.rows import RowStore, StoredBatch, gather
+from side_trainer.rows import Ints, MiniBatch, RowStore, StoredBatch, gather
 from tests.trainer.conftest import append, config, devices, fold_all, settle
 
 
@@ -116,7 +117,7 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
     counts = {name: np.zeros(4) for name in ("big", "small")}
     for offset, tier, _ in journal.batches(journal.tail):
         counts[tier] += np.bincount(StoredBatch.read(tier, journal.get(offset).payload).targets, minlength=4)
-    fleet = sum(counts.values()) + 1.0  # type: ignore[operator]
+    fleet = counts["big"] + counts["small"] + 1.0
     for tier, count in counts.items():
         expected = np.log((count + 1) / (count + 1).sum()) - np.log(fleet / fleet.sum())
         np.testing.assert_allclose(fold._adjustment([tier])[0].numpy(), expected, rtol=1e-5)
@@ -126,7 +127,7 @@ def test_idle_slices_cover_every_row_once_a_pass(journal: Journal, tmp_path: Pat
     filled(journal, tmp_path, batches=5, idle=False)
     fold = fold_all(journal, Fold(journal))
     seen: list[int] = []
-    fold._mini_batch = _recording(fold._mini_batch, seen)  # type: ignore[method-assign]
+    fold._mini_batch = _recording(fold._mini_batch, seen)  # type: ignore[method-assign,assignment]
     phase = journal.tail
     for position in range(0, 80, 16):
         record = IdleRecord(phase=phase, position=position, rows=16, total=80)
@@ -136,8 +137,8 @@ def test_idle_slices_cover_every_row_once_a_pass(journal: Journal, tmp_path: Pat
     assert seen[:40] != seen[40:]
 
 
-def _recording(original, seen):  # type: ignore[no-untyped-def]
-    def record(rows):  # type: ignore[no-untyped-def]
+def _recording(original: Callable[[Ints], MiniBatch], seen: list[int]) -> Callable[[Ints], MiniBatch]:
+    def record(rows: Ints) -> MiniBatch:
         seen.extend(rows.tolist())
         return original(rows)
 

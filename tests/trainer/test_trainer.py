@@ -183,19 +183,18 @@ def test_duplicates_are_receipted_again_and_counted_once(broker: InProcessBroker
 
 def test_a_restarted_trainer_goes_on_and_versions_only_rise(broker: InProcessBroker, tmp_path: Path) -> None:
     listener, fleet = Listener(broker.transport("watch")), devices()
-    versions = []
+    finals: list[int] = []
+    versions: list[int] = []
     for round_ in range(3):
+        listener.seen.clear()
         with trainer(broker, config(tmp_path)):
             plan = born(listener, fleet)
             for device in fleet:
                 send(listener, device, device.batch(plan))
-            versions.append(final(listener, 24 * (round_ + 1)).version)
-    seen = [
-        unpack(WeightsManifest, event.payload).version
-        for event in listener.seen
-        if event.topic == TOPICS.weights("big")
-    ]
-    assert versions == sorted(set(versions)) and seen == sorted(seen)
+            finals.append(final(listener, 24 * (round_ + 1)).version)
+        manifests = [event for event in listener.seen if event.topic == TOPICS.weights("big")]
+        versions += [unpack(WeightsManifest, event.payload).version for event in manifests]
+    assert finals == sorted(set(finals)) and versions == sorted(versions)
     assert verify(tmp_path).matches
 
 
@@ -230,7 +229,10 @@ def test_garbage_is_refused_with_a_reason_and_training_goes_on(
         wrong = msgspec.structs.replace(device.batch(plan), fingerprint="other weights")
         send(listener, device, wrong)
         listener.transport.publish(TOPICS.activations("nowhere", device.name), good)
-        refused = lambda: [e for e in list(listener.seen) if "/rejected/" in e.topic]  # noqa: E731
+
+        def refused() -> list[Received]:
+            return [event for event in list(listener.seen) if "/rejected/" in event.topic]
+
         until(lambda: len(refused()) == 8, "all are refused")
         reasons = [unpack(Rejection, event.payload).reason.partition(":")[0] for event in refused()]
         assert sorted(reasons) == ["fingerprint", *["undecodable"] * 6, "unknown_tier"]

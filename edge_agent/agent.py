@@ -1,0 +1,125 @@
+"""The agent process: opens what it needs, stays in the job session after session, closes in order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from broker_config.connection import Connection
+from broker_config.transport import Transport, Will
+from edge_agent.board import detect_tier, machine_id
+from edge_agent.config import AgentConfig, parse_part
+from edge_agent.outbox import Outbox
+from edge_agent.session import Connect, Device, LoadBackbone, Outcome, Session
+from edge_agent.sources import read_evaluation
+from host.state_dir import locked, prepare
+from metrics.catalogue import AgentMetrics
+from metrics.server import serve
+
+if TYPE_CHECKING:
+    from edge_agent.backbone import Backbone
+
+log = logging.getLogger(__name__)
+_MIB = 1024 * 1024
+
+
+def load_shared(reference: str, layers: int) -> Backbone:
+    """Load a backbone, once for all agents of the process."""
+    # Here, on the producer's thread: importing transformers takes longer than adopting retained weights.
+    from edge_agent.backbone import shared_backbone
+
+    return shared_backbone(reference, layers)
+
+
+def connect_mqtt(config: AgentConfig, client_id: str, will: Will) -> Transport:
+    """The real broker connection."""
+    return Connection(config.broker, client_id=client_id, will=will)
+
+
+class Agent:
+    """An agent. Several may run in one process, each on a thread of its own; they share loaded backbones.
+
+    Args:
+        config: Its settings.
+        stop: Set by a signal handler, or by :meth:`stop`.
+        connect: Makes the transport; tests give the in-process one.
+        load_backbone: Loads the frozen transformer.
+        started: Told once it is connected, with the metrics' URL, empty if they are not served.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        stop: threading.Event | None = None,
+        connect: Connect = connect_mqtt,
+        load_backbone: LoadBackbone = load_shared,
+        started: Callable[[str], None] = lambda metrics_url: None,
+    ) -> None:
+        self.name = config.device or machine_id()
+        """The device's name in the fleet."""
+        self.tier = config.tier or detect_tier()
+        """Its hardware tier."""
+        self._config = config
+        self._stop = stop or threading.Event()
+        self._connect = connect
+        self._load_backbone = load_backbone
+        self._started = started
+
+    def stop(self) -> None:
+        """Make :meth:`run` take leave and return soon."""
+        self._stop.set()
+
+    def run(self) -> int:
+        """Take part in the job until stopped, or done where the settings ask for that.
+
+        Returns:
+            0.
+
+        Raises:
+            SidestreamError: something that the user has to mend.
+        """
+        config = self._config
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        folder = prepare(config.state_path)
+        with ExitStack() as stack:
+            stack.enter_context(locked(folder, "an agent"))
+            outbox = Outbox(
+                folder,
+                job=config.job,
+                device=self.name,
+                tier=self.tier,
+                max_bytes=config.outbox_max_mib * _MIB,
+                when_full=config.when_full,
+            )
+            stack.callback(outbox.close)
+            data = config.data
+            rows = read_evaluation(data, parse_part(data.evaluation_part)) if data.evaluation_path else None
+            metrics = AgentMetrics(CollectorRegistry())
+            url = ""
+            if config.metrics_port >= 0:
+                url = stack.enter_context(
+                    serve(metrics.registry, config.metrics_port, config.metrics_host)
+                ).url
+            device = Device(
+                config=config,
+                name=self.name,
+                tier=self.tier,
+                outbox=outbox,
+                evaluation_rows=rows,
+                connect=self._connect,
+                load_backbone=self._load_backbone,
+                metrics=metrics,
+                stop=self._stop,
+            )
+            outcome = Session(device).run(patience_s=config.broker_wait_s, started=lambda: self._started(url))
+            while outcome is Outcome.NEW_PLAN:
+                outcome = Session(device).run(patience_s=0.0, started=lambda: None)
+        return 0

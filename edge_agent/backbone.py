@@ -1,0 +1,312 @@
+"""The frozen transformer: located, loaded, cut to its first layers, fingerprinted, tapped.
+
+The only file of the project that imports transformers. Nothing is trained and no gradient is ever computed:
+every parameter is frozen and every pass runs in inference mode.
+
+Legend: K texts, T tokens of the longest, B taps, d hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from contract.errors import BackboneError
+from edge_agent.taps import Taps
+
+log = logging.getLogger(__name__)
+_PACKAGE = "package:"
+_PROBE = "Ünïcode, CamelCase and don't: 3.14 * 2,000 €; 中文 عربى 🙂\tend\n"
+
+
+class _Done(Exception):  # noqa: N818  (a message to ourselves: all taps are read)
+    """Ends a forward pass after the last tapped layer."""
+
+
+class Backbone:
+    """A frozen transformer and its tokenizer. Safe to share between threads: passes take turns.
+
+    Args:
+        model: Any encoder or decoder of transformers, without a head.
+        tokenizer: Its tokenizer.
+        layers: Keep only the first so many layers; 0 for all.
+        name: For messages.
+
+    Raises:
+        BackboneError: the model has no stack of layers that can be tapped, or fewer than ``layers``.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, *, layers: int = 0, name: str = "backbone") -> None:
+        self.name = name
+        self._model = model.float().eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._layers = _truncate(self._model, layers, name)
+        self._lock = threading.Lock()
+        self._longest = _longest_input(self._model, tokenizer)
+        config = _text_config(self._model)
+        self.width = int(config.hidden_size)
+        """d."""
+        self.depth = len(self._layers)
+        """Layers in use."""
+        self.is_decoder = not self._sees_ahead()
+        """Whether a token only sees those before it, so that the last one carries the sentence."""
+        self.fingerprint = _fingerprint(self._model, tokenizer)
+        """32 hex digits: equal weights and tokenizer, equal fingerprint, on every machine."""
+
+    def forward(self, texts: Sequence[str], taps: Sequence[int], max_tokens: int) -> Taps:
+        """Run ``texts`` through the layers up to the last tapped one.
+
+        Args:
+            texts: K of them.
+            taps: Layers to read, 1 = the first layer's output, ascending, at most :attr:`depth`.
+            max_tokens: Longer texts are cut, also to what the model can take.
+        """
+        with self._lock, torch.inference_mode():
+            started = time.perf_counter()
+            ids, mask = self._tokenise(texts, min(max_tokens, self._longest))
+            read = self._read(ids, mask, taps)
+            activations = torch.stack([read[tap] for tap in taps]).float()
+            return Taps(activations=activations, mask=mask, seconds=time.perf_counter() - started)
+
+    def check(self, fingerprint: str) -> None:
+        """Refuse to be used where other weights are wanted.
+
+        Raises:
+            BackboneError: saying what to do.
+        """
+        if self.fingerprint != fingerprint:
+            raise BackboneError(
+                f"this device's backbone weights ({self.fingerprint[:8]}…, from {self.name}) are not the "
+                f"job's ({fingerprint[:8]}…): install the same model, or point --backbone at it"
+            )
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight in use, by name."""
+        return self._model.named_parameters()
+
+    def _sees_ahead(self) -> bool:
+        """Whether the first token's state depends on the second; configurations do not say reliably."""
+        a, b, c = [token for token in range(4) if token != self._tokenizer.pad_token_id][:3]
+        with torch.inference_mode():
+            ids = torch.tensor([[a, b], [a, c]])
+            states = self._read(ids, torch.ones_like(ids, dtype=torch.bool), [self.depth])[self.depth]
+        return not torch.allclose(states[0, 0], states[1, 0], rtol=1e-5, atol=1e-6)
+
+    def _tokenise(self, texts: Sequence[str], longest: int) -> tuple[Tensor, Tensor]:
+        """[K, T] token ids, padded on the right, and which are real."""
+        encoded = self._tokenizer(list(texts), truncation=True, max_length=longest, padding=False)
+        pad = self._tokenizer.pad_token_id or 0  # what stands under the mask is never looked at
+        rows = [torch.tensor(ids or [pad], dtype=torch.long) for ids in encoded["input_ids"]]
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+        return ids, torch.arange(ids.shape[1])[None, :] < lengths[:, None]
+
+    def _read(self, ids: Tensor, mask: Tensor, taps: Sequence[int]) -> dict[int, Tensor]:
+        read: dict[int, Tensor] = {}
+        hooks = [
+            self._layers[tap - 1].register_forward_hook(_reader(read, tap, is_last=tap == max(taps)))
+            for tap in taps
+        ]
+        try:
+            self._model(input_ids=ids, attention_mask=mask.long())
+        except _Done:
+            return read
+        finally:
+            for hook in hooks:
+                hook.remove()
+        raise BackboneError(f"{self.name}: the model's forward pass does not visit its layers in order")
+
+
+def load_backbone(reference: str, layers: int = 0) -> Backbone:
+    """Load a frozen backbone.
+
+    Args:
+        reference: ``package:NAME`` for weights inside an installed package (which is not imported), a folder,
+            or a name on the Hugging Face hub.
+        layers: Keep only the first so many layers; 0 for all.
+
+    Raises:
+        BackboneError: it cannot be found or loaded; the message says what to do.
+    """
+    place = _locate(reference)
+    started = time.perf_counter()
+    with _quiet():
+        try:
+            model, report = AutoModel.from_pretrained(place, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(place)
+        except Exception as exc:  # transformers raises whatever its parts raise
+            raise BackboneError(_not_loaded(reference, place, exc)) from exc
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # never reached, and made up at random where a checkpoint has none
+    missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
+    if missing:
+        raise BackboneError(f"{reference}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
+    model.config.use_cache = False
+    backbone = Backbone(model, tokenizer, layers=layers, name=reference)
+    log.info(
+        "backbone %s: %d layers of width %d, fingerprint %s…, loaded in %.1f s",
+        *(reference, backbone.depth, backbone.width, backbone.fingerprint[:8]),
+        time.perf_counter() - started,
+    )
+    return backbone
+
+
+_shared: dict[tuple[str, int], Backbone] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_backbone(reference: str, layers: int = 0) -> Backbone:
+    """As :func:`load_backbone`, but loaded once in this process and shared by all its agents."""
+    with _shared_lock:
+        key = (reference, layers)
+        if key not in _shared:
+            _shared[key] = load_backbone(reference, layers)
+        return _shared[key]
+
+
+def _locate(reference: str) -> str:
+    if not reference:
+        raise BackboneError("no backbone is named; write a folder, a hub name or package:NAME")
+    if reference.startswith(_PACKAGE):
+        return str(_folder_in_package(reference[len(_PACKAGE) :]))
+    folder = Path(reference).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise BackboneError(f"{reference}: the folder holds no config.json, so it is no saved model")
+    if not folder.is_dir() and reference.startswith(("/", "./", "../", "~")):
+        raise BackboneError(f"{reference}: there is no such folder")
+    return str(folder) if folder.is_dir() else reference
+
+
+def _folder_in_package(name: str) -> Path:
+    """The folder with config.json below an installed package, found without running its code."""
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise BackboneError(
+            f"package:{name}: no such package is installed; "
+            f"install it with: pip install {name.replace('_', '-')}"
+        )
+    roots = [Path(location) for location in spec.submodule_search_locations]
+    found = sorted(
+        (config.parent for root in roots for config in root.rglob("config.json")),
+        key=lambda folder: (len(folder.parts), folder),
+    )
+    if not found:
+        raise BackboneError(f"package:{name}: the package holds no model (no config.json in it)")
+    return found[0]
+
+
+def _not_loaded(reference: str, place: str, error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    if Path(place).is_dir():
+        return f"{reference}: cannot be loaded: {type(error).__name__}: {first_line}"
+    offline = " (HF_HUB_OFFLINE is set, so nothing is downloaded)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return (
+        f"{reference}: no such folder here, and it cannot be had from the Hugging Face hub{offline}: "
+        f"{first_line}. Download it where there is a network and point --backbone at the folder"
+    )
+
+
+def _text_config(model: nn.Module) -> Any:
+    config: Any = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _truncate(model: nn.Module, keep: int, name: str) -> nn.ModuleList:
+    """Find the stack of layers, delete all after the first ``keep``, and return it."""
+    config = _text_config(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise BackboneError(f"{name}: is an encoder-decoder; use an encoder or a decoder")
+    count = int(getattr(config, "num_hidden_layers", 0))
+    stacks = [
+        (parent, attribute, module)
+        for parent in model.modules()
+        for attribute, module in parent.named_children()
+        if isinstance(module, nn.ModuleList) and len(module) == count > 0
+    ]
+    if not stacks:
+        raise BackboneError(f"{name}: a {type(model).__name__} has no stack of layers that can be tapped")
+    if not 0 <= keep <= count:
+        raise BackboneError(f"{name}: has {count} layers, {keep} were asked for")
+    parent, attribute, stack = stacks[0]
+    if keep:
+        stack = nn.ModuleList(stack[:keep])
+        setattr(parent, attribute, stack)
+        config.num_hidden_layers = keep  # some models count by it
+    return stack
+
+
+def _longest_input(model: nn.Module, tokenizer: Any) -> int:
+    """Tokens that the model and its tokenizer can take; RoBERTa's positions start after the padding id."""
+    positions = int(getattr(_text_config(model), "max_position_embeddings", 0) or 10**6)
+    offset = max(
+        (
+            module.padding_idx + 1
+            for module in model.modules()
+            if isinstance(module, nn.Embedding)
+            and module.num_embeddings == positions
+            and module.padding_idx is not None
+        ),
+        default=0,
+    )
+    return min(positions - offset, int(min(tokenizer.model_max_length, 10**6)))
+
+
+def _fingerprint(model: nn.Module, tokenizer: Any) -> str:
+    """A hash of every weight's type, shape and bytes, and of what the tokenizer does.
+
+    Neither parameter names nor the tokenizer's file go in: both change between versions of transformers while
+    the model stays the same.
+    """
+    weights = sorted(_tensor_digest(parameter) for _, parameter in model.named_parameters())
+    total = hashlib.blake2b(digest_size=16, person=b"sidestream-model")
+    for digest in weights:
+        total.update(digest)
+    vocabulary = "\0".join(f"{token}\1{index}" for token, index in sorted(tokenizer.get_vocab().items()))
+    total.update(hashlib.blake2b(vocabulary.encode(errors="replace")).digest())
+    total.update(repr(tokenizer(_PROBE, verbose=False)["input_ids"]).encode())
+    return total.hexdigest()
+
+
+def _tensor_digest(parameter: Tensor) -> bytes:
+    array = parameter.detach().cpu().numpy().astype("<f4", copy=False)
+    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=32)
+    digest.update(np.ascontiguousarray(array).reshape(-1).data)
+    return digest.digest()
+
+
+def _reader(read: dict[int, Tensor], tap: int, *, is_last: bool) -> Callable[[Any, Any, Any], None]:
+    def hook(module: Any, inputs: Any, output: Any) -> None:
+        read[tap] = output[0] if isinstance(output, tuple) else output
+        if is_last:
+            raise _Done
+
+    return hook
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and loading reports out of our log."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

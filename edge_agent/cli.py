@@ -1,0 +1,166 @@
+"""``sidestream agent``: run it, and predict with what it adopted.
+
+Torch is imported by the handlers only, so that ``--help`` and a wrong setting answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from broker_config.flags import add_flags, overrides
+from broker_config.toml import load_config
+from contract.errors import DataError
+from edge_agent.config import AgentConfig
+from host.logs import set_up
+from host.signals import stop_event
+
+_SHORT: Final = {
+    "broker.url": "--broker",
+    "data.path": "--data",
+    "data.format": "--format",
+    "data.text_column": "--text-column",
+    "data.label_column": "--label-column",
+    "data.watch": "--watch",
+    "data.held_out_share": "--held-out-share",
+    "data.evaluation_path": "--evaluation",
+    "data.plugin": "--plugin",
+}
+_SECRET: Final = ("broker.username", "broker.password")
+_AT_ONCE: Final = 32
+
+_RUN_HELP: Final = """\
+Run the agent of this device until Ctrl-C. Settings come from CONFIG, flags, or both; a flag overrides what
+the file says, and SIDESTREAM_BROKER_USERNAME and SIDESTREAM_BROKER_PASSWORD give the credentials.
+
+A device needs four facts: the broker, its credentials, its data, and the job's name. A smallest agent.toml:
+
+    job = "support-intents"
+    [broker]
+    url = "mqtt://192.168.1.10:1883"
+    [data]
+    path = "/home/pi/commands.csv"
+
+The same without a file:
+
+    sidestream agent run --job support-intents --broker mqtt://192.168.1.10:1883 --data commands.csv
+    tail -F commands.jsonl | sidestream agent run agent.toml --data -
+"""
+
+_PREDICT_HELP: Final = """\
+Label texts with the weights that this device's agent adopted last. Needs no broker and no network.
+
+    sidestream agent predict --state-dir ~/.local/state/sidestream/agent/support-intents "turn the lights off"
+    sidestream agent predict --state-dir DIR --file texts.txt --json
+    echo "turn the lights off" | sidestream agent predict --state-dir DIR
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``agent`` with its commands; the chosen handler arrives as ``args.handler``."""
+    parser = subparsers.add_parser(
+        "agent",
+        help="run the agent of a device, predict with what it adopted",
+        description="Run the agent of a device, and predict with the weights it adopted.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_predict(commands)
+
+
+def _add_run(commands: Any) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="run the agent",
+        description=_RUN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG", type=Path, nargs="?", help="the device's settings, such as agent.toml"
+    )
+    add_flags(parser, AgentConfig, short=_SHORT, hidden=_SECRET)
+    parser.set_defaults(handler=run)
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="label texts, offline",
+        description=_PREDICT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("text", metavar="TEXT", nargs="*", help="texts to label; none: one a line of input")
+    parser.add_argument(
+        "--state-dir", metavar="DIR", type=Path, required=True, help="the agent's state directory"
+    )
+    parser.add_argument("--file", metavar="FILE", type=Path, help="read one text a line from here")
+    parser.add_argument(
+        "--backbone", metavar="REFERENCE", default="", help="where the backbone is now, if it has moved"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.set_defaults(handler=predict)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the agent until SIGINT or SIGTERM."""
+    config = load_config(AgentConfig, args.config, overrides(args))
+    config.broker.endpoint()
+    set_up(config.log_level)
+    from edge_agent.agent import Agent
+
+    def started(metrics_url: str) -> None:
+        print(
+            f"agent {agent.name} (tier {agent.tier}) of job {config.job!r}; state in {config.state_path}",
+            flush=True,
+        )
+        if metrics_url:
+            print(f"metrics: {metrics_url}", flush=True)
+
+    with stop_event() as stop:
+        agent = Agent(config, stop=stop, started=started)
+        return agent.run()
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Print a label and its probability for each text."""
+    set_up("warning")
+    texts = texts_of(args.text, args.file)
+    from edge_agent.predictor import load
+
+    predictor = load(args.state_dir, backbone=args.backbone)
+    at_once = _AT_ONCE if args.text or args.file else 1  # whoever pipes texts in may wait for each answer
+    while batch := list(islice(texts, at_once)):
+        for text, answer in zip(batch, predictor.predict(batch), strict=True):
+            if args.json:
+                print(json.dumps({"text": text, **msgspec.to_builtins(answer)}, ensure_ascii=False))
+            else:
+                print(f"{answer.label}\t{answer.probability:.3f}\t{text}")
+        sys.stdout.flush()
+    return 0
+
+
+def texts_of(given: list[str], file: Path | None) -> Iterator[str]:
+    """The texts to label: those given, else a line each of the file, else of standard input.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if given:
+        return iter(given)
+    if file is None:
+        return _lines(sys.stdin)
+    try:
+        return _lines(file.read_text(encoding="utf-8", errors="replace").splitlines())
+    except OSError as exc:
+        raise DataError(f"--file: {file} cannot be read: {exc.strerror}") from exc
+
+
+def _lines(source: Iterable[str]) -> Iterator[str]:
+    return (line for line in map(str.strip, source) if line)

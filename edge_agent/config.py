@@ -1,0 +1,118 @@
+"""The agent's settings, as they stand in agent.toml. Reads nothing but the environment's home directory."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from broker_config.settings import BrokerSettings
+from contract.errors import ConfigError
+from contract.topics import check_name
+
+_PART = re.compile(r"(\d{1,6})/(\d{1,6})")
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Read ``k/n`` with k < n.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    match = _PART.fullmatch(text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ConfigError("data.evaluation_part", f"{text!r} is no part; write k/n with k from 0 to n-1")
+    return int(match[1]), int(match[2])
+
+
+class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the device's samples come from: the ``[data]`` table."""
+
+    path: str = ""
+    """A JSONL, CSV or TSV file, a folder of such files, or - for standard input. Empty: no data of its own;
+    the device only receives weights and predicts."""
+    format: Literal["auto", "jsonl", "csv", "tsv"] = "auto"
+    """How rows are written; auto goes by the file's name, or by the first line of standard input."""
+    text_column: Annotated[str, msgspec.Meta(min_length=1)] = "text"
+    """The column (JSONL: key) that holds the text."""
+    label_column: str = "label"
+    """The column (JSONL: key) that holds the label's name. Empty: the rows have no labels."""
+    watch: bool = False
+    """Keep looking for new files in the folder, and for rows appended to files."""
+    poll_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 2.0
+    """How often a watched folder or file is looked at."""
+    held_out_share: Annotated[float, msgspec.Meta(ge=0, le=0.9)] = 0.1
+    """The share of samples that is never uploaded and measures accuracy here instead, chosen by a hash of the
+    text; 0 where evaluation_path is set."""
+    evaluation_path: str = ""
+    """A file of samples that measure accuracy instead of a held-out share."""
+    evaluation_max_samples: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1000
+    """Measure accuracy on at most so many samples."""
+    evaluation_part: str = "0/1"
+    """k/n: use every n-th row of the evaluation file, from row k on, so that n devices share one file."""
+    plugin: str = ""
+    """An installed plug-in (entry point group sidestream.sources) that yields the samples instead."""
+
+    def __post_init__(self) -> None:
+        parse_part(self.evaluation_part)
+        if self.plugin and self.path:
+            raise ConfigError("data.plugin", "a plug-in replaces data.path; give one of the two")
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything an agent must be told; what is not here it learns from the job's plan."""
+
+    job: str
+    """Name of the job to take part in, as in the trainer's settings."""
+    broker: BrokerSettings = BrokerSettings()
+    """How to reach the broker."""
+    data: DataConfig = DataConfig()
+    """Where samples come from."""
+    device: str = ""
+    """This device's name in the fleet. Empty: a hash of the board's serial number or the machine id."""
+    tier: str = ""
+    """Its hardware tier, one of those in the plan. Empty: detected from the board (pi4, pi5, jetson-orin, …;
+    generic where it is none of these)."""
+    backbone: str = ""
+    """Where this device has the tier's backbone, if not where the plan says: a folder, a hub name, or
+    package:NAME. It must be the same model."""
+    state_dir: str = ""
+    """Folder for the outbox and the adopted weights. Empty: below ~/.local/state/sidestream."""
+    threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+    """Processor threads for the backbone; 0 leaves it to torch."""
+    outbox_max_mib: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
+    """Batches that wait for the trainer take up this much disk space at most."""
+    when_full: Literal["pause", "drop_oldest"] = "pause"
+    """What to do then: stop computing until there is room, or drop the oldest batches and count them."""
+    broker_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0
+    """Give up if the broker cannot be reached for so long after the start; 0 tries for ever. Once connected,
+    an agent always tries for ever."""
+    telemetry_every_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
+    """How often the device reports its counters."""
+    exit_when_done: bool = False
+    """Stop once all data is uploaded and receipted and the final weights are adopted and measured. Otherwise
+    the agent stays and adopts every new version."""
+    metrics_port: Annotated[int, msgspec.Meta(ge=-1, le=65535)] = -1
+    """Serve this agent's own figures to Prometheus on this port; 0 takes any free one, -1 none. The trainer's
+    port shows the whole fleet."""
+    metrics_host: str = "127.0.0.1"
+    """Where they are served; 0.0.0.0 lets other machines scrape."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged."""
+
+    def __post_init__(self) -> None:
+        check_name("job", self.job)
+        for field in ("device", "tier"):
+            if value := getattr(self, field):
+                check_name(field, value)
+
+    @property
+    def state_path(self) -> Path:
+        """The state directory; where none is given, a folder of the job's in the user's state."""
+        if self.state_dir:
+            return Path(self.state_dir).expanduser()
+        root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+        return Path(root).expanduser() / "sidestream" / "agent" / self.job

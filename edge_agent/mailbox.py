@@ -1,0 +1,61 @@
+"""Where network callbacks leave what they heard: the newest message of each topic, bounded.
+
+Every topic an agent listens to carries a state (plan, receipt, flow, weights), so that only its newest
+message matters: a burst costs no memory, and a slow device skips versions that are already outdated.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from broker_config.transport import Connected, Disconnected, Event, Received
+
+MAX_BYTES = 64 * 1024 * 1024
+MAX_TOPICS = 4096
+_CONNECTION = ""  # no topic is empty
+
+
+class Mailbox:
+    """Put from any thread, take from one."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        """Messages that found no room."""
+        self.bytes_received = 0
+        """Payload bytes of all messages, dropped ones included."""
+        self._newest: dict[str, Event] = {}
+        self._bytes = 0
+        self._filled = threading.Condition()
+
+    def put(self, event: Event) -> None:
+        """Take in an event; never blocks."""
+        with self._filled:
+            key, size = _key(event), _size(event)
+            self.bytes_received += size
+            replaced = self._newest.get(key)
+            total = self._bytes + size - (_size(replaced) if replaced else 0)
+            if total > MAX_BYTES or (replaced is None and len(self._newest) >= MAX_TOPICS):
+                self.dropped += 1
+                return
+            self._newest.pop(key, None)
+            self._newest[key] = event  # at the end: events are taken in the order of their last coming
+            self._bytes = total
+            self._filled.notify()
+
+    def take(self, timeout_s: float) -> list[Event]:
+        """Everything new, oldest first; waits up to ``timeout_s`` for something."""
+        with self._filled:
+            self._filled.wait_for(lambda: self._newest, timeout_s)
+            events = list(self._newest.values())
+            self._newest.clear()
+            self._bytes = 0
+            return events
+
+
+def _key(event: Event) -> str:
+    return event.topic if isinstance(event, Received) else _CONNECTION
+
+
+def _size(event: Event) -> int:
+    assert isinstance(event, Received | Connected | Disconnected)
+    return len(event.payload) if isinstance(event, Received) else 0

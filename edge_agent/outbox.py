@@ -1,0 +1,377 @@
+"""The device's memory: batches until they are receipted, samples already consumed, counters. One SQLite file.
+
+Append, consume and count happen in one transaction, so that after a crash at any moment each sample is either
+in a batch or still to be read, never both and never neither. Knows no tensors and no network.
+
+``synchronous`` is FULL: with NORMAL a power cut may roll the last commits back, and a sequence number would
+be given out a second time; the trainer, which has journaled the first one, would take the new batch for a
+duplicate, and its samples would be lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+from contract.errors import StateError
+from edge_agent.samples import Row, Sample
+
+FILE_NAME = "agent.db"
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS consumed (key BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS held_out (key BLOB PRIMARY KEY, text TEXT NOT NULL, label TEXT);
+CREATE TABLE IF NOT EXISTS batches (
+    sequence INTEGER PRIMARY KEY, samples INTEGER NOT NULL, payload BLOB NOT NULL
+);
+"""
+log = logging.getLogger(__name__)
+
+
+class Slot(NamedTuple):
+    """A batch's place in the stream; its payload carries all of it."""
+
+    stream: str
+    sequence: int
+    floor: int
+    first_sample: int
+    """Ordinal number of its first sample; the others follow."""
+
+
+class Waiting(NamedTuple):
+    """A batch in the outbox."""
+
+    sequence: int
+    payload: bytes
+
+
+@dataclass
+class Taken:
+    """Samples taken from the source since the last transaction, and what became of them."""
+
+    keys: list[bytes] = field(default_factory=list)
+    held_out: list[Sample] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    """What to add to the counters; names as in :class:`contract.messages.Telemetry`."""
+    forward_seconds: float = 0.0
+
+
+class Outbox:
+    """The outbox in a state directory, which the caller has locked. Safe between threads.
+
+    Args:
+        folder: The state directory.
+        job: The directory belongs to one job for ever,
+        device: to one device,
+        tier: and to one tier.
+        max_bytes: Room for waiting batches.
+        when_full: ``pause``: :meth:`has_room` says so and the caller waits. ``drop_oldest``: appending drops
+            the oldest batches, and counts them.
+
+    Raises:
+        StateError: the directory cannot be used, or belongs to another job, device or tier.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        job: str,
+        device: str,
+        tier: str,
+        max_bytes: int,
+        when_full: Literal["pause", "drop_oldest"] = "pause",
+    ) -> None:
+        self.folder = folder
+        self._max_bytes = max_bytes
+        self._when_full = when_full
+        self._lock = threading.RLock()
+        self._volatile: Counter[str] = Counter()
+        self._closed = False
+        self._db = self._open()
+        try:
+            self._bind(job=job, device=device, tier=tier)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def __enter__(self) -> Outbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- identity ----------------------------------------------------------------------------------------
+
+    @property
+    def stream(self) -> str:
+        """The stream's id, 32 hex digits, made at random with the outbox."""
+        return self._meta("stream")
+
+    @property
+    def next_sequence(self) -> int:
+        """The number that the next batch will get."""
+        return int(self._meta("next_sequence"))
+
+    def new_birth(self) -> int:
+        """Count one more life of the agent; the first is 1."""
+        with self._transaction():
+            birth = int(self._meta("births")) + 1
+            self._set_meta("births", str(birth))
+        return birth
+
+    def begin_run(self, run: str) -> bool:
+        """Bind the outbox to a trainer's journal.
+
+        A journal that is new knows nothing of what was sent before: the stream starts over with a new id, and
+        every sample may be read again.
+
+        Returns:
+            Whether the stream started over.
+        """
+        with self._transaction():
+            known = self._meta("run")
+            if known not in ("", run):
+                self._start_over()
+            self._set_meta("run", run)
+        return known not in ("", run)
+
+    # --- samples -----------------------------------------------------------------------------------------
+
+    def is_consumed(self, key: bytes) -> bool:
+        """Whether a sample needs no more looking at."""
+        with self._reading() as db:
+            return db.execute("SELECT 1 FROM consumed WHERE key = ?", (key,)).fetchone() is not None
+
+    def consume(self, taken: Taken) -> None:
+        """Remember samples that were not uploaded: held out, or unusable."""
+        with self._transaction():
+            self._consume(taken)
+
+    def held_out(self, limit: int) -> list[Row]:
+        """The first samples that were held out for evaluation."""
+        with self._reading() as db:
+            rows = db.execute("SELECT text, label FROM held_out ORDER BY rowid LIMIT ?", (limit,)).fetchall()
+        return [Row(text, label) for text, label in rows]
+
+    # --- batches -----------------------------------------------------------------------------------------
+
+    def append(self, pack: Callable[[Slot], bytes], samples: int, taken: Taken) -> int:
+        """Add a batch and consume its samples, in one transaction.
+
+        Args:
+            pack: Makes the payload for the place in the stream that the batch gets.
+            samples: How many it holds.
+            taken: Its samples' keys among others, and counts.
+
+        Returns:
+            The batch's sequence number.
+        """
+        with self._transaction() as db:
+            sequence = self.next_sequence
+            first = int(self._meta("next_sample"))
+            payload = pack(Slot(self.stream, sequence, self.floor, first))
+            if self._when_full == "drop_oldest":
+                self._make_room(len(payload))
+            db.execute("INSERT INTO batches VALUES (?, ?, ?)", (sequence, samples, payload))
+            self._set_meta("next_sequence", str(sequence + 1))
+            self._set_meta("next_sample", str(first + samples))
+            self._consume(taken)
+        return sequence
+
+    def pending(self, after: int, limit: int) -> list[Waiting]:
+        """Up to ``limit`` waiting batches with sequences over ``after``, in order."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT sequence, payload FROM batches WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                (after, limit),
+            ).fetchall()
+        return [Waiting(sequence, payload) for sequence, payload in rows]
+
+    def receipt(self, upto: int) -> list[int]:
+        """Delete every batch up to a sequence, because the trainer has it.
+
+        Returns:
+            The sequences that were deleted.
+
+        Raises:
+            StateError: the receipt is for batches that this outbox never made: it was set back.
+        """
+        with self._lock:
+            if upto >= self.next_sequence:
+                raise StateError(
+                    f"{self.folder}: the trainer has receipts up to batch {upto}, but this outbox only got "
+                    f"to {self.next_sequence - 1}: it was restored from an older copy. Remove the folder; "
+                    "the agent then starts over with a new stream"
+                )
+            if upto < self.floor:
+                return []
+            with self._transaction() as db:
+                gone = db.execute(
+                    "SELECT sequence FROM batches WHERE sequence <= ? ORDER BY sequence", (upto,)
+                )
+                sequences = [sequence for (sequence,) in gone.fetchall()]
+                db.execute("DELETE FROM batches WHERE sequence <= ?", (upto,))
+            return sequences
+
+    def refuse(self, sequence: int) -> None:
+        """Delete one batch, because the trainer will never take it, and count it."""
+        with self._transaction() as db:
+            if db.execute("DELETE FROM batches WHERE sequence = ?", (sequence,)).rowcount:
+                self._add("batches_refused", 1)
+
+    @property
+    def floor(self) -> int:
+        """The lowest sequence still waiting; if none is, the next one to be made."""
+        with self._reading() as db:
+            lowest = db.execute("SELECT MIN(sequence) FROM batches").fetchone()[0]
+        return self.next_sequence if lowest is None else int(lowest)
+
+    def size(self) -> tuple[int, int]:
+        """Waiting batches, and their bytes."""
+        with self._reading() as db:
+            count, total = db.execute("SELECT COUNT(*), SUM(LENGTH(payload)) FROM batches").fetchone()
+        return count, total or 0
+
+    def has_room(self) -> bool:
+        """Whether another batch may be computed. The cap may be passed by one batch, no more."""
+        return self._when_full == "drop_oldest" or self.size()[1] < self._max_bytes
+
+    # --- counters ----------------------------------------------------------------------------------------
+
+    def count(self, name: str, amount: int) -> None:
+        """Add to a counter that may lose a little in a crash: it is saved with the next transaction."""
+        with self._lock:
+            self._volatile[name] += amount
+
+    def counters(self) -> Counter[str]:
+        """Every counter, over the life of the outbox; ``forward_us`` in microseconds."""
+        with self._reading() as db:
+            saved = Counter(dict(db.execute("SELECT name, value FROM counters").fetchall()))
+        return saved + self._volatile
+
+    def close(self) -> None:
+        """Save the counters and close the file. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self.consume(Taken())
+            except StateError as exc:
+                log.warning("counters were not saved: %s", exc)
+            self._db.close()
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        path = self.folder / FILE_NAME
+        with _as_state_error(path):
+            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _SCHEMA_VERSION):
+                db.close()
+                raise StateError(f"{path}: written by another version of Sidestream (schema {version})")
+            db.executescript(_SCHEMA)
+            db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        return db
+
+    def _bind(self, **owner: str) -> None:
+        with self._transaction():
+            if not self._meta("stream"):
+                self._start_over()
+            for name, value in owner.items():
+                known = self._meta(name) or value
+                if known != value:
+                    raise StateError(
+                        f"{self.folder}: this state directory belongs to {name} {known!r}, not {value!r}; "
+                        "give each its own (--state-dir)"
+                    )
+                self._set_meta(name, value)
+
+    def _start_over(self) -> None:
+        for table in ("batches", "consumed", "held_out", "counters"):
+            self._db.execute(f"DELETE FROM {table}")
+        self._volatile.clear()
+        self._set_meta("stream", secrets.token_hex(16))
+        self._set_meta("next_sequence", "1")
+        self._set_meta("next_sample", "0")
+        self._set_meta("births", self._meta("births") or "0")
+
+    def _consume(self, taken: Taken) -> None:
+        self._db.executemany("INSERT OR IGNORE INTO consumed VALUES (?)", [(key,) for key in taken.keys])
+        self._db.executemany(
+            "INSERT OR IGNORE INTO held_out VALUES (?, ?, ?)",
+            [(sample.key, sample.text, sample.label) for sample in taken.held_out],
+        )
+        for name, amount in (*taken.counts.items(), *self._volatile.items()):
+            self._add(name, amount)
+        self._add("forward_us", round(taken.forward_seconds * 1e6))
+        self._volatile.clear()
+
+    def _make_room(self, needed: int) -> None:
+        count, total = self.size()
+        while count and total + needed > self._max_bytes:
+            row = self._db.execute(
+                "SELECT sequence, samples, LENGTH(payload) FROM batches ORDER BY sequence LIMIT 1"
+            ).fetchone()
+            self._db.execute("DELETE FROM batches WHERE sequence = ?", (row[0],))
+            self._add("batches_dropped", 1)
+            self._add("samples_dropped", row[1])
+            count, total = count - 1, total - row[2]
+
+    def _add(self, name: str, amount: int) -> None:
+        if amount:
+            self._db.execute(
+                "INSERT INTO counters VALUES (?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                (name, amount),
+            )
+
+    def _meta(self, name: str) -> str:
+        with self._reading() as db:
+            row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return "" if row is None else str(row[0])
+
+    def _set_meta(self, name: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, _as_state_error(self.folder / FILE_NAME):
+            yield self._db
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, _as_state_error(self.folder / FILE_NAME):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+@contextmanager
+def _as_state_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise StateError(f"{path}: {exc}") from exc

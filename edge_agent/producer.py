@@ -1,0 +1,240 @@
+"""Samples to batches: split off the held-out share, forward once, sample, quantise, into the outbox.
+
+Runs on a thread of its own, so that forward passes overlap with sending. Knows no network.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from contract.messages import ActivationBatch, to_bin
+from contract.plan import Plan, TierPlan, labels_id
+from contract.sampling import parse_sampling
+from contract.tensors import encode, encoded_sizes
+from contract.wire import pack
+from edge_agent.outbox import Outbox, Slot, Taken
+from edge_agent.samples import Sample, is_held_out
+from edge_agent.sources import Source
+from edge_agent.taps import Sampled, sample_tokens
+from metrics.catalogue import AgentMetrics
+
+if TYPE_CHECKING:
+    from edge_agent.backbone import Backbone
+
+_LOOK_AHEAD = 4  # batches; samples of similar length are computed together
+_HEADER_BYTES = 1024  # what a message holds beside its arrays, at most
+_SAVE_EVERY = 256  # samples set aside between two transactions
+_WAIT_S = 0.1
+log = logging.getLogger(__name__)
+
+
+class Producer:
+    """Turns a source's samples into batches until the source ends or it is stopped.
+
+    Args:
+        source: Where samples come from.
+        outbox: Where batches go; knows which samples were consumed.
+        backbone: The frozen transformer.
+        plan: The job, ready for the tier.
+        tier: This device's tier.
+        held_out_share: Share of the samples that is set aside.
+        poll_s: How often a source that has not ended is asked again.
+        max_message_bytes: Larger batches are split.
+        stopped: Asked often; true ends :meth:`run`.
+        on_batch: Called after each batch.
+        metrics: Told how long forward passes take.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        outbox: Outbox,
+        backbone: Backbone,
+        plan: Plan,
+        tier: str,
+        *,
+        held_out_share: float,
+        poll_s: float,
+        max_message_bytes: int,
+        stopped: Callable[[], bool],
+        on_batch: Callable[[], None],
+        metrics: AgentMetrics,
+    ) -> None:
+        self._source = source
+        self._outbox = outbox
+        self._held_out_share = held_out_share
+        self._poll_s = poll_s
+        self._stopped = stopped
+        self._on_batch = on_batch
+        self._metrics = metrics
+        self._batch_size = plan.tiers[tier].batch_size
+        self._maker = BatchMaker(backbone, plan, tier, max_message_bytes)
+        self._label_index = {name: index for index, name in enumerate(plan.labels)}
+        self._pool: list[Sample] = []
+        self._waiting: set[bytes] = set()  # keys in the pool or in _taken: neither computed nor consumed yet
+        self._taken = Taken()
+
+    def run(self) -> None:
+        """Produce until the source has ended.
+
+        Raises:
+            DataError: the source cannot be read.
+            StateError: the outbox cannot be written.
+        """
+        while not self._stopped():
+            for sample in self._source.read():
+                self._take(sample)
+                if self._stopped():
+                    return
+            self._compute(self._pool)
+            self._save()
+            if self._source.ended:
+                return
+            self._pause(self._poll_s)
+
+    def _take(self, sample: Sample) -> None:
+        if sample.key in self._waiting or self._outbox.is_consumed(sample.key):
+            return
+        self._waiting.add(sample.key)
+        if is_held_out(sample.text, self._held_out_share):
+            self._set_aside(sample, "samples_held_out")
+        elif sample.text.strip() and sample.label in self._label_index:
+            self._pool.append(sample)
+            if len(self._pool) >= _LOOK_AHEAD * self._batch_size:
+                self._compute(self._pool)
+        else:
+            self._set_aside(sample, "samples_skipped")
+
+    def _set_aside(self, sample: Sample, reason: str) -> None:
+        """Consume a sample that is not uploaded."""
+        self._taken.keys.append(sample.key)
+        self._taken.counts.update({"samples_read": 1, reason: 1})
+        if reason == "samples_held_out":
+            self._taken.held_out.append(sample)
+        if len(self._taken.keys) >= _SAVE_EVERY:
+            self._save()
+
+    def _save(self) -> None:
+        if self._taken.keys:
+            self._outbox.consume(self._taken)
+            self._waiting.difference_update(self._taken.keys)
+            self._taken = Taken()
+
+    def _compute(self, pool: list[Sample]) -> None:
+        """Batch, forward and append everything in the pool, similar lengths together."""
+        pool.sort(key=lambda sample: len(sample.text))
+        for start in range(0, len(pool), self._batch_size):
+            while not self._outbox.has_room() and not self._stopped():
+                time.sleep(_WAIT_S)
+            if self._stopped():
+                return
+            self._forward(pool[start : start + self._batch_size])
+        pool.clear()
+
+    def _forward(self, samples: Sequence[Sample]) -> None:
+        targets = [self._label_index[str(sample.label)] for sample in samples]
+        sampled, seconds = self._maker.forward([sample.text for sample in samples])
+        self._metrics.batch_forward_seconds.observe(seconds)
+        usable = sampled.finite_rows().numpy() & self._maker.fits(sampled)
+        if not usable.all():
+            self._refuse([sample for sample, good in zip(samples, usable, strict=True) if not good])
+        if usable.any():
+            rows = np.flatnonzero(usable)
+            self._append(sampled, samples, np.asarray(targets), rows, seconds)
+
+    def _refuse(self, samples: Sequence[Sample]) -> None:
+        log.warning(
+            "%d samples skipped: their activations are not finite, or too large to send", len(samples)
+        )
+        for sample in samples:
+            self._taken.counts["samples_forwarded"] += 1
+            self._set_aside(sample, "samples_skipped")
+
+    def _append(
+        self,
+        sampled: Sampled,
+        samples: Sequence[Sample],
+        targets: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        seconds: float,
+    ) -> None:
+        for part in self._maker.split(sampled, rows):
+            taken, self._taken = self._taken, Taken()
+            taken.keys += [samples[row].key for row in part]
+            taken.counts.update({"samples_read": len(part), "samples_forwarded": len(part)})
+            taken.forward_seconds += seconds * len(part) / len(rows)
+            self._outbox.append(self._maker.packer(sampled, targets, part), len(part), taken)
+            self._waiting.difference_update(taken.keys)
+            self._on_batch()
+
+    def _pause(self, seconds: float) -> None:
+        until_s = time.monotonic() + seconds
+        while not self._stopped() and (left_s := until_s - time.monotonic()) > 0:
+            time.sleep(min(_WAIT_S, left_s))
+
+
+class BatchMaker:
+    """Everything about a message but its place in the stream, as the plan asks for it."""
+
+    def __init__(self, backbone: Backbone, plan: Plan, tier: str, max_message_bytes: int) -> None:
+        self._backbone = backbone
+        self._tier: TierPlan = plan.tiers[tier]
+        self._sampling = parse_sampling(self._tier.sampling)
+        self._labels_id = labels_id(plan.labels)
+        self._most_bytes = max_message_bytes - _HEADER_BYTES
+
+    def forward(self, texts: Sequence[str]) -> tuple[Sampled, float]:
+        """The one forward pass of these texts: sampled activations, and seconds."""
+        taps = self._backbone.forward(texts, self._tier.taps, self._tier.max_tokens)
+        return sample_tokens(taps, self._sampling, is_decoder=self._backbone.is_decoder), taps.seconds
+
+    def fits(self, sampled: Sampled) -> npt.NDArray[np.bool_]:
+        """[K]: rows that fit a message on their own."""
+        lengths = sampled.mask.sum(dim=1).tolist()
+        return np.array([self._size(1, length) <= self._most_bytes for length in lengths])
+
+    def split(self, sampled: Sampled, rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+        """Cut rows into runs that fit a message, by halves."""
+        vectors = int(sampled.mask[rows].sum())
+        if len(rows) == 1 or self._size(len(rows), vectors) <= self._most_bytes:
+            yield rows
+            return
+        middle = len(rows) // 2
+        yield from self.split(sampled, rows[:middle])
+        yield from self.split(sampled, rows[middle:])
+
+    def packer(
+        self, sampled: Sampled, targets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+    ) -> Callable[[Slot], bytes]:
+        """Quantise some rows now; the outbox asks for the message once their place is known."""
+        vectors, lengths = sampled.select(torch.from_numpy(rows)).ragged()
+        tensor = encode(vectors, self._tier.codec)
+
+        def packed(slot: Slot) -> bytes:
+            batch = ActivationBatch(
+                stream=slot.stream,
+                sequence=slot.sequence,
+                floor=slot.floor,
+                fingerprint=self._backbone.fingerprint,
+                labels_id=self._labels_id,
+                taps=self._tier.taps,
+                sampling=self._tier.sampling,
+                samples=to_bin(np.arange(slot.first_sample, slot.first_sample + len(rows)), "<u4"),
+                lengths=to_bin(lengths, "<u2"),
+                targets=to_bin(targets[rows], "<u2"),
+                activations=tensor,
+            )
+            return pack(batch)
+
+        return packed
+
+    def _size(self, rows: int, vectors: int) -> int:
+        shape = (len(self._tier.taps), vectors, self._backbone.width)
+        return sum(encoded_sizes(self._tier.codec, shape)) + 8 * rows

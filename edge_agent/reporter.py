@@ -1,0 +1,103 @@
+"""What the device says of itself: births and deaths, telemetry, a progress line in its own log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Literal
+
+from broker_config.transport import LastWord, Will
+from contract.messages import Status
+from contract.topics import Topics
+from contract.wire import pack
+from edge_agent.adoption import InUse
+from edge_agent.outbox import Outbox
+from edge_agent.telemetry import progress_line, take_telemetry
+from metrics.catalogue import AgentMetrics
+from metrics.telemetry import DeviceExporter
+
+if TYPE_CHECKING:
+    from edge_agent.backbone import Backbone
+
+_PROGRESS_S = 10.0
+log = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Writes the device's messages; who holds it sends them.
+
+    Args:
+        outbox: Where the counters are.
+        topics: The job's.
+        tier: The device's tier,
+        name: and its name.
+        labels: Label names in its data.
+        metrics: Shows the same figures.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        topics: Topics,
+        *,
+        tier: str,
+        name: str,
+        labels: tuple[str, ...],
+        metrics: AgentMetrics,
+    ) -> None:
+        self.backbone: Backbone | None = None
+        """Once it is loaded."""
+        self._outbox = outbox
+        self._labels = labels
+        self._birth = outbox.new_birth()
+        self._status_topic = topics.status(tier, name)
+        self._telemetry_topic = topics.telemetry(tier, name)
+        self._exporter = DeviceExporter(metrics)
+        self._said = ""
+        self._said_s = 0.0
+
+    def will(self) -> Will:
+        """What the broker says if we are lost."""
+        return Will(topic=self._status_topic, payload=pack(self._status("offline", "lost")))
+
+    def birth(self) -> LastWord:
+        """That we are here, and with which backbone."""
+        return LastWord(self._status_topic, pack(self._status("online")), 1, True)
+
+    def death(self, reason: str) -> LastWord:
+        """That we leave."""
+        return LastWord(self._status_topic, pack(self._status("offline", reason)), 1, True)
+
+    def telemetry(self, in_use: InUse | None, *, source_ended: bool, qos: int = 0) -> LastWord:
+        """The figures now; they are shown in the metrics and, now and then, in the log."""
+        telemetry = take_telemetry(self._outbox, in_use, source_ended=source_ended)
+        self._exporter.update(telemetry)
+        line, now = progress_line(telemetry), time.monotonic()
+        news = line != self._said and (telemetry.samples_read or telemetry.weights_version)
+        if news and (now - self._said_s > _PROGRESS_S or telemetry.finished):
+            log.info("%s", line)
+            self._said, self._said_s = line, now
+        return LastWord(self._telemetry_topic, pack(telemetry), qos, False)
+
+    def _status(self, state: Literal["online", "offline"], reason: str = "") -> Status:
+        backbone = self.backbone
+        return Status(
+            state=state,
+            birth=self._birth,
+            stream=self._outbox.stream,
+            software=_software(),
+            backbone=backbone.name if backbone else "",
+            fingerprint=backbone.fingerprint if backbone else "",
+            depth=backbone.depth if backbone else 0,
+            width=backbone.width if backbone else 0,
+            labels=self._labels if state == "online" else (),
+            reason=reason,
+        )
+
+
+def _software() -> str:
+    try:
+        return version("sidestream")
+    except PackageNotFoundError:
+        return ""

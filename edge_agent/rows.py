@@ -1,0 +1,187 @@
+"""JSONL, CSV and TSV from bytes to rows, piece by piece. Knows no files: whoever feeds it reads them.
+
+A row is given out once it is complete; the rest waits for more bytes. A broken row is skipped and counted. A
+wrong column name is an error, because no row would be usable. TSV knows no quotes, CSV those of RFC 4180.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+from contract.errors import DataError
+from edge_agent.samples import Row
+
+MAX_ROW_BYTES = 1024 * 1024
+_SHOWN = 3  # broken rows that are told of one by one
+_BOM = b"\xef\xbb\xbf"
+Format: TypeAlias = Literal["jsonl", "csv", "tsv"]
+log = logging.getLogger(__name__)
+
+
+class _Broken(Exception):  # noqa: N818  (it never leaves this file)
+    """Why a row cannot be used."""
+
+
+class RowParser:
+    """Turns the bytes of one file into rows.
+
+    Args:
+        name: The file, for messages.
+        kind: How rows are written.
+        text_column: Column or key of the text.
+        label_column: Column or key of the label; empty if there is none.
+    """
+
+    def __init__(self, name: str, kind: Format, text_column: str, label_column: str) -> None:
+        self.name = name
+        self.rows = 0
+        """Usable rows given out."""
+        self.broken = 0
+        """Rows skipped."""
+        self._kind = kind
+        self._text_column = text_column
+        self._label_column = label_column
+        self._names: list[str] | None = None  # the header; of JSONL, the first object's keys
+        self._tail = b""
+        self._line = 1
+        self._at_start = True
+        self._skipping = False  # inside a row that is longer than any may be
+
+    def feed(self, data: bytes, *, final: bool = False) -> Iterator[Row]:
+        """Give out the rows that ``data`` completes; with ``final``, whatever is left counts as complete.
+
+        Raises:
+            DataError: a column is missing from the header (JSONL: from the first object).
+        """
+        lines = self._take_lines(data, final)
+        at = 0
+        while at < len(lines):
+            row, used = self._read_row(lines, at, final)
+            if not used:
+                break
+            at += used
+            self._line += used
+            if row is not None:
+                self.rows += 1
+                yield row
+        self._keep(b"".join(lines[at:]) + self._tail)
+
+    def _take_lines(self, data: bytes, final: bool) -> list[bytes]:
+        """Complete lines, their ends included; what follows the last one becomes the tail."""
+        buffer = self._tail + data
+        if self._at_start and (len(buffer) >= len(_BOM) or final):
+            self._at_start = False
+            buffer = buffer.removeprefix(_BOM)
+        end = len(buffer) if final else buffer.rfind(b"\n") + 1
+        self._tail = buffer[end:]
+        lines = buffer[:end].splitlines(keepends=True)
+        if lines and self._skipping:
+            self._skipping = False
+            self._line += 1
+            del lines[0]
+        return lines
+
+    def _keep(self, tail: bytes) -> None:
+        self._tail = tail
+        if len(tail) > MAX_ROW_BYTES:
+            if not self._skipping:
+                self._report(f"longer than {MAX_ROW_BYTES} bytes")
+            self._tail, self._skipping = b"", True
+
+    def _read_row(self, lines: Sequence[bytes], at: int, final: bool) -> tuple[Row | None, int]:
+        """The row that starts at a line, if it is usable, and how many lines it takes; 0 if it goes on."""
+        if not lines[at].strip():
+            return None, 1
+        try:
+            if self._kind == "jsonl":
+                return self._from_json(_text(lines[at])), 1
+            cells, used = _csv_cells(lines, at, final) if self._kind == "csv" else (_tsv_cells(lines[at]), 1)
+            return (self._from_cells(cells) if used else None), used
+        except _Broken as broken:
+            self._report(str(broken))
+            return None, 1
+
+    def _from_json(self, line: str) -> Row:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as exc:
+            raise _Broken(f"not JSON: {exc}") from exc
+        if not isinstance(value, dict):
+            raise _Broken("not a JSON object")
+        if self._names is None:
+            self._learn_names(list(value))
+        return _row(value.get(self._text_column), value.get(self._label_column))
+
+    def _from_cells(self, cells: list[str]) -> Row | None:
+        if self._names is None:
+            self._learn_names([cell.strip() for cell in cells])
+            return None
+        if len(cells) != len(self._names):
+            raise _Broken(f"{len(cells)} fields where the header has {len(self._names)}")
+        named = dict(zip(self._names, cells, strict=True))
+        return _row(named[self._text_column], named.get(self._label_column))
+
+    def _learn_names(self, names: list[str]) -> None:
+        wanted = (("data.text_column", self._text_column), ("data.label_column", self._label_column))
+        for field, column in wanted:
+            if column and column not in names:
+                raise DataError(
+                    f"{field}: no column {column!r} in {self.name}; it has: {', '.join(names)[:300]}"
+                )
+        self._names = names
+
+    def _report(self, reason: str) -> None:
+        self.broken += 1
+        if self.broken <= _SHOWN:
+            more = "; further ones are only counted" if self.broken == _SHOWN else ""
+            log.warning("%s, line %d: %s: row skipped%s", self.name, self._line, reason[:200], more)
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as exc:
+        raise _Broken("not UTF-8") from exc
+
+
+def _tsv_cells(line: bytes) -> list[str]:
+    return _text(line).rstrip("\r\n").split("\t")
+
+
+def _csv_cells(lines: Sequence[bytes], at: int, final: bool) -> tuple[list[str], int]:
+    """The cells of the record that starts at a line, and its lines; 0 lines if a quoted field goes on."""
+    used = 0
+
+    def following() -> Iterator[str]:
+        nonlocal used
+        for index in range(at, len(lines)):
+            used += 1
+            yield _text(lines[index])
+
+    try:
+        return next(csv.reader(following(), strict=True)), used
+    except csv.Error as exc:
+        if "unexpected end" not in str(exc):
+            raise _Broken(str(exc)) from exc
+        if final:
+            raise _Broken("a quoted field never ends") from exc
+        return [], 0
+
+
+def _row(text: Any, label: Any) -> Row:
+    if not isinstance(text, str | int | float):
+        raise _Broken("no text in the text column")
+    name = "" if label is None else _plain(label).strip()
+    return Row(_plain(text), name or None)
+
+
+def _plain(value: Any) -> str:
+    """A scalar as text that UTF-8 can write (JSON can hold lone surrogates)."""
+    if isinstance(value, dict | list):
+        raise _Broken("a label is a name, not a list or an object")
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode(errors="replace").decode()

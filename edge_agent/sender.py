@@ -1,0 +1,165 @@
+"""From the outbox to the broker: in order, within the window, again after a reconnect or a silence.
+
+Deletes nothing: the outbox does, on a receipt. A broker's acknowledgement means nothing here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from broker_config.errors import NotConnected, PublishTimeout, TooLarge
+from broker_config.transport import Transport
+from contract.errors import BrokerError
+from contract.messages import ActivationBatch, Flow
+from contract.wire import pack, unpack
+from edge_agent.outbox import Outbox, Waiting
+from metrics.catalogue import AgentMetrics
+
+_IDLE_S = 0.5
+log = logging.getLogger(__name__)
+
+
+class Sender:
+    """Publishes waiting batches. :meth:`run` belongs to one thread; the rest may be called from any.
+
+    Args:
+        outbox: What to send.
+        transport: Where to.
+        topic: On what topic.
+        flow: The window, and whether to pause.
+        retry_s: Send unreceipted batches again when none of them was receipted for so long.
+        metrics: Told how long receipts take.
+        clock: Seconds that only rise.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        transport: Transport,
+        topic: str,
+        *,
+        flow: Flow,
+        retry_s: float,
+        metrics: AgentMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._outbox = outbox
+        self._transport = transport
+        self._topic = topic
+        self._flow = flow
+        self._retry_s = retry_s
+        self._metrics = metrics
+        self._clock = clock
+        self._first_sent_s: dict[int, float] = {}
+        self._last_sent = 0  # everything up to here is on its way, or receipted
+        self._news_s = clock()  # when something last moved: a publish after idling, or a receipt
+        self._connected = False
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def connection(self, up: bool) -> None:
+        """The connection came up or went down; what was under way before may be lost."""
+        with self._changed:
+            self._connected = up
+            self._restart()
+            self._changed.notify()
+
+    def set_flow(self, flow: Flow) -> None:
+        """The trainer changed the rate."""
+        with self._changed:
+            self._flow = flow
+            self._changed.notify()
+
+    def wake(self) -> None:
+        """There is a new batch."""
+        with self._changed:
+            self._changed.notify()
+
+    def receipted(self, sequences: Sequence[int]) -> None:
+        """These batches have left the outbox on a receipt: there is room in the window."""
+        with self._changed:
+            self._news_s = self._clock()
+            for sequence in sequences:
+                if (sent_s := self._first_sent_s.pop(sequence, None)) is not None:
+                    self._metrics.receipt_seconds.observe(self._news_s - sent_s)
+            self._changed.notify()
+
+    def send_again(self) -> None:
+        """Repeat what is under way, with today's floor: a batch before it was given up."""
+        with self._changed:
+            self._restart()
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Make :meth:`run` return soon."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    def run(self) -> None:
+        """Send until stopped.
+
+        Raises:
+            BrokerError: the broker will never take a batch of this size.
+        """
+        while not self._stopped:
+            batch = self._next()
+            if batch is None:
+                with self._changed:
+                    if not self._stopped:
+                        self._changed.wait(_IDLE_S)
+                continue
+            self._publish(batch)
+
+    def _next(self) -> Waiting | None:
+        """The next batch that may be sent now."""
+        with self._changed:
+            if not self._connected or self._flow.pause:
+                return None
+            floor = self._outbox.floor
+            under_way = self._last_sent >= floor
+            if under_way and self._clock() - self._news_s > self._retry_s:
+                log.info("no receipt for %.0f s: sending from batch %d again", self._retry_s, floor)
+                self._restart()
+            if self._last_sent - floor + 1 >= self._flow.window:
+                return None
+            if not under_way:
+                self._news_s = self._clock()
+            waiting = self._outbox.pending(max(self._last_sent, floor - 1), 1)
+            return waiting[0] if waiting else None
+
+    def _restart(self) -> None:
+        self._last_sent = 0
+        self._news_s = self._clock()
+
+    def _publish(self, batch: Waiting) -> None:
+        payload = self._with_floor(batch)
+        with self._changed:
+            self._last_sent = batch.sequence  # before it is sent: a reconnect meanwhile sets it back
+            self._first_sent_s.setdefault(batch.sequence, self._clock())
+        try:
+            self._transport.publish(self._topic, payload, qos=1)
+        except (NotConnected, PublishTimeout) as exc:
+            log.debug("batch %d was not sent: %s", batch.sequence, exc)
+            with self._changed:
+                self._last_sent = min(self._last_sent, batch.sequence - 1)
+                if not self._stopped:
+                    self._changed.wait(_IDLE_S)
+            return
+        except TooLarge as exc:
+            raise BrokerError(f"batch {batch.sequence} cannot be sent: {exc}") from exc
+        self._outbox.count("batches_sent", 1)
+        self._outbox.count("bytes_up", len(payload))
+
+    def _with_floor(self, batch: Waiting) -> bytes:
+        """The payload, brought up to date: batches before it may have gone since it was made."""
+        message = unpack(ActivationBatch, batch.payload)
+        floor = min(self._outbox.floor, batch.sequence)
+        if message.floor == floor:
+            return batch.payload
+        return pack(msgspec.structs.replace(message, floor=floor))

@@ -1,0 +1,474 @@
+"""One stay in a job: connected, under one plan, until done, stopped, or the plan becomes another one.
+
+The main thread handles what the network says and tells the rest; three more work: the producer (forward
+passes), the sender, and the adopter. Network callbacks only fill the mailbox. The first failure of any thread
+ends the session.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from broker_config.errors import NotConnected, PublishTimeout
+from broker_config.settings import masked_url
+from broker_config.transport import Connected, Disconnected, Event, LastWord, Received, Transport, Will
+from contract.errors import BackboneError, BrokerError, ConfigError, SidestreamError, WireError
+from contract.messages import ActivationBatch, Flow, Receipt, WeightsChunk, WeightsManifest, refusal_digest
+from contract.plan import Plan, TierPlan
+from contract.topics import Topics
+from contract.wire import TARGET_MESSAGE_BYTES, unpack
+from edge_agent.adoption import Adopter, InUse
+from edge_agent.config import AgentConfig
+from edge_agent.evaluation import EvaluationSet
+from edge_agent.mailbox import Mailbox
+from edge_agent.outbox import Outbox
+from edge_agent.producer import BatchMaker, Producer
+from edge_agent.reporter import Reporter
+from edge_agent.samples import Row
+from edge_agent.sender import Sender
+from edge_agent.sources import open_source
+from edge_agent.weights_inbox import WeightsInbox
+from metrics.catalogue import AgentMetrics
+
+if TYPE_CHECKING:
+    from edge_agent.backbone import Backbone  # at run time it brings transformers, and those are slow
+
+_TICK_S = 0.1
+_WAITING_S = 10.0  # how often it says what it waits for
+_TIER_WAIT_S = 30.0  # a plan without our tier may be about to change
+_SETTLE_S = 10.0  # after the last receipt, so long without a newer version means that none is coming
+_ADOPT_FIRST_S = 2.0  # loading the backbone waits so long for retained weights: it would hold them up
+_JOIN_S = 15.0
+log = logging.getLogger(__name__)
+
+Connect = Callable[[AgentConfig, str, Will], Transport]
+LoadBackbone = Callable[[str, int], "Backbone"]
+
+
+class Outcome(enum.Enum):
+    """Why a session ended."""
+
+    STOPPED = "stopped"
+    DONE = "done"
+    NEW_PLAN = "new plan"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Who the agent is and what it works with; the same in every session."""
+
+    config: AgentConfig
+    name: str
+    tier: str
+    outbox: Outbox
+    evaluation_rows: Sequence[Row] | None
+    """Of the evaluation file; None to hold samples out."""
+    connect: Connect
+    load_backbone: LoadBackbone
+    metrics: AgentMetrics
+    stop: threading.Event
+
+
+class Session:
+    """See the module. Use it once: :meth:`run`."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._config = device.config
+        self._outbox = device.outbox
+        self._tier = device.tier
+        self._topics = Topics(device.config.job)
+        self._source = open_source(device.config.data)
+        self._mailbox = Mailbox()
+        self._reporter = Reporter(
+            device.outbox,
+            self._topics,
+            tier=device.tier,
+            name=device.name,
+            labels=self._source.labels(),
+            metrics=device.metrics,
+        )
+        self._transport = device.connect(
+            device.config, f"sidestream-{device.config.job}-{device.name}", self._reporter.will()
+        )
+        self._weights = WeightsInbox(self._transport, self._topics.weights(device.tier))
+        self._plan: Plan | None = None
+        self._flow: Flow | None = None
+        self._sender: Sender | None = None
+        self._adopter: Adopter | None = None
+        self._workers: list[threading.Thread] = []
+        self._ready = threading.Event()
+        self._adopted = threading.Event()
+        self._closing = threading.Event()
+        self._failure: BaseException | None = None
+        self._new_plan = False
+        self._produced = False
+        self._connected = False
+        self._connections = 0
+        self._max_packet_bytes = 0
+        self._bytes_down = 0
+        self._birth_due = self._telemetry_due = False
+        self._telemetry_s = 0.0
+        self._last_receipt: tuple[int, float] | None = None  # the newest version then, and when it came
+        self._waiting_s = time.monotonic()
+        self._tier_missing_s: float | None = None
+
+    def run(self, *, patience_s: float, started: Callable[[], None]) -> Outcome:
+        """Stay until there is an outcome.
+
+        Args:
+            patience_s: Give up if the broker cannot be reached for so long; 0 tries for ever.
+            started: Called once there is a connection.
+
+        Raises:
+            SidestreamError: something that the user has to mend.
+        """
+        topics, tier = self._topics, self._tier
+        receipts = topics.receipt(tier, self._device.name)
+        # The plan last: it sets the work going, and what is retained on the others should be known by then.
+        for topic in (topics.flow(tier), receipts, topics.weights(tier), topics.plan):
+            self._transport.subscribe(topic)
+        self._transport.start(self._mailbox.put)
+        reason = "failed"
+        try:
+            if self._wait_for_broker(patience_s):
+                started()
+            outcome = self._loop()
+            reason = "goodbye"
+        except SidestreamError as exc:
+            reason = str(exc)[:500]
+            raise
+        finally:
+            self._close(reason)
+        return outcome
+
+    # --- the main thread ---------------------------------------------------------------------------------
+
+    def _loop(self) -> Outcome:
+        while (outcome := self._outcome()) is None:
+            for event in self._mailbox.take(_TICK_S):
+                try:
+                    self._on_event(event)
+                except WireError as exc:
+                    topic = event.topic if isinstance(event, Received) else "the connection"
+                    log.error("a message on %s cannot be used: %s", topic, exc)
+            self._tick()
+        return outcome
+
+    def _outcome(self) -> Outcome | None:
+        if self._failure is not None:
+            raise self._failure
+        if self._device.stop.is_set():
+            return Outcome.STOPPED
+        if self._new_plan:
+            return Outcome.NEW_PLAN
+        return Outcome.DONE if self._config.exit_when_done and self._is_done() else None
+
+    def _is_done(self) -> bool:
+        """Everything is receipted, and the version in use is final, has learnt from it, and is measured."""
+        in_use, newest = self._in_use, self._weights.newest
+        if not self._produced or self._outbox.size()[0] or in_use is None or in_use.score is None:
+            return False
+        if newest is None or not newest.final or newest.version != in_use.version:
+            return False
+        if self._last_receipt is None:
+            return True
+        version_then, receipt_s = self._last_receipt
+        return newest.version > version_then or time.monotonic() - receipt_s > _SETTLE_S
+
+    @property
+    def _in_use(self) -> InUse | None:
+        return self._adopter.in_use if self._adopter is not None else None
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._check_tier(now)
+        self._check_backbone()
+        self._weights.tick()
+        if self._birth_due and self._publish(self._reporter.birth()):
+            self._birth_due = False
+        if self._telemetry_due or now - self._telemetry_s >= self._config.telemetry_every_s:
+            self._telemetry_due, self._telemetry_s = False, now
+            word = self._telemetry()
+            if self._connected:
+                self._publish(word)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Connected):
+            self._on_connected(event)
+        elif isinstance(event, Disconnected):
+            self._set_connected(False)
+        elif event.payload:  # an empty one only says that a retained message was taken back
+            self._on_message(event)
+
+    def _on_connected(self, event: Connected) -> None:
+        self._max_packet_bytes = event.max_packet_bytes
+        self._connections += 1
+        if self._connections > 1:
+            self._device.metrics.reconnects.inc()
+        self._set_connected(True)
+        self._birth_due = self._telemetry_due = True
+
+    def _set_connected(self, connected: bool) -> None:
+        self._connected = connected
+        self._device.metrics.broker_connected.set(connected)
+        if self._sender is not None:
+            self._sender.connection(connected)
+
+    def _on_message(self, event: Received) -> None:
+        topics, tier = self._topics, self._tier
+        if event.topic == topics.plan:
+            self._on_plan(unpack(Plan, event.payload))
+        elif event.topic == topics.receipt(tier, self._device.name):
+            self._on_receipt(unpack(Receipt, event.payload))
+        elif event.topic == topics.flow(tier):
+            self._on_flow(unpack(Flow, event.payload))
+        elif event.topic == topics.weights(tier):
+            self._weights.on_manifest(unpack(WeightsManifest, event.payload))
+        else:
+            topics.parse_weights_chunk(event.topic)
+            self._weights.on_chunk(unpack(WeightsChunk, event.payload))
+
+    # --- the plan ----------------------------------------------------------------------------------------
+
+    def _on_plan(self, plan: Plan) -> None:
+        before = self._plan
+        if plan.job != self._config.job or (
+            before is not None and before.run == plan.run and plan.revision < before.revision
+        ):
+            log.error("ignored a plan of job %r, revision %d", plan.job, plan.revision)
+            return
+        if before is not None and self._essence(before) != self._essence(plan):
+            log.info("the job's plan has changed: starting over with it")
+            self._new_plan = True
+            return
+        if before is None and self._outbox.begin_run(plan.run):
+            log.warning("the trainer has started a new journal: all samples are computed for it anew")
+            self._new_plan = True
+            return
+        self._plan = plan
+        self._device.metrics.plan_revision.set(plan.revision)
+        tier = plan.tiers.get(self._tier)
+        if tier is None:
+            return
+        if not self._workers:
+            self._start(self._compute, "producer")
+        if plan.ready_for(self._tier) and not self._ready.is_set():
+            self._begin(plan, tier)
+
+    def _essence(self, plan: Plan) -> object:
+        """What no session outlives a change of."""
+        tier = plan.tiers.get(self._tier)
+        if self._ready.is_set():
+            return (plan.run, tier, plan.labels, plan.side_network)
+        return (plan.run, tier and (tier.backbone, tier.layers))
+
+    def _begin(self, plan: Plan, tier: TierPlan) -> None:
+        """Labels are fixed and the tier is settled: the work can start."""
+        self._adopter = Adopter(
+            self._outbox.folder,
+            plan,
+            self._tier,
+            backbone=self._reference(tier),
+            on_change=self._on_adopted,
+            metrics=self._device.metrics,
+        )
+        self._sender = Sender(
+            self._outbox,
+            self._transport,
+            self._topics.activations(self._tier, self._device.name),
+            flow=self._flow or Flow(window=plan.flow.window),
+            retry_s=plan.flow.retry_s,
+            metrics=self._device.metrics,
+        )
+        self._sender.connection(self._connected)
+        self._ready.set()
+        self._start(self._adopter.run, "adopter")
+        self._start(self._sender.run, "sender")
+        self._weights.begin(plan.run, self._adopter)
+
+    def _reference(self, tier: TierPlan) -> str:
+        return self._config.backbone or tier.backbone
+
+    def _check_tier(self, now: float) -> None:
+        """Say what is being waited for, and give up on a plan that does not know our tier."""
+        if not self._ready.is_set() and now - self._waiting_s > _WAITING_S:
+            self._waiting_s = now
+            job = self._config.job
+            if self._plan is None:
+                log.info("waiting for the plan of job %r: is its trainer running?", job)
+            else:
+                log.info("waiting until the trainer has settled labels and tier of job %r", job)
+        if self._plan is None or self._tier in self._plan.tiers:
+            self._tier_missing_s = None
+            return
+        message = f"{self._tier!r} is no tier of the job; its plan has: {', '.join(sorted(self._plan.tiers))}"
+        if self._tier_missing_s is None:
+            self._tier_missing_s = now
+            log.error("tier: %s (waiting %.0f s for another plan)", message, _TIER_WAIT_S)
+        elif now - self._tier_missing_s > _TIER_WAIT_S:
+            raise ConfigError("tier", message)
+
+    def _check_backbone(self) -> None:
+        """Refuse to work with a backbone that is not the job's."""
+        plan, backbone = self._plan, self._reporter.backbone
+        wanted = plan.tiers[self._tier] if plan is not None and self._tier in plan.tiers else None
+        if backbone is None or wanted is None:
+            return
+        if wanted.fingerprint:
+            backbone.check(wanted.fingerprint)
+        if wanted.settled and (wanted.depth, wanted.width) != (backbone.depth, backbone.width):
+            raise BackboneError(
+                f"{backbone.name} has {backbone.depth} layers of width {backbone.width}, the plan's tier "
+                f"{self._tier!r} has {wanted.depth} of {wanted.width}"
+            )
+
+    # --- receipts and flow --------------------------------------------------------------------------------
+
+    def _on_receipt(self, receipt: Receipt) -> None:
+        if receipt.stream != self._outbox.stream:
+            return
+        if receipt.refused_sequence:
+            self._on_refusal(receipt)
+        sequences = self._outbox.receipt(receipt.upto)
+        if sequences:
+            self._last_receipt = (self._weights.version, time.monotonic())
+            if self._sender is not None:
+                self._sender.receipted(sequences)
+
+    def _on_refusal(self, receipt: Receipt) -> None:
+        waiting = self._outbox.pending(receipt.refused_sequence - 1, 1)
+        if not waiting or waiting[0].sequence != receipt.refused_sequence:
+            return
+        if refusal_digest(unpack(ActivationBatch, waiting[0].payload)) != receipt.refused_digest:
+            log.warning("ignored a refusal of batch %d: it is of another content", receipt.refused_sequence)
+            return
+        log.error("the trainer refused batch %d: %s", receipt.refused_sequence, receipt.reason)
+        self._outbox.refuse(receipt.refused_sequence)
+        if self._sender is not None:
+            self._sender.send_again()
+
+    def _on_flow(self, flow: Flow) -> None:
+        if self._flow != flow:
+            log.info("flow: window %d%s", flow.window, ", paused" if flow.pause else "")
+        self._flow = flow
+        if self._sender is not None:
+            self._sender.set_flow(flow)
+
+    # --- what the device says ----------------------------------------------------------------------------
+
+    def _on_adopted(self) -> None:
+        self._telemetry_due = True
+        self._adopted.set()
+
+    def _telemetry(self, qos: int = 0) -> LastWord:
+        received = self._mailbox.bytes_received
+        self._outbox.count("bytes_down", received - self._bytes_down)
+        self._bytes_down = received
+        return self._reporter.telemetry(self._in_use, source_ended=self._produced, qos=qos)
+
+    def _publish(self, word: LastWord) -> bool:
+        try:
+            self._transport.publish(word.topic, word.payload, qos=word.qos, retain=word.retain, timeout_s=2.0)
+        except (NotConnected, PublishTimeout) as exc:
+            log.debug("not published on %s: %s", word.topic, exc)
+            return False
+        self._outbox.count("bytes_up", len(word.payload))
+        return True
+
+    # --- threads -----------------------------------------------------------------------------------------
+
+    def _compute(self) -> None:
+        """The producer's thread: load the backbone, wait until the job is ready, work off the source."""
+        assert self._plan is not None
+        tier = self._plan.tiers[self._tier]
+        if self._plan.ready_for(self._tier) and self._weights.newest is not None:
+            self._adopted.wait(_ADOPT_FIRST_S)
+        backbone = self._device.load_backbone(self._reference(tier), tier.layers)
+        self._reporter.backbone = backbone
+        self._birth_due = True
+        while not self._ready.wait(_TICK_S):
+            if self._stopped():
+                return
+        self._check_backbone()
+        plan, adopter, sender = self._plan, self._adopter, self._sender
+        assert adopter is not None and sender is not None
+        adopter.evaluate_with(self._evaluation(plan, backbone))
+        Producer(
+            self._source,
+            self._outbox,
+            backbone,
+            plan,
+            self._tier,
+            held_out_share=self._held_out_share,
+            poll_s=self._config.data.poll_s,
+            max_message_bytes=self._max_message_bytes,
+            stopped=self._stopped,
+            on_batch=sender.wake,
+            metrics=self._device.metrics,
+        ).run()
+        if not self._stopped():
+            self._produced = self._telemetry_due = True
+
+    def _evaluation(self, plan: Plan, backbone: Backbone) -> EvaluationSet:
+        limit = self._config.data.evaluation_max_samples
+        given = self._device.evaluation_rows
+        return EvaluationSet(
+            BatchMaker(backbone, plan, self._tier, self._max_message_bytes),
+            plan.tiers[self._tier].codec,
+            {name: index for index, name in enumerate(plan.labels)},
+            (lambda: given) if given is not None else (lambda: self._outbox.held_out(limit)),
+            stopped=self._stopped,
+        )
+
+    @property
+    def _held_out_share(self) -> float:
+        return 0.0 if self._device.evaluation_rows is not None else self._config.data.held_out_share
+
+    @property
+    def _max_message_bytes(self) -> int:
+        return min(TARGET_MESSAGE_BYTES, self._max_packet_bytes - 512)
+
+    def _stopped(self) -> bool:
+        return self._closing.is_set() or self._device.stop.is_set()
+
+    def _start(self, work: Callable[[], None], name: str) -> None:
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as exc:
+                self._failure = self._failure or exc
+
+        worker = threading.Thread(target=guarded, name=f"{name}-{self._device.name}", daemon=True)
+        self._workers.append(worker)
+        worker.start()
+
+    # --- beginning and end -------------------------------------------------------------------------------
+
+    def _wait_for_broker(self, patience_s: float) -> bool:
+        url, started = masked_url(self._config.broker.url), time.monotonic()
+        log.info("connecting to %s as %s (tier %s)", url, self._device.name, self._tier)
+        while not self._transport.wait_connected(_TICK_S):
+            if self._device.stop.is_set():
+                return False
+            if patience_s and time.monotonic() - started > patience_s:
+                why = self._transport.last_error or "no answer"
+                raise BrokerError(f"the broker at {url} cannot be reached: {why}")
+        return True
+
+    def _close(self, reason: str) -> None:
+        """Stop the threads, then take leave."""
+        self._closing.set()
+        for worker in (self._sender, self._adopter):
+            if worker is not None:
+                worker.stop()
+        deadline = time.monotonic() + _JOIN_S
+        for thread in self._workers:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._transport.close(last_words=[self._telemetry(qos=1), self._reporter.death(reason)])

@@ -1,0 +1,305 @@
+"""Where samples come from: files, a folder, standard input, a plug-in.
+
+Nothing here remembers across restarts: a source names every sample (:mod:`edge_agent.samples`) and leaves it
+to the outbox to know which were consumed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+from contract.errors import ConfigError, DataError
+from contract.messages import MAX_LABEL_CHARS, MAX_LABELS
+from edge_agent.config import DataConfig
+from edge_agent.rows import Format, RowParser
+from edge_agent.samples import Identities, Row, Sample
+
+PLUGIN_GROUP = "sidestream.sources"
+_FORMATS: Mapping[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+_BLOCK_BYTES = 256 * 1024
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Yields samples; asked again and again until it has ended."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether no sample can ever come again."""
+
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the data, sorted, where they can be listed before reading; else none."""
+
+    def read(self) -> Iterator[Sample]:
+        """The samples that are there now. Returns when there are none left for the moment.
+
+        Raises:
+            DataError: the data cannot be read.
+        """
+
+
+def open_source(config: DataConfig) -> Source:
+    """The source that the settings describe.
+
+    Raises:
+        DataError: there is no such file, or no row of it can be used.
+        ConfigError: there is no such plug-in.
+    """
+    if config.plugin:
+        return PluginSource(config)
+    if config.path == "-":
+        return StreamSource(config)
+    if not config.path:
+        return NoSource()
+    return FileSource(config)
+
+
+class NoSource:
+    """No data at all."""
+
+    ended = True
+
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    def read(self) -> Iterator[Sample]:
+        return iter(())
+
+
+class FileSource:
+    """One file, or the files of one folder, read once or watched for more.
+
+    Raises:
+        DataError: the path does not exist, a column is unknown, or (unless watched) no row can be used.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.ended = False
+        self._config = config
+        self._path = Path(config.path).expanduser()
+        self._readers: dict[Path, _FileReader] = {}
+        self._identities = Identities()
+        self._refused: set[Path] = set()
+        if not self._path.exists():
+            raise DataError(f"data.path: there is no file or folder {self._path}")
+        self._labels = self._survey()
+
+    def labels(self) -> tuple[str, ...]:
+        return self._labels
+
+    def read(self) -> Iterator[Sample]:
+        if any(reader.replaced() for reader in self._readers.values()):
+            # Counting occurrences anew over everything keeps the keys of rows that were there before.
+            log.info("%s: a file was replaced or cut; everything is read again", self._path)
+            self._readers.clear()
+            self._identities.forget()
+        for path in self._files():
+            for row in self._rows(path):
+                yield self._identities.name(row)
+        self.ended = not self._config.watch
+
+    def _rows(self, path: Path) -> Iterator[Row]:
+        if path not in self._readers:
+            self._readers[path] = _FileReader(path, self._config)
+        try:
+            yield from self._readers[path].read_on(final=not self._config.watch)
+        except DataError as exc:
+            if not (self._path.is_dir() and self._config.watch):
+                raise
+            if path not in self._refused:
+                log.error("%s (the file is left out)", exc)
+            self._refused.add(path)
+
+    def _files(self) -> list[Path]:
+        if not self._path.is_dir():
+            return [self._path]
+        try:
+            found = sorted(path for path in self._path.iterdir() if self._is_data(path))
+        except OSError as exc:
+            raise DataError(f"{self._path}: cannot be listed: {exc.strerror}") from exc
+        return [path for path in found if path not in self._refused]
+
+    def _is_data(self, path: Path) -> bool:
+        if path.name.startswith(".") or not path.is_file():
+            return False
+        return self._config.format != "auto" or path.suffix.lower() in _FORMATS
+
+    def _survey(self) -> tuple[str, ...]:
+        """Read everything once for its label names, and to find out early whether it can be read."""
+        files = self._files()
+        if not files and not self._config.watch:
+            raise DataError(f"data.path: no .jsonl, .csv or .tsv file in folder {self._path}")
+        rows, labels = 0, set()
+        for path in files:
+            for row in self._rows(path):
+                rows += 1
+                labels.add(row.label)
+        if not rows and not self._config.watch:
+            raise DataError(f"data.path: no usable row in {self._path}")
+        self._readers.clear()
+        return listable(label for label in labels if label)
+
+
+class _FileReader:
+    """One file and how far it has been read."""
+
+    def __init__(self, path: Path, config: DataConfig) -> None:
+        kind = config.format if config.format != "auto" else _FORMATS.get(path.suffix.lower())
+        if kind is None:
+            raise DataError(
+                f"data.path: {path} is neither .jsonl, .csv nor .tsv by its name; set data.format"
+            )
+        self._path = path
+        self._parser = RowParser(str(path), kind, config.text_column, config.label_column)
+        self._offset = 0
+        self._inode = 0
+
+    def read_on(self, *, final: bool) -> Iterator[Row]:
+        """The rows that were appended since the last time."""
+        try:
+            with self._path.open("rb") as file:
+                self._inode = os.fstat(file.fileno()).st_ino
+                file.seek(self._offset)
+                while block := file.read(_BLOCK_BYTES):
+                    self._offset += len(block)
+                    yield from self._parser.feed(block)
+        except FileNotFoundError as exc:
+            if final:
+                raise DataError(f"{self._path}: the file is gone") from exc
+        except OSError as exc:
+            raise DataError(f"{self._path}: cannot be read: {exc.strerror}") from exc
+        if final:
+            yield from self._parser.feed(b"", final=True)
+
+    def replaced(self) -> bool:
+        """Whether the file is another one, or shorter, than the one read before."""
+        try:
+            now = self._path.stat()
+        except OSError:
+            return False
+        return self._offset > 0 and (now.st_ino != self._inode or now.st_size < self._offset)
+
+
+class StreamSource:
+    """Rows piped into standard input. Reading never blocks, so that the agent can be stopped."""
+
+    def __init__(self, config: DataConfig, descriptor: int | None = None) -> None:
+        self.ended = False
+        self._config = config
+        self._descriptor = sys.stdin.fileno() if descriptor is None else descriptor
+        self._identities = Identities()
+        self._parser: RowParser | None = None
+        self._head = b""
+
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    def read(self) -> Iterator[Sample]:
+        while not self.ended and select.select([self._descriptor], [], [], 0.0)[0]:
+            block = os.read(self._descriptor, _BLOCK_BYTES)
+            self.ended = not block
+            for row in self._feed(block):
+                yield self._identities.name(row)
+        if self.ended and self._parser is not None and not self._parser.rows:
+            raise DataError("standard input: no usable row")
+
+    def _feed(self, block: bytes) -> Iterator[Row]:
+        if self._parser is None:
+            self._head += block
+            if b"\n" not in self._head and not self.ended:
+                return iter(())
+            block, kind = self._head, self._config.format
+            found = _format_of(block) if kind == "auto" else kind
+            self._parser = RowParser(
+                "standard input", found, self._config.text_column, self._config.label_column
+            )
+        return self._parser.feed(block, final=self.ended)
+
+
+class PluginSource:
+    """Samples from an installed plug-in: ``factory(DataConfig)`` gives an iterable of rows.
+
+    A row is ``(text, label)``, or a mapping with the configured columns.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.ended = False
+        self._config = config
+        self._factory = _find_plugin(config.plugin)
+        self._identities = Identities()
+
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    def read(self) -> Iterator[Sample]:
+        try:
+            for item in self._factory(self._config):
+                yield self._identities.name(self._row(item))
+        except DataError:
+            raise
+        except Exception as exc:
+            raise DataError(f"plug-in {self._config.plugin!r}: {type(exc).__name__}: {exc}") from exc
+        self.ended = True
+
+    def _row(self, item: Any) -> Row:
+        if isinstance(item, Mapping):
+            item = (item[self._config.text_column], item.get(self._config.label_column))
+        text, label = item
+        return Row(str(text), None if label is None else str(label))
+
+
+def read_evaluation(config: DataConfig, part: tuple[int, int]) -> list[Row]:
+    """The device's share of the evaluation file.
+
+    Raises:
+        DataError: it cannot be read, or has no usable row.
+    """
+    path = Path(config.evaluation_path).expanduser()
+    if not path.is_file():
+        raise DataError(f"data.evaluation_path: there is no file {path}")
+    index, parts = part
+    rows = [row for row in _FileReader(path, config).read_on(final=True) if row.text.strip()]
+    if not rows:
+        raise DataError(f"data.evaluation_path: no usable row in {path}")
+    return rows[index::parts][: config.evaluation_max_samples]
+
+
+def listable(labels: Iterable[str]) -> tuple[str, ...]:
+    """Label names in order, as a device's status may carry them; none if there are too many for a job."""
+    names = sorted(label for label in labels if len(label) <= MAX_LABEL_CHARS)
+    if len(names) > MAX_LABELS:
+        log.warning("%d different labels in the data: too many to be announced", len(names))
+        return ()
+    return tuple(names)
+
+
+def _format_of(head: bytes) -> Format:
+    line = head.lstrip().partition(b"\n")[0]
+    if line.startswith(b"{"):
+        return "jsonl"
+    return "tsv" if b"\t" in line else "csv"
+
+
+def _find_plugin(name: str) -> Callable[[DataConfig], Iterable[Any]]:
+    plugins = {point.name: point for point in entry_points(group=PLUGIN_GROUP)}
+    if name not in plugins:
+        known = ", ".join(sorted(plugins)) or "none"
+        raise ConfigError("data.plugin", f"no plug-in {name!r} is installed; there are: {known}")
+    try:
+        factory: Callable[[DataConfig], Iterable[Any]] = plugins[name].load()
+    except Exception as exc:
+        raise ConfigError("data.plugin", f"{name!r} cannot be loaded: {exc}") from exc
+    return factory

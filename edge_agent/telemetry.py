@@ -1,0 +1,47 @@
+"""What the device says of itself: telemetry for the trainer, a progress line for its log."""
+
+from __future__ import annotations
+
+from contract.messages import Telemetry
+from edge_agent.adoption import InUse
+from edge_agent.board import memory_bytes, temperature_celsius
+from edge_agent.outbox import Outbox
+
+_COUNTERS = (
+    *("samples_read", "samples_held_out", "samples_skipped", "samples_forwarded", "samples_dropped"),
+    *("batches_dropped", "batches_refused", "batches_sent", "bytes_up", "bytes_down"),
+)
+
+
+def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) -> Telemetry:
+    """The device's figures now."""
+    counters = outbox.counters()
+    batches, size = outbox.size()
+    rss, peak_rss = memory_bytes()
+    score = in_use.score if in_use is not None else None
+    return Telemetry(
+        stream=outbox.stream,
+        **{name: int(counters[name]) for name in _COUNTERS},
+        forward_seconds=counters["forward_us"] / 1e6,
+        outbox_batches=batches,
+        outbox_bytes=size,
+        rss_bytes=rss,
+        peak_rss_bytes=peak_rss,
+        temperature_celsius=temperature_celsius(),
+        weights_version=in_use.version if in_use is not None else 0,
+        accuracy=score.accuracy if score is not None else None,
+        evaluation_samples=score.samples if score is not None else 0,
+        finished=source_ended and batches == 0,
+    )
+
+
+def progress_line(telemetry: Telemetry) -> str:
+    """The same for people."""
+    uploaded = f"{telemetry.samples_forwarded} samples forwarded, {telemetry.samples_held_out} held out"
+    skipped = f", {telemetry.samples_skipped} skipped" if telemetry.samples_skipped else ""
+    lost = f", {telemetry.samples_dropped} DROPPED" if telemetry.samples_dropped else ""
+    accuracy = "" if telemetry.accuracy is None else f", accuracy {telemetry.accuracy:.3f}"
+    return (
+        f"{uploaded}{skipped}{lost}; {telemetry.outbox_batches} batches in the outbox; "
+        f"weights version {telemetry.weights_version}{accuracy}"
+    )

@@ -1,0 +1,51 @@
+"""A producer in a process of its own, for killing: ``agent_process.py STATE_DIR DATA BACKBONE``.
+
+No network: batches pile up in the outbox, so that a test can look at what every life left behind.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import torch
+from prometheus_client import CollectorRegistry
+
+from edge_agent.backbone import load_backbone
+from edge_agent.config import DataConfig
+from edge_agent.outbox import Outbox
+from edge_agent.producer import Producer
+from edge_agent.sources import open_source
+from host.state_dir import locked, prepare
+from metrics.catalogue import AgentMetrics
+from tests.agent.fake_trainer import JOB, TIER, plan_for
+
+
+def main(state_dir: str, data: str, reference: str) -> None:
+    torch.set_num_threads(1)
+    backbone = load_backbone(reference)
+    plan = plan_for(backbone)
+    small = {TIER: msgspec.structs.replace(plan.tiers[TIER], batch_size=2)}
+    folder = prepare(Path(state_dir))
+    with locked(folder, "an agent"):
+        outbox = Outbox(folder, job=JOB, device="pi", tier=TIER, max_bytes=10**9)
+        print("ready", flush=True)
+        Producer(
+            open_source(DataConfig(path=data)),
+            outbox,
+            backbone,
+            msgspec.structs.replace(plan, tiers=small),
+            TIER,
+            held_out_share=0.2,
+            poll_s=1.0,
+            max_message_bytes=100_000,
+            stopped=lambda: False,
+            on_batch=lambda: None,
+            metrics=AgentMetrics(CollectorRegistry()),
+        ).run()
+        outbox.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,209 @@
+"""The other end of the wire, as a script: publishes a plan and weights, journals batches, sends receipts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from broker_config.inprocess import InProcessBroker
+from broker_config.transport import Event, Received
+from contract.bundle import About, digest, encode_bundle
+from contract.messages import (
+    ActivationBatch,
+    Flow,
+    Receipt,
+    Status,
+    Telemetry,
+    WeightsChunk,
+    WeightsManifest,
+)
+from contract.plan import FlowPlan, Plan, SideNetworkSpec, TierPlan, tap_layers
+from contract.side_network import SideNetwork
+from contract.topics import Topics
+from contract.wire import Message, pack, unpack
+from edge_agent.backbone import Backbone
+
+RUN = "ab" * 16
+JOB = "lights"
+TIER = "generic"
+LABELS = ("off", "on")
+SPEC = SideNetworkSpec(blocks=2, width=8, inner=8)
+
+
+def plan_for(backbone: Backbone, **changes: Any) -> Plan:
+    """A plan whose one tier is settled on ``backbone``."""
+    tier = TierPlan(
+        backbone=backbone.name,
+        batch_size=4,
+        sampling="segments:2",
+        depth=backbone.depth,
+        width=backbone.width,
+        taps=tap_layers(backbone.depth, SPEC.blocks),
+        fingerprint=backbone.fingerprint,
+    )
+    plan = Plan(
+        job=JOB,
+        run=RUN,
+        revision=1,
+        task="text-classification",
+        labels=LABELS,
+        tiers={TIER: tier},
+        side_network=SPEC,
+        flow=FlowPlan(window=4, retry_s=0.5),
+    )
+    return msgspec.structs.replace(plan, **changes)
+
+
+class FakeTrainer:
+    """Journals whatever comes, once, and receipts it unless told not to."""
+
+    def __init__(self, broker: InProcessBroker, backbone: Backbone) -> None:
+        self.plan = plan_for(backbone)
+        self.topics = Topics(JOB)
+        self.receipts = True
+        self.received: list[tuple[str, ActivationBatch]] = []
+        """Every batch that arrived, repeats included, with its device."""
+        self.journal: dict[tuple[str, int], ActivationBatch] = {}
+        """By stream and sequence."""
+        self.statuses: list[tuple[str, Status]] = []
+        self.telemetry: dict[str, Telemetry] = {}
+        self._devices: dict[str, str] = {}
+        self._changed = threading.Condition()
+        self._transport = broker.transport("trainer", max_inflight=1000)
+        self._todo: list[tuple[str, bytes]] = []
+        self._closing = False
+        self._thread = threading.Thread(target=self._answer, daemon=True)
+
+    def __enter__(self) -> FakeTrainer:
+        for kind in ("activations", "status", "telemetry"):
+            self._transport.subscribe(self.topics.uplink_filter(kind))
+        self._transport.start(self._on_event)
+        self._thread.start()
+        assert self._transport.wait_connected(5.0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._transport.close()
+
+    # --- what it says ------------------------------------------------------------------------------------
+
+    def send(self, topic: str, message: Message | bytes, *, retain: bool = True) -> None:
+        payload = message if isinstance(message, bytes) else pack(message)
+        self._transport.publish(topic, payload, retain=retain)
+
+    def publish_plan(self, **changes: Any) -> None:
+        self.plan = msgspec.structs.replace(self.plan, **changes)
+        self.send(self.topics.plan, self.plan)
+
+    def publish_flow(self, *, window: int = 4, pause: bool = False) -> None:
+        self.send(self.topics.flow(TIER), Flow(window=window, pause=pause))
+
+    def publish_weights(
+        self, version: int, *, final: bool = False, chunks: int = 0, favour: int = 0
+    ) -> bytes:
+        """Publish a side-network that always answers with label ``favour``."""
+        bundle = self.bundle(version, favour=favour)
+        parts = [
+            bundle[index * len(bundle) // chunks : (index + 1) * len(bundle) // chunks]
+            for index in range(chunks)
+        ]
+        for index, part in enumerate(parts):
+            chunk = WeightsChunk(run=self.plan.run, version=version, index=index, data=part)
+            self.send(self.topics.weights_chunk(TIER, version, index), chunk)
+        self.send(self.topics.weights(TIER), self.manifest(version, bundle, final=final, chunks=chunks))
+        return bundle
+
+    def bundle(self, version: int, *, favour: int = 0, **about: Any) -> bytes:
+        tier = self.plan.tiers[TIER]
+        network = SideNetwork(self.plan.side_network, labels=len(self.plan.labels), seed=0)
+        network.add_align(tier.align, tier.width)
+        arrays = network.arrays()
+        arrays["head.bias"][favour] = 1.0
+        described = About(
+            job=JOB,
+            run=self.plan.run,
+            version=version,
+            labels=self.plan.labels,
+            side_network=self.plan.side_network,
+            aligns={tier.align: tier.width},
+            tiers={TIER: tier.align},
+        )
+        return encode_bundle(msgspec.structs.replace(described, **about), arrays)
+
+    def manifest(self, version: int, bundle: bytes, **changes: Any) -> WeightsManifest:
+        fields: dict[str, Any] = {
+            "run": self.plan.run,
+            "version": version,
+            "state_digest": "0" * 64,
+            "bundle_digest": digest(bundle),
+            "bundle_bytes": len(bundle),
+            "bundle": b"" if changes.get("chunks") else bundle,
+        }
+        return WeightsManifest(**{**fields, **changes})
+
+    def receipt(self, device: str, stream: str, upto: int, **refusal: Any) -> None:
+        self.send(self.topics.receipt(TIER, device), Receipt(stream=stream, upto=upto, **refusal))
+
+    # --- what it hears -----------------------------------------------------------------------------------
+
+    def wait(self, what: Callable[[FakeTrainer], object], timeout_s: float = 20.0) -> None:
+        """Wait until ``what`` holds."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: what(self), timeout_s), "waited in vain"
+
+    def rows(self) -> int:
+        """Distinct samples journaled."""
+        return sum(len(batch.sample_ids) for batch in self.journal.values())
+
+    def watermark(self, stream: str) -> int:
+        floors = [batch.floor for _, batch in self.received if batch.stream == stream]
+        mark = max(floors, default=1) - 1
+        while (stream, mark + 1) in self.journal:
+            mark += 1
+        return mark
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Received):
+            with self._changed:
+                self._todo.append((event.topic, event.payload))
+                self._changed.notify_all()
+
+    def _answer(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._todo or self._closing)
+                if self._closing:
+                    return
+                topic, payload = self._todo.pop(0)
+                owed = self._take(topic, payload)
+                self._changed.notify_all()
+            if owed is not None and self.receipts:
+                self.receipt(*owed)
+
+    def _take(self, topic: str, payload: bytes) -> tuple[str, str, int] | None:
+        uplink = self.topics.parse_uplink(topic)
+        if uplink.kind == "status":
+            self.statuses.append((uplink.device, unpack(Status, payload)))
+        elif uplink.kind == "telemetry":
+            self.telemetry[uplink.device] = unpack(Telemetry, payload)
+        else:
+            batch = unpack(ActivationBatch, payload)
+            self.received.append((uplink.device, batch))
+            self.journal.setdefault((batch.stream, batch.sequence), batch)
+            return uplink.device, batch.stream, self.watermark(batch.stream)
+        return None
+
+
+def sequences(batches: Sequence[tuple[str, ActivationBatch]]) -> list[int]:
+    """Their sequence numbers."""
+    return [batch.sequence for _, batch in batches]

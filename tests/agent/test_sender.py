@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from broker_config.inprocess import InProcessBroker
+from contract.errors import BrokerError
+from contract.messages import ActivationBatch, Flow, to_bin
+from contract.tensors import Codec, encode
+from contract.wire import pack
+from edge_agent.outbox import Outbox, Slot, Taken
+from edge_agent.sender import Sender
+from metrics.catalogue import AgentMetrics
+from tests.agent.fake_trainer import TIER, FakeTrainer, sequences
+
+DEVICE = "pi-1"
+
+
+def batch(slot: Slot, width: int = 8) -> bytes:
+    message = ActivationBatch(
+        stream=slot.stream,
+        sequence=slot.sequence,
+        floor=slot.floor,
+        fingerprint="f",
+        labels_id="l",
+        taps=(1,),
+        sampling="mean",
+        samples=to_bin([slot.first_sample], "<u4"),
+        lengths=to_bin([1], "<u2"),
+        targets=to_bin([0], "<u2"),
+        activations=encode(np.ones((1, 1, width), np.float32), Codec.F32),
+    )
+    return pack(message)
+
+
+def put(outbox: Outbox, count: int = 1) -> None:
+    for _ in range(count):
+        outbox.append(batch, 1, Taken())
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    with Outbox(tmp_path, job="lights", device=DEVICE, tier=TIER, max_bytes=10**6) as outbox:
+        yield outbox
+
+
+class Sending:
+    """A sender on its thread, and its connection."""
+
+    def __init__(
+        self, broker: InProcessBroker, outbox: Outbox, trainer: FakeTrainer, **settings: Any
+    ) -> None:
+        self.transport = broker.transport(DEVICE, max_packet_bytes=settings.pop("max_packet_bytes", 10**6))
+        self.transport.start(lambda event: None)
+        assert self.transport.wait_connected(5)
+        flow = Flow(window=settings.pop("window", 3))
+        self.sender = Sender(
+            outbox,
+            self.transport,
+            trainer.topics.activations(TIER, DEVICE),
+            flow=flow,
+            retry_s=settings.pop("retry_s", 60.0),
+            metrics=AgentMetrics(CollectorRegistry()),
+        )
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Sender:
+        self._thread.start()
+        self.sender.connection(True)
+        return self.sender
+
+    def __exit__(self, *_: object) -> None:
+        self.sender.stop()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        self.transport.close()
+
+    def _run(self) -> None:
+        try:
+            self.sender.run()
+        except Exception as exc:
+            self.error = exc
+
+
+def settled(trainer: FakeTrainer, seconds: float = 0.3) -> list[int]:
+    """What has arrived after a while in which more could have."""
+    time.sleep(seconds)
+    return sequences(trainer.received)
+
+
+def test_no_more_than_a_window_is_under_way(
+    broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
+) -> None:
+    trainer.receipts = False
+    put(outbox, 8)
+    with Sending(broker, outbox, trainer, window=3) as sender:
+        assert settled(trainer) == [1, 2, 3]
+        sender.receipted(outbox.receipt(2))
+        assert settled(trainer) == [1, 2, 3, 4, 5]
+        sender.set_flow(Flow(window=5))
+        assert settled(trainer) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_paused_sender_keeps_everything(
+    broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
+) -> None:
+    trainer.receipts = False
+    with Sending(broker, outbox, trainer) as sender:
+        sender.set_flow(Flow(window=3, pause=True))
+        put(outbox, 2)
+        sender.wake()
+        assert settled(trainer) == []
+        sender.set_flow(Flow(window=3))
+        assert settled(trainer) == [1, 2]
+
+
+def test_without_a_receipt_a_window_is_sent_again_and_again(
+    broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
+) -> None:
+    trainer.receipts = False
+    put(outbox, 2)
+    with Sending(broker, outbox, trainer, retry_s=0.2):
+        trainer.wait(lambda t: len(t.received) >= 6)
+    assert sequences(trainer.received)[:6] == [1, 2, 1, 2, 1, 2]
+
+
+def test_after_a_reconnect_everything_unreceipted_goes_again_in_order(
+    broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
+) -> None:
+    trainer.receipts = False
+    put(outbox, 3)
+    with Sending(broker, outbox, trainer) as sender:
+        trainer.wait(lambda t: len(t.received) == 3)
+        outbox.receipt(1)
+        sender.connection(False)
+        assert settled(trainer) == [1, 2, 3]
+        sender.connection(True)
+        assert settled(trainer) == [1, 2, 3, 2, 3]
+
+
+def test_an_outage_of_the_broker_loses_nothing(
+    broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
+) -> None:
+    trainer.receipts = False
+    sending = Sending(broker, outbox, trainer)
+    with sending:
+        broker.stop()
+        put(outbox, 2)
+        sending.sender.wake()
+        time.sleep(0.2)
+        broker.start()
+        trainer.wait(lambda t: set(sequences(t.received)) == {1, 2})
+
+
+def test_every_message_tells_the_floor_of_the_moment(
+    broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
+) -> None:
+    trainer.receipts = False
+    put(outbox, 4)
+    outbox.receipt(1)
+    outbox.refuse(2)
+    with Sending(broker, outbox, trainer):
+        trainer.wait(lambda t: len(t.received) == 2)
+    assert [(b.sequence, b.floor) for _, b in trainer.received] == [(3, 3), (4, 3)]
+
+
+def test_a_batch_that_no_broker_will_take_stops_the_agent_with_a_remedy(
+    broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
+) -> None:
+    outbox.append(lambda slot: batch(slot, width=1000), 1, Taken())
+    sending = Sending(broker, outbox, trainer, max_packet_bytes=2000)
+    with sending:
+        wait(lambda: sending.error is not None)
+    assert isinstance(sending.error, BrokerError)
+    assert "batch 1 cannot be sent" in str(sending.error) and "max_packet" in str(sending.error)
+    assert outbox.size()[0] == 1
+
+
+def wait(what: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)
