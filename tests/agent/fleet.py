@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -60,13 +59,18 @@ class Running:
         self.stop = threading.Event()
         self.error: BaseException | None = None
         self.code: int | None = None
+        self.started: list[str] = []
         self.client_id = f"sidestream-{JOB}-{device}"
 
         def connect(config: AgentConfig, client_id: str, will: Will) -> Transport:
             return broker.transport(client_id, will=will)
 
         agent = Agent(
-            self.config, stop=self.stop, connect=connect, load_backbone=lambda reference, layers: backbone
+            self.config,
+            stop=self.stop,
+            connect=connect,
+            load_backbone=lambda reference, layers: backbone,
+            started=self.started.append,
         )
         self._agent = agent
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -97,7 +101,3 @@ class Running:
             except BaseException as exc:
                 self.error = exc
                 raise
-
-
-def texts(rows: Iterable[str]) -> str:
-    return "\n".join(rows)

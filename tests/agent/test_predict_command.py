@@ -41,20 +41,19 @@ def predict(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_texts_come_as_arguments_or_on_standard_input(state: Path) -> None:
-    said = predict("--state-dir", str(state), "turn on", "the light")
-    label, probability, text = said.stdout.splitlines()[0].split("\t")
-    assert (label, text) == ("on", "turn on") and 0.5 < float(probability) < 1
-    assert len(said.stdout.splitlines()) == 2 and said.returncode == 0 and not said.stderr
+def test_texts_on_standard_input_are_answered_one_a_line(state: Path) -> None:
     said = predict("--state-dir", str(state), "--json", stdin="turn on\n\nthe light\n")
+    assert said.returncode == 0 and not said.stderr
     answers = [json.loads(line) for line in said.stdout.splitlines()]
+    assert all(0.5 < answer["probability"] < 1 for answer in answers)
     assert [(answer["text"], answer["label"]) for answer in answers] == [
         ("turn on", "on"),
         ("the light", "on"),
     ]
 
 
-def test_a_file_holds_a_text_a_line(tmp_path: Path) -> None:
+def test_texts_come_as_arguments_or_from_a_file(tmp_path: Path) -> None:
+    assert list(texts_of(["turn on", "the light"], None)) == ["turn on", "the light"]
     file = tmp_path / "texts.txt"
     file.write_text("turn on\n\n  the light\n")
     assert list(texts_of([], file)) == ["turn on", "the light"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import urllib.request
 from pathlib import Path
 
 import msgspec
@@ -433,6 +434,24 @@ def test_a_full_outbox_pauses_the_producer_and_loses_nothing(
         assert trainer.telemetry["pi-1"].samples_forwarded < 400
         trainer.publish_flow()
         trainer.wait(lambda t: t.rows() == 400)
+
+
+def test_an_agent_serves_its_own_metrics_where_it_is_asked_to(
+    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+) -> None:
+    data = write_samples(tmp_path / "train.jsonl", 8)
+    trainer.publish_plan()
+    trainer.publish_weights(3, final=True)
+    with Running(broker, bert, tmp_path, data={"path": str(data)}, metrics_port=0) as agent:
+        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].finished)
+        trainer.wait(lambda t: t.telemetry["pi-1"].weights_version == 3)
+        with urllib.request.urlopen(agent.started[0], timeout=5) as answer:
+            shown = answer.read().decode()
+    assert "sidestream_agent_samples_forwarded_total 8.0" in shown
+    assert (
+        "sidestream_agent_weights_version 3.0" in shown and "sidestream_agent_broker_connected 1.0" in shown
+    )
+    assert "sidestream_agent_receipt_seconds_count 2.0" in shown
 
 
 def test_ctrl_c_takes_leave_in_order(

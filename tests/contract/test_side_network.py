@@ -1,0 +1,129 @@
+"""The side-network equals a short reference, starts where it should, and treats rows as rows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from contract.bundle import About, decode_bundle, encode_bundle
+from contract.errors import DecodeError
+from contract.plan import SideNetworkSpec
+from contract.side_network import SideNetwork, align_of, from_bundle
+from contract.tensors import Floats
+
+SPEC = SideNetworkSpec(blocks=3, width=8, inner=12)
+Array = npt.NDArray[np.float64]
+
+
+def network(*, trained: bool = True) -> SideNetwork:
+    made = SideNetwork(SPEC, labels=5, seed=3)
+    made.add_align("wide", 16)
+    made.add_align("nar.row", 6)
+    if trained:
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    return made.eval()
+
+
+def rows(width: int, taps: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(4)[None] < torch.randint(1, 5, (count, 1), generator=generator)
+    return torch.randn(taps, count, 4, width, generator=generator), mask
+
+
+def reference(weights: dict[str, Floats], align: str, taps: Array, mask: npt.NDArray[np.bool_]) -> Array:
+    """The module's formulas, row by row, in NumPy."""
+
+    def norm(x: Array, name: str = "") -> Array:
+        y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return y * weights[f"{name}.weight"] + weights[f"{name}.bias"] if name else y
+
+    def gelu(x: Array) -> Array:
+        return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+    def linear(x: Array, name: str) -> Array:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    h = np.zeros(0)
+    for b, tap in enumerate(taps):
+        s = norm(tap) @ weights[f"aligns.{align}.weight"][b] + weights[f"aligns.{align}.bias"][b]
+        if b:
+            mu = 1 / (1 + np.exp(-weights["gates"][b - 1]))
+            s = (1 - mu) * s + mu * h
+        h = s + linear(gelu(linear(norm(s, f"adapters.{b}.norm"), f"adapters.{b}.down")), f"adapters.{b}.up")
+    pooled = (h * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    return linear(norm(pooled, "norm"), "head")
+
+
+@pytest.mark.parametrize("taps", [1, 2, 3])
+def test_it_equals_the_reference(taps: int) -> None:
+    made = network()
+    values, mask = rows(16, taps, 7, seed=2)
+    expected = reference(made.arrays(), "@wide", values.double().numpy(), mask.numpy())
+    np.testing.assert_allclose(made.predict("wide", values, mask).detach().numpy(), expected, atol=2e-5)
+
+
+def test_rows_of_any_families_together_answer_as_they_do_alone() -> None:
+    made = network()
+    deep, deep_mask = rows(16, 3, 4, seed=5)
+    shallow, shallow_mask = rows(6, 2, 3, seed=6)
+    logits = made([("wide", deep), ("nar.row", shallow)], torch.cat([deep_mask, shallow_mask]), exits=(2,))
+    torch.testing.assert_close(logits[3], made.predict("wide", deep, deep_mask))
+    torch.testing.assert_close(logits[2][:4], made.predict("wide", deep[:2], deep_mask))
+    torch.testing.assert_close(logits[2][4:], made.predict("nar.row", shallow, shallow_mask))
+
+
+def test_padding_and_what_stands_in_it_change_nothing() -> None:
+    made = network()
+    values, mask = rows(16, 3, 6, seed=7)
+    padded = torch.cat([values, torch.full((3, 6, 5, 16), 1e3)], dim=2)
+    longer = torch.cat([mask, torch.zeros(6, 5, dtype=torch.bool)], dim=1)
+    torch.testing.assert_close(made.predict("wide", padded, longer), made.predict("wide", values, mask))
+
+
+def test_it_starts_with_identity_adapters_and_no_opinion() -> None:
+    made = network(trained=False)
+    values, mask = rows(16, 3, 4, seed=8)
+    assert made.predict("wide", values, mask).abs().max() == 0
+    hidden = torch.randn(2, 3, 8)
+    assert all(torch.equal(adapter(hidden), hidden) for adapter in made.adapters)
+
+
+def test_a_map_starts_the_same_whenever_it_is_added() -> None:
+    early, late = SideNetwork(SPEC, labels=5, seed=3), SideNetwork(SPEC, labels=5, seed=3)
+    early.add_align("a", 4)
+    early.add_align("b", 4)
+    late.add_align("b", 4)
+    late.add_align("a", 4)
+    assert all(np.array_equal(early.arrays()[name], array) for name, array in late.arrays().items())
+    assert not np.array_equal(early.arrays()["aligns.@a.weight"], early.arrays()["aligns.@b.weight"])
+
+
+def test_a_bundle_brings_back_the_same_network() -> None:
+    made = network()
+    about = About(
+        job="j",
+        run="0" * 32,
+        version=1,
+        labels=("a", "b", "c", "d", "e"),
+        side_network=SPEC,
+        aligns={"wide": 16, "nar.row": 6},
+        tiers={"t": "wide"},
+    )
+    back = from_bundle(decode_bundle(encode_bundle(about, made.arrays())))
+    values, mask = rows(16, 3, 4, seed=9)
+    assert torch.equal(back.predict("wide", values, mask), made.predict("wide", values, mask))
+    missing = {name: array for name, array in made.arrays().items() if name != "gates"}
+    with pytest.raises(DecodeError, match="gates"):
+        from_bundle(decode_bundle(encode_bundle(about, missing)))
+
+
+def test_parameters_say_which_map_they_belong_to() -> None:
+    names = network().arrays()
+    assert {align_of(name) for name in names} == {None, "wide", "nar.row"}
+    assert align_of("head.weight") is None and align_of("aligns.@nar%row.bias") == "nar.row"

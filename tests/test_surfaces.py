@@ -1,0 +1,101 @@
+"""What users and peers rely on: commands, options, topics, exported names. A change here is a decision."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+import edge_agent
+from broker_config.settings import BrokerSettings
+from contract.topics import Topics
+from sidestream.cli import build_parser
+
+COMMANDS = {
+    "agent predict": ["--backbone", "--file", "--json", "--state-dir"],
+    "agent run": None,
+    "broker render": ["--out"],
+    "broker run": ["--data-dir", "--host", "--kind", "--port"],
+    "demo": [
+        *("--alpha", "--broker", "--data", "--devices", "--eval", "--json", "--keep", "--label-column"),
+        *("--max-samples", "--metrics-port", "--seed", "--text-column"),
+    ],
+    "trainer export": ["--out", "--state-dir"],
+    "trainer run": None,
+    "trainer status": ["--json", "--state-dir"],
+    "trainer verify": ["--state-dir", "--threads"],
+}
+
+
+def leaves(parser: argparse.ArgumentParser, path: str = "") -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found: dict[str, argparse.ArgumentParser] = {}
+            for name, below in action.choices.items():
+                found |= leaves(below, f"{path} {name}".strip())
+            return found
+    return {path: parser}
+
+
+def options(parser: argparse.ArgumentParser) -> list[str]:
+    named = {option for action in parser._actions for option in action.option_strings}
+    return sorted(option for option in named if option.startswith("--") and option != "--help")
+
+
+def test_the_commands_are_these() -> None:
+    assert sorted(leaves(build_parser())) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", [name for name, listed in COMMANDS.items() if listed is not None])
+def test_their_options_are_these(command: str) -> None:
+    assert options(leaves(build_parser())[command]) == COMMANDS[command]
+
+
+@pytest.mark.parametrize("command", ["agent run", "trainer run"])
+def test_every_setting_but_a_secret_is_a_flag_with_help(command: str) -> None:
+    parser = leaves(build_parser())[command]
+    given = options(parser)
+    assert {"--job", "--broker", "--broker.url", "--state-dir", "--metrics-port"} <= set(given)
+    assert not any("password" in option or "username" in option for option in given)
+    assert all(action.help for action in parser._actions)
+
+
+def test_every_command_teaches() -> None:
+    for name, parser in leaves(build_parser()).items():
+        assert parser.description and len(parser.description) > 40, name
+
+
+def test_secrets_never_show() -> None:
+    settings = BrokerSettings(url="mqtt://u:hunter2@h:1", password="hunter2")
+    assert "hunter2" not in repr(settings) + str(settings)
+
+
+def test_topics_are_these() -> None:
+    topics = Topics("job")
+    assert [
+        topics.plan,
+        topics.trainer_status,
+        topics.activations("t", "d"),
+        topics.status("t", "d"),
+        topics.telemetry("t", "d"),
+        topics.weights("t"),
+        topics.weights_chunk("t", 7, 0),
+        topics.receipt("t", "d"),
+        topics.flow("t"),
+        topics.rejected("t", "d"),
+    ] == [
+        "sidestream/v1/job/plan",
+        "sidestream/v1/job/trainer/status",
+        "sidestream/v1/job/up/t/d/activations",
+        "sidestream/v1/job/up/t/d/status",
+        "sidestream/v1/job/up/t/d/telemetry",
+        "sidestream/v1/job/down/t/weights",
+        "sidestream/v1/job/down/t/weights/7/0",
+        "sidestream/v1/job/down/t/device/d/receipt",
+        "sidestream/v1/job/down/t/flow",
+        "sidestream/v1/job/rejected/t/d",
+    ]
+
+
+def test_the_python_interface_is_this() -> None:
+    assert edge_agent.__all__ == ["Prediction", "Predictor", "load"]
