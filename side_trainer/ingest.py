@@ -6,13 +6,12 @@ It alone feeds the job and the fleet, so neither needs a lock.
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections.abc import Callable
 from typing import Final
 
 from broker_config.transport import Connected, Disconnected, Event, Received, Transport
-from contract.errors import BrokerError, DecodeError, MismatchError
+from contract.errors import BrokerError, DecodeError, MismatchError, StateError
 from contract.messages import (
     ActivationBatch,
     Flow,
@@ -49,7 +48,7 @@ class Ingest:
         inbox: What the network thread fills.
         fleet: The view of the devices.
         metrics: Counts everything.
-        status: The trainer's status to announce whenever a connection comes up.
+        status: The trainer's status, announced on every connection and when it changes.
         learner_woken: Called after new records, and after each new connection with ``True``.
     """
 
@@ -76,6 +75,7 @@ class Ingest:
         self._topics = Topics(job.plan.job)
         self._exporter = FleetExporter(metrics)
         self._exported = 0.0
+        self._told: TrainerStatus | None = None
         self._rejections = 0
         self._paused = False
         self._connections = 0
@@ -131,7 +131,7 @@ class Ingest:
         self._metrics.broker_connected.set(1)
         if self._connections > 1:
             self._metrics.reconnects.inc()
-        self._send(self._topics.trainer_status, pack(self._status()), retain=True)
+        self._told = None
         self._announce_plan()
         self._announce_flow()
         self._learner_woken(True)
@@ -172,7 +172,7 @@ class Ingest:
         started = time.monotonic()
         try:
             journaled = self._journal_batches(admitted)
-        except sqlite3.Error as exc:
+        except StateError as exc:
             self._on_storage_failure(exc)
             return
         self._metrics.journal_commit_seconds.observe(time.monotonic() - started)
@@ -219,11 +219,10 @@ class Ingest:
         payload = pack(Receipt(stream=stream, upto=state.watermark))
         self._send(self._topics.receipt(uplink.tier, uplink.device), payload, retain=True, tier=uplink.tier)
 
-    def _on_storage_failure(self, exc: sqlite3.Error) -> None:
+    def _on_storage_failure(self, exc: StateError) -> None:
         """Nothing was receipted, so nothing is lost: the devices keep it. Ask them to wait, and try again."""
         _log.error(
-            "the journal cannot be written to (%s); devices are paused and keep their data. Free some disk "
-            "space, or mend the state directory",
+            "%s; the devices are paused and keep their data. Free disk space, or mend the state directory",
             exc,
         )
         self._pause(True)
@@ -308,6 +307,11 @@ class Ingest:
             self._metrics.down_bytes.labels(tier, Content.CONTROL).inc(len(payload))
 
     def _export(self, now: float) -> None:
+        """Bring the metrics and the trainer's retained status up to date."""
         self._exported = now
+        status = self._status()
+        if status != self._told:
+            self._told = status
+            self._send(self._topics.trainer_status, pack(status), retain=True)
         self._metrics.inbox_messages.set(len(self._inbox))
         self._exporter.update(self._fleet, version=max(self._journal.published, default=0), now=now)

@@ -118,17 +118,23 @@ class Journal:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Group appends: all of them are durable when the block ends, none if it raises."""
+        """Group appends: all of them are durable when the block ends, none if it raises.
+
+        Raises:
+            StateError: if the file cannot be written, on a full disk for one.
+        """
         with self._lock:
             offset = self._offset
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield
                 self._db.execute("COMMIT")
-            except BaseException:
+            except BaseException as exc:
                 self._offset = offset
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+                if isinstance(exc, sqlite3.Error):
+                    raise StateError(f"the journal cannot be written to: {exc}") from exc
                 raise
 
     def append(self, kind: str, payload: bytes, *, tier: str | None = None) -> int:
@@ -323,7 +329,8 @@ class Journal:
         return str(row[0])
 
     def _set_meta(self, key: str, value: str) -> None:
-        self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
+        with self.transaction():
+            self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
 
     def _one(self, query: str, arguments: tuple[object, ...] = ()) -> int:
         return int(self._db.execute(query, arguments).fetchone()[0])

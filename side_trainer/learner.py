@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from contract.bundle import state_digest
+from contract.errors import StateError
 from contract.plan import Plan
 from contract.tensors import Floats
 from metrics.catalogue import Source, TrainerMetrics
@@ -28,6 +29,8 @@ from side_trainer.publisher import Publisher, Version
 _log = logging.getLogger(__name__)
 _SLICE_UPDATES: Final = 16
 _PROGRESS_EVERY_S: Final = 5.0
+_AT_ONCE: Final = 4
+_STORAGE_RETRY_S: Final = 5.0
 _PUBLISH_RETRY_S: Final = 1.0
 
 
@@ -103,8 +106,13 @@ class Learner:
     def run(self, stop: threading.Event) -> None:
         """Learn until stopped, then checkpoint."""
         while not stop.is_set():
-            busy = self._catch_up(stop) or self._idle()
-            self._publish_if_due()
+            busy = self._catch_up(stop)
+            try:
+                busy = busy or self._idle()
+                self._publish_if_due()
+            except StateError as exc:
+                _log.error("%s; trying again in %.0f s", exc, _STORAGE_RETRY_S)
+                stop.wait(_STORAGE_RETRY_S)
             self._checkpoint_if_due()
             self._metrics.learner_backlog_records.set(self.backlog)
             if not busy:
@@ -114,12 +122,11 @@ class Learner:
 
     def _catch_up(self, stop: threading.Event) -> bool:
         """Fold some of the records that follow; return whether there were any."""
-        records = self._journal.read(self._fold.offset, limit=16)
+        records = self._journal.read(self._fold.offset, limit=_AT_ONCE)
         for record in records:
             if stop.is_set():
                 break
             self._apply(record)
-            self._publish_if_due()
         return bool(records)
 
     def _apply(self, record: Record) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -70,7 +71,8 @@ class FakeTrainer:
         self.journal: dict[tuple[str, int], ActivationBatch] = {}
         """By stream and sequence."""
         self.statuses: list[tuple[str, Status]] = []
-        self.telemetry: dict[str, Telemetry] = {}
+        self.telemetry: defaultdict[str, Telemetry] = defaultdict(lambda: Telemetry(stream="0" * 32))
+        """The latest by device; blank before the first."""
         self._devices: dict[str, str] = {}
         self._changed = threading.Condition()
         self._transport = broker.transport("trainer", max_inflight=1000)

@@ -28,7 +28,7 @@ def version_of(folder: Path) -> int:
 
 
 def wait_for(trainer: FakeTrainer, version: int) -> None:
-    trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].weights_version == version)
+    trainer.wait(lambda t: t.telemetry["pi-1"].weights_version == version)
 
 
 @pytest.fixture

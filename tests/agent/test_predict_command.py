@@ -32,7 +32,7 @@ def state(broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_pat
     trainer.publish_plan()
     trainer.publish_weights(7, favour=1)
     with Running(broker, bert, tmp_path):
-        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].weights_version == 7)
+        trainer.wait(lambda t: t.telemetry["pi-1"].weights_version == 7)
     return tmp_path / "state-pi-1"
 
 

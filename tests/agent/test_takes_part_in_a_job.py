@@ -71,7 +71,7 @@ def test_the_held_out_share_stays_on_the_device_and_measures(
     trainer.publish_weights(1, favour=0, final=True)
     settings = {"path": str(data), "held_out_share": 0.3}
     with Running(broker, bert, tmp_path, data=settings):
-        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].finished)
+        trainer.wait(lambda t: t.telemetry["pi-1"].finished)
         trainer.publish_weights(2, favour=0, final=True)
         trainer.wait(
             lambda t: t.telemetry["pi-1"].accuracy is not None and t.telemetry["pi-1"].weights_version == 2
@@ -107,7 +107,7 @@ def test_useless_samples_are_skipped_and_counted(
     data.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
     trainer.publish_plan()
     with Running(broker, bert, tmp_path, data={"path": str(data)}):
-        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].finished)
+        trainer.wait(lambda t: t.telemetry["pi-1"].finished)
     told = trainer.telemetry["pi-1"]
     assert (told.samples_read, told.samples_skipped, told.samples_forwarded) == (6, 4, 2)
     assert trainer.rows() == 2
@@ -153,7 +153,7 @@ def test_a_backbone_gone_wrong_uploads_nothing(
     data = write_samples(tmp_path / "train.jsonl", 6)
     trainer.publish_plan()
     with Running(broker, broken, tmp_path, data={"path": str(data)}):
-        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].finished)
+        trainer.wait(lambda t: t.telemetry["pi-1"].finished)
     assert trainer.rows() == 0 and trainer.telemetry["pi-1"].samples_skipped == 6, name
 
 
@@ -164,7 +164,7 @@ def test_forward_passes_go_on_while_nothing_can_be_sent(
     trainer.publish_plan()
     trainer.publish_flow(pause=True)
     with Running(broker, bert, tmp_path, data={"path": str(data)}):
-        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].outbox_batches == 10)
+        trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 10)
         assert trainer.rows() == 0
         trainer.publish_flow(window=2)
         trainer.wait(lambda t: t.rows() == 40)
@@ -183,7 +183,7 @@ def test_lost_and_repeated_messages_change_nothing(
         trainer.wait(lambda t: t.rows() == 60)
         broker.stop()
         broker.start()
-        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].finished)
+        trainer.wait(lambda t: t.telemetry["pi-1"].finished)
     assert trainer.rows() == 60 and trainer.telemetry["pi-1"].samples_forwarded == 60
 
 
@@ -250,7 +250,7 @@ def test_a_device_without_data_gets_the_weights_and_stays(
     trainer.publish_plan()
     trainer.publish_weights(3)
     with Running(broker, bert, tmp_path):
-        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].weights_version == 3)
+        trainer.wait(lambda t: t.telemetry["pi-1"].weights_version == 3)
         trainer.publish_weights(4)
         trainer.wait(lambda t: t.telemetry["pi-1"].weights_version == 4)
 
@@ -429,7 +429,7 @@ def test_a_full_outbox_pauses_the_producer_and_loses_nothing(
     trainer.publish_plan(tiers={TIER: tier}, flow=FlowPlan(window=8, retry_s=60))
     trainer.publish_flow(pause=True)
     with Running(broker, bert, tmp_path, data={"path": str(data)}, outbox_max_mib=1):
-        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].outbox_bytes > 2**20)
+        trainer.wait(lambda t: t.telemetry["pi-1"].outbox_bytes > 2**20)
         time.sleep(0.5)
         assert trainer.telemetry["pi-1"].samples_forwarded < 400
         trainer.publish_flow()
@@ -443,7 +443,7 @@ def test_an_agent_serves_its_own_metrics_where_it_is_asked_to(
     trainer.publish_plan()
     trainer.publish_weights(3, final=True)
     with Running(broker, bert, tmp_path, data={"path": str(data)}, metrics_port=0) as agent:
-        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].finished)
+        trainer.wait(lambda t: t.telemetry["pi-1"].finished)
         trainer.wait(lambda t: t.telemetry["pi-1"].weights_version == 3)
         with urllib.request.urlopen(agent.started[0], timeout=5) as answer:
             shown = answer.read().decode()

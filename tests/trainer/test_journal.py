@@ -103,3 +103,16 @@ def test_reading_what_is_no_journal_says_so(tmp_path: Path) -> None:
     (tmp_path / "junk.db").write_bytes(b"not a database, not at all" * 100)
     with pytest.raises(StateError, match="cannot be used"):
         Journal(tmp_path / "junk.db")
+
+
+def test_a_full_disk_is_an_error_that_leaves_the_journal_usable(journal: Journal) -> None:
+    put(journal, 1)
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+    with pytest.raises(StateError, match="cannot be written to"), journal.transaction():
+        journal.append_batch(
+            b"x" * 10**6, tier="t", device="d", stream=STREAM, sequence=2, floor=1, samples=1
+        )
+    assert journal.tail == 1 and watermark(journal) == 1
+    journal._db.execute("PRAGMA max_page_count = 1000000")
+    assert put(journal, 2) and watermark(journal) == 2
