@@ -39,7 +39,8 @@ class _Align(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(blocks, width, out))
         self.bias = nn.Parameter(torch.zeros(blocks, out))
-        nn.init.normal_(self.weight, std=width**-0.5)
+        if not self.weight.is_meta:  # there it would import half of torch's compiler, for nothing
+            nn.init.normal_(self.weight, std=width**-0.5)
 
     def forward(self, tap: int, activations: Tensor, dropout: float) -> Tensor:
         """[K, N, d] of tap number ``tap``, from 0 -> [K, N, r]."""
