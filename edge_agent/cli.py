@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import msgspec
 
-from broker_config.flags import add_flags, overrides
-from broker_config.toml import load_config
 from contract.errors import DataError
 from edge_agent.config import AgentConfig
+from host.flags import add_flags, overrides
 from host.logs import set_up
 from host.signals import stop_event
+from host.toml import load_config
 
 _SHORT: Final = {
     "broker.url": "--broker",

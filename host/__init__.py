@@ -1,4 +1,4 @@
-"""What a long-running Sidestream process needs of the machine it runs on: its state directory and its logs.
+"""What a Sidestream process needs of its machine: settings file and flags, state directory, logs, signals.
 
 It knows nothing of MQTT, models or metrics.
 """

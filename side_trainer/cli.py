@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import msgspec
 
-from broker_config.flags import add_flags, overrides
-from broker_config.toml import load_config
+from host.flags import add_flags, overrides
 from host.logs import set_up
 from host.signals import stop_event
+from host.toml import load_config
 from side_trainer.config import TrainerConfig
 
 _SHORT: Final = {"broker.url": "--broker", "learner.seed": "--seed", "metrics_port": "--metrics-port"}

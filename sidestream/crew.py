@@ -10,12 +10,12 @@ import sys
 import threading
 from pathlib import Path
 
-from broker_config.toml import load_config
 from contract.errors import SidestreamError
 from edge_agent.agent import Agent
 from edge_agent.config import AgentConfig
 from host.logs import set_up
 from host.signals import stop_event
+from host.toml import load_config
 
 
 def main(paths: list[str]) -> int:

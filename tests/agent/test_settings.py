@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.flags import field_help, overrides
-from broker_config.toml import load_config
 from contract.errors import ConfigError
 from edge_agent import cli
 from edge_agent.board import detect_tier, machine_id, memory_bytes, temperature_celsius
 from edge_agent.config import AgentConfig, DataConfig
+from host.flags import field_help, overrides
+from host.toml import load_config
 
 
 def parse(*arguments: str) -> argparse.Namespace:

@@ -41,13 +41,16 @@ def reference(weights: dict[str, Floats], align: str, taps: Array, mask: npt.NDA
 
     def norm(x: Array, name: str = "") -> Array:
         y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return y * weights[f"{name}.weight"] + weights[f"{name}.bias"] if name else y
+        scaled: Array = y * weights[f"{name}.weight"] + weights[f"{name}.bias"] if name else y
+        return scaled
 
     def gelu(x: Array) -> Array:
-        return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+        lifted: Array = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+        return lifted
 
     def linear(x: Array, name: str) -> Array:
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        mapped: Array = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        return mapped
 
     h = np.zeros(0)
     for b, tap in enumerate(taps):

@@ -1,6 +1,6 @@
 """Command-line flags made from a struct of settings: one for every plain field, helped by its docstring.
 
-What a flag sets is an override for :func:`broker_config.toml.load_config`. Knows no setting by name.
+What a flag sets is an override for :func:`host.toml.load_config`. Knows no setting by name.
 """
 
 import argparse
