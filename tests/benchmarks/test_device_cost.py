@@ -1,0 +1,34 @@
+"""The device-cost benchmark measures each method's step in a process of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.device_cost import main
+from benchmarks.shapes import random_backbone, random_texts
+from benchmarks.steps import STEPS, layers_on_device
+
+
+@pytest.mark.parametrize("method", STEPS)
+def test_every_step_runs(method: str) -> None:
+    if method != "agent":
+        pytest.importorskip("peft")
+    backbone = random_backbone("tiny", lambda depth: layers_on_device(method, depth))
+    step = STEPS[method](backbone, 16)
+    step.warm(["w1 w2"])
+    traffic = step.run(random_texts(4, 16))
+    assert (traffic.up > 0) == (method in ("agent", "split-lora"))
+    assert (traffic.down > 0) == (method == "split-lora")
+    assert (step.trainable == 0) == (method == "agent")
+
+
+def test_the_program_prints_and_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    few = ["--shapes", "tiny", "--seq", "16", "--batch", "2", "--steps", "1", "--methods", "agent"]
+    assert main([*few, "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["results"][0]["method"] == "agent" and found["results"][0]["model_bytes"] > 0
+    assert "| tiny" in capsys.readouterr().out
