@@ -90,6 +90,11 @@ class Topics:
     def weights_chunks_filter(self, tier: str) -> str:
         return f"{self.base}/down/{tier}/weights/+/+"
 
+    @property
+    def all_weights_filters(self) -> tuple[str, str]:
+        """Filters for every tier's manifests and chunks."""
+        return f"{self.base}/down/+/weights", f"{self.base}/down/+/weights/+/+"
+
     def receipt(self, tier: str, device: str) -> str:
         return f"{self.base}/down/{tier}/device/{device}/receipt"
 

@@ -66,7 +66,7 @@ class EvaluationSet:
 
     def measure(self, network: SideNetwork, align: str) -> Score | None:
         """The share of samples that backbone and side-network answer rightly; None if stopped meanwhile."""
-        self._extend()
+        self.extend()
         right = total = 0
         for chunk in self._chunks:
             if self._stopped():
@@ -78,7 +78,7 @@ class EvaluationSet:
             total += len(chunk.targets)
         return None if self._stopped() else Score(right / total if total else None, total)
 
-    def _extend(self) -> None:
+    def extend(self) -> None:
         """Compute the activations of samples that are new since the last time."""
         rows = self._rows()
         fresh = [row for row in rows[self._known :] if row.label and row.text.strip()]

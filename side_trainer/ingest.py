@@ -31,11 +31,13 @@ from metrics.telemetry import FleetExporter
 from side_trainer.inbox import Inbox, Refused, admit
 from side_trainer.job import Job
 from side_trainer.journal import Journal
+from side_trainer.retained import Retained
 
 _log = logging.getLogger(__name__)
 _EXPORT_EVERY_S: Final = 1.0
 _REJECTIONS_LOGGED: Final = 20
 _STORAGE_RETRY_S: Final = 5.0
+_REPAIR_EVERY_S: Final = 5.0
 
 
 class Ingest:
@@ -48,6 +50,7 @@ class Ingest:
         inbox: What the network thread fills.
         fleet: The view of the devices.
         metrics: Counts everything.
+        retained: Knows what is ours on the broker.
         status: The trainer's status, announced on every connection and when it changes.
         learner_woken: Called after new records, and after each new connection with ``True``.
     """
@@ -61,6 +64,7 @@ class Ingest:
         inbox: Inbox,
         fleet: Fleet,
         metrics: TrainerMetrics,
+        retained: Retained,
         status: Callable[[], TrainerStatus],
         learner_woken: Callable[[bool], None],
     ) -> None:
@@ -70,6 +74,7 @@ class Ingest:
         self._inbox = inbox
         self._fleet = fleet
         self._metrics = metrics
+        self._retained = retained
         self._status = status
         self._learner_woken = learner_woken
         self._topics = Topics(job.plan.job)
@@ -79,6 +84,7 @@ class Ingest:
         self._rejections = 0
         self._paused = False
         self._connections = 0
+        self._repaired = -_REPAIR_EVERY_S
 
     @property
     def plan(self) -> Plan:
@@ -114,6 +120,9 @@ class Ingest:
         if isinstance(event, Disconnected):
             self._metrics.broker_connected.set(0)
             return None
+        if event.topic == self._topics.plan or event.topic.startswith(f"{self._topics.base}/down/"):
+            self._check_retained(event)
+            return None
         try:
             uplink = self._topics.parse_uplink(event.topic)
         except DecodeError as exc:
@@ -135,6 +144,18 @@ class Ingest:
         self._announce_plan()
         self._announce_flow()
         self._learner_woken(True)
+
+    def _check_retained(self, event: Received) -> None:
+        """Put the plan and the weights back if somebody else wrote over them."""
+        now = time.monotonic()
+        if self._retained.is_foreign(event.topic, event.payload) and now - self._repaired >= _REPAIR_EVERY_S:
+            self._repaired = now
+            _log.warning(
+                "%s was written to by somebody else (another trainer of this job?); publishing ours again",
+                event.topic,
+            )
+            self._announce_plan()
+            self._learner_woken(True)
 
     def _on_report(self, uplink: Uplink, event: Received) -> None:
         """A status or telemetry message."""
@@ -279,7 +300,9 @@ class Ingest:
     # --- announcements -------------------------------------------------------------------------------
 
     def _announce_plan(self) -> None:
-        self._send(self._topics.plan, pack(self.plan), retain=True)
+        plan = pack(self.plan)
+        self._retained.publishing(self._topics.plan, plan)
+        self._send(self._topics.plan, plan, retain=True)
         self._learner_woken(False)
 
     def _announce_flow(self) -> None:

@@ -19,6 +19,7 @@ from contract.wire import TARGET_MESSAGE_BYTES, pack
 from metrics.catalogue import Content, TrainerMetrics
 from side_trainer.fold import TierRecord
 from side_trainer.journal import Journal
+from side_trainer.retained import Retained
 
 _log = logging.getLogger(__name__)
 CHUNK_BYTES: Final = TARGET_MESSAGE_BYTES - 4096
@@ -48,15 +49,23 @@ class Publisher:
         transport: The broker.
         journal: Remembers what was published.
         metrics: Counts it.
+        retained: Told of everything before it is published.
         half: Send float16.
     """
 
     def __init__(
-        self, transport: Transport, journal: Journal, metrics: TrainerMetrics, *, half: bool
+        self,
+        transport: Transport,
+        journal: Journal,
+        metrics: TrainerMetrics,
+        retained: Retained,
+        *,
+        half: bool,
     ) -> None:
         self._transport = transport
         self._journal = journal
         self._metrics = metrics
+        self._retained = retained
         self._half = half
 
     def publish(self, version: Version, plan: Plan, tiers: Mapping[str, TierRecord]) -> bool:
@@ -88,7 +97,7 @@ class Publisher:
         """Take a version's chunks off the broker."""
         for tier, count in chunks.items():
             for index in range(count):
-                self._transport.publish(topics.weights_chunk(tier, version, index), b"", retain=True)
+                self._retain(topics.weights_chunk(tier, version, index), b"")
 
     def _publish_tier(
         self, topics: Topics, tier: str, bundle: bytes, version: Version, run: str, chunks: int
@@ -96,7 +105,7 @@ class Publisher:
         for index in range(chunks):
             part = bundle[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
             chunk = pack(WeightsChunk(run=run, version=version.number, index=index, data=part))
-            self._transport.publish(topics.weights_chunk(tier, version.number, index), chunk, retain=True)
+            self._retain(topics.weights_chunk(tier, version.number, index), chunk)
             self._metrics.down_bytes.labels(tier, Content.WEIGHTS).inc(len(chunk))
         manifest = pack(
             WeightsManifest(
@@ -111,9 +120,13 @@ class Publisher:
                 final=version.final,
             )
         )
-        self._transport.publish(topics.weights(tier), manifest, retain=True)
+        self._retain(topics.weights(tier), manifest)
         self._metrics.down_bytes.labels(tier, Content.WEIGHTS).inc(len(manifest))
         self._metrics.weights_published.labels(tier).inc()
+
+    def _retain(self, topic: str, payload: bytes) -> None:
+        self._retained.publishing(topic, payload)
+        self._transport.publish(topic, payload, retain=True)
 
     def _bundle(self, version: Version, plan: Plan, tiers: Mapping[str, TierRecord], align: str) -> bytes:
         members = {name: tier for name, tier in tiers.items() if tier.align == align}

@@ -31,6 +31,7 @@ from side_trainer.job import Job
 from side_trainer.journal import FILE_NAME, Journal
 from side_trainer.learner import Learner
 from side_trainer.publisher import Publisher
+from side_trainer.retained import Retained
 
 _log = logging.getLogger(__name__)
 _JOIN_S: Final = 30.0
@@ -99,7 +100,8 @@ def run_trainer(
         last_words = TrainerStatus(state="offline", run=journal.run, epoch=epoch)
         will = Will(topic=topic, payload=pack(last_words))
         transport = connect(config, f"sidestream-trainer-{config.job}-{journal.run[:8]}", will)
-        publisher = Publisher(transport, journal, metrics, half=config.publish_half)
+        retained = Retained()
+        publisher = Publisher(transport, journal, metrics, retained, half=config.publish_half)
         learner = Learner(
             config=config,
             journal=journal,
@@ -116,6 +118,7 @@ def run_trainer(
             inbox=inbox,
             fleet=Fleet(config.tiers),
             metrics=metrics,
+            retained=retained,
             status=status,
             learner_woken=learner.wake,
         )
@@ -147,6 +150,8 @@ class _Threads:
         topics = Topics(self._config.job)
         for kind in ("activations", "status", "telemetry"):
             self._transport.subscribe(topics.uplink_filter(kind), qos=0 if kind == "telemetry" else 1)
+        for topic_filter in (topics.plan, *topics.all_weights_filters):
+            self._transport.subscribe(topic_filter)
         threads = [
             threading.Thread(target=self._guard, args=(run,), name=name, daemon=True)
             for name, run in (("learner", self._learn), ("ingest", self._ingest_all))

@@ -214,6 +214,22 @@ def test_a_broker_that_forgot_everything_gets_plan_and_weights_again(
         assert manifest is not None and manifest.version == version and manifest.final
 
 
+@pytest.mark.parametrize("forgery", [b"", b"rubbish"])
+def test_plan_and_weights_that_somebody_wrote_over_are_put_back(
+    broker: InProcessBroker, tmp_path: Path, forgery: bytes
+) -> None:
+    with trainer(broker, config(tmp_path)):
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        plan = born(listener, fleet)
+        send(listener, fleet[0], fleet[0].batch(plan))
+        final(listener, 8)
+        topics = (TOPICS.plan, TOPICS.weights("big"))
+        ours = [broker.retained[topic] for topic in topics]
+        for topic in topics:
+            listener.transport.publish(topic, forgery, retain=True)
+        until(lambda: [broker.retained.get(topic) for topic in topics] == ours, "both are ours again")
+
+
 def test_garbage_is_refused_with_a_reason_and_training_goes_on(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:
