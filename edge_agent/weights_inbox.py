@@ -24,7 +24,7 @@ class WeightsInbox:
 
     def __init__(self, transport: Transport, topic: str) -> None:
         self.newest: WeightsManifest | None = None
-        """The newest manifest of the run; before :meth:`begin`, whatever came last."""
+        """The run's last manifest that is not older than what is in use; before :meth:`begin`, any last."""
         self._transport = transport
         self._topic = topic
         self._filter = ""
@@ -35,7 +35,7 @@ class WeightsInbox:
 
     @property
     def version(self) -> int:
-        """The newest version heard of; 0 for none."""
+        """Its version; 0 for none."""
         return self.newest.version if self.newest is not None else 0
 
     def begin(self, run: str, adopter: Adopter) -> None:
@@ -55,11 +55,17 @@ class WeightsInbox:
             self.newest = manifest
         elif manifest.run != self._run:
             log.warning("ignored weights of run %s: the plan is of run %s", manifest.run[:8], self._run[:8])
-        elif manifest.version < self.version:
-            log.warning("ignored weights version %d: %d is known", manifest.version, self.version)
+        elif manifest.version < self._in_use(self._adopter):
+            # Only what was checked and adopted raises the bar: a forged manifest may claim any version.
+            in_use = self._in_use(self._adopter)
+            log.warning("ignored weights version %d: %d is in use", manifest.version, in_use)
         else:
             self.newest = manifest
             self._get(manifest, self._adopter)
+
+    @staticmethod
+    def _in_use(adopter: Adopter) -> int:
+        return adopter.in_use.version if adopter.in_use is not None else 0
 
     def on_chunk(self, chunk: WeightsChunk) -> None:
         """A part of a version came.

@@ -103,6 +103,23 @@ def test_weights_that_came_before_the_plan_are_adopted_after_it(
         wait_for(trainer, 3)
 
 
+def test_a_forged_version_from_the_future_does_not_stop_adoption(
+    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+) -> None:
+    trainer.publish_plan()
+    with Running(broker, bert, tmp_path):
+        for forged in (
+            trainer.manifest(10**9, b"rubbish"),
+            trainer.manifest(10**9, b"rubbish", chunks=3),
+        ):
+            trainer.send(trainer.topics.weights(TIER), forged)
+            time.sleep(0.2)
+        trainer.publish_weights(2)
+        wait_for(trainer, 2)
+        trainer.publish_weights(3, final=True)
+        wait_for(trainer, 3)
+
+
 def test_a_restarted_agent_goes_on_with_what_it_had(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
