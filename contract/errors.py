@@ -29,6 +29,7 @@ class ConfigError(SidestreamError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
         self.field = field
+        self.message = message
 
 
 class DataError(SidestreamError):

@@ -17,7 +17,7 @@ from edge_agent.board import detect_tier, machine_id
 from edge_agent.config import AgentConfig, parse_part
 from edge_agent.outbox import Outbox
 from edge_agent.session import Connect, Device, LoadBackbone, Outcome, Session
-from edge_agent.sources import read_evaluation
+from edge_agent.sources import open_source, read_evaluation
 from host.state_dir import locked, prepare
 from metrics.catalogue import AgentMetrics
 from metrics.server import serve
@@ -114,6 +114,7 @@ class Agent:
                 tier=self.tier,
                 outbox=outbox,
                 evaluation_rows=rows,
+                stream=open_source(data) if data.path == "-" else None,
                 connect=self._connect,
                 load_backbone=self._load_backbone,
                 metrics=metrics,

@@ -88,6 +88,13 @@ class Producer:
             DataError: the source cannot be read.
             StateError: the outbox cannot be written.
         """
+        try:
+            self._work_off()
+        finally:
+            self._save()
+            self._source.give_back(self._pool)
+
+    def _work_off(self) -> None:
         while not self._stopped():
             for sample in self._source.read():
                 self._take(sample)

@@ -32,7 +32,7 @@ from edge_agent.producer import BatchMaker, Producer
 from edge_agent.reporter import Reporter
 from edge_agent.samples import Row
 from edge_agent.sender import Sender
-from edge_agent.sources import open_source
+from edge_agent.sources import Source, open_source
 from edge_agent.weights_inbox import WeightsInbox
 from metrics.catalogue import AgentMetrics
 
@@ -69,6 +69,8 @@ class Device:
     outbox: Outbox
     evaluation_rows: Sequence[Row] | None
     """Of the evaluation file; None to hold samples out."""
+    stream: Source | None
+    """Standard input, which all sessions read on; None where each session opens its source."""
     connect: Connect
     load_backbone: LoadBackbone
     metrics: AgentMetrics
@@ -84,7 +86,7 @@ class Session:
         self._outbox = device.outbox
         self._tier = device.tier
         self._topics = Topics(device.config.job)
-        self._source = open_source(device.config.data)
+        self._source = device.stream or open_source(device.config.data)
         self._mailbox = Mailbox()
         self._reporter = Reporter(
             device.outbox,

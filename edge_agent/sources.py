@@ -10,7 +10,8 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,9 +37,8 @@ log = logging.getLogger(__name__)
 class Source(Protocol):
     """Yields samples; asked again and again until it has ended."""
 
-    @property
-    def ended(self) -> bool:
-        """Whether no sample can ever come again."""
+    ended: bool
+    """Whether no sample can ever come again."""
 
     def labels(self) -> tuple[str, ...]:
         """Label names in the data, sorted, where they can be listed before reading; else none."""
@@ -49,6 +49,10 @@ class Source(Protocol):
         Raises:
             DataError: the data cannot be read.
         """
+
+    def give_back(self, samples: Sequence[Sample]) -> None:
+        """Take back samples that were read and not consumed, where they could not be read again."""
+        return
 
 
 def open_source(config: DataConfig) -> Source:
@@ -67,7 +71,7 @@ def open_source(config: DataConfig) -> Source:
     return FileSource(config)
 
 
-class NoSource:
+class NoSource(Source):
     """No data at all."""
 
     ended = True
@@ -79,7 +83,7 @@ class NoSource:
         return iter(())
 
 
-class FileSource:
+class FileSource(Source):
     """One file, or the files of one folder, read once or watched for more.
 
     Raises:
@@ -193,8 +197,11 @@ class _FileReader:
         return self._offset > 0 and (now.st_ino != self._inode or now.st_size < self._offset)
 
 
-class StreamSource:
-    """Rows piped into standard input. Reading never blocks, so that the agent can be stopped."""
+class StreamSource(Source):
+    """Rows piped into standard input. Reading never blocks, so that the agent can be stopped.
+
+    What was piped in cannot be read twice: one source serves all of an agent's sessions.
+    """
 
     def __init__(self, config: DataConfig, descriptor: int | None = None) -> None:
         self.ended = False
@@ -203,33 +210,43 @@ class StreamSource:
         self._identities = Identities()
         self._parser: RowParser | None = None
         self._head = b""
+        self._parsed: deque[Sample] = deque()
+        self._at_end = False
 
     def labels(self) -> tuple[str, ...]:
         return ()
 
     def read(self) -> Iterator[Sample]:
-        while not self.ended and select.select([self._descriptor], [], [], 0.0)[0]:
+        while True:
+            while self._parsed:
+                yield self._parsed.popleft()
+            if self._at_end or not select.select([self._descriptor], [], [], 0.0)[0]:
+                break
             block = os.read(self._descriptor, _BLOCK_BYTES)
-            self.ended = not block
-            for row in self._feed(block):
-                yield self._identities.name(row)
-        if self.ended and self._parser is not None and not self._parser.rows:
+            self._at_end = not block
+            self._parsed.extend(self._identities.name(row) for row in self._feed(block))
+        if self._at_end and self._parser is not None and not self._parser.rows:
             raise DataError("standard input: no usable row")
+        self.ended = self._at_end
+
+    def give_back(self, samples: Sequence[Sample]) -> None:
+        self._parsed.extendleft(reversed(samples))
+        self.ended = False
 
     def _feed(self, block: bytes) -> Iterator[Row]:
         if self._parser is None:
             self._head += block
-            if b"\n" not in self._head and not self.ended:
+            if b"\n" not in self._head and not self._at_end:
                 return iter(())
             block, kind = self._head, self._config.format
             found = _format_of(block) if kind == "auto" else kind
             self._parser = RowParser(
                 "standard input", found, self._config.text_column, self._config.label_column
             )
-        return self._parser.feed(block, final=self.ended)
+        return self._parser.feed(block, final=self._at_end)
 
 
-class PluginSource:
+class PluginSource(Source):
     """Samples from an installed plug-in: ``factory(DataConfig)`` gives an iterable of rows.
 
     A row is ``(text, label)``, or a mapping with the configured columns.

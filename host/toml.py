@@ -6,6 +6,7 @@ which type, and with which default. Environment variables are the owner's busine
 """
 
 import difflib
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ def load_config(kind: type[T], path: Path | None = None, overrides: Mapping[str,
     _check_names(settings, info, "")
     for name, value in (overrides or {}).items():
         _set(settings, name, _typed(value, _field_type(info, name), name))
+    _check_values(settings, info, "")
     return _convert(settings, kind)
 
 
@@ -74,9 +76,12 @@ def _refused(message: str, info: inspect.Type) -> ConfigError:
     missing = re.fullmatch(r"Object missing required field `(.*)`", what)
     if missing:
         return ConfigError(f"{where}.{missing[1]}".strip("."), "is missing, and has no default")
-    field = _field_type(info, where.replace("[...]", ".*")) if where else info
+    inside = re.sub(r"\[\d+\].*", "", where.replace("[...]", ".*"))  # what a list holds has no name
+    field = _field_type(info, inside) if inside else info
     if isinstance(field, inspect.LiteralType):
         return ConfigError(where, f"write one of {', '.join(map(repr, field.values))}")
+    if isinstance(field, inspect.EnumType):
+        return ConfigError(where, f"write one of {', '.join(repr(one.value) for one in field.cls)}")
     return ConfigError(where or "settings", (what[:1].lower() + what[1:]).replace("`", ""))
 
 
@@ -152,6 +157,26 @@ def _check_names(settings: Any, info: inspect.Type, prefix: str) -> None:
             raise _unknown(dotted, name, fields)
         below = fields[name] if fields is not None else getattr(info, "value_type", inspect.AnyType())
         _check_names(value, below, f"{dotted}.")
+
+
+def _check_values(settings: Any, info: inspect.Type, prefix: str) -> None:
+    """Refuse what msgspec takes, or refuses without naming the table: infinities, and entries of a dict."""
+    if isinstance(settings, float) and not math.isfinite(settings):
+        raise ConfigError(prefix.rstrip("."), f"is {settings}; write a finite number")
+    if not isinstance(settings, dict):
+        return
+    fields = _fields(info)
+    for name, value in settings.items():
+        below = fields.get(name) if fields is not None else getattr(info, "value_type", None)
+        if below is not None:
+            _check_values(value, below, f"{prefix}{name}.")
+        if isinstance(info, inspect.DictType) and isinstance(info.value_type, inspect.StructType):
+            try:
+                msgspec.convert(value, type=info.value_type.cls)
+            except msgspec.ValidationError as exc:
+                refusal = _refused(str(exc), info.value_type)
+                field = "" if refusal.field == "settings" else f".{refusal.field}"
+                raise ConfigError(f"{prefix}{name}{field}", refusal.message) from exc
 
 
 def _unknown(dotted: str, name: str, fields: Mapping[str, Any]) -> ConfigError:

@@ -69,12 +69,19 @@ def add_parser(subparsers: Any) -> None:
         looks.set_defaults(handler=handler)
         if name == "verify":
             looks.add_argument(
-                "--threads", type=int, default=1, help="as the trainer's setting (default: %(default)s)"
+                "--threads", type=_threads, default=1, help="as the trainer's setting (default: 1)"
             )
         if name == "export":
             looks.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
         if name == "status":
             looks.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _threads(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 256:
+        raise argparse.ArgumentTypeError("write a number from 1 to 256")
+    return number
 
 
 def run(args: argparse.Namespace) -> int:

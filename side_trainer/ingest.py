@@ -337,4 +337,5 @@ class Ingest:
             self._told = status
             self._send(self._topics.trainer_status, pack(status), retain=True)
         self._metrics.inbox_messages.set(len(self._inbox))
+        self._metrics.journal_bytes.set(self._journal.size_bytes())
         self._exporter.update(self._fleet, version=max(self._journal.published, default=0), now=now)

@@ -90,6 +90,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._path = path
         self._lock = threading.RLock()
         self._offset = 0
         if read_only and not path.exists():
@@ -277,6 +278,11 @@ class Journal:
             ).fetchall()
         fields = ("stream", "device", "watermark", "batches", "samples", "bytes")
         return [StreamState(**dict(zip(fields, row, strict=True))) for row in rows]
+
+    def size_bytes(self) -> int:
+        """On disk, the part that is not checkpointed into the file yet included."""
+        files = (self._path, self._path.with_name(self._path.name + "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
 
     def samples(self) -> int:
         """Samples in all journaled batches."""

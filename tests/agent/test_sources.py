@@ -190,6 +190,18 @@ def test_standard_input_is_read_as_it_comes_and_never_waited_for(pipe: tuple[int
     assert texts_of(source) == [] and source.ended
 
 
+def test_standard_input_goes_on_where_reading_broke_off(pipe: tuple[int, int]) -> None:
+    source = StreamSource(DataConfig(path="-"), descriptor=pipe[0])
+    os.write(pipe[1], b"text,label\none,on\ntwo,off\nthree,on\n")
+    os.close(pipe[1])
+    reading = source.read()
+    taken = [next(reading), next(reading)]
+    del reading  # as when the agent starts over in the middle
+    source.give_back(taken[1:])
+    assert not source.ended
+    assert texts_of(source) == ["two", "three"] and source.ended
+
+
 # --- plug-ins --------------------------------------------------------------------------------------------
 
 
