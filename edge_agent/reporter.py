@@ -32,7 +32,6 @@ class Reporter:
         topics: The job's.
         tier: The device's tier,
         name: and its name.
-        labels: Label names in its data.
         metrics: Shows the same figures.
     """
 
@@ -43,13 +42,13 @@ class Reporter:
         *,
         tier: str,
         name: str,
-        labels: tuple[str, ...],
         metrics: AgentMetrics,
     ) -> None:
         self.backbone: Backbone | None = None
         """Once it is loaded."""
+        self.labels: tuple[str, ...] = ()
+        """Label names in the device's data, as far as they can be listed."""
         self._outbox = outbox
-        self._labels = labels
         self._birth = outbox.new_birth()
         self._status_topic = topics.status(tier, name)
         self._telemetry_topic = topics.telemetry(tier, name)
@@ -91,7 +90,7 @@ class Reporter:
             fingerprint=backbone.fingerprint if backbone else "",
             depth=backbone.depth if backbone else 0,
             width=backbone.width if backbone else 0,
-            labels=self._labels if state == "online" else (),
+            labels=self.labels if state == "online" else (),
             reason=reason,
         )
 

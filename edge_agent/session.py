@@ -93,9 +93,9 @@ class Session:
             self._topics,
             tier=device.tier,
             name=device.name,
-            labels=self._source.labels(),
             metrics=device.metrics,
         )
+        self._reporter.labels = self._source.labels()
         self._transport = device.connect(
             device.config, f"sidestream-{device.config.job}-{device.name}", self._reporter.will()
         )
@@ -119,6 +119,7 @@ class Session:
         self._telemetry_s = 0.0
         self._last_receipt: tuple[int, float] | None = None  # the newest version then, and when it came
         self._waiting_s = time.monotonic()
+        self._looked_s = float("-inf")
         self._tier_missing_s: float | None = None
 
     def run(self, *, patience_s: float, started: Callable[[], None]) -> Outcome:
@@ -144,7 +145,8 @@ class Session:
             outcome = self._loop()
             reason = "goodbye"
         except SidestreamError as exc:
-            reason = str(exc)[:500]
+            # Only its kind: a message may quote the data, and a status is for all to read.
+            reason = f"{type(exc).__name__}; the agent's own log says more"
             raise
         finally:
             self._close(reason)
@@ -192,6 +194,7 @@ class Session:
         now = time.monotonic()
         self._check_tier(now)
         self._check_backbone()
+        self._offer_labels(now)
         self._weights.tick()
         if self._birth_due and self._publish(self._reporter.birth()):
             self._birth_due = False
@@ -306,7 +309,16 @@ class Session:
             if self._plan is None:
                 log.info("waiting for the plan of job %r: is its trainer running?", job)
             else:
-                log.info("waiting until the trainer has settled labels and tier of job %r", job)
+                what = "the tier" if self._plan.labels else "the labels"
+                more = (
+                    ""
+                    if self._plan.labels or self._reporter.labels
+                    else (
+                        "; none are in this device's data yet: other devices may bring some, or the "
+                        "trainer's settings give them"
+                    )
+                )
+                log.info("waiting until the trainer has settled %s of job %r%s", what, job, more)
         if self._plan is None or self._tier in self._plan.tiers:
             self._tier_missing_s = None
             return
@@ -316,6 +328,15 @@ class Session:
             log.error("tier: %s (waiting %.0f s for another plan)", message, _TIER_WAIT_S)
         elif now - self._tier_missing_s > _TIER_WAIT_S:
             raise ConfigError("tier", message)
+
+    def _offer_labels(self, now: float) -> None:
+        """Tell the trainer which label names there are, as long as it looks for some."""
+        wanted = self._plan is not None and not self._plan.labels
+        if wanted and now - self._looked_s >= self._config.data.poll_s:
+            self._looked_s = now
+            labels = self._source.labels()
+            if labels != self._reporter.labels:
+                self._reporter.labels, self._birth_due = labels, True
 
     def _check_backbone(self) -> None:
         """Refuse to work with a backbone that is not the job's."""

@@ -31,6 +31,7 @@ _FORMATS: Mapping[str, Format] = {
     ".tsv": "tsv",
 }
 _BLOCK_BYTES = 256 * 1024
+_PEEKED_ROWS = 10_000  # of standard input, for its label names
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +42,10 @@ class Source(Protocol):
     """Whether no sample can ever come again."""
 
     def labels(self) -> tuple[str, ...]:
-        """Label names in the data, sorted, where they can be listed before reading; else none."""
+        """Label names in the data that is there now, sorted; none where it cannot be looked at beforehand.
+
+        Asked before reading begins, perhaps several times.
+        """
 
     def read(self) -> Iterator[Sample]:
         """The samples that are there now. Returns when there are none left for the moment.
@@ -102,6 +106,8 @@ class FileSource(Source):
         self._labels = self._survey()
 
     def labels(self) -> tuple[str, ...]:
+        if self._config.watch:
+            self._labels = self._survey()
         return self._labels
 
     def read(self) -> Iterator[Sample]:
@@ -214,17 +220,16 @@ class StreamSource(Source):
         self._at_end = False
 
     def labels(self) -> tuple[str, ...]:
-        return ()
+        while len(self._parsed) < _PEEKED_ROWS and self._read_block():
+            pass
+        return listable(sample.label for sample in self._parsed if sample.label)
 
     def read(self) -> Iterator[Sample]:
         while True:
             while self._parsed:
                 yield self._parsed.popleft()
-            if self._at_end or not select.select([self._descriptor], [], [], 0.0)[0]:
+            if not self._read_block():
                 break
-            block = os.read(self._descriptor, _BLOCK_BYTES)
-            self._at_end = not block
-            self._parsed.extend(self._identities.name(row) for row in self._feed(block))
         if self._at_end and self._parser is not None and not self._parser.rows:
             raise DataError("standard input: no usable row")
         self.ended = self._at_end
@@ -232,6 +237,15 @@ class StreamSource(Source):
     def give_back(self, samples: Sequence[Sample]) -> None:
         self._parsed.extendleft(reversed(samples))
         self.ended = False
+
+    def _read_block(self) -> bool:
+        """Take in what is there; False if that is nothing, or the end was reached before."""
+        if self._at_end or not select.select([self._descriptor], [], [], 0.0)[0]:
+            return False
+        block = os.read(self._descriptor, _BLOCK_BYTES)
+        self._at_end = not block
+        self._parsed.extend(self._identities.name(row) for row in self._feed(block))
+        return True
 
     def _feed(self, block: bytes) -> Iterator[Row]:
         if self._parser is None:

@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional
 
 from contract.bundle import state_digest
-from contract.errors import StateError
+from contract.errors import StateError, WireError
 from contract.plan import SideNetworkSpec
 from contract.side_network import SideNetwork
 from contract.tensors import Floats
@@ -128,17 +128,27 @@ class Fold:
     # --- records -------------------------------------------------------------------------------------
 
     def apply(self, record: Record) -> Step:
-        """Apply the record that follows the last one."""
-        assert record.offset == self.offset + 1, "records are applied in order, none twice"
-        step = Step()
-        if record.kind == "batch":
-            step = self._apply_batch(record)
-        elif record.kind == "idle":
-            step = self._apply_idle(record)
-        else:
-            self._apply_fact(record)
+        """Apply the record that follows the last one.
+
+        Raises:
+            StateError: if the record is not what the trainer wrote: the journal is damaged.
+        """
+        if record.offset != self.offset + 1:
+            raise StateError(f"the journal is damaged: record {self.offset + 1} is missing")
+        try:
+            step = self._apply(record)
+        except (msgspec.MsgspecError, WireError, AssertionError, KeyError, IndexError) as exc:
+            raise StateError(f"the journal is damaged: record {record.offset} cannot be folded") from exc
         self.offset = record.offset
         return step
+
+    def _apply(self, record: Record) -> Step:
+        if record.kind == "batch":
+            return self._apply_batch(record)
+        if record.kind == "idle":
+            return self._apply_idle(record)
+        self._apply_fact(record)
+        return Step()
 
     def _apply_fact(self, record: Record) -> None:
         if record.kind == "settings":

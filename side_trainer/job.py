@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -19,6 +20,7 @@ from side_trainer.fold import LabelsRecord, SettingsRecord, TierRecord
 from side_trainer.journal import Journal
 
 _log = logging.getLogger(__name__)
+_TELL_EVERY_S: Final = 15.0
 
 
 class Job:
@@ -38,6 +40,7 @@ class Job:
         self._offered: set[str] = set()
         self._devices: set[str] = set()
         self._last_news: float | None = None
+        self._told = 0.0
         self._labels: tuple[str, ...] = ()
         self._settled: dict[str, TierRecord] = {}
         self._recall()
@@ -58,15 +61,25 @@ class Job:
     def on_birth(self, tier: str, device: str, status: Status, now: float) -> bool:
         """Learn from a device that came online; return whether the plan changed."""
         changed = self._settle(tier, status)
-        if not self._labels and status.labels and device not in self._devices:
+        if not self._labels and status.labels and not self._offered.issuperset(status.labels):
+            self._last_news = now
+        if not self._labels and status.labels:
             self._devices.add(device)
             self._offered.update(status.labels)
-            self._last_news = now
         return self._publishable(changed)
 
     def tick(self, now: float) -> bool:
         """Fix discovered labels when it is time; return whether the plan changed."""
-        if self._labels or self._last_news is None:
+        if self._labels:
+            return False
+        if now - self._told >= _TELL_EVERY_S:
+            self._told = now
+            _log.info(
+                "waiting for labels: %d devices have brought %d so far (2 at least); or give labels = [...]",
+                len(self._devices),
+                len(self._offered),
+            )
+        if self._last_news is None:
             return False
         enough = len(self._devices) >= self._config.label_devices
         if not enough or now - self._last_news < self._config.label_wait_s or len(self._offered) < 2:

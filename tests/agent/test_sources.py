@@ -190,6 +190,16 @@ def test_standard_input_is_read_as_it_comes_and_never_waited_for(pipe: tuple[int
     assert texts_of(source) == [] and source.ended
 
 
+def test_labels_on_standard_input_are_listed_and_their_rows_still_read(pipe: tuple[int, int]) -> None:
+    source = StreamSource(DataConfig(path="-"), descriptor=pipe[0])
+    assert source.labels() == ()
+    os.write(pipe[1], b"text,label\none,on\ntwo,off\n")
+    assert source.labels() == ("off", "on")
+    os.write(pipe[1], b"three,dim\n")
+    assert source.labels() == ("dim", "off", "on")
+    assert texts_of(source) == ["one", "two", "three"]
+
+
 def test_standard_input_goes_on_where_reading_broke_off(pipe: tuple[int, int]) -> None:
     source = StreamSource(DataConfig(path="-"), descriptor=pipe[0])
     os.write(pipe[1], b"text,label\none,on\ntwo,off\nthree,on\n")

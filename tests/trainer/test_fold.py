@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from contract.errors import StateError
 from contract.wire import pack
 from side_trainer.checkpoint import resume, write_checkpoint
 from side_trainer.fold import Fold, IdleRecord
@@ -74,6 +75,17 @@ def test_torch_randomness_outside_does_not_leak_in_nor_out(journal: Journal, tmp
     assert torch.rand(1).item() == after
     torch.manual_seed(2)
     assert fold_all(journal, Fold(journal)).digest() == first
+
+
+def test_a_damaged_journal_is_told_and_not_folded(journal: Journal, tmp_path: Path) -> None:
+    filled(journal, tmp_path, batches=4, idle=False)
+    batch = journal.batches(journal.tail)[1][0]
+    journal._db.execute("UPDATE records SET payload = x'80' WHERE offset = ?", (batch,))
+    with pytest.raises(StateError, match=f"record {batch} cannot be folded"):
+        fold_all(journal, Fold(journal))
+    journal._db.execute("DELETE FROM records WHERE offset = ?", (batch,))
+    with pytest.raises(StateError, match=f"record {batch} is missing"):
+        fold_all(journal, Fold(journal))
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
