@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING
 from broker_config.errors import NotConnected, PublishTimeout
 from broker_config.settings import masked_url
 from broker_config.transport import Connected, Disconnected, Event, LastWord, Received, Transport, Will
-from contract.errors import BackboneError, BrokerError, ConfigError, SidestreamError, WireError
+from contract.errors import (
+    BackboneError,
+    BrokerError,
+    ConfigError,
+    DataError,
+    SidestreamError,
+    WireError,
+)
 from contract.messages import ActivationBatch, Flow, Receipt, WeightsChunk, WeightsManifest, refusal_digest
 from contract.plan import Plan, TierPlan
 from contract.topics import Topics
@@ -145,8 +152,9 @@ class Session:
             outcome = self._loop()
             reason = "goodbye"
         except SidestreamError as exc:
-            # Only its kind: a message may quote the data, and a status is for all to read.
-            reason = f"{type(exc).__name__}; the agent's own log says more"
+            # An error of the data may quote it, and a status is for all to read.
+            quotes = isinstance(exc, DataError)
+            reason = "its data cannot be read; its own log says why" if quotes else str(exc)[:500]
             raise
         finally:
             self._close(reason)
