@@ -63,6 +63,8 @@ class Demo:
             files.write(self._job, url)
             watch = Watch(BrokerSettings(url=url), self._job, list(files.devices))
             stack.callback(watch.close)
+            if self._settings.broker:
+                stack.callback(watch.clear)  # somebody else's broker is left as it was found
             stack.callback(children.close)
             metrics_url = self._start_trainer(stop)
             self._start_agents()
@@ -71,8 +73,6 @@ class Demo:
             figures = _scrape(metrics_url)
             trainer_peak = children.peak_rss_bytes("trainer")
             children.close()
-            if self._settings.broker:
-                watch.clear()
             return Report(
                 fleet=summarise(watch.devices()),
                 tiers=self._by_tier(watch),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -54,10 +55,11 @@ class Watch:
             return self._fleet.devices()
 
     def clear(self) -> None:
-        """Take everything that the job left on the broker off it again."""
-        for topic in sorted(self._retained):
-            self._transport.publish(topic, b"", retain=True)
-        self._transport.flush(5.0)
+        """Take everything that the job left on the broker off it again, if it can be reached."""
+        with contextlib.suppress(BrokerError):
+            for topic in sorted(self._retained):
+                self._transport.publish(topic, b"", retain=True)
+            self._transport.flush(5.0)
 
     def _on_event(self, event: Event) -> None:
         """Runs on the network thread; these messages are few and small, but for weights, which it skips."""
