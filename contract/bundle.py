@@ -1,13 +1,20 @@
-"""Side-network weights as bytes: one safetensors file that says what it is. Never pickle."""
+"""Side-network weights as bytes: one safetensors file that says what it is. Never pickle.
+
+With the codec ``int8`` a tensor of two axes or more stands in the file as int8, and beside it, under its name
+and ``:scale``, what one step is worth: a float16 for each output. Axis 1 is what an output sums over, in a
+linear map's [out, in] and in an alignment map's [B, in, out] alike, so it is the scales' axis of length 1.
+Tensors of one axis are float16. The error is at most half a step: 1/254 of an output's largest weight.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -22,6 +29,13 @@ MAX_BUNDLE_BYTES: Final = 2**31
 MAX_HEADER_BYTES: Final = 2**20
 """The largest side-network and label list take 0.7 MB; safetensors takes some thirty times what it reads."""
 _LENGTH_BYTES: Final = 8
+_SCALE: Final = ":scale"
+"""Ends the names of scales; no parameter's name holds a colon."""
+_INPUT_AXIS: Final = 1
+_LARGEST_HALF: Final = 65504
+
+WeightsCodec = Literal["f32", "f16", "int8"]
+"""How weights are written."""
 
 
 class About(Message, frozen=True, kw_only=True):
@@ -78,15 +92,27 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     """By parameter name, float32."""
 
 
-def encode_bundle(about: About, tensors: Mapping[str, Floats], *, half: bool = False) -> bytes:
-    """Write a bundle, as float16 (clipped to ±65504) when ``half``. Equal input gives equal bytes."""
-    dtype = np.float16 if half else np.float32
-    arrays = {
-        name: np.ascontiguousarray(np.clip(array, -65504, 65504) if half else array, dtype=dtype)
-        for name, array in sorted(tensors.items())
-    }
+def encode_bundle(about: About, tensors: Mapping[str, Floats], *, codec: WeightsCodec = "f32") -> bytes:
+    """Write a bundle; what float16 cannot hold is clipped. Equal input gives equal bytes."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, array in sorted(tensors.items()):
+        if codec == "int8" and array.ndim > _INPUT_AXIS and array.size:
+            arrays[name], arrays[name + _SCALE] = _to_int8(array)
+        elif codec == "f32":
+            arrays[name] = np.ascontiguousarray(array, np.float32)
+        else:
+            arrays[name] = np.ascontiguousarray(np.clip(array, -_LARGEST_HALF, _LARGEST_HALF), np.float16)
     written: bytes = save(arrays, metadata={"sidestream": msgspec.json.encode(about).decode()})
     return written
+
+
+def _to_int8(array: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
+    """[out, in, …] -> int8 of that shape, and scales [out, 1, …], rounded up so that nothing is clipped."""
+    exact = np.abs(array).max(axis=_INPUT_AXIS, keepdims=True) / 127
+    scales = np.minimum(exact, _LARGEST_HALF).astype(np.float16)
+    scales = np.where(scales < exact, np.nextafter(scales, np.float16(_LARGEST_HALF)), scales)
+    steps = np.divide(array, scales, out=np.zeros_like(array), where=scales > 0, dtype=np.float32)
+    return np.rint(np.clip(steps, -127, 127)).astype(np.int8), scales
 
 
 def decode_bundle(data: bytes) -> Bundle:
@@ -106,12 +132,33 @@ def decode_bundle(data: bytes) -> Bundle:
         arrays = load(data)
     except (SafetensorError, msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError) as exc:
         raise DecodeError(f"not a side-network bundle: {type(exc).__name__}: {brief(exc)}") from exc
-    if any(array.dtype not in (np.float32, np.float16) for array in arrays.values()):
-        raise DecodeError("a bundle holds float32 or float16 tensors only")
-    tensors = {name: array.astype(np.float32) for name, array in arrays.items()}
+    tensors = {
+        name: _to_float(name, array, arrays) for name, array in arrays.items() if not name.endswith(_SCALE)
+    }
+    if len(arrays) != len(tensors) + sum(array.dtype == np.int8 for array in arrays.values()):
+        raise DecodeError("the bundle holds scales of no int8 tensor")
     if not all(np.isfinite(array).all() for array in tensors.values()):
         raise DecodeError("the bundle holds NaN or infinite weights")
     return Bundle(about=about, tensors=tensors)
+
+
+def _to_float(name: str, array: npt.NDArray[Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Floats:
+    """A tensor as float32: as it stands, or times its scales.
+
+    Raises:
+        DecodeError: if it has another type, or not the scales that go with it.
+    """
+    if array.dtype in (np.float32, np.float16):
+        return array.astype(np.float32)
+    if array.dtype != np.int8:
+        raise DecodeError("a bundle holds float32, float16 and int8 tensors only")
+    scales = arrays.get(name + _SCALE)
+    one_each = tuple(1 if axis == _INPUT_AXIS else length for axis, length in enumerate(array.shape))
+    if scales is None or scales.dtype != np.float16 or scales.shape != one_each or array.ndim <= _INPUT_AXIS:
+        raise DecodeError("an int8 tensor has no float16 scale for each output")
+    if not (scales >= 0).all():
+        raise DecodeError("a scale is negative or NaN")
+    return array.astype(np.float32) * scales.astype(np.float32)
 
 
 def digest(data: bytes) -> str:

@@ -183,6 +183,20 @@ def from_bundle(bundle: Bundle) -> SideNetwork:
     return network.eval().requires_grad_(False)
 
 
+def first_blocks(tensors: Mapping[str, Floats], blocks: int) -> dict[str, Floats]:
+    """The parameters of the same network with its first ``blocks`` blocks only.
+
+    A row of so many taps leaves there, so the deeper blocks have no part in its answer.
+    """
+    kept: dict[str, Floats] = {}
+    for name, array in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "adapters" and int(rest.partition(".")[0]) >= blocks:
+            continue
+        kept[name] = array[: {"aligns": blocks, "gates": blocks - 1}.get(part)]
+    return kept
+
+
 def align_of(parameter: str) -> str | None:
     """The alignment map that a parameter belongs to, or None if all tiers share it."""
     level, _, rest = parameter.partition(".")

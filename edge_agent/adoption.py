@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from contract.bundle import Bundle, decode_bundle, digest
 from contract.errors import DecodeError, MismatchError, StateError, WireError
 from contract.messages import WeightsManifest
@@ -191,8 +193,16 @@ class Adopter:
     def _network(self, bundle: Bundle) -> SideNetwork:
         """The side-network, if it is the one that the plan describes."""
         about, plan = bundle.about, self._plan
-        if about.job != plan.job or about.labels != plan.labels or about.side_network != plan.side_network:
+        blocks = about.side_network.blocks
+        if (
+            about.job != plan.job
+            or about.labels != plan.labels
+            or about.side_network != msgspec.structs.replace(plan.side_network, blocks=blocks)
+        ):
             raise MismatchError("the bundle's job, labels or side-network are not the plan's")
+        taps = len(plan.tiers[self._tier].taps)
+        if not taps <= blocks <= plan.side_network.blocks:
+            raise MismatchError(f"the bundle's {blocks} blocks are not enough for the tier's {taps} taps")
         width = plan.tiers[self._tier].width
         if about.tiers.get(self._tier) != self._align or about.aligns.get(self._align) != width:
             raise MismatchError(f"the bundle does not serve tier {self._tier!r} of width {width}")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from broker_config.settings import BrokerSettings
+from contract.bundle import WeightsCodec
 from contract.errors import ConfigError, WireError
 from contract.messages import check_labels
 from contract.plan import FlowPlan, SideNetworkSpec, TierPlan, nested_taps, tap_layers
@@ -128,8 +129,11 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     publish_change: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
     """Weights that moved by less than this share of their norm wait for the next version; the final one does
     not. Every version costs every device its bytes."""
-    publish_half: bool = True
-    """Publish weights as float16: half the downlink."""
+    weights_codec: WeightsCodec = "int8"
+    """How weights travel: f32, f16 or int8, a quarter of f32's bytes."""
+    max_down_mib_s: Annotated[float, msgspec.Meta(ge=0)] = 16.0
+    """A version waits until the one before it can have reached every online device at this rate, all of them
+    together; 0 for no limit. It is the broker's uplink that this protects."""
     checkpoint_every_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     """Seconds of learning that a crash may cost (never data: it is learnt again from the journal)."""
     idle_after_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from broker_config.transport import Connected, Disconnected, Event, Received, Transport
@@ -85,11 +85,17 @@ class Ingest:
         self._paused = False
         self._connections = 0
         self._repaired = -_REPAIR_EVERY_S
+        self._online: Mapping[str, int] = {}
 
     @property
     def plan(self) -> Plan:
         """The plan in force."""
         return self._job.plan
+
+    @property
+    def online(self) -> Mapping[str, int]:
+        """Devices online by tier, a second ago at most; for any thread."""
+        return self._online
 
     def step(self, timeout_s: float = 0.2) -> None:
         """Handle what is in the inbox, waiting so long for the first of it."""
@@ -332,6 +338,7 @@ class Ingest:
     def _export(self, now: float) -> None:
         """Bring the metrics and the trainer's retained status up to date."""
         self._exported = now
+        self._online = {name: tier.devices_online for name, tier in self._fleet.summaries(now).items()}
         status = self._status()
         if status != self._told:
             self._told = status

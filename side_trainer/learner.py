@@ -43,6 +43,7 @@ class Learner:
         publisher: Where versions go.
         metrics: Counts updates.
         plan: The plan in force, asked for whenever weights are published.
+        online: How many devices are online by tier, asked for then too.
         directory: Where checkpoints are kept.
     """
 
@@ -54,6 +55,7 @@ class Learner:
         publisher: Publisher,
         metrics: TrainerMetrics,
         plan: Callable[[], Plan],
+        online: Callable[[], Mapping[str, int]] = dict,
         directory: Path,
     ) -> None:
         self._config = config
@@ -61,6 +63,7 @@ class Learner:
         self._publisher = publisher
         self._metrics = metrics
         self._plan = plan
+        self._online = online
         self._directory = directory
         self._wake = threading.Event()
         self._fold = Fold(journal, cache_bytes=config.cache_mib * 2**20)
@@ -71,6 +74,7 @@ class Learner:
         self._published: Mapping[str, Floats] = {}
         self._published_offset = -1
         self._published_tiers: set[str] = set()
+        self._tried_at = 0.0
         self._published_at = 0.0
         self._checkpointed_offset = self._fold.offset
         self._checkpointed_at = time.monotonic()
@@ -192,24 +196,37 @@ class Learner:
     # --- publishing ----------------------------------------------------------------------------------
 
     def _publish_if_due(self) -> None:
-        """Publish the first version, a changed one at most every ``publish_every_s``, and the final one."""
+        """Publish the first version, a changed one at most every ``publish_every_s``, and the final one.
+
+        None but a repeat before the last one can be everywhere.
+        """
         offset, tiers = self._fold.offset, set(self._fold.tiers)
         if self._fold.updates == 0 or offset < self._never_below:
             return
         again = self._republish or tiers != self._published_tiers
         final = self.final and offset > self._published_offset
+        now = time.monotonic()
         wait_s = _PUBLISH_RETRY_S if again else self._config.publish_every_s
-        if not final and time.monotonic() - self._published_at < wait_s:
+        if not final and now - self._tried_at < wait_s:
+            return
+        if not again and now - self._published_at < self._spreading_s():
             return
         if again or final or offset > self._published_offset:
             self._publish(forced=again or final)
 
+    def _spreading_s(self) -> float:
+        """How long the last version takes to reach the devices that are online now, at the rate allowed."""
+        rate = self._config.max_down_mib_s * 2**20
+        online = self._online()
+        total = sum(size * online.get(tier, 0) for tier, size in self._publisher.sizes.items())
+        return total / rate if rate else 0.0
+
     def _publish(self, *, forced: bool) -> None:
         weights = self._fold.weights()
         if not forced and not self._changed(weights):
-            self._published_at = time.monotonic()
+            self._tried_at = time.monotonic()
             return
-        self._published_at = time.monotonic()
+        self._tried_at = self._published_at = time.monotonic()
         version = Version(
             number=self._fold.offset,
             weights=weights,

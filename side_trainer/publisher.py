@@ -1,4 +1,7 @@
-"""Publishes the side-network: one bundle a tier, inline where it fits, else in chunks. All of it retained."""
+"""Publishes the side-network: a bundle for each tier, inline where it fits, else in chunks; all retained.
+
+A tier gets what it needs and no more: its own alignment map, and the blocks up to its last tap.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from broker_config.transport import Transport
-from contract.bundle import About, digest, encode_bundle
+from contract.bundle import About, WeightsCodec, digest, encode_bundle
 from contract.errors import BrokerError
 from contract.messages import WeightsChunk, WeightsManifest
 from contract.plan import Plan
-from contract.side_network import align_of
+from contract.side_network import align_of, first_blocks
 from contract.tensors import Floats
 from contract.topics import Topics
 from contract.wire import TARGET_MESSAGE_BYTES, pack
@@ -22,8 +27,8 @@ from side_trainer.journal import Journal
 from side_trainer.retained import Retained
 
 _log = logging.getLogger(__name__)
-CHUNK_BYTES: Final = TARGET_MESSAGE_BYTES - 4096
-"""Leaves room for a manifest's or a chunk's other fields."""
+CHUNK_BYTES: Final = TARGET_MESSAGE_BYTES - 1024
+"""Leaves room for a manifest's or a chunk's other fields and the topic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,7 @@ class Publisher:
         journal: Remembers what was published.
         metrics: Counts it.
         retained: Told of everything before it is published.
-        half: Send float16.
+        codec: How weights are written.
     """
 
     def __init__(
@@ -60,13 +65,15 @@ class Publisher:
         metrics: TrainerMetrics,
         retained: Retained,
         *,
-        half: bool,
+        codec: WeightsCodec,
     ) -> None:
         self._transport = transport
         self._journal = journal
         self._metrics = metrics
         self._retained = retained
-        self._half = half
+        self._codec: WeightsCodec = codec
+        self.sizes: Mapping[str, int] = {}
+        """Bytes of the last version's bundle, by tier."""
 
     def publish(self, version: Version, plan: Plan, tiers: Mapping[str, TierRecord]) -> bool:
         """Publish a version to every settled tier; return False if the broker could not take all of it.
@@ -75,15 +82,14 @@ class Publisher:
         and only then do the chunks of the version before disappear.
         """
         topics = Topics(plan.job)
-        bundles = {
-            align: self._bundle(version, plan, tiers, align) for align in {t.align for t in tiers.values()}
-        }
-        chunks = {name: _chunk_count(bundles[tier.align]) for name, tier in tiers.items()}
+        bundles = {key: self._bundle(version, plan, tiers, *key) for key in map(_key, tiers.values())}
+        self.sizes = {name: len(bundles[_key(tier)]) for name, tier in tiers.items()}
+        chunks = {name: _chunk_count(size) for name, size in self.sizes.items()}
         out = {**self._journal.published, version.number: chunks}
         self._journal.set_published(out)
         try:
             for name, tier in tiers.items():
-                self._publish_tier(topics, name, bundles[tier.align], version, plan.run, chunks[name])
+                self._publish_tier(topics, name, bundles[_key(tier)], version, plan.run, chunks[name])
             for old in sorted(out.keys() - {version.number}):
                 self._clear(topics, old, out[old])
         except BrokerError as exc:
@@ -128,21 +134,29 @@ class Publisher:
         self._retained.publishing(topic, payload)
         self._transport.publish(topic, payload, retain=True)
 
-    def _bundle(self, version: Version, plan: Plan, tiers: Mapping[str, TierRecord], align: str) -> bytes:
-        members = {name: tier for name, tier in tiers.items() if tier.align == align}
+    def _bundle(
+        self, version: Version, plan: Plan, tiers: Mapping[str, TierRecord], align: str, blocks: int
+    ) -> bytes:
+        """What the tiers with an alignment map and a number of taps share."""
+        members = {name: tier for name, tier in tiers.items() if _key(tier) == (align, blocks)}
         about = About(
             job=plan.job,
             run=plan.run,
             version=version.number,
             labels=plan.labels,
-            side_network=plan.side_network,
+            side_network=msgspec.structs.replace(plan.side_network, blocks=blocks),
             aligns={align: next(iter(members.values())).width},
             tiers=dict.fromkeys(members, align),
         )
         tensors = {name: a for name, a in version.weights.items() if align_of(name) in (None, align)}
-        return encode_bundle(about, tensors, half=self._half)
+        return encode_bundle(about, first_blocks(tensors, blocks), codec=self._codec)
 
 
-def _chunk_count(bundle: bytes) -> int:
-    """Messages that a bundle takes; 0 if it fits the manifest."""
-    return 0 if len(bundle) <= CHUNK_BYTES else -(-len(bundle) // CHUNK_BYTES)
+def _key(tier: TierRecord) -> tuple[str, int]:
+    """Tiers with the same one get the same bundle."""
+    return tier.align, len(tier.taps)
+
+
+def _chunk_count(size: int) -> int:
+    """Messages that a bundle of so many bytes takes; 0 if it fits the manifest."""
+    return 0 if size <= CHUNK_BYTES else -(-size // CHUNK_BYTES)

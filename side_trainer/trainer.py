@@ -101,13 +101,14 @@ def run_trainer(
         will = Will(topic=topic, payload=pack(last_words))
         transport = connect(config, f"sidestream-trainer-{config.job}-{journal.run[:8]}", will)
         retained = Retained()
-        publisher = Publisher(transport, journal, metrics, retained, half=config.publish_half)
+        publisher = Publisher(transport, journal, metrics, retained, codec=config.weights_codec)
         learner = Learner(
             config=config,
             journal=journal,
             publisher=publisher,
             metrics=metrics,
             plan=lambda: job.plan,
+            online=lambda: ingest.online,
             directory=directory,
         )
         inbox = Inbox()

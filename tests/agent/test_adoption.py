@@ -10,14 +10,15 @@ import pytest
 
 import edge_agent
 from broker_config.inprocess import InProcessBroker
-from contract.bundle import digest, encode_bundle
+from contract.bundle import decode_bundle, digest, encode_bundle
 from contract.errors import BackboneError, DecodeError, MismatchError, StateError
 from contract.messages import WeightsChunk
 from contract.plan import SideNetworkSpec
+from contract.side_network import first_blocks
 from edge_agent.adopted import load_adopted
 from edge_agent.backbone import Backbone, load_backbone
 from edge_agent.chunks import MAX_BUNDLE_BYTES, Assembly
-from tests.agent.fake_trainer import RUN, TIER, FakeTrainer
+from tests.agent.fake_trainer import RUN, SPEC, TIER, FakeTrainer
 from tests.agent.fleet import Running
 from tests.agent.tiny import save_tiny
 
@@ -133,21 +134,37 @@ def test_a_restarted_agent_goes_on_with_what_it_had(
         wait_for(trainer, 3)
 
 
+def test_a_bundle_of_the_blocks_that_the_tier_needs_is_enough(
+    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+) -> None:
+    tiers = {TIER: msgspec.structs.replace(trainer.plan.tiers[TIER], taps=(2,))}
+    trainer.publish_plan(tiers=tiers)
+    with Running(broker, bert, tmp_path):
+        bundle = decode_bundle(trainer.bundle(3, favour=1))
+        about = msgspec.structs.replace(bundle.about, side_network=msgspec.structs.replace(SPEC, blocks=1))
+        data = encode_bundle(about, first_blocks(bundle.tensors, 1), codec="int8")
+        trainer.send(trainer.topics.weights(TIER), trainer.manifest(3, data, final=True))
+        wait_for(trainer, 3)
+    assert edge_agent.load(tmp_path / "state-pi-1").predict(["on"])[0].label == "on"
+
+
+def _too_few_blocks(trainer: FakeTrainer) -> bytes:
+    bundle = decode_bundle(trainer.bundle(6))
+    about = msgspec.structs.replace(bundle.about, side_network=msgspec.structs.replace(SPEC, blocks=1))
+    return encode_bundle(about, first_blocks(bundle.tensors, 1))
+
+
 def _garbage(trainer: FakeTrainer) -> bytes:
     return b"\x10\0\0\0\0\0\0\0 no safetensors at all"
 
 
 def _not_a_number(trainer: FakeTrainer) -> bytes:
-    from contract.bundle import decode_bundle
-
     bundle = decode_bundle(trainer.bundle(6))
     bundle.tensors["head.bias"][0] = float("nan")
     return encode_bundle(bundle.about, bundle.tensors)
 
 
 def _one_tensor_short(trainer: FakeTrainer) -> bytes:
-    from contract.bundle import decode_bundle
-
     bundle = decode_bundle(trainer.bundle(6))
     return encode_bundle(bundle.about, {n: t for n, t in bundle.tensors.items() if n != "head.bias"})
 
@@ -156,6 +173,7 @@ HOSTILE: dict[str, Callable[[FakeTrainer], bytes]] = {
     "garbage": _garbage,
     "not a number": _not_a_number,
     "a tensor short": _one_tensor_short,
+    "fewer blocks than taps": _too_few_blocks,
     "another version": lambda t: t.bundle(7),
     "another run": lambda t: t.bundle(6, run="ee" * 16),
     "another job": lambda t: t.bundle(6, job="heating"),

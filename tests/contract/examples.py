@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 import numpy as np
 
+from contract.bundle import About, WeightsCodec, decode_bundle, encode_bundle
 from contract.messages import (
     ActivationBatch,
     Flow,
@@ -134,6 +135,30 @@ def _message_vector(name: str, message: Message) -> dict[str, Any]:
     }
 
 
+def _bundle_vector(codec: WeightsCodec) -> dict[str, Any]:
+    about = About(
+        job="assist",
+        run=STREAM,
+        version=9,
+        labels=("on", "off"),
+        side_network=SideNetworkSpec(blocks=1, width=4, inner=4),
+        aligns={"default": 6},
+        tiers={"pi": "default"},
+    )
+    state = {
+        "aligns.@default.weight": values((1, 6, 4)),
+        "head.weight": values((2, 4)),
+        "head.bias": values((2,)),
+    }
+    data = encode_bundle(about, state, codec=codec)
+    return {
+        "name": codec,
+        "hex": data.hex(),
+        "about": msgspec.to_builtins(about),
+        "decoded": {name: array.tolist() for name, array in decode_bundle(data).tensors.items()},
+    }
+
+
 def load(file: str) -> list[dict[str, Any]]:
     """The vectors of one file."""
     path = GOLDEN / file
@@ -144,15 +169,13 @@ def load(file: str) -> list[dict[str, Any]]:
 def _append(file: str, vectors: list[dict[str, Any]]) -> None:
     old = load(file)
     names = {vector["name"] for vector in old}
-    lines = [
-        json.dumps(one, ensure_ascii=False)
-        for one in [*old, *vectors]
-        if one in old or one["name"] not in names
-    ]
+    fresh = [one for one in vectors if one["name"] not in names]
+    lines = [json.dumps(one, ensure_ascii=False) for one in [*old, *fresh]]
     GOLDEN.mkdir(exist_ok=True)
     (GOLDEN / file).write_text("[\n" + ",\n".join(lines) + "\n]\n", "utf-8")
 
 
 if __name__ == "__main__":
     _append("codecs.json", [_codec_vector(codec, shape) for codec in Codec for shape in SHAPES])
+    _append("bundles.json", [_bundle_vector(codec) for codec in get_args(WeightsCodec)])
     _append("messages.json", [_message_vector(name, message) for name, message in EXAMPLES.items()])

@@ -18,6 +18,7 @@ from contract.bundle import (
     MAX_HEADER_BYTES,
     About,
     Bundle,
+    WeightsCodec,
     decode_bundle,
     digest,
     encode_bundle,
@@ -100,9 +101,91 @@ def test_equal_states_give_equal_bytes_in_whatever_order() -> None:
 
 def test_half_precision_halves_the_bytes_and_clips_what_does_not_fit() -> None:
     arrays: dict[str, Floats] = {"w": np.array([1.0, 1e6, -1e6, 1 / 3], np.float32)}
-    back = decode_bundle(encode_bundle(_about(), arrays, half=True)).tensors["w"]
+    back = decode_bundle(encode_bundle(_about(), arrays, codec="f16")).tensors["w"]
     assert back.tolist() == [1.0, 65504.0, -65504.0, pytest.approx(1 / 3, rel=2**-11)]
-    assert len(encode_bundle(_about(), _network().arrays(), half=True)) < 0.7 * len(BUNDLE)
+    assert len(encode_bundle(_about(), _network().arrays(), codec="f16")) < 0.7 * len(BUNDLE)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 7, 4), (1, 1), (0, 4)])
+def test_int8_is_within_half_a_step_of_each_output_and_takes_a_quarter_of_the_bytes(
+    shape: tuple[int, ...],
+) -> None:
+    rng = np.random.default_rng(4)
+    sizes = 10.0 ** rng.integers(-9, 3, (shape[0], 1, *shape[2:]))
+    array = (rng.standard_normal(shape) * sizes).astype("f4")
+    back = decode_bundle(encode_bundle(_about(), {"w": array}, codec="int8")).tensors["w"]
+    assert back.dtype == np.float32 and back.shape == shape
+    steps = np.abs(array).max(axis=1, initial=0, keepdims=True) / 127
+    assert (np.abs(back - array) <= 0.5 * (steps * (1 + 2**-10) + 2**-24) * (1 + 1e-6)).all()
+    assert (
+        len(encode_bundle(_about(), {"w": np.ones((256, 256), np.float32)}, codec="int8")) < 256 * 256 * 1.05
+    )
+
+
+def test_int8_keeps_zeros_and_signs_and_clips_what_no_scale_can_hold() -> None:
+    arrays: dict[str, Floats] = {
+        "w": np.array([[0, 0, 0], [-2, 1, 0], [3e38, -3e38, 1.0]], np.float32),
+        "bias": np.array([0.5, -70000.0], np.float32),
+    }
+    back = decode_bundle(encode_bundle(_about(), arrays, codec="int8")).tensors
+    assert back["w"][0].tolist() == [0, 0, 0] and back["w"][1].tolist() == pytest.approx([-2, 1, 0], abs=0.01)
+    assert back["w"][2].tolist() == [127 * 65504.0, -127 * 65504.0, 0]
+    assert back["bias"].tolist() == [0.5, -65504.0]
+
+
+@pytest.mark.parametrize("codec", ["f32", "f16", "int8"])
+def test_a_network_of_every_codec_is_built_and_equal_states_give_equal_bytes(codec: WeightsCodec) -> None:
+    data = encode_bundle(_about(), _network().arrays(), codec=codec)
+    assert _open(data) is not None
+    assert encode_bundle(_about(), _network().arrays(), codec=codec) == data
+    for length in range(0, len(data), 97):
+        assert _open(data[:length]) is None
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        ',"w":{"dtype":"I8","shape":[2,4],"data_offsets":[0,8]}',
+        ',"w":{"dtype":"I8","shape":[4],"data_offsets":[0,4]},"w:scale":{"dtype":"F16","shape":[2],"data_offsets":[4,8]}',
+        ',"w":{"dtype":"I8","shape":[2,2],"data_offsets":[0,4]},"w:scale":{"dtype":"F32","shape":[1,1],"data_offsets":[4,8]}',
+        ',"w":{"dtype":"I8","shape":[2,2],"data_offsets":[0,4]},"w:scale":{"dtype":"F16","shape":[2],"data_offsets":[4,8]}',
+        ',"w":{"dtype":"I8","shape":[2,2],"data_offsets":[0,4]},"w:scale":{"dtype":"F16","shape":[1,2],"data_offsets":[4,8]}',
+        ',"w":{"dtype":"I8","shape":[2,2],"data_offsets":[0,4]},"w:scale":{"dtype":"I8","shape":[4,1],"data_offsets":[4,8]}',
+        ',"w":{"dtype":"U8","shape":[2,2],"data_offsets":[0,4]},"w:scale":{"dtype":"F16","shape":[2,1],"data_offsets":[4,8]}',
+        ',"w":{"dtype":"F16","shape":[2,1],"data_offsets":[0,4]},"w:scale":{"dtype":"F16","shape":[2,1],"data_offsets":[4,8]}',
+        ',"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"v:scale":{"dtype":"F16","shape":[2,1],"data_offsets":[4,8]}',
+        ',"w":{"dtype":"I8","shape":[0,9999999],"data_offsets":[0,0]},"w:scale":{"dtype":"F16","shape":[4],"data_offsets":[0,8]}',
+    ],
+)
+def test_int8_without_the_scales_that_go_with_it_is_refused(tensors: str) -> None:
+    with pytest.raises(DecodeError, match=r"scale|int8"):
+        decode_bundle(_crafted(tensors))
+
+
+@pytest.mark.parametrize("scale", [b"\x00\x7e", b"\x00\x7c", b"\x00\xbc"])
+def test_scales_are_finite_and_not_negative(scale: bytes) -> None:
+    tensors = (
+        ',"w":{"dtype":"I8","shape":[2,2],"data_offsets":[0,4]}'
+        ',"w:scale":{"dtype":"F16","shape":[2,1],"data_offsets":[4,8]}'
+    )
+    assert decode_bundle(_crafted(tensors, b"\x01\xff\x01\x81" + b"\x00\x3c" * 2)).tensors["w"].tolist() == [
+        [1, -1],
+        [1, -127],
+    ]
+    with pytest.raises(DecodeError, match=r"scale|NaN"):
+        decode_bundle(_crafted(tensors, b"\x01\xff\x01\x81" + b"\x00\x3c" + scale))
+
+
+@pytest.mark.parametrize("codec", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_matrix_that_is_not_finite_is_never_read_as_one_that_is_nan(
+    bad: float, codec: WeightsCodec
+) -> None:
+    data = encode_bundle(_about(), {"w": np.array([[bad, 1.0]], np.float32)}, codec=codec)
+    try:
+        assert np.isfinite(decode_bundle(data).tensors["w"]).all()
+    except DecodeError:
+        return
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 import msgspec
 import numpy as np
 import pytest
 
+from contract.bundle import About, WeightsCodec, decode_bundle
 from contract.tensors import Codec, Tensor, decode, encode
 from contract.wire import pack, unpack
 from tests.contract.examples import KINDS, load
 
 CODECS = load("codecs.json")
 MESSAGES = load("messages.json")
+BUNDLES = load("bundles.json")
 
 
 def _named(vectors: list[dict[str, Any]]) -> pytest.MarkDecorator:
@@ -65,6 +67,17 @@ def test_another_msgpack_library_reads_the_same(vector: dict[str, Any]) -> None:
     body = msgpack.unpackb(bytes.fromhex(vector["hex"]))
     assert body.pop("v") == 1
     assert msgspec.to_builtins(body) == vector["value"]
+
+
+def test_every_codec_of_weights_has_a_vector() -> None:
+    assert [vector["name"] for vector in BUNDLES] == list(get_args(WeightsCodec))
+
+
+@_named(BUNDLES)
+def test_a_bundle_once_written_is_read_for_ever(vector: dict[str, Any]) -> None:
+    bundle = decode_bundle(bytes.fromhex(vector["hex"]))
+    assert bundle.about == msgspec.convert(vector["about"], type=About)
+    assert {name: array.tolist() for name, array in bundle.tensors.items()} == vector["decoded"]
 
 
 def _tensor(vector: dict[str, Any]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -12,7 +13,7 @@ import torch
 from contract.bundle import About, decode_bundle, encode_bundle
 from contract.errors import DecodeError
 from contract.plan import SideNetworkSpec
-from contract.side_network import SideNetwork, align_of, from_bundle
+from contract.side_network import SideNetwork, align_of, first_blocks, from_bundle
 from contract.tensors import Floats
 
 SPEC = SideNetworkSpec(blocks=3, width=8, inner=12)
@@ -130,3 +131,23 @@ def test_parameters_say_which_map_they_belong_to() -> None:
     names = network().arrays()
     assert {align_of(name) for name in names} == {None, "wide", "nar.row"}
     assert align_of("head.weight") is None and align_of("aligns.@nar%row.bias") == "nar.row"
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_the_first_blocks_alone_answer_as_the_whole_network_does_there(blocks: int) -> None:
+    whole = network()
+    about = About(
+        job="j",
+        run="0" * 32,
+        version=1,
+        labels=tuple("abcde"),
+        side_network=msgspec.structs.replace(SPEC, blocks=blocks),
+        aligns={"wide": 16, "nar.row": 6},
+        tiers={"t": "wide"},
+    )
+    data = encode_bundle(about, first_blocks(whole.arrays(), blocks))
+    part = from_bundle(decode_bundle(data))
+    taps, mask = rows(16, blocks, 7, seed=2)
+    with torch.no_grad():
+        torch.testing.assert_close(part.predict("wide", taps, mask), whole.predict("wide", taps, mask))
+    assert len(first_blocks(whole.arrays(), 3)) == len(whole.arrays())

