@@ -162,3 +162,11 @@ def nested_taps(depth: int, blocks: int, shallowest: int) -> tuple[int, ...]:
         anchors = [1 + round((shallowest - 1) * index / (shared - 1)) for index in range(shared)]
     last = [depth] if depth > shallowest or not anchors else []
     return tuple(sorted({*anchors, *last}))
+
+
+def joining_taps(depth: int, blocks: int, taps: tuple[int, ...]) -> tuple[int, ...]:
+    """Taps of a backbone that joins a family whose fullest member has ``taps`` already.
+
+    Its shared layers, as far as the newcomer has them, and the newcomer's own last.
+    """
+    return tuple(sorted({*(tap for tap in taps[: blocks - 1] if tap <= depth), depth}))

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an event: handlers set a flag and do nothing else."""
+"""Signals as events: handlers set a flag and do nothing else."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def stop_event() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def set_on_hangup(event: threading.Event) -> Iterator[None]:
+    """Have SIGHUP set ``event``; the handler before is put back on leaving."""
+    before = signal.signal(signal.SIGHUP, lambda _number, _frame: event.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)

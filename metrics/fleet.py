@@ -141,6 +141,12 @@ class Fleet:
         """The tier names, sorted."""
         return self._tiers
 
+    def add_tiers(self, tiers: Iterable[str]) -> None:
+        """Let more tiers take part; those that do go on as they are."""
+        for tier in tiers:
+            self._totals.setdefault(tier, Counts())
+        self._tiers = tuple(sorted(self._totals))
+
     def on_status(self, tier: str, device: str, status: Status, now: float) -> bool:
         """Take a birth or a death; return False if it is a stale one and changes nothing.
 

@@ -15,16 +15,17 @@ import msgspec
 
 from host.flags import add_flags, overrides
 from host.logs import set_up
-from host.signals import stop_event
-from host.toml import load_config
+from host.signals import set_on_hangup, stop_event
 from side_trainer.config import TrainerConfig
+from side_trainer.reload import SettingsFile
 
 _SHORT: Final = {"broker.url": "--broker", "learner.seed": "--seed", "metrics_port": "--metrics-port"}
 _SECRET: Final = ("broker.username", "broker.password")
 
 _RUN_HELP: Final = """\
 Run the trainer of one job until Ctrl-C. Settings come from CONFIG; a flag overrides what it says, and
-SIDESTREAM_BROKER_USERNAME and SIDESTREAM_BROKER_PASSWORD give the credentials.
+SIDESTREAM_BROKER_USERNAME and SIDESTREAM_BROKER_PASSWORD give the credentials. Tiers that are added to CONFIG
+while the trainer runs join in; so do changed cadences. Everything else takes a restart.
 
 A smallest trainer.toml:
 
@@ -86,7 +87,8 @@ def _threads(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the trainer until SIGINT or SIGTERM."""
-    config = load_config(TrainerConfig, args.config, overrides(args)).checked()
+    file = SettingsFile(args.config, overrides(args))
+    config = file.load()
     config.broker.endpoint()
     set_up(config.log_level)
     from side_trainer.trainer import run_trainer, state_dir_of
@@ -95,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"trainer of job {config.job!r} is running; state in {state_dir_of(config)}", flush=True)
         print(f"metrics: {metrics_url or 'off'}; Ctrl-C stops it, and it goes on from there", flush=True)
 
-    with stop_event() as stop:
-        run_trainer(config, stop, started=started)
+    with stop_event() as stop, set_on_hangup(file.asked):
+        run_trainer(config, stop, started=started, settings_file=file)
     return 0
 
 

@@ -11,11 +11,11 @@ from broker_config.settings import BrokerSettings
 from contract.bundle import WeightsCodec
 from contract.errors import ConfigError, WireError
 from contract.messages import check_labels
-from contract.plan import FlowPlan, SideNetworkSpec, TierPlan, nested_taps, tap_layers
+from contract.plan import MAX_TIERS, FlowPlan, SideNetworkSpec, TierPlan, nested_taps, tap_layers
 from contract.sampling import parse_sampling
 from contract.tensors import Codec
 from contract.topics import check_name
-from contract.wire import Message
+from contract.wire import Message, pack, unpack
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -160,6 +160,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         check_name("job", self.job)
         if not self.tiers:
             raise ConfigError("tiers", "a job needs at least one tier; add a table [tiers.generic]")
+        if len(self.tiers) > MAX_TIERS:
+            raise ConfigError("tiers", f"{len(self.tiers)} tiers; a job has at most {MAX_TIERS}")
         for name, tier in self.tiers.items():
             check_name(f"tiers.{name}", name)
             parse_sampling(tier.sampling, f"tiers.{name}.sampling")
@@ -176,6 +178,10 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ConfigError(
                     f"tiers.{name}.taps", f"layer {tier.taps[-1]} lies beyond layers = {tier.layers}"
                 )
+            try:
+                unpack(TierPlan, pack(tier.to_plan()))
+            except WireError as exc:
+                raise ConfigError(f"tiers.{name}", str(exc)) from exc
         try:
             check_labels(self.labels)
         except WireError as exc:

@@ -6,6 +6,7 @@ It alone feeds the job and the fleet, so neither needs a lock.
 from __future__ import annotations
 
 import logging
+import queue
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -28,6 +29,7 @@ from contract.wire import pack, unpack
 from metrics.catalogue import Content, Kind, Reason, TrainerMetrics
 from metrics.fleet import Fleet
 from metrics.telemetry import FleetExporter
+from side_trainer.config import TrainerConfig
 from side_trainer.inbox import Inbox, Refused, admit
 from side_trainer.job import Job
 from side_trainer.journal import Journal
@@ -86,6 +88,7 @@ class Ingest:
         self._connections = 0
         self._repaired = -_REPAIR_EVERY_S
         self._online: Mapping[str, int] = {}
+        self._reconfigured: queue.SimpleQueue[TrainerConfig] = queue.SimpleQueue()
 
     @property
     def plan(self) -> Plan:
@@ -97,8 +100,14 @@ class Ingest:
         """Devices online by tier, a second ago at most; for any thread."""
         return self._online
 
+    def reconfigure(self, config: TrainerConfig) -> None:
+        """Go on with more tiers, from the next step on; for any thread."""
+        self._reconfigured.put(config)
+
     def step(self, timeout_s: float = 0.2) -> None:
         """Handle what is in the inbox, waiting so long for the first of it."""
+        while not self._reconfigured.empty():
+            self._add_tiers(self._reconfigured.get())
         events = self._inbox.take(timeout_s)
         arrived = time.monotonic()
         batches: list[tuple[Uplink, Received]] = []
@@ -115,6 +124,16 @@ class Ingest:
             self._announce_plan()
         if now - self._exported >= _EXPORT_EVERY_S:
             self._export(now)
+
+    def _add_tiers(self, config: TrainerConfig) -> None:
+        """Everything that knows tiers learns of the new ones, then the devices do."""
+        if config.tiers.keys() <= self.plan.tiers.keys():
+            return
+        self._metrics.set_tiers(config.tiers)
+        self._fleet.add_tiers(config.tiers)
+        self._job.reconfigure(config)
+        self._announce_plan()
+        self._announce_flow()
 
     # --- what arrives --------------------------------------------------------------------------------
 

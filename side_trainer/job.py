@@ -14,7 +14,7 @@ import msgspec
 
 from contract.errors import ConfigError, WireError
 from contract.messages import Status, check_labels
-from contract.plan import Plan, TierPlan
+from contract.plan import Plan, TierPlan, joining_taps
 from side_trainer.config import TrainerConfig
 from side_trainer.fold import LabelsRecord, SettingsRecord, TierRecord
 from side_trainer.journal import Journal
@@ -93,6 +93,12 @@ class Job:
         self._fix_labels(sorted(self._offered))
         return self._publishable(True)
 
+    def reconfigure(self, config: TrainerConfig) -> None:
+        """Take in more tiers: the plan has them from now on, and the others in it stay as they are."""
+        assert config.tiers.keys() >= self._config.tiers.keys()
+        self._config = config
+        self._plan = self._next_plan()
+
     # --- facts ---------------------------------------------------------------------------------------
 
     def _recall(self) -> None:
@@ -143,7 +149,7 @@ class Job:
             align=configured.to_plan().align,
             depth=status.depth,
             width=status.width,
-            taps=self._config.taps_of(name, status.depth),
+            taps=self._taps(name, status.depth),
             fingerprint=status.fingerprint,
         )
         try:
@@ -158,6 +164,19 @@ class Job:
             *(name, record.depth, record.width, record.fingerprint[:16]),
         )
         return True
+
+    def _taps(self, name: str, depth: int) -> tuple[int, ...]:
+        """As configured, unless tiers of the family were settled when fewer were known; then as they are.
+
+        A shallower tier that joins later may not move the layers that the others already tap.
+        """
+        config = self._config
+        taps, align = config.taps_of(name, depth), config.tiers[name].to_plan().align
+        family = [one for one in self._settled.values() if one.align == align and one.tier in config.tiers]
+        if config.tiers[name].taps or all(config.taps_of(one.tier, one.depth) == one.taps for one in family):
+            return taps
+        fullest = max(family, key=lambda one: (len(one.taps), one.tier))
+        return joining_taps(depth, config.side_network.blocks, fullest.taps)
 
     # --- plan ----------------------------------------------------------------------------------------
 

@@ -90,6 +90,10 @@ class Learner:
             self._republish = True
         self._wake.set()
 
+    def reconfigure(self, config: TrainerConfig) -> None:
+        """Go on with other cadences."""
+        self._config = config
+
     @property
     def version(self) -> int:
         """Journal records folded in."""

@@ -31,6 +31,7 @@ from side_trainer.job import Job
 from side_trainer.journal import FILE_NAME, Journal
 from side_trainer.learner import Learner
 from side_trainer.publisher import Publisher
+from side_trainer.reload import SettingsFile
 from side_trainer.retained import Retained
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def run_trainer(
     *,
     connect: Connect = connect_mqtt,
     started: Callable[[str], None] = lambda metrics_url: None,
+    settings_file: SettingsFile | None = None,
 ) -> None:
     """Run until ``stop`` is set.
 
@@ -66,6 +68,7 @@ def run_trainer(
         stop: Set by a signal handler.
         connect: Makes the transport; tests give the in-process one.
         started: Told once everything runs, with the metrics' URL, empty if there is none.
+        settings_file: Where ``config`` came from: followed, so that tiers can be added while it runs.
 
     Raises:
         SidestreamError: if it cannot start: settings, state directory, port or broker.
@@ -123,7 +126,9 @@ def run_trainer(
             status=status,
             learner_woken=learner.wake,
         )
-        _Threads(config, transport, inbox, ingest, learner, status).run(stop, lambda: started(url))
+        _Threads(config, settings_file, transport, inbox, ingest, learner, status).run(
+            stop, lambda: started(url)
+        )
 
 
 class _Threads:
@@ -132,6 +137,7 @@ class _Threads:
     def __init__(
         self,
         config: TrainerConfig,
+        settings_file: SettingsFile | None,
         transport: Transport,
         inbox: Inbox,
         ingest: Ingest,
@@ -139,6 +145,7 @@ class _Threads:
         status: Callable[[str], TrainerStatus],
     ) -> None:
         self._config = config
+        self._settings_file = settings_file
         self._transport = transport
         self._inbox = inbox
         self._ingest = ingest
@@ -164,7 +171,7 @@ class _Threads:
                 thread.start()
             started()
             while not stop.wait(0.2) and self._failure is None:
-                pass
+                self._follow_settings()
         finally:
             self._stop.set()
             for thread in threads:
@@ -185,6 +192,15 @@ class _Threads:
                     f"no broker within {wait_s:g} s: {self._transport.last_error}; check broker.url, or set "
                     "broker_wait_s = 0 to wait for ever"
                 )
+
+    def _follow_settings(self) -> None:
+        if self._settings_file is None:
+            return
+        updated = self._settings_file.update(self._config, time.monotonic())
+        if updated != self._config:
+            self._config = updated
+            self._learner.reconfigure(updated)
+            self._ingest.reconfigure(updated)
 
     def _learn(self) -> None:
         self._learner.run(self._stop)

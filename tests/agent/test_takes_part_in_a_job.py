@@ -285,6 +285,29 @@ def test_a_new_journal_of_the_trainer_gets_everything_again(
     assert not first & {stream for stream, _ in trainer.journal}
 
 
+def test_a_tier_that_joins_the_job_does_not_disturb_the_agents_of_the_others(
+    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+) -> None:
+    """Neither one that is waiting for its tier to be settled, nor one that is at work."""
+    settled = trainer.plan.tiers
+    bare = msgspec.structs.replace(settled[TIER], depth=0, width=0, taps=(), fingerprint="")
+    more = msgspec.structs.replace(bare, backbone="another", align="another")
+    trainer.publish_plan(tiers={TIER: bare})
+    data = {"path": str(write_samples(tmp_path / "data.jsonl", 12)), "watch": True}
+    with Running(broker, bert, tmp_path, data=data):
+        trainer.wait(lambda t: any(status.fingerprint for _, status in t.statuses))
+        births = {status.birth for _, status in trainer.statuses}
+        trainer.publish_plan(revision=2, tiers={TIER: bare, "more": more})
+        trainer.publish_plan(revision=3, tiers={**settled, "more": more})
+        trainer.wait(lambda t: t.rows() == 12)
+        trainer.publish_plan(revision=4, tiers={**settled, "more": more, "most": more})
+        write_samples(tmp_path / "data.jsonl", 20)
+        trainer.wait(lambda t: t.rows() == 20)
+    assert {status.birth for _, status in trainer.statuses if status.state == "online"} == births
+    arrived = [batch.sequence for _, batch in trainer.received]
+    assert arrived == sorted(set(arrived))
+
+
 def test_a_plan_with_other_labels_starts_the_agent_over(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError, DecodeError
-from contract.plan import MAX_TIERS, Plan, SideNetworkSpec, TierPlan, labels_id, nested_taps, tap_layers
+from contract.plan import (
+    MAX_TIERS,
+    Plan,
+    SideNetworkSpec,
+    TierPlan,
+    joining_taps,
+    labels_id,
+    nested_taps,
+    tap_layers,
+)
 from contract.sampling import KINDS, MAX_SEGMENTS, Sampling, parse_sampling
 from contract.wire import pack, unpack
 from tests.contract.examples import plan
@@ -127,6 +136,23 @@ def test_known_taps_stay_as_they_are() -> None:
     assert tap_layers(6, 3) == (2, 4, 6)
     assert tap_layers(12, 5) == (3, 5, 8, 10, 12)
     assert tap_layers(2, 3) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("depth", "taps", "joined"),
+    [
+        (6, (1, 3), (1, 3, 6)),
+        (4, (1, 3, 6), (1, 3, 4)),
+        (3, (1, 3, 6), (1, 3)),
+        (2, (1, 3, 6), (1, 2)),
+        (1, (2, 4, 6), (1,)),
+        (12, (2, 4, 6), (2, 4, 12)),
+    ],
+)
+def test_a_latecomer_taps_what_its_family_taps_and_its_own_last_layer(
+    depth: int, taps: tuple[int, ...], joined: tuple[int, ...]
+) -> None:
+    assert joining_taps(depth, 3, taps) == joined
 
 
 @given(st.lists(st.integers(1, 48), min_size=3, max_size=3).map(sorted), st.integers(1, 16))

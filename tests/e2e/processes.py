@@ -66,11 +66,11 @@ class Processes:
             )
         return self.start("trainer", "trainer", "run", str(config), *flags)
 
-    def agent(self, device: str, samples: int, *flags: str) -> subprocess.Popen[bytes]:
+    def agent(self, device: str, samples: int, *flags: str, tier: str = "small") -> subprocess.Popen[bytes]:
         config = self.folder / f"{device}.toml"
         if not config.exists():
             config.write_text(
-                f'job = "{self.job}"\ndevice = "{device}"\ntier = "small"\n'
+                f'job = "{self.job}"\ndevice = "{device}"\ntier = "{tier}"\n'
                 f'state_dir = "{self.folder / device}"\nthreads = 1\nexit_when_done = true\n'
                 f'telemetry_every_s = 0.5\n[broker]\nurl = "{self.url}"\n'
                 f'[data]\npath = "{self.write_data(device, samples)}"\nheld_out_share = 0.0\n'

@@ -100,3 +100,23 @@ def test_an_agent_and_the_broker_killed_midway_lose_nothing(fleet: Processes, br
     fleet.expect_exit(doomed, "doomed")
     fleet.stop(trainer, "trainer")
     assert_nothing_lost_nothing_twice(fleet, 320)
+
+
+@pytest.mark.parametrize("broker", [AMQTT], indirect=True)
+def test_a_tier_added_to_the_settings_file_joins_the_running_job(fleet: Processes) -> None:
+    trainer = fleet.trainer()
+    steady = fleet.agent("steady", 40)
+    until(lambda: fleet.journaled() > 0, "batches come in")
+    settings = fleet.folder / "trainer.toml"
+    settings.write_text(
+        f'{settings.read_text()}[tiers.short]\nbackbone = "{fleet.backbone}"\nlayers = 2\nbatch_size = 4\n'
+    )
+    trainer.send_signal(signal.SIGHUP)
+    short = fleet.agent("short", 40, tier="short")
+    fleet.expect_exit(steady, "steady")
+    fleet.expect_exit(short, "short")
+    fleet.stop(trainer, "trainer")
+    state = fleet.state()
+    assert state is not None and set(state.tiers) == {"small", "short"}
+    assert_nothing_lost_nothing_twice(fleet, 80)
+    assert "starting over" not in fleet.log("steady") and "tier short is added" in fleet.log("trainer")

@@ -20,8 +20,8 @@ from side_trainer.job import Job
 from side_trainer.journal import FILE_NAME, Journal
 
 LABELS = ("amber", "blue", "cyan", "dun")
-DEPTHS = {"big": 6, "small": 3}
-WIDTH = 16
+DEPTHS = {"big": 6, "small": 3, "wide": 4}
+WIDTHS = {"big": 16, "small": 16, "wide": 24}
 
 
 def config(state_dir: Path, **changes: object) -> TrainerConfig:
@@ -61,7 +61,7 @@ class FakeDevice:
             stream=self.stream,
             fingerprint=f"weights-of-{self.tier}",
             depth=DEPTHS[self.tier],
-            width=WIDTH,
+            width=WIDTHS[self.tier],
             labels=labels,
         )
 
@@ -69,9 +69,10 @@ class FakeDevice:
         taps = plan.tiers[self.tier].taps
         targets = self.rng.integers(len(plan.labels), size=rows) if label is None else np.full(rows, label)
         lengths = self.rng.integers(1, 5, size=rows)
-        centres = np.random.default_rng(99).standard_normal((len(plan.labels), WIDTH))
+        width = WIDTHS[self.tier]
+        centres = np.random.default_rng(99).standard_normal((len(plan.labels), width))
         owner = np.repeat(targets, lengths)
-        noise = self.rng.standard_normal((len(taps), len(owner), WIDTH))
+        noise = self.rng.standard_normal((len(taps), len(owner), width))
         self.sequence += 1
         ids = range(self.samples, self.samples + rows)
         self.samples += rows

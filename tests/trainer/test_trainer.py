@@ -32,6 +32,7 @@ from contract.wire import M, pack, unpack
 from side_trainer.audit import export, read_state, verify
 from side_trainer.config import TierConfig, TrainerConfig
 from side_trainer.publisher import CHUNK_BYTES
+from side_trainer.reload import SettingsFile
 from side_trainer.trainer import run_trainer
 from tests.trainer.conftest import LABELS, FakeDevice, config, devices
 
@@ -80,7 +81,9 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -
 
 
 @contextmanager
-def trainer(broker: InProcessBroker, settings: TrainerConfig) -> Iterator[threading.Event]:
+def trainer(
+    broker: InProcessBroker, settings: TrainerConfig, file: SettingsFile | None = None
+) -> Iterator[threading.Event]:
     stop = threading.Event()
     failures: list[BaseException] = []
 
@@ -89,7 +92,7 @@ def trainer(broker: InProcessBroker, settings: TrainerConfig) -> Iterator[thread
 
     def target() -> None:
         try:
-            run_trainer(settings, stop, connect=connect)
+            run_trainer(settings, stop, connect=connect, settings_file=file)
         except BaseException as exc:
             failures.append(exc)
 
