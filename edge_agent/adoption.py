@@ -21,6 +21,7 @@ from contract.plan import Plan
 from contract.side_network import SideNetwork, from_bundle
 from edge_agent.adopted import Adopted, load_adopted, save_adopted
 from edge_agent.evaluation import EvaluationSet, Score
+from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
 _PACE = 10  # versions other than the final one may take up a tenth of the time
@@ -53,6 +54,7 @@ class Adopter:
         backbone: Where this device has its backbone, for ``predict``.
         on_change: Called after each adoption and each measurement.
         metrics: Counts them.
+        trace: Told what is done when.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Adopter:
         backbone: str,
         on_change: Callable[[], None],
         metrics: AgentMetrics,
+        trace: Trace,
     ) -> None:
         self._state_dir = state_dir
         self._plan = plan
@@ -72,6 +75,7 @@ class Adopter:
         self._backbone = backbone
         self._on_change = on_change
         self._metrics = metrics
+        self._trace = trace
         self._in_use: InUse | None = None
         self._evaluation: EvaluationSet | None = None
         self._offer: _Offer | None = None
@@ -147,6 +151,7 @@ class Adopter:
         manifest, data = offer
         if not self.wants(manifest):
             return
+        started = self._trace.now()
         try:
             network = self._checked(manifest, data)
         except WireError as exc:
@@ -157,6 +162,7 @@ class Adopter:
         save_adopted(self._state_dir, self._adopted(manifest), data)
         self._in_use = InUse(manifest.version, manifest.bundle_digest, network, None)
         self._metrics.weights_adopted.inc()
+        self._trace.add("adopt", "weights", started, version=manifest.version, bytes=len(data))
         log.info(
             "adopted weights version %d (%s, %d bytes, before: %s)",
             *(manifest.version, manifest.bundle_digest[:12], len(data)),
@@ -175,8 +181,10 @@ class Adopter:
         evaluation, in_use = self._evaluation, self._in_use
         if evaluation is None or in_use is None or in_use.score is not None:
             return
+        started = self._trace.now()
         with self._metrics.evaluation_seconds.time():
             score = evaluation.measure(in_use.network, self._align)
+        self._trace.add("evaluate", "weights", started, version=in_use.version)
         if score is not None:
             self._in_use = in_use._replace(score=score)
             self._on_change()

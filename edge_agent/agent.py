@@ -19,6 +19,7 @@ from edge_agent.outbox import Outbox
 from edge_agent.session import Connect, Device, LoadBackbone, Outcome, Session
 from edge_agent.sources import open_source, read_evaluation
 from host.state_dir import locked, prepare
+from host.trace import open_trace
 from metrics.catalogue import AgentMetrics
 from metrics.server import serve
 
@@ -119,6 +120,7 @@ class Agent:
                 load_backbone=self._load_backbone,
                 metrics=metrics,
                 stop=self._stop,
+                trace=stack.enter_context(open_trace(config.trace_path)),
             )
             outcome = Session(device).run(patience_s=config.broker_wait_s, started=lambda: self._started(url))
             while outcome is Outcome.NEW_PLAN:

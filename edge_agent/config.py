@@ -100,6 +100,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     port shows the whole fleet."""
     metrics_host: str = "127.0.0.1"
     """Where they are served; 0.0.0.0 lets other machines scrape."""
+    trace_path: str = ""
+    """Append what is done when to this file, a JSON object a line, for a timeline; empty: do not."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged."""
 

@@ -23,6 +23,7 @@ from edge_agent.outbox import Outbox, Slot, Taken
 from edge_agent.samples import Sample, is_held_out
 from edge_agent.sources import Source
 from edge_agent.taps import Sampled, sample_tokens
+from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Producer:
         stopped: Asked often; true ends :meth:`run`.
         on_batch: Called after each batch.
         metrics: Told how long forward passes take.
+        trace: Told what is done when.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class Producer:
         stopped: Callable[[], bool],
         on_batch: Callable[[], None],
         metrics: AgentMetrics,
+        trace: Trace,
     ) -> None:
+        self._trace = trace
         self._source = source
         self._outbox = outbox
         self._held_out_share = held_out_share
@@ -147,14 +151,18 @@ class Producer:
 
     def _forward(self, samples: Sequence[Sample]) -> None:
         targets = [self._label_index[str(sample.label)] for sample in samples]
+        started = self._trace.now()
         sampled, seconds = self._maker.forward([sample.text for sample in samples])
+        ended = self._trace.now()
         self._metrics.batch_forward_seconds.observe(seconds)
         usable = sampled.finite_rows().numpy() & self._maker.fits(sampled)
         if not usable.all():
             self._refuse([sample for sample, good in zip(samples, usable, strict=True) if not good])
+        batches: list[int] = []
         if usable.any():
             rows = np.flatnonzero(usable)
-            self._append(sampled, samples, np.asarray(targets), rows, seconds)
+            batches = self._append(sampled, samples, np.asarray(targets), rows, seconds)
+        self._trace.add("forward", "compute", started, ended, batches=batches, samples=len(samples))
 
     def _refuse(self, samples: Sequence[Sample]) -> None:
         log.warning(
@@ -171,15 +179,19 @@ class Producer:
         targets: npt.NDArray[np.int64],
         rows: npt.NDArray[np.int64],
         seconds: float,
-    ) -> None:
+    ) -> list[int]:
+        """Put rows into the outbox; return the sequence numbers they got."""
+        sequences = []
         for part in self._maker.split(sampled, rows):
             taken, self._taken = self._taken, Taken()
             taken.keys += [samples[row].key for row in part]
             taken.counts.update({"samples_read": len(part), "samples_forwarded": len(part)})
             taken.forward_seconds += seconds * len(part) / len(rows)
-            self._outbox.append(self._maker.packer(sampled, targets, part), len(part), taken)
+            packer = self._maker.packer(sampled, targets, part)
+            sequences.append(self._outbox.append(packer, len(part), taken))
             self._waiting.difference_update(taken.keys)
             self._on_batch()
+        return sequences
 
     def _pause(self, seconds: float) -> None:
         until_s = time.monotonic() + seconds

@@ -18,6 +18,7 @@ from contract.errors import BrokerError
 from contract.messages import ActivationBatch, Flow
 from contract.wire import pack, unpack
 from edge_agent.outbox import Outbox, Waiting
+from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
 _IDLE_S = 0.5
@@ -34,6 +35,7 @@ class Sender:
         flow: The window, and whether to pause.
         retry_s: Send unreceipted batches again when none of them was receipted for so long.
         metrics: Told how long receipts take.
+        trace: Told what is done when.
         clock: Seconds that only rise.
     """
 
@@ -46,6 +48,7 @@ class Sender:
         flow: Flow,
         retry_s: float,
         metrics: AgentMetrics,
+        trace: Trace,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outbox = outbox
@@ -54,8 +57,9 @@ class Sender:
         self._flow = flow
         self._retry_s = retry_s
         self._metrics = metrics
+        self._trace = trace
         self._clock = clock
-        self._first_sent_s: dict[int, float] = {}
+        self._first_sent: dict[int, tuple[float, int]] = {}  # by clock, and for the trace
         self._last_sent = 0  # everything up to here is on its way, or receipted
         self._news_s = clock()  # when something last moved: a publish after idling, or a receipt
         self._connected = False
@@ -85,8 +89,11 @@ class Sender:
         with self._changed:
             self._news_s = self._clock()
             for sequence in sequences:
-                if (sent_s := self._first_sent_s.pop(sequence, None)) is not None:
-                    self._metrics.receipt_seconds.observe(self._news_s - sent_s)
+                if (sent := self._first_sent.pop(sequence, None)) is not None:
+                    self._metrics.receipt_seconds.observe(self._news_s - sent[0])
+                    # No more than a window is under way, so a lane is free again when its turn comes.
+                    lane = f"in flight {1 + sequence % (self._flow.window + 1)}"
+                    self._trace.add("await receipt", lane, sent[1], batch=sequence)
             self._changed.notify()
 
     def send_again(self) -> None:
@@ -141,7 +148,8 @@ class Sender:
         payload = self._with_floor(batch)
         with self._changed:
             self._last_sent = batch.sequence  # before it is sent: a reconnect meanwhile sets it back
-            self._first_sent_s.setdefault(batch.sequence, self._clock())
+            started = self._trace.now()
+            self._first_sent.setdefault(batch.sequence, (self._clock(), started))
         try:
             self._transport.publish(self._topic, payload, qos=1)
         except (NotConnected, PublishTimeout) as exc:
@@ -153,6 +161,7 @@ class Sender:
             return
         except TooLarge as exc:
             raise BrokerError(f"batch {batch.sequence} cannot be sent: {exc}") from exc
+        self._trace.add("publish", "send", started, batch=batch.sequence, bytes=len(payload))
         self._outbox.count("batches_sent", 1)
         self._outbox.count("bytes_up", len(payload))
 

@@ -41,6 +41,7 @@ from edge_agent.samples import Row
 from edge_agent.sender import Sender
 from edge_agent.sources import Source, open_source
 from edge_agent.weights_inbox import WeightsInbox
+from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Device:
     load_backbone: LoadBackbone
     metrics: AgentMetrics
     stop: threading.Event
+    trace: Trace
 
 
 class Session:
@@ -291,6 +293,7 @@ class Session:
             backbone=self._reference(tier),
             on_change=self._on_adopted,
             metrics=self._device.metrics,
+            trace=self._device.trace,
         )
         self._sender = Sender(
             self._outbox,
@@ -299,6 +302,7 @@ class Session:
             flow=self._flow or Flow(window=plan.flow.window),
             retry_s=plan.flow.retry_s,
             metrics=self._device.metrics,
+            trace=self._device.trace,
         )
         self._sender.connection(self._connected)
         self._ready.set()
@@ -443,6 +447,7 @@ class Session:
             stopped=self._stopped,
             on_batch=sender.wake,
             metrics=self._device.metrics,
+            trace=self._device.trace,
         ).run()
         if not self._stopped():
             self._produced = self._telemetry_due = True

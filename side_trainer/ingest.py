@@ -26,6 +26,7 @@ from contract.messages import (
 from contract.plan import Plan
 from contract.topics import Topics, Uplink
 from contract.wire import pack, unpack
+from host.trace import Trace
 from metrics.catalogue import Content, Kind, Reason, TrainerMetrics
 from metrics.fleet import Fleet
 from metrics.telemetry import FleetExporter
@@ -55,6 +56,7 @@ class Ingest:
         retained: Knows what is ours on the broker.
         status: The trainer's status, announced on every connection and when it changes.
         learner_woken: Called after new records, and after each new connection with ``True``.
+        trace: Told what is done when.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Ingest:
         retained: Retained,
         status: Callable[[], TrainerStatus],
         learner_woken: Callable[[bool], None],
+        trace: Trace,
     ) -> None:
         self._journal = journal
         self._job = job
@@ -79,6 +82,7 @@ class Ingest:
         self._retained = retained
         self._status = status
         self._learner_woken = learner_woken
+        self._trace = trace
         self._topics = Topics(job.plan.job)
         self._exporter = FleetExporter(metrics)
         self._exported = 0.0
@@ -207,6 +211,7 @@ class Ingest:
 
     def _take_batches(self, arrived: list[tuple[Uplink, Received]]) -> None:
         """Check, journal in one commit, then send the receipts."""
+        began = self._trace.now()
         admitted: list[tuple[Uplink, Received, ActivationBatch]] = []
         for uplink, event in arrived:
             try:
@@ -226,6 +231,8 @@ class Ingest:
             self._pause(False)
         for uplink, stream in {(uplink, batch.stream): None for uplink, _, batch in journaled}:
             self._send_receipt(uplink, stream)
+        taken = [f"{uplink.device} {batch.sequence}" for uplink, _, batch in journaled]
+        self._trace.add("ingest", "ingest", began, batches=taken)
         self._learner_woken(False)
 
     def _journal_batches(

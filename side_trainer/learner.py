@@ -19,6 +19,7 @@ from contract.bundle import state_digest
 from contract.errors import StateError
 from contract.plan import Plan
 from contract.tensors import Floats
+from host.trace import Trace
 from metrics.catalogue import Source, TrainerMetrics
 from side_trainer.checkpoint import resume, write_checkpoint
 from side_trainer.config import TrainerConfig
@@ -45,6 +46,7 @@ class Learner:
         plan: The plan in force, asked for whenever weights are published.
         online: How many devices are online by tier, asked for then too.
         directory: Where checkpoints are kept.
+        trace: Told what is done when.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Learner:
         plan: Callable[[], Plan],
         online: Callable[[], Mapping[str, int]] = dict,
         directory: Path,
+        trace: Trace,
     ) -> None:
         self._config = config
         self._journal = journal
@@ -65,6 +68,7 @@ class Learner:
         self._plan = plan
         self._online = online
         self._directory = directory
+        self._trace = trace
         self._wake = threading.Event()
         self._fold = Fold(journal, cache_bytes=config.cache_mib * 2**20)
         found = resume(directory, self._fold, journal.run, journal.tail)
@@ -138,8 +142,11 @@ class Learner:
         return bool(records)
 
     def _apply(self, record: Record) -> None:
-        started = time.monotonic()
+        started, began = time.monotonic(), self._trace.now()
         step = self._fold.apply(record)
+        if step.updates:
+            name = "update" if record.kind == "batch" else "idle updates"
+            self._trace.add(name, "learner", began, record=record.offset, updates=step.updates)
         if record.kind == "batch":
             self._last_batch_at = time.monotonic()
         self._count(record, step, time.monotonic() - started)
@@ -238,7 +245,10 @@ class Learner:
             samples=len(self._fold.rows),
             final=self.final,
         )
-        if self._publisher.publish(version, self._plan(), self._fold.tiers):
+        began = self._trace.now()
+        done = self._publisher.publish(version, self._plan(), self._fold.tiers)
+        self._trace.add("publish", "learner", began, version=version.number, final=version.final)
+        if done:
             self._republish = False
             self._published = weights
             self._published_offset = version.number

@@ -21,6 +21,7 @@ from contract.messages import TrainerStatus
 from contract.topics import Topics
 from contract.wire import pack
 from host.state_dir import locked, prepare
+from host.trace import open_trace
 from metrics.catalogue import TrainerMetrics
 from metrics.fleet import Fleet
 from metrics.server import serve
@@ -82,6 +83,7 @@ def run_trainer(
         stack.callback(journal.close)
         job = Job(config, journal)
         epoch = journal.next_epoch()
+        trace = stack.enter_context(open_trace(config.trace_path))
         metrics = TrainerMetrics(CollectorRegistry())
         metrics.set_tiers(config.tiers)
         url = ""
@@ -112,6 +114,7 @@ def run_trainer(
             metrics=metrics,
             plan=lambda: job.plan,
             online=lambda: ingest.online,
+            trace=trace,
             directory=directory,
         )
         inbox = Inbox()
@@ -125,6 +128,7 @@ def run_trainer(
             retained=retained,
             status=status,
             learner_woken=learner.wake,
+            trace=trace,
         )
         _Threads(config, settings_file, transport, inbox, ingest, learner, status).run(
             stop, lambda: started(url)

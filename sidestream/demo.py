@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,6 +24,7 @@ from side_trainer.audit import read_state
 from sidestream.children import Children
 from sidestream.fleet_files import DemoSettings, FleetFiles
 from sidestream.report import Report, TierReport, summarise
+from sidestream.timeline import read_spans, timeline
 from sidestream.watch import Watch
 
 _TELL_EVERY_S: Final = 2.0
@@ -86,6 +87,10 @@ class Demo:
                 wall_s=round(wall_s, 1),
                 broker=broker,
             )
+
+    def timeline(self) -> list[dict[str, Any]]:
+        """What happened when, once it has run with ``settings.trace``: events in Chrome's trace format."""
+        return timeline({name: read_spans(path) for name, path in self._files.traces.items()})
 
     def _describe(self) -> None:
         files = self._files

@@ -48,6 +48,7 @@ def add_parser(subparsers: Any) -> None:
     add("--broker", default="", metavar="URL", help="use this broker (default: an embedded one)")
     add("--metrics-port", type=int, default=0, metavar="PORT", help="the trainer's (default: a free one)")
     add("--keep", type=Path, metavar="DIR", help="keep settings, data, state and logs in this new folder")
+    add("--trace", type=Path, metavar="FILE", help="write a timeline of it all, for ui.perfetto.dev")
     add("--json", type=Path, metavar="FILE", help="write the report as JSON")
     parser.set_defaults(handler=run)
 
@@ -60,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--alpha", f"{args.alpha:g} is not 0.001 to 1000000")
     if args.seed < 0 or args.max_samples < 0:
         raise ConfigError("--seed" if args.seed < 0 else "--max-samples", "must not be negative")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ConfigError("--json", f"there is no folder {args.json.absolute().parent}")
+    for flag, path in (("--json", args.json), ("--trace", args.trace)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(flag, f"there is no folder {path.absolute().parent}")
     set_up("warning")
     from sidestream.demo import Demo
     from sidestream.fleet_files import DemoSettings
@@ -78,12 +80,16 @@ def run(args: argparse.Namespace) -> int:
         max_samples=args.max_samples,
         broker=args.broker,
         metrics_port=args.metrics_port,
+        trace=args.trace is not None,
     )
     with _folder(args.keep) as folder, stop_event() as stop:
-        report = Demo(settings, folder, lambda line: print(line, flush=True)).run(stop)
+        demo = Demo(settings, folder, lambda line: print(line, flush=True))
+        report = demo.run(stop)
+        if args.trace is not None:
+            _write_json("--trace", args.trace, demo.timeline())
     print("\n" + to_table(report))
     if args.json is not None:
-        _write_json(args.json, to_json(report))
+        _write_json("--json", args.json, to_json(report))
     if args.keep is not None:
         print(f"\nkept in {args.keep}; try")
         print(f'  sidestream agent predict --state-dir {args.keep}/devices/full-01/state "dim the lights"')
@@ -91,11 +97,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.lost == 0 and report.duplicated == 0 else 1
 
 
-def _write_json(path: Path, content: object) -> None:
+def _write_json(flag: str, path: Path, content: object) -> None:
     try:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as exc:
-        raise ConfigError("--json", f"cannot write {path}: {exc.strerror or exc}") from exc
+        raise ConfigError(flag, f"cannot write {path}: {exc.strerror or exc}") from exc
 
 
 @contextlib.contextmanager

@@ -45,6 +45,8 @@ class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A broker of one's own; default: an embedded one."""
     metrics_port: int = 0
     """The trainer's; 0 for a free one."""
+    trace: bool = False
+    """Have trainer and agents write down what they do when."""
 
 
 class FleetFiles:
@@ -78,6 +80,13 @@ class FleetFiles:
     def trainer_state(self) -> Path:
         return self.folder / "trainer"
 
+    @property
+    def traces(self) -> dict[str, Path]:
+        """Trace files, by whose they are: the trainer's first."""
+        devices = [device for names in self.devices.values() for device in names]
+        agents = {device: self.agent_toml(device).with_name("trace.jsonl") for device in devices}
+        return {"trainer": self.folder / "trainer-trace.jsonl", **agents}
+
     def write(self, job: str, url: str) -> None:
         """Write everything that trainer and agents read."""
         settings = self._settings
@@ -102,6 +111,7 @@ class FleetFiles:
             "threads": 1,
             "exit_when_done": True,
             "telemetry_every_s": 1.0,
+            "trace_path": self._trace_path(device),
             "log_level": "warning",
             "broker": {"url": url},
             "data": {
@@ -118,10 +128,14 @@ class FleetFiles:
             "state_dir": str(self.trainer_state),
             "labels": self.labels,
             "metrics_port": self._settings.metrics_port,
+            "trace_path": self._trace_path("trainer"),
             "broker": {"url": url},
             "learner": {"seed": self._settings.seed},
             "tiers": {tier: {"backbone": BACKBONE, "layers": TIERS[tier]} for tier in self.devices},
         }
+
+    def _trace_path(self, name: str) -> str:
+        return str(self.traces[name]) if self._settings.trace else ""
 
     def _name_devices(self) -> dict[str, list[str]]:
         names: dict[str, list[str]] = {}

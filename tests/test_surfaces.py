@@ -18,7 +18,7 @@ COMMANDS = {
     "broker run": ["--data-dir", "--host", "--kind", "--port"],
     "demo": [
         *("--alpha", "--broker", "--data", "--devices", "--eval", "--json", "--keep", "--label-column"),
-        *("--max-samples", "--metrics-port", "--seed", "--text-column"),
+        *("--max-samples", "--metrics-port", "--seed", "--text-column", "--trace"),
     ],
     "trainer export": ["--out", "--state-dir"],
     "trainer run": None,

@@ -18,6 +18,7 @@ from edge_agent.outbox import Outbox
 from edge_agent.producer import Producer
 from edge_agent.sources import open_source
 from host.state_dir import locked, prepare
+from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 from tests.agent.fake_trainer import JOB, TIER, plan_for
 
@@ -43,6 +44,7 @@ def main(state_dir: str, data: str, reference: str) -> None:
             stopped=lambda: False,
             on_batch=lambda: None,
             metrics=AgentMetrics(CollectorRegistry()),
+            trace=Trace(),
         ).run()
         outbox.close()
 

@@ -17,6 +17,7 @@ from contract.tensors import Codec, encode
 from contract.wire import pack
 from edge_agent.outbox import Outbox, Slot, Taken
 from edge_agent.sender import Sender
+from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 from tests.agent.fake_trainer import TIER, FakeTrainer, sequences
 
@@ -68,6 +69,7 @@ class Sending:
             flow=flow,
             retry_s=settings.pop("retry_s", 60.0),
             metrics=AgentMetrics(CollectorRegistry()),
+            trace=Trace(),
         )
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -170,6 +171,23 @@ def test_a_fleet_is_planned_receipted_learnt_and_published(broker: InProcessBrok
     assert verdict.matches and verdict.refold_digest == manifest.state_digest
     status = unpack(TrainerStatus, broker.retained[TOPICS.trainer_status])
     assert status.state == "offline"
+
+
+def test_what_the_trainer_did_when_is_traced_if_asked(broker: InProcessBroker, tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    with trainer(broker, config(tmp_path, trace_path=str(path))):
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        plan = born(listener, fleet)
+        for device in fleet:
+            send(listener, device, device.batch(plan))
+        manifest = final(listener, 24)
+    spans = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {span["name"] for span in spans} == {"ingest", "update", "idle updates", "publish"}
+    ingested = [batch for span in spans if span["name"] == "ingest" for batch in span["about"]["batches"]]
+    assert sorted(ingested) == ["dev-0 1", "dev-1 1", "dev-2 1"]
+    published = [span["about"] for span in spans if span["name"] == "publish"]
+    assert {"version": manifest.version, "final": True} in published
+    assert sum(span["name"] == "update" for span in spans) == 3
 
 
 def test_duplicates_are_receipted_again_and_counted_once(broker: InProcessBroker, tmp_path: Path) -> None:
