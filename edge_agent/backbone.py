@@ -26,7 +26,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from contract.errors import BackboneError
-from edge_agent.taps import Taps
+from edge_agent.taps import Taps, seeds_of
 
 log = logging.getLogger(__name__)
 _PACKAGE = "package:"
@@ -80,7 +80,12 @@ class Backbone:
             ids, mask = self._tokenise(texts, min(max_tokens, self._longest))
             read = self._read(ids, mask, taps)
             activations = torch.stack([read[tap] for tap in taps]).float()
-            return Taps(activations=activations, mask=mask, seconds=time.perf_counter() - started)
+            return Taps(
+                activations=activations,
+                mask=mask,
+                seconds=time.perf_counter() - started,
+                seeds=seeds_of(texts),
+            )
 
     def check(self, fingerprint: str) -> None:
         """Refuse to be used where other weights are wanted.
