@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -21,6 +21,36 @@ from contract.topics import check_name
 from contract.wire import Message
 
 MAX_TIERS: Final = 64
+MAX_RUNGS: Final = 64
+Precision: TypeAlias = Literal["f32", "bf16", "int8"]
+
+
+class Rung(Message, frozen=True, kw_only=True):
+    """One step of a ladder: a way to send, by which a device with a byte budget may answer to it."""
+
+    sampling: ShortText
+    """Token-sampling policy."""
+    codec: Codec
+    """How activations are quantised."""
+
+    def __post_init__(self) -> None:
+        try:
+            parse_sampling(self.sampling)
+        except ConfigError as exc:
+            raise DecodeError(str(exc)) from exc
+
+
+DEFAULT_LADDER: Final = (
+    Rung(sampling="all", codec=Codec.INT8),
+    Rung(sampling="all", codec=Codec.INT4),
+    Rung(sampling="all", codec=Codec.INT2),
+    Rung(sampling="segments:8", codec=Codec.INT4),
+    Rung(sampling="segments:4", codec=Codec.INT4),
+    Rung(sampling="segments:4", codec=Codec.INT2),
+    Rung(sampling="segments:2", codec=Codec.INT2),
+    Rung(sampling="mean", codec=Codec.INT2),
+)
+"""What a device with a byte budget chooses from where its tier has no ladder."""
 
 
 class TierPlan(Message, frozen=True, kw_only=True):
@@ -48,6 +78,12 @@ class TierPlan(Message, frozen=True, kw_only=True):
     """Layers to tap, ascending, 1 = the first layer's output; decided once the depth is known."""
     fingerprint: ShortText = ""
     """Of the backbone's weights, given or learnt from the first device; devices with others are refused."""
+    ladder: Annotated[tuple[Rung, ...], msgspec.Meta(max_length=MAX_RUNGS)] = ()
+    """Ways to send, the richest first, for devices that have a byte budget; the others send by
+    ``sampling`` and ``codec``. Empty: :data:`DEFAULT_LADDER`."""
+    precision: Precision = "f32"
+    """How devices keep the backbone in memory: int8 quantises its linear layers dynamically. The fingerprint
+    is that of the weights as they were loaded, whatever the precision."""
 
     def __post_init__(self) -> None:
         try:

@@ -1,14 +1,20 @@
 """Token-sampling policies: which positions of a tapped layer travel.
 
 A policy is written ``kind`` or ``kind:count``. This module knows names and counts; the device applies them
-(:mod:`edge_agent.taps`).
+(:mod:`edge_agent.taps`). The side-network takes any of them, row by row.
 
-=============== ====================================================================================
-``pivot``       the one token that enters the loss: the first for an encoder, the last for a decoder
-``mean``        one vector: the mean over the sample's tokens
-``segments:n``  up to n vectors: means over n contiguous, equally long parts of the sample
-``all``         every token, up to the tier's ``max_tokens``
-=============== ====================================================================================
+================ ===================================================================================
+``pivot``        the one token that enters the loss: the first for an encoder, the last for a decoder
+``mean``         one vector: the mean over the sample's tokens
+``segments:n``   up to n vectors: means over n contiguous, equally long parts of the sample
+``random:n``     up to n tokens, drawn by a hash of the sample's text: computed again, the same ones
+``important:n``  up to n tokens, those that lie furthest (L2) from the mean of the sample's tokens at
+                 the last tapped layer
+``all``          every token, up to the tier's ``max_tokens``
+================ ===================================================================================
+
+A policy picks the same positions at every tap, keeps them in the order of the text, and takes all tokens of a
+sample that has no more than n.
 """
 
 from __future__ import annotations
@@ -18,8 +24,9 @@ from typing import Final
 
 from contract.errors import ConfigError
 
-KINDS: Final = ("pivot", "mean", "segments", "all")
-MAX_SEGMENTS: Final = 64
+COUNTED: Final = ("segments", "random", "important")
+KINDS: Final = ("pivot", "mean", "all", *COUNTED)
+MAX_COUNT: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +36,14 @@ class Sampling:
     kind: str
     """One of :data:`KINDS`."""
     count: int = 1
-    """Parts of ``segments``; 1 otherwise."""
+    """The n of a kind in :data:`COUNTED`; 1 otherwise."""
 
     def most_tokens(self, max_tokens: int) -> int:
-        """The most vectors that one sample yields when it is cut to ``max_tokens`` tokens."""
-        return {"segments": min(self.count, max_tokens), "all": max_tokens}.get(self.kind, 1)
+        """The most vectors that one sample yields when it is cut to ``max_tokens`` tokens.
+
+        Of a sample with exactly ``max_tokens`` tokens, it is the number of vectors.
+        """
+        return max_tokens if self.kind == "all" else min(self.count, max_tokens)
 
 
 def parse_sampling(text: str, field: str = "sampling") -> Sampling:
@@ -43,10 +53,11 @@ def parse_sampling(text: str, field: str = "sampling") -> Sampling:
         ConfigError: naming ``field``, if it is none.
     """
     kind, colon, count = text.partition(":")
-    if kind not in KINDS or (colon != "") != (kind == "segments"):
-        raise ConfigError(field, f"{text[:80]!r} is no policy; write pivot, mean, segments:4 or all")
+    if kind not in KINDS or (colon != "") != (kind in COUNTED):
+        known = "pivot, mean, segments:4, random:4, important:4 or all"
+        raise ConfigError(field, f"{text[:80]!r} is no policy; write {known}")
     if not colon:
         return Sampling(kind=kind)
-    if not (count.isascii() and count.isdigit() and len(count) < 4 and 1 <= int(count) <= MAX_SEGMENTS):
-        raise ConfigError(field, f"{text[:80]!r}: the number of segments is 1 to {MAX_SEGMENTS}")
+    if not (count.isascii() and count.isdigit() and len(count) < 4 and 1 <= int(count) <= MAX_COUNT):
+        raise ConfigError(field, f"{text[:80]!r}: the number after {kind!r} is 1 to {MAX_COUNT}")
     return Sampling(kind=kind, count=int(count))

@@ -13,7 +13,9 @@ from prometheus_client import CollectorRegistry
 
 from broker_config.connection import Connection
 from broker_config.transport import Transport, Will
+from contract.plan import Precision
 from edge_agent.board import detect_tier, machine_id
+from edge_agent.budget import LinkBudget
 from edge_agent.config import AgentConfig, parse_part
 from edge_agent.outbox import Outbox
 from edge_agent.session import Connect, Device, LoadBackbone, Outcome, Session
@@ -30,12 +32,12 @@ log = logging.getLogger(__name__)
 _MIB = 1024 * 1024
 
 
-def load_shared(reference: str, layers: int) -> Backbone:
+def load_shared(reference: str, layers: int, precision: Precision) -> Backbone:
     """Load a backbone, once for all agents of the process."""
     # Here, on the producer's thread: importing transformers takes longer than adopting retained weights.
     from edge_agent.backbone import shared_backbone
 
-    return shared_backbone(reference, layers)
+    return shared_backbone(reference, layers, precision)
 
 
 def connect_mqtt(config: AgentConfig, client_id: str, will: Will) -> Transport:
@@ -121,6 +123,7 @@ class Agent:
                 metrics=metrics,
                 stop=self._stop,
                 trace=stack.enter_context(open_trace(config.trace_path)),
+                link=LinkBudget(config.max_kib_per_minute) if config.max_kib_per_minute else None,
             )
             outcome = Session(device).run(patience_s=config.broker_wait_s, started=lambda: self._started(url))
             while outcome is Outcome.NEW_PLAN:

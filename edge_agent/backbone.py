@@ -1,7 +1,9 @@
 """The frozen transformer: located, loaded, cut to its first layers, fingerprinted, tapped.
 
 The only file of the project that imports transformers. Nothing is trained and no gradient is ever computed:
-every parameter is frozen and every pass runs in inference mode.
+every parameter is frozen and every pass runs in inference mode. A backbone may be kept in bf16 or int8, which
+saves memory. Its fingerprint is taken before that, from the weights as they were loaded, so that devices of
+one job may differ in precision.
 
 Legend: K texts, T tokens of the longest, B taps, d hidden size.
 """
@@ -14,6 +16,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +29,8 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from contract.errors import BackboneError
-from edge_agent.taps import Taps
+from contract.plan import Precision
+from edge_agent.taps import Taps, seeds_of
 
 log = logging.getLogger(__name__)
 _PACKAGE = "package:"
@@ -45,12 +49,22 @@ class Backbone:
         tokenizer: Its tokenizer.
         layers: Keep only the first so many layers; 0 for all.
         name: For messages.
+        precision: How to keep it: as f32, as bf16, or with its linear layers quantised dynamically to int8.
 
     Raises:
-        BackboneError: the model has no stack of layers that can be tapped, or fewer than ``layers``.
+        BackboneError: the model has no stack of layers that can be tapped, or fewer than ``layers``, or it
+            cannot be kept in ``precision``.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, layers: int = 0, name: str = "backbone") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        layers: int = 0,
+        name: str = "backbone",
+        precision: Precision = "f32",
+    ) -> None:
         self.name = name
         self._model = model.float().eval().requires_grad_(False)
         self._tokenizer = tokenizer
@@ -65,7 +79,9 @@ class Backbone:
         self.is_decoder = not self._sees_ahead()
         """Whether a token only sees those before it, so that the last one carries the sentence."""
         self.fingerprint = _fingerprint(self._model, tokenizer)
-        """32 hex digits: equal weights and tokenizer, equal fingerprint, on every machine."""
+        """32 hex digits: equal weights and tokenizer, equal fingerprint, on every machine and in every
+        precision."""
+        self._convert(precision)
 
     def forward(self, texts: Sequence[str], taps: Sequence[int], max_tokens: int) -> Taps:
         """Run ``texts`` through the layers up to the last tapped one.
@@ -80,7 +96,12 @@ class Backbone:
             ids, mask = self._tokenise(texts, min(max_tokens, self._longest))
             read = self._read(ids, mask, taps)
             activations = torch.stack([read[tap] for tap in taps]).float()
-            return Taps(activations=activations, mask=mask, seconds=time.perf_counter() - started)
+            return Taps(
+                activations=activations,
+                mask=mask,
+                seconds=time.perf_counter() - started,
+                seeds=seeds_of(texts),
+            )
 
     def check(self, fingerprint: str) -> None:
         """Refuse to be used where other weights are wanted.
@@ -97,6 +118,23 @@ class Backbone:
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight in use, by name."""
         return self._model.named_parameters()
+
+    def _convert(self, precision: Precision) -> None:
+        """Change the weights' precision in place, and see that the model still runs."""
+        if precision == "f32":
+            return
+        if precision == "int8" and not any(isinstance(one, nn.Linear) for one in self._model.modules()):
+            raise BackboneError(f"{self.name}: has no linear layers to keep in int8; use f32 or bf16")
+        token = next(index for index in range(2) if index != self._tokenizer.pad_token_id)
+        ids = torch.tensor([[token]])
+        try:
+            _to_int8(self._model) if precision == "int8" else _to_bf16(self._model)
+            with torch.inference_mode():
+                read = self._read(ids, torch.ones_like(ids, dtype=torch.bool), [self.depth])
+        except (RuntimeError, AttributeError, TypeError) as exc:
+            raise BackboneError(f"{self.name}: cannot run in {precision}: {exc}; use f32") from exc
+        if not torch.isfinite(read[self.depth]).all():
+            raise BackboneError(f"{self.name}: gives no finite activations in {precision}; use f32")
 
     def _sees_ahead(self) -> bool:
         """Whether the first token's state depends on the second; configurations do not say reliably."""
@@ -131,13 +169,14 @@ class Backbone:
         raise BackboneError(f"{self.name}: the model's forward pass does not visit its layers in order")
 
 
-def load_backbone(reference: str, layers: int = 0) -> Backbone:
+def load_backbone(reference: str, layers: int = 0, precision: Precision = "f32") -> Backbone:
     """Load a frozen backbone.
 
     Args:
         reference: ``package:NAME`` for weights inside an installed package (which is not imported), a folder,
             or a name on the Hugging Face hub.
         layers: Keep only the first so many layers; 0 for all.
+        precision: How to keep the weights in memory.
 
     Raises:
         BackboneError: it cannot be found or loaded; the message says what to do.
@@ -156,25 +195,25 @@ def load_backbone(reference: str, layers: int = 0) -> Backbone:
     if missing:
         raise BackboneError(f"{reference}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
     model.config.use_cache = False
-    backbone = Backbone(model, tokenizer, layers=layers, name=reference)
+    backbone = Backbone(model, tokenizer, layers=layers, name=reference, precision=precision)
     log.info(
-        "backbone %s: %d layers of width %d, fingerprint %s…, loaded in %.1f s",
-        *(reference, backbone.depth, backbone.width, backbone.fingerprint[:8]),
+        "backbone %s: %d layers of width %d in %s, fingerprint %s…, loaded in %.1f s",
+        *(reference, backbone.depth, backbone.width, precision, backbone.fingerprint[:8]),
         time.perf_counter() - started,
     )
     return backbone
 
 
-_shared: dict[tuple[str, int], Backbone] = {}
+_shared: dict[tuple[str, int, Precision], Backbone] = {}
 _shared_lock = threading.Lock()
 
 
-def shared_backbone(reference: str, layers: int = 0) -> Backbone:
+def shared_backbone(reference: str, layers: int = 0, precision: Precision = "f32") -> Backbone:
     """As :func:`load_backbone`, but loaded once in this process and shared by all its agents."""
     with _shared_lock:
-        key = (reference, layers)
+        key = (reference, layers, precision)
         if key not in _shared:
-            _shared[key] = load_backbone(reference, layers)
+            _shared[key] = load_backbone(*key)
         return _shared[key]
 
 
@@ -250,6 +289,31 @@ def _truncate(model: nn.Module, keep: int, name: str) -> nn.ModuleList:
         setattr(parent, attribute, stack)
         config.num_hidden_layers = keep  # some models count by it
     return stack
+
+
+def _to_bf16(model: nn.Module) -> None:
+    """All weights, in place. Not the buffers: rotary frequencies in bf16 would turn by wrong angles."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _to_int8(model: nn.Module) -> None:
+    """Weights of linear layers, in place; what goes into these is quantised in each pass."""
+    engines = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    if torch.backends.quantized.engine == "none" and engines:
+        torch.backends.quantized.engine = engines[0]
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    for parameter in model.parameters():
+        if id(parameter) not in linear:  # it stays, and as a part of a mapped file would keep all of that
+            parameter.data = parameter.data.clone()
+    with warnings.catch_warnings():
+        # torch means to move this to another package, which we would rather not need.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", category=UserWarning)
+        quantise: Any = torch.ao.quantization.quantize_dynamic
+        # A scale for each output channel: with one a layer, MiniLM's sixth layer is hardly recognisable.
+        kind = {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}
+        quantise(model, kind, dtype=torch.qint8, inplace=True)
 
 
 def _longest_input(model: nn.Module, tokenizer: Any) -> int:

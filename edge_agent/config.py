@@ -85,6 +85,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Processor threads for the backbone; 0 leaves it to torch."""
     outbox_max_mib: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
     """Batches that wait for the trainer take up this much disk space at most."""
+    bytes_per_sample: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """A sample's upload may take so many bytes, in the mean. The agent sends as much of each sample as that
+    allows, by the ladder in the job's plan. 0: no such budget."""
+    max_kib_per_minute: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Upload at most so many KiB in a minute: the agent sends less of each sample as its outbox fills, and
+    then waits. 0: no such budget."""
     when_full: Literal["pause", "drop_oldest"] = "pause"
     """What to do then: stop computing until there is room, or drop the oldest batches and count them."""
     broker_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0

@@ -53,7 +53,8 @@ def load(state_dir: str | Path, *, backbone: str = "") -> Predictor:
             f"{folder}: no weights have been adopted yet; run the agent until it logs that it did"
         )
     reference = backbone or kept.adopted.backbone
-    return Predictor(kept.adopted, kept.bundle, shared_backbone(reference, kept.adopted.tier_plan.layers))
+    tier = kept.adopted.tier_plan
+    return Predictor(kept.adopted, kept.bundle, shared_backbone(reference, tier.layers, tier.precision))
 
 
 class Predictor:

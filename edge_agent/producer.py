@@ -6,6 +6,7 @@ Runs on a thread of its own, so that forward passes overlap with sending. Knows 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,14 +16,15 @@ import numpy.typing as npt
 import torch
 
 from contract.messages import ActivationBatch, to_bin
-from contract.plan import Plan, TierPlan, labels_id
+from contract.plan import DEFAULT_LADDER, Plan, Rung, TierPlan, labels_id
 from contract.sampling import parse_sampling
 from contract.tensors import encode, encoded_sizes
 from contract.wire import pack
+from edge_agent.budget import Ladder, LinkBudget, SampleBudget
 from edge_agent.outbox import Outbox, Slot, Taken
 from edge_agent.samples import Sample, is_held_out
 from edge_agent.sources import Source
-from edge_agent.taps import Sampled, sample_tokens
+from edge_agent.taps import Sampled, Taps, sample_tokens
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
@@ -52,6 +54,8 @@ class Producer:
         on_batch: Called after each batch.
         metrics: Told how long forward passes take.
         trace: Told what is done when.
+        bytes_per_sample: The device's budget for samples; 0 for none.
+        link: Its budget for the link, if it has one.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class Producer:
         on_batch: Callable[[], None],
         metrics: AgentMetrics,
         trace: Trace,
+        bytes_per_sample: int = 0,
+        link: LinkBudget | None = None,
     ) -> None:
         self._trace = trace
         self._source = source
@@ -79,7 +85,16 @@ class Producer:
         self._on_batch = on_batch
         self._metrics = metrics
         self._batch_size = plan.tiers[tier].batch_size
-        self._maker = BatchMaker(backbone, plan, tier, max_message_bytes)
+        rungs: tuple[Rung | None, ...] = (None,)
+        if bytes_per_sample or link is not None:
+            rungs = plan.tiers[tier].ladder or DEFAULT_LADDER
+        self._makers = [BatchMaker(backbone, plan, tier, max_message_bytes, rung) for rung in rungs]
+        self._ladder = Ladder(
+            len(rungs),
+            sample=SampleBudget(bytes_per_sample) if bytes_per_sample else None,
+            link=link,
+            backlog=lambda: outbox.size()[1],
+        )
         self._label_index = {name: index for index, name in enumerate(plan.labels)}
         self._pool: list[Sample] = []
         self._waiting: set[bytes] = set()  # keys in the pool or in _taken: neither computed nor consumed yet
@@ -152,16 +167,21 @@ class Producer:
     def _forward(self, samples: Sequence[Sample]) -> None:
         targets = [self._label_index[str(sample.label)] for sample in samples]
         started = self._trace.now()
-        sampled, seconds = self._maker.forward([sample.text for sample in samples])
+        taps = self._makers[0].read([sample.text for sample in samples])
         ended = self._trace.now()
-        self._metrics.batch_forward_seconds.observe(seconds)
-        usable = sampled.finite_rows().numpy() & self._maker.fits(sampled)
+        self._metrics.batch_forward_seconds.observe(taps.seconds)
+        lengths: npt.NDArray[np.int64] = taps.mask.sum(dim=1).numpy()
+        maker = self._makers[
+            self._ladder.choose([one.body_bytes(lengths) for one in self._makers], len(lengths))
+        ]
+        sampled = maker.sample(taps)
+        usable = sampled.finite_rows().numpy() & maker.fits(sampled)
         if not usable.all():
             self._refuse([sample for sample, good in zip(samples, usable, strict=True) if not good])
         batches: list[int] = []
         if usable.any():
             rows = np.flatnonzero(usable)
-            batches = self._append(sampled, samples, np.asarray(targets), rows, seconds)
+            batches = self._append(maker, sampled, samples, np.asarray(targets), rows, taps.seconds)
         self._trace.add("forward", "compute", started, ended, batches=batches, samples=len(samples))
 
     def _refuse(self, samples: Sequence[Sample]) -> None:
@@ -174,6 +194,7 @@ class Producer:
 
     def _append(
         self,
+        maker: BatchMaker,
         sampled: Sampled,
         samples: Sequence[Sample],
         targets: npt.NDArray[np.int64],
@@ -182,16 +203,34 @@ class Producer:
     ) -> list[int]:
         """Put rows into the outbox; return the sequence numbers they got."""
         sequences = []
-        for part in self._maker.split(sampled, rows):
+        for part in maker.split(sampled, rows):
             taken, self._taken = self._taken, Taken()
             taken.keys += [samples[row].key for row in part]
             taken.counts.update({"samples_read": len(part), "samples_forwarded": len(part)})
             taken.forward_seconds += seconds * len(part) / len(rows)
-            packer = self._maker.packer(sampled, targets, part)
+            packer = self._packer(maker, sampled, targets, part)
             sequences.append(self._outbox.append(packer, len(part), taken))
             self._waiting.difference_update(taken.keys)
             self._on_batch()
         return sequences
+
+    def _packer(
+        self,
+        maker: BatchMaker,
+        sampled: Sampled,
+        targets: npt.NDArray[np.int64],
+        part: npt.NDArray[np.int64],
+    ) -> Callable[[Slot], bytes]:
+        """As the maker's, and the ladder is told what the message took."""
+        packed = maker.packer(sampled, targets, part)
+        body = maker.body_bytes(sampled.mask[part].sum(dim=1).numpy())
+
+        def counted(slot: Slot) -> bytes:
+            payload = packed(slot)
+            self._ladder.spent(len(payload), body, len(part))
+            return payload
+
+        return counted
 
     def _pause(self, seconds: float) -> None:
         until_s = time.monotonic() + seconds
@@ -200,19 +239,45 @@ class Producer:
 
 
 class BatchMaker:
-    """Everything about a message but its place in the stream, as the plan asks for it."""
+    """Everything about a message but its place in the stream, as the plan asks for it.
 
-    def __init__(self, backbone: Backbone, plan: Plan, tier: str, max_message_bytes: int) -> None:
+    Args:
+        backbone: The frozen transformer.
+        plan: The job, ready for the tier.
+        tier: This device's tier.
+        max_message_bytes: No message is larger.
+        rung: Sample and quantise by this, and not as the tier does.
+    """
+
+    def __init__(
+        self, backbone: Backbone, plan: Plan, tier: str, max_message_bytes: int, rung: Rung | None = None
+    ) -> None:
         self._backbone = backbone
         self._tier: TierPlan = plan.tiers[tier]
-        self._sampling = parse_sampling(self._tier.sampling)
+        self._rung = rung or Rung(sampling=self._tier.sampling, codec=self._tier.codec)
+        self._sampling = parse_sampling(self._rung.sampling)
         self._labels_id = labels_id(plan.labels)
         self._most_bytes = max_message_bytes - _HEADER_BYTES
 
     def forward(self, texts: Sequence[str]) -> tuple[Sampled, float]:
         """The one forward pass of these texts: sampled activations, and seconds."""
-        taps = self._backbone.forward(texts, self._tier.taps, self._tier.max_tokens)
-        return sample_tokens(taps, self._sampling, is_decoder=self._backbone.is_decoder), taps.seconds
+        taps = self.read(texts)
+        return self.sample(taps), taps.seconds
+
+    def read(self, texts: Sequence[str]) -> Taps:
+        """The one forward pass of these texts: every token, whatever the rung."""
+        return self._backbone.forward(texts, self._tier.taps, self._tier.max_tokens)
+
+    def sample(self, taps: Taps) -> Sampled:
+        """What travels of that."""
+        return sample_tokens(taps, self._sampling, is_decoder=self._backbone.is_decoder)
+
+    def body_bytes(self, lengths: npt.NDArray[np.int64]) -> float:
+        """What the arrays of rows with so many tokens take; infinite if one row alone fits no message."""
+        vectors = lengths if self._sampling.kind == "all" else np.minimum(lengths, self._sampling.count)
+        if self._size(1, int(vectors.max())) > self._most_bytes:
+            return math.inf
+        return self._size(len(lengths), int(vectors.sum()))
 
     def fits(self, sampled: Sampled) -> npt.NDArray[np.bool_]:
         """[K]: rows that fit a message on their own."""
@@ -234,7 +299,7 @@ class BatchMaker:
     ) -> Callable[[Slot], bytes]:
         """Quantise some rows now; the outbox asks for the message once their place is known."""
         vectors, lengths = sampled.select(torch.from_numpy(rows)).ragged()
-        tensor = encode(vectors, self._tier.codec)
+        tensor = encode(vectors, self._rung.codec)
 
         def packed(slot: Slot) -> bytes:
             batch = ActivationBatch(
@@ -244,7 +309,7 @@ class BatchMaker:
                 fingerprint=self._backbone.fingerprint,
                 labels_id=self._labels_id,
                 taps=self._tier.taps,
-                sampling=self._tier.sampling,
+                sampling=self._rung.sampling,
                 samples=to_bin(np.arange(slot.first_sample, slot.first_sample + len(rows)), "<u4"),
                 lengths=to_bin(lengths, "<u2"),
                 targets=to_bin(targets[rows], "<u2"),
@@ -256,4 +321,4 @@ class BatchMaker:
 
     def _size(self, rows: int, vectors: int) -> int:
         shape = (len(self._tier.taps), vectors, self._backbone.width)
-        return sum(encoded_sizes(self._tier.codec, shape)) + 8 * rows
+        return sum(encoded_sizes(self._rung.codec, shape)) + 8 * rows

@@ -17,6 +17,7 @@ from broker_config.transport import Transport
 from contract.errors import BrokerError
 from contract.messages import ActivationBatch, Flow
 from contract.wire import pack, unpack
+from edge_agent.budget import LinkBudget
 from edge_agent.outbox import Outbox, Waiting
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
@@ -36,6 +37,7 @@ class Sender:
         retry_s: Send unreceipted batches again when none of them was receipted for so long.
         metrics: Told how long receipts take.
         trace: Told what is done when.
+        link: Says when the next batch may go, if the device has a budget for its link.
         clock: Seconds that only rise.
     """
 
@@ -49,6 +51,7 @@ class Sender:
         retry_s: float,
         metrics: AgentMetrics,
         trace: Trace,
+        link: LinkBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outbox = outbox
@@ -58,9 +61,11 @@ class Sender:
         self._retry_s = retry_s
         self._metrics = metrics
         self._trace = trace
+        self._link = link
         self._clock = clock
         self._first_sent: dict[int, tuple[float, int]] = {}  # by clock, and for the trace
         self._last_sent = 0  # everything up to here is on its way, or receipted
+        self._idle_s = _IDLE_S
         self._news_s = clock()  # when something last moved: a publish after idling, or a receipt
         self._connected = False
         self._stopped = False
@@ -115,18 +120,31 @@ class Sender:
             BrokerError: the broker will never take a batch of this size.
         """
         while not self._stopped:
-            batch = self._next()
-            if batch is None:
-                with self._changed:
-                    if not self._stopped:
-                        self._changed.wait(_IDLE_S)
+            if self.send_next():
                 continue
+            with self._changed:
+                if not self._stopped:
+                    self._changed.wait(self._idle_s)
+
+    def send_next(self) -> bool:
+        """Send one batch, if there is one that may be sent now; whether there was.
+
+        Raises:
+            BrokerError: the broker will never take a batch of this size.
+        """
+        batch = self._next()
+        if batch is not None:
             self._publish(batch)
+        return batch is not None
 
     def _next(self) -> Waiting | None:
         """The next batch that may be sent now."""
         with self._changed:
+            self._idle_s = _IDLE_S
             if not self._connected or self._flow.pause:
+                return None
+            if self._link is not None and (left_s := self._link.wait_s()) > 0:
+                self._idle_s = min(_IDLE_S, left_s)
                 return None
             floor = self._outbox.floor
             under_way = self._last_sent >= floor
@@ -162,6 +180,8 @@ class Sender:
         except TooLarge as exc:
             raise BrokerError(f"batch {batch.sequence} cannot be sent: {exc}") from exc
         self._trace.add("publish", "send", started, batch=batch.sequence, bytes=len(payload))
+        if self._link is not None:
+            self._link.spent(len(payload))
         self._outbox.count("batches_sent", 1)
         self._outbox.count("bytes_up", len(payload))
 

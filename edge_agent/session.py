@@ -27,10 +27,11 @@ from contract.errors import (
     WireError,
 )
 from contract.messages import ActivationBatch, Flow, Receipt, WeightsChunk, WeightsManifest, refusal_digest
-from contract.plan import Plan, TierPlan
+from contract.plan import Plan, Precision, TierPlan
 from contract.topics import Topics
 from contract.wire import TARGET_MESSAGE_BYTES, unpack
 from edge_agent.adoption import Adopter, InUse
+from edge_agent.budget import LinkBudget
 from edge_agent.config import AgentConfig
 from edge_agent.evaluation import EvaluationSet
 from edge_agent.mailbox import Mailbox
@@ -53,10 +54,11 @@ _TIER_WAIT_S = 30.0  # a plan without our tier may be about to change
 _SETTLE_S = 10.0  # after the last receipt, so long without a newer version means that none is coming
 _ADOPT_FIRST_S = 2.0  # loading the backbone waits so long for retained weights: it would hold them up
 _JOIN_S = 15.0
+_TELEMETRY_SHARE = 0.1  # of a budget for the link
 log = logging.getLogger(__name__)
 
 Connect = Callable[[AgentConfig, str, Will], Transport]
-LoadBackbone = Callable[[str, int], "Backbone"]
+LoadBackbone = Callable[[str, int, Precision], "Backbone"]
 
 
 class Outcome(enum.Enum):
@@ -84,6 +86,8 @@ class Device:
     metrics: AgentMetrics
     stop: threading.Event
     trace: Trace
+    link: LinkBudget | None = None
+    """The device's budget for its link, if it has one; it outlives a session."""
 
 
 class Session:
@@ -126,6 +130,7 @@ class Session:
         self._bytes_down = 0
         self._birth_due = self._telemetry_due = False
         self._telemetry_s = 0.0
+        self._telemetry_every_s = device.config.telemetry_every_s
         self._last_receipt: tuple[int, float] | None = None  # the newest version then, and when it came
         self._waiting_s = time.monotonic()
         self._looked_s = float("-inf")
@@ -208,11 +213,14 @@ class Session:
         self._weights.tick()
         if self._birth_due and self._publish(self._reporter.birth()):
             self._birth_due = False
-        if self._telemetry_due or now - self._telemetry_s >= self._config.telemetry_every_s:
+        if self._telemetry_due or now - self._telemetry_s >= self._telemetry_every_s:
             self._telemetry_due, self._telemetry_s = False, now
             word = self._telemetry()
             if self._connected:
                 self._publish(word)
+            if (link := self._device.link) is not None:
+                least_s = link.seconds_of(len(word.payload)) / _TELEMETRY_SHARE
+                self._telemetry_every_s = max(self._config.telemetry_every_s, least_s)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Connected):
@@ -282,7 +290,7 @@ class Session:
         tier = plan.tiers.get(self._tier)
         if self._ready.is_set():
             return (plan.run, tier, plan.labels, plan.side_network)
-        return (plan.run, tier and (tier.backbone, tier.layers))
+        return (plan.run, tier and (tier.backbone, tier.layers, tier.precision))
 
     def _begin(self, plan: Plan, tier: TierPlan) -> None:
         """Labels are fixed and the tier is settled: the work can start."""
@@ -303,6 +311,7 @@ class Session:
             retry_s=plan.flow.retry_s,
             metrics=self._device.metrics,
             trace=self._device.trace,
+            link=self._device.link,
         )
         self._sender.connection(self._connected)
         self._ready.set()
@@ -415,6 +424,8 @@ class Session:
             log.debug("not published on %s: %s", word.topic, exc)
             return False
         self._outbox.count("bytes_up", len(word.payload))
+        if self._device.link is not None:
+            self._device.link.spent(len(word.payload))
         return True
 
     # --- threads -----------------------------------------------------------------------------------------
@@ -425,7 +436,7 @@ class Session:
         tier = self._plan.tiers[self._tier]
         if self._plan.ready_for(self._tier) and self._weights.newest is not None:
             self._adopted.wait(_ADOPT_FIRST_S)
-        backbone = self._device.load_backbone(self._reference(tier), tier.layers)
+        backbone = self._device.load_backbone(self._reference(tier), tier.layers, tier.precision)
         self._reporter.backbone = backbone
         self._birth_due = True
         while not self._ready.wait(_TICK_S):
@@ -448,6 +459,8 @@ class Session:
             on_batch=sender.wake,
             metrics=self._device.metrics,
             trace=self._device.trace,
+            bytes_per_sample=self._config.bytes_per_sample,
+            link=self._device.link,
         ).run()
         if not self._stopped():
             self._produced = self._telemetry_due = True

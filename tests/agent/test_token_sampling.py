@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.sampling import Sampling, parse_sampling
-from edge_agent.taps import Taps, pad, sample_tokens
+from edge_agent.taps import Taps, pad, sample_tokens, seeds_of
 
 BLOCKS, WIDTH = 2, 5
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 POLICIES = st.sampled_from(["pivot", "mean", "segments:1", "segments:3", "segments:64", "all"])
+PICKS = st.sampled_from(["random:1", "random:3", "random:64", "important:1", "important:4"])
 
 
 def taps_of(lengths: list[int]) -> Taps:
@@ -20,7 +21,8 @@ def taps_of(lengths: list[int]) -> Taps:
     mask = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]
     values = torch.randn(BLOCKS, len(lengths), longest, WIDTH)
     values[:, ~mask] = float("nan")
-    return Taps(activations=values, mask=mask, seconds=0.0)
+    seeds = seeds_of([f"text {row} of {length}" for row, length in enumerate(lengths)])
+    return Taps(activations=values, mask=mask, seconds=0.0, seeds=seeds)
 
 
 def by_hand(tokens: np.ndarray, sampling: Sampling, *, is_decoder: bool) -> np.ndarray:
@@ -54,7 +56,7 @@ def test_policies_do_what_their_words_say(lengths: list[int], policy: str, is_de
     )
 
 
-@given(lengths=LENGTHS, policy=POLICIES)
+@given(lengths=LENGTHS, policy=POLICIES | PICKS)
 @settings(deadline=None)
 def test_what_travels_comes_back_padded_as_it_was(lengths: list[int], policy: str) -> None:
     sampled = sample_tokens(taps_of(lengths), parse_sampling(policy), is_decoder=False)
@@ -70,9 +72,68 @@ def test_segments_differ_by_one_token_at_most(length: int, parts: int) -> None:
     assert max(sizes) - min(sizes) <= 1 and sum(sizes) == length
 
 
-@pytest.mark.parametrize("policy", ["pivot", "mean", "segments:2", "all"])
+@pytest.mark.parametrize("policy", ["pivot", "mean", "segments:2", "random:2", "important:2", "all"])
 def test_a_row_gone_wrong_is_found_and_spoils_no_other(policy: str) -> None:
     taps = taps_of([3, 3, 2])
     taps.activations[1, 1, :] = float("inf")
     sampled = sample_tokens(taps, parse_sampling(policy), is_decoder=False)
     assert sampled.finite_rows().tolist() == [True, False, True]
+
+
+def picked(taps: Taps, policy: str) -> list[list[int]]:
+    """Which positions of each row travel, found by their vectors, which all differ."""
+    sampled = sample_tokens(taps, parse_sampling(policy), is_decoder=False)
+    places: list[list[int]] = []
+    for row, mask in enumerate(sampled.mask):
+        tokens = taps.activations[:, row]  # [B, T, d]
+        found = [
+            (tokens == vector[:, None]).all(dim=2).all(dim=0).nonzero().flatten().tolist()
+            for vector in sampled.values[:, row, mask].unbind(dim=1)
+        ]
+        assert all(len(one) == 1 for one in found), "every vector is one token's, the same at all taps"
+        places.append([one[0] for one in found])
+    return places
+
+
+@given(lengths=LENGTHS, policy=PICKS)
+@settings(deadline=None)
+def test_picked_tokens_are_real_distinct_and_in_the_order_of_the_text(
+    lengths: list[int], policy: str
+) -> None:
+    count = parse_sampling(policy).count
+    for places, length in zip(picked(taps_of(lengths), policy), lengths, strict=True):
+        assert len(places) == min(count, length)
+        assert places == sorted(set(places)) and places[-1] < length
+
+
+def test_a_sample_computed_again_in_other_company_gives_the_same_random_tokens() -> None:
+    texts = [f"sentence number {number}" for number in range(40)]
+
+    def taps(chosen: list[str], longest: int) -> Taps:
+        mask = (torch.arange(longest) < 9).expand(len(chosen), longest)
+        values = torch.randn(BLOCKS, len(chosen), longest, WIDTH)
+        return Taps(activations=values, mask=mask, seconds=0.0, seeds=seeds_of(chosen))
+
+    together = picked(taps(texts, 12), "random:3")
+    assert [picked(taps([text], 9), "random:3")[0] for text in texts] == together
+    assert len({tuple(places) for places in together}) > 20, "texts differ in what is drawn"
+    often = torch.bincount(torch.tensor(together).flatten(), minlength=9)
+    assert often.min() >= 4, "every position is drawn now and then"
+
+
+def test_random_tokens_are_these_on_every_machine() -> None:
+    mask = torch.ones(2, 10, dtype=torch.bool)
+    values = torch.randn(BLOCKS, 2, 10, WIDTH)
+    taps = Taps(activations=values, mask=mask, seconds=0.0, seeds=seeds_of(["turn the lights on", ""]))
+    assert picked(taps, "random:4") == [[2, 7, 8, 9], [1, 2, 3, 5]]
+
+
+@given(lengths=LENGTHS, count=st.integers(1, 5))
+@settings(deadline=None)
+def test_important_tokens_lie_furthest_from_their_samples_mean(lengths: list[int], count: int) -> None:
+    taps = taps_of(lengths)
+    for row, (places, length) in enumerate(zip(picked(taps, f"important:{count}"), lengths, strict=True)):
+        tokens = taps.activations[-1, row, :length].double().numpy()
+        distances = np.linalg.norm(tokens - tokens.mean(axis=0), axis=1)
+        rest = np.delete(distances, places)
+        assert rest.size == 0 or distances[places].min() >= rest.max() - 1e-4

@@ -28,7 +28,7 @@ from contract.messages import (
     WeightsManifest,
     to_bin,
 )
-from contract.plan import FlowPlan, Plan, SideNetworkSpec, TierPlan
+from contract.plan import FlowPlan, Plan, Rung, SideNetworkSpec, TierPlan
 from contract.tensors import Codec, Floats, Tensor, decode, encode
 from contract.wire import Message, pack
 
@@ -74,7 +74,18 @@ def plan(**changes: Any) -> Plan:
         "labels": ("on", "off", "größer"),
         "tiers": {
             "full": TierPlan(backbone="package:m", depth=6, width=384, taps=(1, 3, 6), fingerprint="ab"),
-            "half": TierPlan(backbone="package:m", layers=3, codec=Codec.INT8, sampling="all"),
+            "half": TierPlan(
+                backbone="package:m",
+                layers=3,
+                codec=Codec.INT8,
+                sampling="all",
+                ladder=(
+                    Rung(sampling="all", codec=Codec.INT4),
+                    Rung(sampling="random:4", codec=Codec.NF4),
+                    Rung(sampling="important:2", codec=Codec.INT2),
+                ),
+                precision="int8",
+            ),
         },
         "side_network": SideNetworkSpec(blocks=3, width=64),
         "flow": FlowPlan(window=4, retry_s=2.5),
@@ -85,7 +96,7 @@ def plan(**changes: Any) -> Plan:
 
 EXAMPLES: Final[dict[str, Message]] = {
     **{f"batch in {codec.value}": batch(codec) for codec in Codec},
-    "plan": plan(),
+    "plan with a ladder": plan(),
     "receipt": Receipt(stream=STREAM, upto=12),
     "status online": Status(
         state="online", birth=3, stream=STREAM, software="0.1.0", depth=6, width=384, labels=("on", "off")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from contract.errors import ConfigError, DecodeError
 from contract.plan import (
+    DEFAULT_LADDER,
+    MAX_RUNGS,
     MAX_TIERS,
     Plan,
     SideNetworkSpec,
@@ -20,7 +22,8 @@ from contract.plan import (
     nested_taps,
     tap_layers,
 )
-from contract.sampling import KINDS, MAX_SEGMENTS, Sampling, parse_sampling
+from contract.sampling import KINDS, MAX_COUNT, Sampling, parse_sampling
+from contract.tensors import encoded_sizes
 from contract.wire import pack, unpack
 from tests.contract.examples import plan
 
@@ -91,6 +94,10 @@ def test_a_plan_that_no_job_may_have_is_refused(changes: dict[str, Any]) -> None
         (("tiers", "full", "codec"), "int3"),
         (("tiers", "full", "sampling"), "segments:65"),
         (("tiers", "full", "align"), "a/b"),
+        (("tiers", "full", "precision"), "f16"),
+        (("tiers", "full", "ladder"), [{"sampling": "some", "codec": "int4"}]),
+        (("tiers", "full", "ladder"), [{"sampling": "mean", "codec": "int3"}]),
+        (("tiers", "full", "ladder"), [{"sampling": "mean", "codec": "int4"}] * (MAX_RUNGS + 1)),
         (("side_network", "blocks"), 0),
         (("side_network", "width"), 8193),
         (("flow", "window"), 0),
@@ -176,7 +183,7 @@ def test_a_policy_is_read_or_a_setting_to_correct(text: str) -> None:
         assert exc.field == "tier.sampling"
     else:
         assert text.split(":")[0] == policy.kind
-        assert 1 <= policy.count <= MAX_SEGMENTS
+        assert 1 <= policy.count <= MAX_COUNT
 
 
 @pytest.mark.parametrize(
@@ -187,11 +194,21 @@ def test_a_policy_is_read_or_a_setting_to_correct(text: str) -> None:
         ("all", Sampling(kind="all"), 16),
         ("segments:4", Sampling(kind="segments", count=4), 4),
         ("segments:64", Sampling(kind="segments", count=64), 16),
+        ("random:8", Sampling(kind="random", count=8), 8),
+        ("important:32", Sampling(kind="important", count=32), 16),
     ],
 )
 def test_policies_say_how_many_vectors_they_send(text: str, policy: Sampling, most: int) -> None:
     assert parse_sampling(text) == policy
     assert policy.most_tokens(16) == most
+
+
+def test_the_ladder_falls_for_a_sample_of_a_usual_length() -> None:
+    sizes = [
+        sum(encoded_sizes(rung.codec, (3, parse_sampling(rung.sampling).most_tokens(25), 384)))
+        for rung in DEFAULT_LADDER
+    ]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 80 * sizes[-1]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +224,7 @@ def test_policies_say_how_many_vectors_they_send(text: str, policy: Sampling, mo
             "segments: 4",
             "segments:4 ",
         ),
+        *("random", "random:0", "random:65", "important", "important:", "important:-2"),
         *("segments:٤", "segments:²", "mean:1", "pivot:", "Mean", "all:2", "segments:4:4", "segments:1e1"),
     ],
 )

@@ -28,6 +28,7 @@ from contract.messages import (
 )
 from contract.plan import Plan, SideNetworkSpec
 from contract.side_network import SideNetwork, from_bundle
+from contract.tensors import Codec
 from contract.topics import Topics
 from contract.wire import M, pack, unpack
 from side_trainer.audit import export, read_state, verify
@@ -452,6 +453,8 @@ def test_an_export_says_what_it_is(broker: InProcessBroker, tmp_path: Path) -> N
         ({"a": TierConfig(taps=(2, 1))}, "tiers.a.taps"),
         ({"a": TierConfig(taps=(1, 2, 3, 4))}, "tiers.a.taps"),
         ({"a": TierConfig(taps=(1, 9), layers=3)}, "tiers.a.taps"),
+        ({"a": TierConfig(ladder=(("all", Codec.INT4), ("most", Codec.INT2)))}, "tiers.a.ladder"),
+        ({"a": TierConfig(ladder=(("all", Codec.INT4),) * 65)}, "tiers.a.ladder"),
     ],
 )
 def test_a_wrong_tier_is_refused_by_name(tmp_path: Path, tiers: dict[str, TierConfig], field: str) -> None:

@@ -1,0 +1,1 @@
+"""Programs that measure Sidestream beside what it competes with; each prints a table and can write JSON."""

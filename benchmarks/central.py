@@ -1,0 +1,158 @@
+"""The centralised side-network of a tier: the same network, trainer and recipe, all samples from one device.
+
+A tier's training samples are forwarded once, through the agent's own code, and kept; for each seed they are
+quantised into a journal in random order, as one device would have sent them, and the real trainer learns from
+it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks.fleet import FleetDevice
+from benchmarks.fleet_run import FleetRun, Tell, run_fleet
+from benchmarks.workload import Workload
+from contract.messages import Status
+from contract.plan import Plan
+from contract.tensors import Codec, decode, encode
+from contract.wire import TARGET_MESSAGE_BYTES
+from edge_agent.backbone import Backbone, shared_backbone
+from edge_agent.outbox import Slot
+from edge_agent.producer import BatchMaker
+from edge_agent.taps import Sampled, pad
+from side_trainer.config import TrainerConfig
+from side_trainer.job import Job
+from side_trainer.journal import FILE_NAME, Journal
+from sidestream.shards import Example
+
+_TELL_EVERY_S = 10.0
+_DEVICE = "central"
+
+
+class Sent(NamedTuple):
+    """What a device would have sent."""
+
+    payload_bytes: int
+    cpu_s: float
+    """Of quantising and storing it."""
+
+
+class TierFeatures:
+    """A tier's sampled taps of some samples, computed once.
+
+    Args:
+        work: Data and tiers.
+        tier: Which.
+        examples: The samples.
+        folder: For scratch files.
+        tell: Given progress.
+    """
+
+    def __init__(
+        self, work: Workload, tier: str, examples: Sequence[Example], folder: Path, tell: Tell
+    ) -> None:
+        self.tier = tier
+        self._backbone = shared_backbone(work.backbone, work.tiers[tier])
+        folder.mkdir(parents=True)
+        journal = Journal(folder / FILE_NAME)
+        plan = _settle(journal, work.config(folder, seed=0), tier, self._backbone)
+        journal.close()
+        self._batch_size = plan.tiers[tier].batch_size
+        self._codec = plan.tiers[tier].codec
+        self._maker = BatchMaker(self._backbone, plan, tier, TARGET_MESSAGE_BYTES)
+        index = {label: number for number, label in enumerate(work.labels)}
+        self.targets = np.array([index.get(example.label, -1) for example in examples])
+        """[K] label indices; -1 for a label that the job does not have."""
+        self.forward_cpu_s = 0.0
+        """CPU time of the passes, sampling included."""
+        self._samples = self._forward([example.text for example in examples], tell)
+
+    def _forward(self, texts: Sequence[str], tell: Tell) -> list[torch.Tensor]:
+        """One forward pass a sample, similar lengths together: [B, N, d] each."""
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        samples: list[torch.Tensor] = [torch.empty(0)] * len(texts)
+        told_s = time.monotonic()
+        for start in range(0, len(order), self._batch_size):
+            rows = order[start : start + self._batch_size]
+            began = time.thread_time()
+            sampled, _ = self._maker.forward([texts[row] for row in rows])
+            self.forward_cpu_s += time.thread_time() - began
+            for place, row in enumerate(rows):
+                samples[row] = sampled.values[:, place, sampled.mask[place]].clone()
+            if time.monotonic() - told_s > _TELL_EVERY_S:
+                told_s = time.monotonic()
+                tell(f"{start + len(rows)} of {len(texts)} samples forwarded")
+        return samples
+
+    def pooled(self) -> torch.Tensor:
+        """[K, B·d]: each tap's mean over a sample's vectors, after quantising, as the trainer gets it."""
+        return torch.stack(
+            [_quantised(sample, self._codec).mean(dim=1).reshape(-1) for sample in self._samples]
+        )
+
+    def fill(self, journal: Journal, config: TrainerConfig, seed: int) -> Sent:
+        """Journal every sample once, in random order, as a device would have sent them."""
+        _settle(journal, config, self.tier, self._backbone)
+        order = np.random.default_rng([seed, 3]).permutation(len(self._samples))
+        stream, total, began = secrets.token_hex(16), 0, time.thread_time()
+        with journal.transaction():
+            for number, start in enumerate(range(0, len(order), self._batch_size), start=1):
+                rows = order[start : start + self._batch_size]
+                sampled = self._sampled(rows)
+                packer = self._maker.packer(sampled, self.targets[rows], np.arange(len(rows)))
+                payload = packer(Slot(stream, number, number, start))
+                total += len(payload)
+                journal.append_batch(
+                    payload,
+                    tier=self.tier,
+                    device=_DEVICE,
+                    stream=stream,
+                    sequence=number,
+                    floor=number,
+                    samples=len(rows),
+                )
+        return Sent(total, time.thread_time() - began)
+
+    def _sampled(self, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Sampled:
+        chosen = [self._samples[row] for row in rows.tolist()]
+        lengths = np.array([sample.shape[1] for sample in chosen])
+        return pad(torch.cat(chosen, dim=1).numpy(), lengths)
+
+
+def run_central(work: Workload, features: TierFeatures, seed: int, folder: Path, tell: Tell) -> FleetRun:
+    """Train a tier's side-network on all samples; a device without data receives it."""
+    config = work.config(folder / "trainer", seed)
+    (folder / "trainer").mkdir(parents=True, mode=0o700)
+    journal = Journal(folder / "trainer" / FILE_NAME)
+    sent = features.fill(journal, config, seed)
+    journal.close()
+    run = run_fleet(config, [FleetDevice(name=_DEVICE, tier=features.tier, examples=[])], folder, tell)
+    run.bytes_up = sent.payload_bytes
+    run.device_cpu_s = features.forward_cpu_s + sent.cpu_s
+    run.texts_forwarded = len(work.train)
+    return run
+
+
+def _settle(journal: Journal, config: TrainerConfig, tier: str, backbone: Backbone) -> Plan:
+    job = Job(config, journal)
+    birth = Status(
+        state="online",
+        birth=1,
+        stream="0" * 32,
+        fingerprint=backbone.fingerprint,
+        depth=backbone.depth,
+        width=backbone.width,
+    )
+    job.on_birth(tier, _DEVICE, birth, 0.0)
+    return job.plan
+
+
+def _quantised(sample: torch.Tensor, codec: Codec) -> torch.Tensor:
+    return torch.from_numpy(decode(encode(sample.numpy(), codec)))

@@ -1,0 +1,84 @@
+"""A backbone that is trained: mean of the last layer's tokens, a linear head, LoRA or all weights.
+
+What the fleet's devices do not do; for the methods that Sidestream is compared with.
+
+Legend: K texts, T tokens, d hidden size, C labels.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from contract.errors import ConfigError
+from edge_agent.backbone import Backbone
+
+_RANK = 8
+_ATTENTION = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("c_attn",))
+
+
+class Classifier(nn.Module):
+    """Trains a loaded backbone's own model, tokenised as the agent does it.
+
+    Args:
+        backbone: Loaded for this purpose; its weights are changed.
+        labels: C.
+        max_tokens: Longer texts are cut.
+    """
+
+    def __init__(self, backbone: Backbone, labels: int, max_tokens: int = 128) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self._max_tokens = max_tokens
+        self.model = backbone._model
+        self.head = nn.Linear(backbone.width, labels)
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Logits [K, C]."""
+        hidden, mask = self.hidden(texts)
+        real = mask[..., None].to(hidden.dtype)
+        logits: Tensor = self.head((hidden * real).sum(dim=1) / real.sum(dim=1))
+        return logits
+
+    def hidden(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The last layer [K, T, d] and which tokens are real [K, T]."""
+        ids, mask = self._backbone._tokenise(texts, min(self._max_tokens, self._backbone._longest))
+        hidden: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return hidden, mask
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+def with_lora(classifier: Classifier) -> Classifier:
+    """Freeze the backbone and train LoRA, r = 8, on attention's queries and values, beside the head.
+
+    Raises:
+        ConfigError: if peft is missing, or the model's attention is not known.
+    """
+    try:
+        peft = importlib.import_module("peft")
+    except ImportError as exc:
+        raise ConfigError("--rows", "LoRA needs peft; install it with: pip install peft") from exc
+    names = {name.rpartition(".")[2] for name, _ in classifier.model.named_modules()}
+    targets = next((list(pair) for pair in _ATTENTION if set(pair) <= names), None)
+    if targets is None:
+        raise ConfigError("--rows", f"no LoRA: {type(classifier.model).__name__}'s attention is not known")
+    config = peft.LoraConfig(r=_RANK, lora_alpha=2 * _RANK, lora_dropout=0.05, target_modules=targets)
+    peft.inject_adapter_in_model(config, classifier.model)
+    return classifier
+
+
+def with_all(classifier: Classifier) -> Classifier:
+    """Train every weight."""
+    classifier.model.requires_grad_(True)
+    return classifier
+
+
+def loss_of(classifier: Classifier, texts: Sequence[str], targets: Sequence[int]) -> Tensor:
+    """Mean cross-entropy."""
+    return nn.functional.cross_entropy(classifier(texts), torch.tensor(targets))

@@ -1,0 +1,59 @@
+"""Accuracy of adopted weights on the evaluation data, by the agent's own measure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from benchmarks.workload import Workload
+from contract.plan import Plan
+from contract.side_network import SideNetwork, from_bundle
+from contract.wire import TARGET_MESSAGE_BYTES
+from edge_agent.adopted import Kept
+from edge_agent.backbone import shared_backbone
+from edge_agent.evaluation import EvaluationSet
+from edge_agent.producer import BatchMaker
+from edge_agent.samples import Row
+
+
+class Evaluator:
+    """Keeps the evaluation samples' activations: one forward pass each for a tier's taps."""
+
+    def __init__(self, work: Workload) -> None:
+        self._work = work
+        self._sets: dict[bytes, EvaluationSet] = {}
+
+    def accuracy(self, kept: Kept) -> float:
+        """Of a tier's adopted weights, over all evaluation samples."""
+        score = self._set(kept).measure(from_bundle(kept.bundle), kept.adopted.tier_plan.align)
+        assert score is not None and score.accuracy is not None, "nobody stops it, and there are samples"
+        return score.accuracy
+
+    def _set(self, kept: Kept) -> EvaluationSet:
+        adopted, work = kept.adopted, self._work
+        key = msgspec.json.encode(adopted.tier_plan)
+        if key not in self._sets:
+            plan = Plan(
+                job=kept.bundle.about.job,
+                run=adopted.run,
+                revision=0,
+                task="text-classification",
+                labels=work.labels,
+                tiers={adopted.tier: adopted.tier_plan},
+                side_network=kept.bundle.about.side_network,
+            )
+            backbone = shared_backbone(work.backbone, work.tiers[adopted.tier])
+            rows = [Row(example.text, example.label) for example in work.evaluation]
+            self._sets[key] = EvaluationSet(
+                BatchMaker(backbone, plan, adopted.tier, TARGET_MESSAGE_BYTES),
+                adopted.tier_plan.codec,
+                {label: index for index, label in enumerate(work.labels)},
+                lambda: rows,
+                stopped=lambda: False,
+            )
+        return self._sets[key]
+
+
+def trainable(kept: Kept) -> int:
+    """Parameters of a tier's side-network."""
+    network: SideNetwork = from_bundle(kept.bundle)
+    return sum(parameter.numel() for parameter in network.parameters())

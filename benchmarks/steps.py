@@ -1,0 +1,156 @@
+"""What a device does for one batch, method by method. A step returns the bytes that travel for it.
+
+Legend: K texts, T tokens, d hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from benchmarks.classifier import Classifier, loss_of, with_all, with_lora
+from contract.plan import Plan, SideNetworkSpec, TierPlan, tap_layers
+from contract.tensors import Codec, Tensor, decode, encode
+from contract.wire import TARGET_MESSAGE_BYTES
+from edge_agent.backbone import Backbone
+from edge_agent.outbox import Slot
+from edge_agent.producer import BatchMaker
+
+_LABELS: Final = 2
+_TIER: Final = "tier"
+
+
+class Traffic(NamedTuple):
+    """Bytes for one batch; what travels once a round is not in them."""
+
+    up: int
+    down: int
+
+
+class Step(Protocol):
+    """One method on one device."""
+
+    trainable: int
+    """Parameters that the device trains."""
+
+    def warm(self, texts: Sequence[str]) -> None:
+        """Touch the code that a step runs, and keep nothing."""
+
+    def run(self, texts: Sequence[str]) -> Traffic:
+        """One batch."""
+
+
+class AgentStep:
+    """Sidestream's: forward, sample, quantise, pack, by the agent's own code and default plan."""
+
+    trainable = 0
+
+    def __init__(self, backbone: Backbone, max_tokens: int) -> None:
+        tier = TierPlan(
+            backbone="measured",
+            max_tokens=max_tokens,
+            depth=backbone.depth,
+            width=backbone.width,
+            taps=tap_layers(backbone.depth, SideNetworkSpec().blocks),
+            fingerprint=backbone.fingerprint,
+        )
+        plan = Plan(
+            job="benchmark",
+            run="0" * 32,
+            revision=0,
+            task="text-classification",
+            labels=tuple(f"label-{index}" for index in range(_LABELS)),
+            tiers={_TIER: tier},
+        )
+        self._maker = BatchMaker(backbone, plan, _TIER, TARGET_MESSAGE_BYTES)
+
+    def warm(self, texts: Sequence[str]) -> None:
+        self.run(texts)
+
+    def run(self, texts: Sequence[str]) -> Traffic:
+        sampled, _ = self._maker.forward(texts)
+        rows = np.arange(len(texts))
+        payload = self._maker.packer(sampled, np.zeros(len(texts), np.int64), rows)(Slot("0" * 32, 1, 1, 0))
+        return Traffic(up=len(payload), down=0)
+
+
+class TrainStep:
+    """Trains the backbone on the device: LoRA, or every weight."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier.train()
+        self._optimiser = torch.optim.AdamW(classifier.trained(), lr=1e-4)
+        self.trainable = sum(parameter.numel() for parameter in classifier.trained())
+
+    def warm(self, texts: Sequence[str]) -> None:
+        self._backward(texts)
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def run(self, texts: Sequence[str]) -> Traffic:
+        self._optimiser.zero_grad(set_to_none=True)
+        self._backward(texts)
+        self._optimiser.step()
+        return Traffic(up=0, down=0)
+
+    def _backward(self, texts: Sequence[str]) -> None:
+        loss_of(self._classifier, texts, [0] * len(texts)).backward()  # type: ignore[no-untyped-call]
+
+
+class SplitStep:
+    """Split federated LoRA (arXiv 2506.02940) on a backbone cut to its first half.
+
+    The activations at the cut go up at int8, the server's gradient comes down at int8.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier.train()
+        classifier.head.requires_grad_(False)
+        self._optimiser = torch.optim.AdamW(classifier.trained(), lr=1e-4)
+        self.trainable = sum(parameter.numel() for parameter in classifier.trained())
+        self._gradient: Tensor | None = None
+
+    def warm(self, texts: Sequence[str]) -> None:
+        self._pass(texts)
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def run(self, texts: Sequence[str]) -> Traffic:
+        self._optimiser.zero_grad(set_to_none=True)
+        traffic = self._pass(texts)
+        self._optimiser.step()
+        return traffic
+
+    def _pass(self, texts: Sequence[str]) -> Traffic:
+        hidden, mask = self._classifier.hidden(texts)  # [K, T, d], [K, T]
+        cut = hidden[mask]
+        sent = encode(cut.detach().numpy(), Codec.INT8)
+        answer = self._server(sent)
+        cut.backward(torch.from_numpy(decode(answer)))  # type: ignore[no-untyped-call]
+        return Traffic(up=_size(sent), down=_size(answer))
+
+    def _server(self, sent: Tensor) -> Tensor:
+        """A gradient of the right shape; what a server computes does not cost the device anything."""
+        if self._gradient is None or self._gradient.shape != sent.shape:
+            rng = np.random.default_rng(0)
+            self._gradient = encode(rng.standard_normal(sent.shape).astype(np.float32), Codec.INT8)
+        return self._gradient
+
+
+STEPS: Final[Mapping[str, Callable[[Backbone, int], Step]]] = {
+    "agent": AgentStep,
+    "lora": lambda backbone, tokens: TrainStep(with_lora(Classifier(backbone, _LABELS, tokens))),
+    "full": lambda backbone, tokens: TrainStep(with_all(Classifier(backbone, _LABELS, tokens))),
+    "split-lora": lambda backbone, tokens: SplitStep(with_lora(Classifier(backbone, _LABELS, tokens))),
+}
+"""Methods by name: made from a loaded backbone and the most tokens of a text."""
+
+
+def layers_on_device(method: str, depth: int) -> int:
+    """How many of a backbone's layers a method loads on the device; 0 for all."""
+    return max(1, depth // 2) if method == "split-lora" else 0
+
+
+def _size(tensor: Tensor) -> int:
+    return len(tensor.data) + len(tensor.scales)

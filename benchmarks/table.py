@@ -1,0 +1,130 @@
+"""Results as Markdown tables. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.result import Measured
+
+_HEADINGS = (
+    *("method", "accuracy", "by tier", "trainable", "device CPU s", "peak MiB"),
+    *("up KiB/device", "down KiB/device", "forwards", "backwards"),
+)
+
+
+def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def accuracy_table(results: Sequence[Measured]) -> str:
+    """One line a method, over its seeds; beneath, accuracy by round where there are rounds."""
+    names = list(dict.fromkeys(result.row for result in results))
+    by_row = {name: [result for result in results if result.row == name] for name in names}
+    text = render(_HEADINGS, [_line(name, seeds) for name, seeds in by_row.items()])
+    for name, seeds in by_row.items():
+        if seeds[0].rounds:
+            rounds = zip(*(one.rounds for one in seeds), strict=True)
+            text += f"\n\n{name}, accuracy after each round: " + " ".join(
+                f"{mean(one):.3f}" for one in rounds
+            )
+    return text
+
+
+def gaps(results: Sequence[Measured]) -> dict[str, Any]:
+    """Fleet less centralised, in points, by seed and over seeds; empty where either is missing."""
+    found: dict[str, Any] = {}
+    central = {one.seed: one for one in results if one.row == "central"}
+    for name in ("fleet", "fleet-per-tier"):
+        pairs = [(one, central[one.seed]) for one in results if one.row == name and one.seed in central]
+        if not pairs:
+            continue
+        tiers = {
+            tier: mean(100 * (fleet.accuracy[tier] - base.accuracy[tier]) for fleet, base in pairs)
+            for tier in pairs[0][0].accuracy
+        }
+        worst = min(tiers, key=lambda tier: tiers[tier])
+        found[name] = {
+            "mean": mean(tiers.values()),
+            "by_seed": {str(fleet.seed): 100 * (fleet.mean - base.mean) for fleet, base in pairs},
+            "by_tier": tiers,
+            "worst_tier": worst,
+        }
+    return found
+
+
+def equal_accuracy(results: Sequence[Measured]) -> dict[str, Any]:
+    """The device CPU that FedAvg-LoRA takes until it is as accurate as the fleet; empty without the two.
+
+    Means over seeds; ``rounds`` is None where it never gets there, and its CPU is then that of all rounds.
+    """
+    fleet = [one for one in results if one.row == "fleet"]
+    fedavg = [one for one in results if one.row == "fedavg-lora"]
+    if not fleet or not fedavg:
+        return {}
+    target = mean(one.mean for one in fleet)
+    by_round = [mean(values) for values in zip(*(one.rounds for one in fedavg), strict=True)]
+    reached = next((number for number, value in enumerate(by_round, start=1) if value >= target), None)
+    share = (reached or len(by_round)) / len(by_round)
+    fedavg_s = share * mean(one.device_cpu_s for one in fedavg)
+    fleet_s = mean(one.device_cpu_s for one in fleet)
+    return {
+        "rounds": reached,
+        "fleet_device_cpu_s": fleet_s,
+        "fedavg_device_cpu_s": fedavg_s,
+        "saved": 1 - fleet_s / fedavg_s,
+    }
+
+
+def gap_text(results: Sequence[Measured]) -> str:
+    """Gaps and equal accuracy as lines."""
+    lines = []
+    for name, gap in gaps(results).items():
+        seeds = "  ".join(f"seed {seed} {value:+.2f}" for seed, value in gap["by_seed"].items())
+        tiers = "  ".join(f"{tier} {value:+.2f}" for tier, value in gap["by_tier"].items())
+        worst = gap["worst_tier"]
+        lines.append(
+            f"gap, {name} less central, points: mean {gap['mean']:+.2f} ({seeds}); "
+            f"worst tier {worst} {gap['by_tier'][worst]:+.2f} ({tiers})"
+        )
+    if equal := equal_accuracy(results):
+        rounds = equal["rounds"]
+        how = f"after round {rounds}" if rounds else "not within its rounds"
+        lines.append(
+            f"equal accuracy: fedavg-lora is as accurate as the fleet {how}, for "
+            f"{equal['fedavg_device_cpu_s']:.0f} s of device CPU; the fleet takes "
+            f"{equal['fleet_device_cpu_s']:.0f} s, {100 * equal['saved']:.0f} % less"
+        )
+    return "\n".join(lines)
+
+
+def _line(name: str, seeds: Sequence[Measured]) -> list[str]:
+    means = [one.mean for one in seeds]
+    spread = f" ± {stdev(means):.4f}" if len(means) > 1 else ""
+    tiers = seeds[0].accuracy
+    by_tier = "  ".join(f"{tier} {mean(one.accuracy[tier] for one in seeds):.4f}" for tier in tiers)
+    peak = seeds[0].peak_bytes
+    return [
+        name,
+        f"{mean(means):.4f}{spread}",
+        by_tier,
+        f"{seeds[0].trainable:,}",
+        f"{mean(one.device_cpu_s for one in seeds):.1f}",
+        "-" if peak is None else f"{peak / 2**20:.0f}",
+        _kib([one.bytes_up for one in seeds]),
+        _kib([one.bytes_down for one in seeds]),
+        f"{mean(one.forwards for one in seeds):.2f}",
+        f"{mean(one.backwards for one in seeds):.2f}",
+    ]
+
+
+def _kib(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{mean(known) / 1024:,.0f}" if known else "-"

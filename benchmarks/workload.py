@@ -1,0 +1,104 @@
+"""What a benchmark trains on: the data, the tiers, the deal to devices. Reads files, knows no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from contract.errors import DataError
+from edge_agent.config import DataConfig
+from edge_agent.sources import open_source
+from side_trainer.config import LearnerSettings, TierConfig, TrainerConfig
+from sidestream.shards import Example
+
+JOB = "benchmark"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Data and tiers; the same for every row of a table and every seed."""
+
+    train: list[Example]
+    """Training samples."""
+    evaluation: list[Example]
+    """Evaluation samples; one with a label that is never trained counts as answered wrongly."""
+    labels: tuple[str, ...]
+    """Those of the training data, sorted."""
+    tiers: Mapping[str, int]
+    """Tiers, with the backbone's layers that each uses; 0 for all."""
+    backbone: str
+    """Reference to the frozen model."""
+
+    @property
+    def deepest(self) -> str:
+        """The tier with the most layers: where a method that needs the whole backbone is measured."""
+        return max(self.tiers, key=lambda tier: self.tiers[tier] or 10**6)
+
+    def config(self, state_dir: Path, seed: int, tiers: Sequence[str] = ()) -> TrainerConfig:
+        """The trainer's settings, all defaults, for a job with some of the tiers, or all."""
+        return TrainerConfig(
+            job=JOB,
+            state_dir=str(state_dir),
+            labels=self.labels,
+            tiers={
+                tier: TierConfig(backbone=self.backbone, layers=self.tiers[tier])
+                for tier in tiers or self.tiers
+            },
+            learner=LearnerSettings(seed=seed),
+            metrics_port=-1,
+            log_level="warning",
+        )
+
+
+def read_workload(
+    train: str, evaluation: str, *, tiers: Mapping[str, int], backbone: str, max_samples: int
+) -> Workload:
+    """Read the data; with ``max_samples`` keep a random part of the training data, the same every time.
+
+    Raises:
+        DataError: if there is nothing to learn.
+    """
+    samples = read_examples(train)
+    if 0 < max_samples < len(samples):
+        chosen = np.random.default_rng(0).permutation(len(samples))[:max_samples]
+        samples = [samples[index] for index in sorted(chosen)]
+    labels = tuple(sorted({example.label for example in samples}))
+    if len(labels) < 2:
+        raise DataError(f"{train}: the samples have {len(labels)} label; there is nothing to learn")
+    return Workload(
+        train=samples,
+        evaluation=read_examples(evaluation),
+        labels=labels,
+        tiers=dict(tiers),
+        backbone=backbone,
+    )
+
+
+def read_examples(path: str) -> list[Example]:
+    """Every labelled row of a JSONL, CSV or TSV file, as an agent reads it."""
+    rows = open_source(DataConfig(path=path)).read()
+    return [Example(row.text, row.label) for row in rows if row.label is not None and row.text.strip()]
+
+
+def write_examples(path: Path, examples: Sequence[Example]) -> Path:
+    """Write JSONL that an agent reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(example._asdict(), ensure_ascii=False) for example in examples]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def parse_tiers(text: str) -> dict[str, int]:
+    """``full:0,first4:4`` -> layers by tier.
+
+    Raises:
+        ValueError: if it is not written like that.
+    """
+    pairs = [part.partition(":") for part in text.split(",")]
+    if not all(name and digits.isdigit() for name, _, digits in pairs):
+        raise ValueError(f"{text!r}: write NAME:LAYERS,NAME:LAYERS, with 0 for all layers")
+    return {name: int(digits) for name, _, digits in pairs}
