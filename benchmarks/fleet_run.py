@@ -20,6 +20,7 @@ from benchmarks.workload import JOB, write_examples
 from broker_config.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
 from contract.errors import StateError
+from contract.plan import Precision
 from edge_agent.adopted import Kept, load_adopted
 from edge_agent.agent import Agent
 from edge_agent.backbone import Backbone, shared_backbone
@@ -110,8 +111,8 @@ class _Crew:
         def connect(_: AgentConfig, client_id: str, will: Will) -> Transport:
             return self._broker.transport(client_id, will=will)
 
-        def load(reference: str, layers: int) -> Backbone:
-            member.backbone = self._meter(shared_backbone(reference, layers), member, stop)
+        def load(reference: str, layers: int, precision: Precision) -> Backbone:
+            member.backbone = self._meter(shared_backbone(reference, layers, precision), member, stop)
             return member.backbone
 
         try:
