@@ -141,7 +141,7 @@ def predict(args: argparse.Namespace) -> int:
             if args.json:
                 print(json.dumps({"text": text, **msgspec.to_builtins(answer)}, ensure_ascii=False))
             else:
-                print(f"{answer.label}\t{answer.probability:.3f}\t{text}")
+                print(f"{answer.label}\t{answer.probability:.3f}\t{' '.join(text.split())}")
         sys.stdout.flush()
     return 0
 

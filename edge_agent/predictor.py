@@ -76,7 +76,13 @@ class Predictor:
         self._sampling = parse_sampling(adopted.tier_plan.sampling)
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """Answer each text with the likeliest label."""
+        """Answer each text with the likeliest label.
+
+        Raises:
+            TypeError: ``texts`` is a single text, or holds something else than texts.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TypeError('predict takes a list of texts: predict(["dim the lights"])')
         answers: list[Prediction] = []
         for start in range(0, len(texts), _ROWS):
             answers += self._predict(texts[start : start + _ROWS])

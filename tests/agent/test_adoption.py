@@ -50,6 +50,9 @@ def test_retained_weights_are_adopted_at_once_and_predict_offline(
     assert predictor.version == 7 and [answer.label for answer in answers] == ["on"] * 3
     assert all(0.5 < answer.probability <= 1 for answer in answers)
     assert predictor.predict([]) == []
+    for wrong in ("turn the lights on", [5]):
+        with pytest.raises(TypeError, match="list of texts"):
+            predictor.predict(wrong)  # type: ignore[arg-type]
 
 
 def test_only_newer_versions_of_the_run_are_adopted(
