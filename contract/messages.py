@@ -60,6 +60,8 @@ def check_labels(labels: Sequence[str]) -> None:
         raise DecodeError(f"{len(labels)} labels; a job has at most {MAX_LABELS}")
     if any(not 1 <= len(label) <= MAX_LABEL_CHARS for label in labels):
         raise DecodeError(f"a label name has 1 to {MAX_LABEL_CHARS} characters")
+    if any(label != label.strip() for label in labels):
+        raise DecodeError("a label name neither begins nor ends with white space")
     if len(set(labels)) != len(labels):
         raise DecodeError("two labels have the same name")
 

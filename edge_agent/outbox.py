@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple
 
-from contract.errors import StateError
+from contract.errors import MismatchError, StateError
 from edge_agent.samples import Row, Sample
 
 FILE_NAME = "agent.db"
@@ -208,14 +208,15 @@ class Outbox:
             The sequences that were deleted.
 
         Raises:
-            StateError: the receipt is for batches that this outbox never made: it was set back.
+            MismatchError: the receipt is for batches that this outbox never made. Nothing is deleted: either
+                it is forged, or the outbox was set back and what it holds would pass for repeats.
         """
         with self._lock:
             if upto >= self.next_sequence:
-                raise StateError(
-                    f"{self.folder}: the trainer has receipts up to batch {upto}, but this outbox only got "
-                    f"to {self.next_sequence - 1}: it was restored from an older copy. Remove the folder; "
-                    "the agent then starts over with a new stream"
+                raise MismatchError(
+                    f"it is for batches up to {upto}, but this outbox only got to {self.next_sequence - 1}. "
+                    f"If {self.folder} was restored from an older copy, give the agent a new --state-dir and "
+                    "data that it has not sent yet; nothing is deleted meanwhile"
                 )
             if upto < self.floor:
                 return []

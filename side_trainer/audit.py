@@ -14,7 +14,7 @@ import torch
 from contract.bundle import About, encode_bundle
 from contract.errors import StateError
 from host.state_dir import write_atomically
-from side_trainer.checkpoint import Checkpoint, checkpoints
+from side_trainer.checkpoint import Checkpoint, checkpoints, newest_checkpoint
 from side_trainer.fold import Fold
 from side_trainer.journal import FILE_NAME, Journal, StreamState
 from side_trainer.rows import sample_count
@@ -96,7 +96,8 @@ def _open(state_dir: Path) -> Journal:
 
 
 def _newest(state_dir: Path, journal: Journal) -> Checkpoint:
-    for checkpoint in checkpoints(state_dir, journal.run):
+    checkpoint = newest_checkpoint(state_dir, journal.run)
+    if checkpoint is not None:
         return checkpoint
     raise StateError(
         f"{state_dir} holds no readable checkpoint yet; let the trainer run for a few seconds, or stop it "
@@ -113,7 +114,7 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
         tell: Given a line of progress every two seconds.
 
     Raises:
-        StateError: if there is no journal or no checkpoint.
+        StateError: if there is no journal, no checkpoint, or either is damaged.
     """
     torch.set_num_threads(threads)
     journal = _open(state_dir)

@@ -81,6 +81,23 @@ def checkpoints(directory: Path, run: str) -> Iterator[Checkpoint]:
             yield checkpoint
 
 
+def newest_checkpoint(directory: Path, run: str) -> Checkpoint | None:
+    """The newest checkpoint, which must be whole; None if there is none.
+
+    Raises:
+        StateError: if it is damaged, or of another journal.
+    """
+    for path in _newest_first(directory)[:1]:
+        try:
+            checkpoint = _read(path)
+        except (OSError, DecodeError) as exc:
+            raise StateError(f"checkpoint {path} is damaged: {exc}") from exc
+        if checkpoint.about.run != run:
+            raise StateError(f"checkpoint {path} belongs to another journal")
+        return checkpoint
+    return None
+
+
 def resume(directory: Path, fold: Fold, run: str, tail: int) -> Checkpoint | None:
     """Bring a fresh fold to the newest usable checkpoint; None if it starts from the beginning."""
     for checkpoint in checkpoints(directory, run):

@@ -406,16 +406,23 @@ def test_data_that_cannot_be_read_ends_the_agent_before_it_connects(
     assert trainer.statuses == []
 
 
-def test_an_outbox_set_back_to_an_older_copy_is_noticed(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+def test_a_receipt_for_batches_never_made_is_told_and_deletes_nothing(
+    broker: InProcessBroker,
+    trainer: FakeTrainer,
+    bert: Backbone,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 4)
     trainer.publish_plan()
-    with Running(broker, bert, tmp_path, data={"path": str(data)}) as agent:
+    with Running(broker, bert, tmp_path, data={"path": str(data)}):
         trainer.wait(lambda t: t.rows() == 4)
-        trainer.receipt("pi-1", trainer.received[0][1].stream, 99)
-        with pytest.raises(StateError, match="older copy"):
-            agent.join()
+        stream = trainer.received[0][1].stream
+        trainer.receipt("pi-1", stream, 99)
+        trainer.wait(lambda _: "restored from an older copy" in caplog.text)
+        assert trainer.telemetry["pi-1"].outbox_batches > 0
+        trainer.receipt("pi-1", stream, max(batch.sequence for _, batch in trainer.received))
+        trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 0)
 
 
 # --- several in one process ------------------------------------------------------------------------------

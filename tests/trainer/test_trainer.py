@@ -418,6 +418,9 @@ def test_a_corrupt_checkpoint_is_passed_over_and_the_fold_ends_the_same(
         data = bytearray(path.read_bytes())
         data[-5] ^= 0xFF
         path.write_bytes(bytes(data))
+    for look in (verify, lambda state_dir: export(state_dir, tmp_path / "w.safetensors")):
+        with pytest.raises(StateError, match="is damaged"):
+            look(tmp_path)
     with trainer(broker, config(tmp_path)):
         listener.seen.clear()
         until(lambda: listener.manifest() is not None, "weights are published again")
