@@ -137,17 +137,22 @@ class Outbox:
         """Bind the outbox to a trainer's journal.
 
         A journal that is new knows nothing of what was sent before: the stream starts over with a new id, and
-        every sample may be read again.
+        every sample may be read again. What the journal before had been sent is kept beside it, for the day
+        when that trainer comes back: its samples must not count twice.
 
         Returns:
-            Whether the stream started over.
+            Whether the stream is another one than before.
         """
-        with self._transaction():
+        with self._lock:
             known = self._meta("run")
-            if known not in ("", run):
-                self._start_over()
-            self._set_meta("run", run)
-        return known not in ("", run)
+            if known == run:
+                return False
+            changes = bool(known) or self._kept(run).exists()
+            if changes:
+                self._change_runs(known, run)
+            with self._transaction():
+                self._set_meta("run", run)
+            return changes
 
     # --- samples -----------------------------------------------------------------------------------------
 
@@ -278,6 +283,28 @@ class Outbox:
 
     # --- inside ------------------------------------------------------------------------------------------
 
+    def _kept(self, run: str) -> Path:
+        """Where the outbox of a run waits while another run is on."""
+        return self.folder / f"agent-{run}.db"
+
+    def _change_runs(self, known: str, run: str) -> None:
+        """Put this outbox away and take out the one of ``run``, or a new one."""
+        owner = {name: self._meta(name) for name in ("job", "device", "tier")}
+        births = self._meta("births")
+        self.consume(Taken())  # saves the counters
+        self._db.close()
+        try:
+            path, kept = self.folder / FILE_NAME, self._kept(run)
+            path.rename(self._kept(known)) if known else path.unlink()
+            if kept.exists():
+                kept.rename(path)
+        except OSError as exc:
+            raise StateError(f"{self.folder}: {exc.strerror or exc}") from exc
+        self._db = self._open()
+        self._bind(**owner)
+        with self._transaction():
+            self._set_meta("births", births)
+
     def _open(self) -> sqlite3.Connection:
         path = self.folder / FILE_NAME
         with _as_state_error(path):
@@ -295,7 +322,7 @@ class Outbox:
     def _bind(self, **owner: str) -> None:
         with self._transaction():
             if not self._meta("stream"):
-                self._start_over()
+                self._make_stream()
             for name, value in owner.items():
                 known = self._meta(name) or value
                 if known != value:
@@ -305,10 +332,7 @@ class Outbox:
                     )
                 self._set_meta(name, value)
 
-    def _start_over(self) -> None:
-        for table in ("batches", "consumed", "held_out", "counters"):
-            self._db.execute(f"DELETE FROM {table}")
-        self._volatile.clear()
+    def _make_stream(self) -> None:
         self._set_meta("stream", secrets.token_hex(16))
         self._set_meta("next_sequence", "1")
         self._set_meta("next_sample", "0")

@@ -137,6 +137,33 @@ def test_a_new_journal_of_the_trainer_starts_the_stream_over(tmp_path: Path) -> 
         assert put(outbox, b"a") == 1
 
 
+def test_a_journal_that_comes_back_finds_its_own_stream_again(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        outbox.begin_run("1" * 32)
+        first, births = outbox.stream, outbox.new_birth()
+        put(outbox, b"a")
+        put(outbox, b"b")
+        outbox.receipt(1)
+        outbox.begin_run("2" * 32)
+        second = outbox.stream
+        assert outbox.new_birth() == births + 1
+        assert outbox.begin_run("1" * 32) is True
+        assert outbox.stream == first and waiting(outbox) == [2] and outbox.is_consumed(b"a")
+        assert put(outbox, b"c") == 3
+        assert outbox.begin_run("2" * 32) is True and outbox.stream == second
+
+
+def test_a_change_of_journals_that_was_cut_short_is_finished(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        outbox.begin_run("1" * 32)
+        stream = outbox.stream
+        put(outbox, b"a")
+    (tmp_path / "agent.db").rename(tmp_path / f"agent-{'1' * 32}.db")
+    with open_outbox(tmp_path) as outbox:
+        assert outbox.begin_run("1" * 32) is True
+        assert outbox.stream == stream and outbox.is_consumed(b"a")
+
+
 def test_quick_counters_are_saved_on_closing(tmp_path: Path) -> None:
     with open_outbox(tmp_path) as outbox:
         outbox.count("bytes_up", 5)

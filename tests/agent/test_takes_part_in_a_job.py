@@ -415,13 +415,15 @@ def test_a_receipt_for_batches_never_made_is_told_and_deletes_nothing(
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 4)
     trainer.publish_plan()
+    trainer.receipts = False
     with Running(broker, bert, tmp_path, data={"path": str(data)}):
-        trainer.wait(lambda t: t.rows() == 4)
-        stream = trainer.received[0][1].stream
+        trainer.wait(lambda t: t.rows() == 4 and t.telemetry["pi-1"].outbox_batches > 0)
+        stream, batches = trainer.received[0][1].stream, trainer.telemetry["pi-1"].outbox_batches
         trainer.receipt("pi-1", stream, 99)
         trainer.wait(lambda _: "restored from an older copy" in caplog.text)
-        assert trainer.telemetry["pi-1"].outbox_batches > 0
-        trainer.receipt("pi-1", stream, max(batch.sequence for _, batch in trainer.received))
+        trainer.telemetry.clear()
+        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].outbox_batches == batches)
+        trainer.receipt("pi-1", stream, batches)
         trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 0)
 
 
