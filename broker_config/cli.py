@@ -4,16 +4,15 @@ Handlers return an exit code and raise :class:`contract.errors.SidestreamError` 
 """
 
 import argparse
-import os
-import signal
 import sys
 import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from broker_config.embedded import EmbeddedBroker
 from broker_config.mosquitto import render_deployment
+from host.signals import stop_event
+from host.state_dir import default_dir
 
 _LOOK_S = 0.25  # how often a running broker is checked for having died
 
@@ -45,19 +44,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the embedded broker until SIGINT or SIGTERM; it dying on its own is an error."""
-    stop = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
+    with stop_event() as stop:
         return _run_until(stop, args)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def render(args: argparse.Namespace) -> int:
@@ -66,13 +54,6 @@ def render(args: argparse.Namespace) -> int:
         print(f"wrote {path}")
     print(f"try it with: mosquitto -c {Path(args.out) / 'mosquitto.conf'}")
     return 0
-
-
-def default_data_dir() -> Path:
-    """Where state of this kind belongs: ``$XDG_STATE_HOME``, or ``~/.local/state``."""
-    given = os.environ.get("XDG_STATE_HOME", "")
-    home = Path(given) if Path(given).is_absolute() else Path.home() / ".local" / "state"
-    return home / "sidestream" / "broker"
 
 
 def _run_until(stop: threading.Event, args: argparse.Namespace) -> int:
@@ -97,7 +78,7 @@ def _add_run(commands: Any) -> None:
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
-        default=str(default_data_dir()),
+        default=str(default_dir("broker")),
         help="where it keeps retained messages and its log (default: %(default)s)",
     )
     parser.add_argument(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +11,7 @@ import msgspec
 from broker_config.settings import BrokerSettings
 from contract.errors import ConfigError
 from contract.topics import check_name
+from host.state_dir import default_dir
 
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})")
 
@@ -122,5 +122,4 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The state directory; where none is given, a folder of the job's in the user's state."""
         if self.state_dir:
             return Path(self.state_dir).expanduser()
-        root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-        return Path(root).expanduser() / "sidestream" / "agent" / self.job
+        return default_dir("agent", self.job)

@@ -11,6 +11,13 @@ from pathlib import Path
 from contract.errors import StateError
 
 
+def default_dir(*parts: str) -> Path:
+    """Where state belongs that nobody gave a place: below ``$XDG_STATE_HOME``, or ``~/.local/state``."""
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
+    base = given if given.is_absolute() else Path.home() / ".local" / "state"
+    return base.joinpath("sidestream", *parts)
+
+
 def prepare(path: Path) -> Path:
     """Make the directory if needed and check that it can be written to.
 

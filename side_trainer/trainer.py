@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from contract.errors import BrokerError
 from contract.messages import TrainerStatus
 from contract.topics import Topics
 from contract.wire import pack
-from host.state_dir import locked, prepare
+from host.state_dir import default_dir, locked, prepare
 from host.trace import open_trace
 from metrics.catalogue import TrainerMetrics
 from metrics.fleet import Fleet
@@ -45,8 +44,7 @@ def state_dir_of(config: TrainerConfig) -> Path:
     """The trainer's state directory: the configured one, or the user's for this job."""
     if config.state_dir:
         return Path(config.state_dir).expanduser()
-    base = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
-    return base / "sidestream" / "trainer" / config.job
+    return default_dir("trainer", config.job)
 
 
 def connect_mqtt(config: TrainerConfig, client_id: str, will: Will) -> Transport:

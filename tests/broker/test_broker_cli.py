@@ -99,4 +99,5 @@ def test_the_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch, t
     assert args.data_dir == str(tmp_path / "sidestream" / "broker")
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cli.default_data_dir() == tmp_path / ".local" / "state" / "sidestream" / "broker"
+    default = tmp_path / ".local" / "state" / "sidestream" / "broker"
+    assert parse("broker", "run").data_dir == str(default)
