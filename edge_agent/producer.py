@@ -35,6 +35,7 @@ _LOOK_AHEAD = 4  # batches; samples of similar length are computed together
 _HEADER_BYTES = 1024  # what a message holds beside its arrays, at most
 _SAVE_EVERY = 256  # samples set aside between two transactions
 _WAIT_S = 0.1
+_TOLD = 5  # labels unknown to the job that are named in the log
 log = logging.getLogger(__name__)
 
 
@@ -96,6 +97,7 @@ class Producer:
             backlog=lambda: outbox.size()[1],
         )
         self._label_index = {name: index for index, name in enumerate(plan.labels)}
+        self._told: set[str] = set()
         self._pool: list[Sample] = []
         self._waiting: set[bytes] = set()  # keys in the pool or in _taken: neither computed nor consumed yet
         self._taken = Taken()
@@ -136,7 +138,19 @@ class Producer:
             if len(self._pool) >= _LOOK_AHEAD * self._batch_size:
                 self._compute(self._pool)
         else:
+            self._tell_unknown(sample.label)
             self._set_aside(sample, "samples_skipped")
+
+    def _tell_unknown(self, label: str | None) -> None:
+        """Say once for each of the first few labels that the job does not have it."""
+        if label is None or label in self._label_index or label in self._told or len(self._told) >= _TOLD:
+            return
+        self._told.add(label)
+        log.warning(
+            "samples of label %r are skipped: it is not one of the job's %d labels, which are fixed%s",
+            *(label, len(self._label_index)),
+            "; further ones are only counted" if len(self._told) == _TOLD else "",
+        )
 
     def _set_aside(self, sample: Sample, reason: str) -> None:
         """Consume a sample that is not uploaded."""

@@ -132,7 +132,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Label names in index order; default: those that the first devices bring, sorted."""
     label_devices: Annotated[int, msgspec.Meta(ge=1)] = 1
     """Without ``labels``: wait for so many devices before fixing them."""
-    label_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    label_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0
     """Without ``labels``: and until no new label came for so long."""
     tiers: dict[str, TierConfig] = msgspec.field(default_factory=lambda: {"generic": TierConfig()})
     """By tier name."""

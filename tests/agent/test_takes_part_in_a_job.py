@@ -101,7 +101,11 @@ def test_samples_are_consumed_once_across_restarts(
 
 
 def test_useless_samples_are_skipped_and_counted(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker,
+    trainer: FakeTrainer,
+    bert: Backbone,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     rows = [("turn on", "on"), ("", "on"), ("  ", "off"), ("dim", "dim"), ("what", None), ("turn off", "off")]
     data = tmp_path / "train.jsonl"
@@ -111,6 +115,7 @@ def test_useless_samples_are_skipped_and_counted(
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
     told = trainer.telemetry["pi-1"]
     assert (told.samples_read, told.samples_skipped, told.samples_forwarded) == (6, 4, 2)
+    assert "label 'dim' are skipped" in caplog.text
     assert trainer.rows() == 2
 
 
