@@ -90,6 +90,7 @@ class Ingest:
         self._rejections = 0
         self._paused = False
         self._connections = 0
+        self._plan_due = False
         self._repaired = -_REPAIR_EVERY_S
         self._online: Mapping[str, int] = {}
         self._reconfigured: queue.SimpleQueue[TrainerConfig] = queue.SimpleQueue()
@@ -334,7 +335,7 @@ class Ingest:
     def _announce_plan(self) -> None:
         plan = pack(self.plan)
         self._retained.publishing(self._topics.plan, plan)
-        self._send(self._topics.plan, plan, retain=True)
+        self._plan_due = not self._send(self._topics.plan, plan, retain=True)
         self._learner_woken(False)
 
     def _announce_flow(self) -> None:
@@ -351,19 +352,26 @@ class Ingest:
         self._paused = pause
         self._announce_flow()
 
-    def _send(self, topic: str, payload: bytes, *, retain: bool = False, tier: str = "") -> None:
-        """Publish; what cannot be sent now is sent again after the next connection, or on the next repeat."""
+    def _send(self, topic: str, payload: bytes, *, retain: bool = False, tier: str = "") -> bool:
+        """Publish; what cannot be sent now is sent again after the next connection, or on the next repeat.
+
+        Returns:
+            Whether the broker has it, or will have.
+        """
         try:
             self._transport.publish(topic, payload, retain=retain)
         except BrokerError as exc:
             _log.debug("not sent to %s: %s", topic, exc)
-            return
+            return False
         if tier:
             self._metrics.down_bytes.labels(tier, Content.CONTROL).inc(len(payload))
+        return True
 
     def _export(self, now: float) -> None:
         """Bring the metrics and the trainer's retained status up to date."""
         self._exported = now
+        if self._plan_due:
+            self._announce_plan()
         self._online = {name: tier.devices_online for name, tier in self._fleet.summaries(now).items()}
         status = self._status()
         if status != self._told:

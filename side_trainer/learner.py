@@ -245,11 +245,13 @@ class Learner:
             samples=len(self._fold.rows),
             final=self.final,
         )
+        self._republish = False  # before publishing: a connection that comes up meanwhile asks for it again
         began = self._trace.now()
         done = self._publisher.publish(version, self._plan(), self._fold.tiers)
         self._trace.add("publish", "learner", began, version=version.number, final=version.final)
-        if done:
-            self._republish = False
+        if not done:
+            self._republish = True
+        else:
             self._published = weights
             self._published_offset = version.number
             self._published_tiers = set(self._fold.tiers)

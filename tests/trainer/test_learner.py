@@ -1,0 +1,67 @@
+"""The learner publishes again whatever comes up while it publishes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from prometheus_client import CollectorRegistry
+
+from contract.plan import Plan
+from host.trace import Trace
+from metrics.catalogue import TrainerMetrics
+from side_trainer.fold import TierRecord
+from side_trainer.job import Job
+from side_trainer.journal import Journal
+from side_trainer.learner import Learner
+from side_trainer.publisher import Publisher, Version
+from tests.trainer.conftest import append, config, devices, settle
+from tests.trainer.test_trainer import until
+
+
+class Slow:
+    """A publisher during whose first work a new connection comes up; it then fails once, too."""
+
+    def __init__(self) -> None:
+        self.sizes: Mapping[str, int] = {}
+        self.learner: Learner | None = None
+        self.published: list[int] = []
+
+    def publish(self, version: Version, plan: Plan, tiers: Mapping[str, TierRecord]) -> bool:
+        self.published.append(version.number)
+        assert self.learner is not None
+        if len(self.published) == 1:
+            self.learner.wake(True)
+        return len(self.published) != 2
+
+
+def test_a_connection_that_comes_up_while_publishing_gets_the_weights_too(
+    journal: Journal, tmp_path: Path
+) -> None:
+    settings = config(tmp_path, idle_after_s=60.0)
+    job, fleet, slow = Job(settings, journal), devices(), Slow()
+    settle(job, fleet)
+    append(journal, fleet[0], fleet[0].batch(job.plan))
+    metrics = TrainerMetrics(CollectorRegistry())
+    metrics.set_tiers(settings.tiers)
+    slow.learner = Learner(
+        config=settings,
+        journal=journal,
+        publisher=cast(Publisher, slow),
+        metrics=metrics,
+        plan=lambda: job.plan,
+        online=dict,
+        trace=Trace(),
+        directory=tmp_path,
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=slow.learner.run, args=(stop,))
+    thread.start()
+    try:
+        until(lambda: len(slow.published) == 3, "published, asked for again, failed, tried again")
+    finally:
+        stop.set()
+        thread.join()
+    assert len(set(slow.published)) == 1
