@@ -184,6 +184,10 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ConfigError("tiers", f"{len(self.tiers)} tiers; a job has at most {MAX_TIERS}")
         for name, tier in self.tiers.items():
             check_name(f"tiers.{name}", name)
+            if not tier.backbone.strip():
+                raise ConfigError(
+                    f"tiers.{name}.backbone", "is empty; name a model, a folder or package:NAME"
+                )
             parse_sampling(tier.sampling, f"tiers.{name}.sampling")
             for sampling, _ in tier.ladder:
                 parse_sampling(sampling, f"tiers.{name}.ladder")

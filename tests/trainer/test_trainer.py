@@ -452,6 +452,7 @@ def test_an_export_says_what_it_is(broker: InProcessBroker, tmp_path: Path) -> N
     [
         ({}, "tiers"),
         ({"a/b": TierConfig()}, "tiers.a/b"),
+        ({"a": TierConfig(backbone=" ")}, "tiers.a.backbone"),
         ({"a": TierConfig(sampling="some")}, "tiers.a.sampling"),
         ({"a": TierConfig(taps=(2, 1))}, "tiers.a.taps"),
         ({"a": TierConfig(taps=(1, 2, 3, 4))}, "tiers.a.taps"),
