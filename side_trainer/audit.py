@@ -17,7 +17,7 @@ from host.state_dir import write_atomically
 from side_trainer.checkpoint import Checkpoint, checkpoints, newest_checkpoint
 from side_trainer.fold import Fold
 from side_trainer.journal import FILE_NAME, Journal, StreamState
-from side_trainer.rows import sample_count
+from side_trainer.rows import count_samples
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 2.0
@@ -183,15 +183,16 @@ def read_state(state_dir: Path) -> TrainerState:
         offset = newest.about.offset if newest else 0
         fold = Fold(journal)
         fold.recall_facts(journal.tail)
-        unique, trained = sample_count(journal, journal.tail), sample_count(journal, offset)
+        # Of one moment, all of them: a trainer may be appending meanwhile.
+        counts = count_samples(journal, journal.tail, trained=offset)
         return TrainerState(
             job=fold.settings.job if fold.settings else "",
             run=journal.run,
             records=journal.tail,
-            batches=len(journal.batches(journal.tail)),
-            samples=journal.samples(),
-            samples_unique=unique,
-            samples_trained_unique=trained,
+            batches=counts.batches,
+            samples=counts.samples,
+            samples_unique=counts.unique,
+            samples_trained_unique=counts.trained,
             checkpoint_offset=offset,
             weights_digest=newest.about.weights_digest if newest else "",
             published_version=max(journal.published, default=0),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -149,13 +149,31 @@ def gather(picks: Iterable[tuple[StoredBatch, int]], align_of_tier: Callable[[st
     )
 
 
-def sample_count(journal: Journal, upto: int) -> int:
-    """Distinct samples, by stream and ordinal number, in the batches up to an offset."""
-    seen: dict[str, set[int]] = {}
-    for offset, _, _ in journal.batches(upto):
+class SampleCounts(NamedTuple):
+    """What the batches up to an offset hold."""
+
+    batches: int
+    """How many they are."""
+    samples: int
+    """Samples in them."""
+    unique: int
+    """Distinct ones, by stream and ordinal number."""
+    trained: int
+    """Distinct ones in those batches that a checkpoint includes."""
+
+
+def count_samples(journal: Journal, upto: int, *, trained: int) -> SampleCounts:
+    """Count in one reading of the batches up to ``upto``; a checkpoint includes those up to ``trained``."""
+    batches = journal.batches(upto)
+    all_seen: set[tuple[str, int]] = set()
+    trained_seen = 0
+    for offset, _, _ in batches:
         batch = unpack(ActivationBatch, journal.get(offset).payload)
-        seen.setdefault(batch.stream, set()).update(batch.sample_ids.tolist())
-    return sum(len(ids) for ids in seen.values())
+        all_seen.update((batch.stream, sample) for sample in batch.sample_ids.tolist())
+        if offset <= trained:
+            trained_seen = len(all_seen)
+    samples = sum(count for _, _, count in batches)
+    return SampleCounts(len(batches), samples, len(all_seen), trained_seen)
 
 
 def _pad(picks: list[tuple[StoredBatch, int]], longest: int) -> npt.NDArray[Any]:

@@ -170,9 +170,17 @@ class FleetFiles:
         text, label = self._settings.text_column, self._settings.label_column
         try:
             rows = list(open_source(DataConfig(path=path, text_column=text, label_column=label)).read())
-        except ConfigError as exc:
-            raise ConfigError(flag, str(exc).partition(": ")[2]) from exc
+        except DataError as exc:
+            raise DataError(_as_flags(str(exc), flag)) from exc
         return [Example(row.text, row.label) for row in rows if row.label is not None and row.text.strip()]
+
+
+def _as_flags(message: str, flag: str) -> str:
+    """An agent's words for its settings, in those of the demo's flags."""
+    settings = {"data.path": flag, "data.text_column": "--text-column", "data.label_column": "--label-column"}
+    for setting, name in settings.items():
+        message = message.replace(f"{setting}: ", f"{name}: ", 1)
+    return message.removesuffix("; set data.format")
 
 
 def _shipped(stack: contextlib.ExitStack, part: str) -> str:
