@@ -7,6 +7,7 @@ import msgspec
 from benchmarks.workload import Workload
 from contract.plan import Plan
 from contract.side_network import SideNetwork, from_bundle
+from contract.tasks import Task
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.adopted import Kept
 from edge_agent.backbone import shared_backbone
@@ -36,7 +37,7 @@ class Evaluator:
                 job=kept.bundle.about.job,
                 run=adopted.run,
                 revision=0,
-                task="text-classification",
+                task=Task.TEXT_CLASSIFICATION,
                 labels=work.labels,
                 tiers={adopted.tier: adopted.tier_plan},
                 side_network=kept.bundle.about.side_network,

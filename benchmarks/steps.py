@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.classifier import Classifier, loss_of, with_all, with_lora
 from contract.plan import Plan, SideNetworkSpec, TierPlan, tap_layers
+from contract.tasks import Task
 from contract.tensors import Codec, Tensor, decode, encode
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.backbone import Backbone
@@ -61,7 +62,7 @@ class AgentStep:
             job="benchmark",
             run="0" * 32,
             revision=0,
-            task="text-classification",
+            task=Task.TEXT_CLASSIFICATION,
             labels=tuple(f"label-{index}" for index in range(_LABELS)),
             tiers={_TIER: tier},
         )

@@ -21,6 +21,7 @@ from safetensors.numpy import load, save
 from contract.errors import ConfigError, DecodeError
 from contract.messages import MAX_LABELS, Count, check_labels, check_stream
 from contract.plan import MAX_TIERS, SideNetworkSpec
+from contract.tasks import TASKS, Task
 from contract.tensors import Floats
 from contract.topics import check_name
 from contract.wire import Message, brief
@@ -47,18 +48,22 @@ class About(Message, frozen=True, kw_only=True):
     """The trainer's journal id."""
     version: Count
     """Journal records folded in."""
-    labels: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_LABELS)]
-    """Label names in index order."""
+    labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_LABELS)]
+    """Label names in index order; none where the task has none."""
     side_network: SideNetworkSpec
     """Shape of the side-network."""
     aligns: Annotated[dict[str, int], msgspec.Meta(max_length=MAX_TIERS)]
     """Alignment maps inside, by name, with the backbone width that each takes."""
     tiers: Annotated[dict[str, str], msgspec.Meta(max_length=MAX_TIERS)]
     """Tiers, with the alignment map that each uses."""
+    task: Task = Task.TEXT_CLASSIFICATION
+    """What was learnt."""
 
     def __post_init__(self) -> None:
         check_stream(self.run)
         check_labels(self.labels)
+        if TASKS[self.task].named and not self.labels:
+            raise DecodeError(f"{self.task.value} without labels")
         try:
             for field, names in (("job", [self.job]), ("align", self.aligns), ("tier", self.tiers)):
                 for name in names:

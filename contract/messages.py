@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import DecodeError
+from contract.tasks import TargetForm, Targets, read_targets
 from contract.tensors import Tensor
 from contract.wire import Message, pack
 
@@ -93,17 +94,19 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
     lengths: bytes
     """u16[K]: vectors of each row; they add up to T."""
     targets: bytes
-    """u16[K]: label indices."""
+    """What the rows are to be answered with, written as ``target_form`` says."""
     activations: Tensor
     """[B, T, d]."""
+    target_form: TargetForm = TargetForm.LABELS
+    """How ``targets`` are written (:mod:`contract.tasks`)."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
         rows = len(self.samples) // 4
         if not 1 <= rows <= MAX_ROWS or len(self.samples) != 4 * rows:
             raise DecodeError(f"a batch has 1 to {MAX_ROWS} samples, u32 each")
-        if len(self.lengths) != 2 * rows or len(self.targets) != 2 * rows:
-            raise DecodeError(f"lengths and targets must be u16 for each of the {rows} samples")
+        if len(self.lengths) != 2 * rows:
+            raise DecodeError(f"lengths must be u16 for each of the {rows} samples")
         if self.floor > self.sequence:
             raise DecodeError(f"floor {self.floor} lies after sequence {self.sequence}")
         if list(self.taps) != sorted(set(self.taps)) or self.taps[0] < 1:
@@ -117,6 +120,7 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
             )
         if len(np.unique(self.sample_ids)) != rows:
             raise DecodeError("a sample stands twice in one batch")
+        read_targets(self.target_form, self.targets, rows=rows, vectors=vectors)
 
     @property
     def sample_ids(self) -> npt.NDArray[Any]:
@@ -128,10 +132,10 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
         """U16[K]."""
         return np.frombuffer(self.lengths, "<u2")
 
-    @property
-    def target_ids(self) -> npt.NDArray[Any]:
-        """U16[K]."""
-        return np.frombuffer(self.targets, "<u2")
+    def read_targets(self) -> Targets:
+        """The targets as an array (:func:`contract.tasks.read_targets`)."""
+        lengths = self.row_lengths
+        return read_targets(self.target_form, self.targets, rows=len(lengths), vectors=int(lengths.sum()))
 
 
 def refusal_digest(batch: ActivationBatch) -> str:

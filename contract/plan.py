@@ -16,6 +16,7 @@ import msgspec
 from contract.errors import ConfigError, DecodeError
 from contract.messages import MAX_LABELS, Count, ShortText, check_labels, check_stream
 from contract.sampling import parse_sampling
+from contract.tasks import TASKS, Task
 from contract.tensors import Codec
 from contract.topics import check_name
 from contract.wire import Message
@@ -129,7 +130,7 @@ class Plan(Message, frozen=True, kw_only=True):
     """The trainer's journal id, 32 hex digits."""
     revision: Count
     """Rises with every change within a run."""
-    task: Literal["text-classification"]
+    task: Task
     """What is learnt."""
     labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_LABELS)]
     """The label names, in index order; empty until they are fixed."""
@@ -164,8 +165,13 @@ class Plan(Message, frozen=True, kw_only=True):
                 )
 
     def ready_for(self, tier: str) -> bool:
-        """Whether a device of ``tier`` may compute: labels fixed, tier settled."""
-        return bool(self.labels) and tier in self.tiers and self.tiers[tier].settled
+        """Whether a device of ``tier`` may compute: labels fixed where the task has any, tier settled."""
+        return not self.lacks_labels and tier in self.tiers and self.tiers[tier].settled
+
+    @property
+    def lacks_labels(self) -> bool:
+        """Whether the task's answers have names that are not fixed yet."""
+        return TASKS[self.task].named and not self.labels
 
 
 def labels_id(labels: Sequence[str]) -> str:

@@ -8,18 +8,21 @@ through an adapter that starts as the identity::
     a_b = P_b · norm(A_b)
     s_b = (1 − μ_b)·a_b + μ_b·h_{b−1},   μ_b = sigmoid(α_b),   s_1 = a_1
     h_b = s_b + W_up·gelu(W_down·norm(s_b))
-    logits_b = head(norm(mean of h_b over the row's vectors))
+    answer_b = head(norm(mean of h_b over the row's vectors))
+
+or, in tasks with an answer for every vector, ``head(norm(h_b))``.
 
 A row leaves at its own last tap. Taps are nested (:func:`contract.plan.nested_taps`), so a deep backbone's
-row can be asked for the logits of a shallower one on its way: so every upload trains the shallow tiers too.
+row can be asked for the answer of a shallower one on its way: so every upload trains the shallow tiers too.
 
-Legend: B taps, K rows, N vectors a row (padded), d the backbone's width, r the side-network's, C labels.
+Legend: B taps, K rows, N vectors a row (padded), d the backbone's width, r the side-network's, C numbers in
+an answer.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +32,7 @@ from torch.nn import functional
 from contract.bundle import Bundle
 from contract.errors import DecodeError
 from contract.plan import SideNetworkSpec
+from contract.tasks import TASKS, Task
 from contract.tensors import Floats
 
 
@@ -70,14 +74,24 @@ class SideNetwork(nn.Module):
 
     Args:
         spec: Its shape.
-        labels: C.
+        labels: How many labels the job has.
         seed: Decides the initial weights.
         dropout: On normalised activations and before the head, while training.
+        task: Decides C, and whether a row has one answer or every vector has.
     """
 
-    def __init__(self, spec: SideNetworkSpec, *, labels: int, seed: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        spec: SideNetworkSpec,
+        *,
+        labels: int,
+        seed: int,
+        dropout: float = 0.0,
+        task: Task = Task.TEXT_CLASSIFICATION,
+    ) -> None:
         super().__init__()
         self.spec = spec
+        self._task = TASKS[task]
         self.seed = seed
         self.dropout = dropout
         self.aligns = nn.ModuleDict()
@@ -86,7 +100,7 @@ class SideNetwork(nn.Module):
             self.gates = nn.Parameter(torch.zeros(spec.blocks - 1))
             self.adapters = nn.ModuleList(_Adapter(spec.width, spec.inner) for _ in range(spec.blocks))
             self.norm = nn.LayerNorm(spec.width)
-            self.head = nn.Linear(spec.width, labels)
+            self.head = nn.Linear(spec.width, self._task.outputs(labels))
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
@@ -118,10 +132,18 @@ class SideNetwork(nn.Module):
             exits: Numbers of taps to answer at, besides those at which a family ends.
 
         Returns:
-            By number of taps b: logits [K_b, C] of the K_b first rows, those with b taps or more.
+            By number of taps b: the answers of the K_b first rows, those with b taps or more: [K_b, C], or
+            [K_b, N, C] where the task has an answer for every vector.
         """
+        return {
+            taps: self._answer(hidden, mask[: len(hidden)]) for taps, hidden in self.trunk(families, exits)
+        }
+
+    def trunk(
+        self, families: Sequence[tuple[str, Tensor]], exits: Collection[int] = ()
+    ) -> Iterator[tuple[int, Tensor]]:
+        """As :meth:`forward`, up to the head: numbers of taps b, rising, with h_b [K_b, N, r]."""
         exits = {*exits, *(len(taps) for _, taps in families)}
-        logits: dict[int, Tensor] = {}
         hidden = torch.empty(0)
         for tap, adapter in enumerate(self.adapters):
             active = [(name, taps[tap]) for name, taps in families if len(taps) > tap]
@@ -133,18 +155,18 @@ class SideNetwork(nn.Module):
                 mixed = (1 - gate) * mixed + gate * hidden[: len(mixed)]
             hidden = adapter(mixed)
             if tap + 1 in exits:
-                logits[tap + 1] = self._classify(hidden, mask[: len(hidden)])
-        return logits
+                yield tap + 1, hidden
 
-    def _classify(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """[K, N, r] and [K, N] -> [K, C]."""
-        real = mask[..., None].to(hidden.dtype)
-        pooled = self.norm((hidden * real).sum(dim=1) / real.sum(dim=1))
-        logits: Tensor = self.head(functional.dropout(pooled, self.dropout, self.training))
-        return logits
+    def _answer(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """[K, N, r] and [K, N] -> [K, C] or [K, N, C]."""
+        if not self._task.per_vector:
+            real = mask[..., None].to(hidden.dtype)
+            hidden = (hidden * real).sum(dim=1) / real.sum(dim=1)
+        answers: Tensor = self.head(functional.dropout(self.norm(hidden), self.dropout, self.training))
+        return answers
 
     def predict(self, align: str, taps: Tensor, mask: Tensor) -> Tensor:
-        """One family's taps [B', K, N, d] and mask [K, N] -> logits [K, C] at its last tap."""
+        """One family's taps [B', K, N, d] and mask [K, N] -> the answers at its last tap."""
         return self.forward([(align, taps)], mask)[len(taps)]
 
     def arrays(self) -> dict[str, Floats]:
@@ -176,7 +198,8 @@ def from_bundle(bundle: Bundle) -> SideNetwork:
         DecodeError: if its tensors are not those that its description asks for.
     """
     with torch.device("meta"):
-        network = SideNetwork(bundle.about.side_network, labels=len(bundle.about.labels), seed=0)
+        about = bundle.about
+        network = SideNetwork(about.side_network, labels=len(about.labels), seed=0, task=about.task)
         for name, width in sorted(bundle.about.aligns.items()):
             network.add_align(name, width)
     network.load_arrays(bundle.tensors, assign=True)

@@ -204,10 +204,10 @@ class Adopter:
         blocks = about.side_network.blocks
         if (
             about.job != plan.job
-            or about.labels != plan.labels
+            or (about.task, about.labels) != (plan.task, plan.labels)
             or about.side_network != msgspec.structs.replace(plan.side_network, blocks=blocks)
         ):
-            raise MismatchError("the bundle's job, labels or side-network are not the plan's")
+            raise MismatchError("the bundle's job, task, labels or side-network are not the plan's")
         taps = len(plan.tiers[self._tier].taps)
         if not taps <= blocks <= plan.side_network.blocks:
             raise MismatchError(f"the bundle's {blocks} blocks are not enough for the tier's {taps} taps")

@@ -289,7 +289,7 @@ class Session:
         """What no session outlives a change of."""
         tier = plan.tiers.get(self._tier)
         if self._ready.is_set():
-            return (plan.run, tier, plan.labels, plan.side_network)
+            return (plan.run, tier, plan.task, plan.labels, plan.side_network)
         return (plan.run, tier and (tier.backbone, tier.layers, tier.precision))
 
     def _begin(self, plan: Plan, tier: TierPlan) -> None:
@@ -330,10 +330,10 @@ class Session:
             if self._plan is None:
                 log.info("waiting for the plan of job %r: is its trainer running?", job)
             else:
-                what = "the tier" if self._plan.labels else "the labels"
+                what = "the labels" if self._plan.lacks_labels else "the tier"
                 more = (
                     ""
-                    if self._plan.labels or self._reporter.labels
+                    if not self._plan.lacks_labels or self._reporter.labels
                     else (
                         "; none are in this device's data yet: other devices may bring some, or the "
                         "trainer's settings give them"
@@ -352,7 +352,7 @@ class Session:
 
     def _offer_labels(self, now: float) -> None:
         """Tell the trainer which label names there are, as long as it looks for some."""
-        wanted = self._plan is not None and not self._plan.labels
+        wanted = self._plan is not None and self._plan.lacks_labels
         if wanted and now - self._looked_s >= self._config.data.poll_s:
             self._looked_s = now
             labels = self._source.labels()

@@ -152,13 +152,14 @@ def export(state_dir: Path, out: Path) -> About:
         checkpoint = _newest(state_dir, journal)
         fold = Fold(journal)
         fold.restore(checkpoint.about.offset, checkpoint.about.updates, checkpoint.arrays)
-        if fold.settings is None or not fold.labels:
+        if fold.settings is None or fold.network is None:
             raise StateError("nothing to export: the job's labels are not fixed yet")
         about = About(
             job=fold.settings.job,
             run=journal.run,
             version=fold.offset,
             labels=fold.labels,
+            task=fold.settings.task,
             side_network=fold.settings.side_network,
             aligns={tier.align: tier.width for tier in fold.tiers.values()},
             tiers={name: tier.align for name, tier in fold.tiers.items()},

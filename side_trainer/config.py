@@ -23,6 +23,7 @@ from contract.plan import (
     tap_layers,
 )
 from contract.sampling import parse_sampling
+from contract.tasks import TASKS, Task
 from contract.tensors import Codec
 from contract.topics import check_name
 from contract.wire import Message, pack, unpack
@@ -126,7 +127,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     broker_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0
     """Give up if the broker cannot be reached for so long after the start; 0 tries for ever. Once connected,
     the trainer always tries for ever."""
-    task: Literal["text-classification"] = "text-classification"
+    task: Task = Task.TEXT_CLASSIFICATION
     """What is learnt."""
     labels: tuple[str, ...] = ()
     """Label names in index order; default: those that the first devices bring, sorted."""
@@ -214,6 +215,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             check_labels(self.labels)
         except WireError as exc:
             raise ConfigError("labels", str(exc)) from exc
+        if self.labels and not TASKS[self.task].named:
+            raise ConfigError("labels", f"{self.task.value} has none; leave them out")
         if len(self.labels) == 1:
             raise ConfigError("labels", "one label leaves nothing to learn; give two or more, or none")
         return self

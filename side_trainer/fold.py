@@ -5,9 +5,10 @@ record's offset, so the same records give the same bits, in this process or anot
 checkpoint. It knows nothing of brokers, clocks or publishing.
 
 Per batch record: one optimiser update on its rows, then ``replay`` updates on rows drawn from the journal so
-far. Per idle record: updates on the next slice of a shuffled pass over the journal. The loss is cross-entropy
-with each row's logits adjusted by its tier's label prior against the fleet's (Menon et al., arXiv
-2007.07314): that keeps messages with skewed labels from pulling the shared head about.
+far. Per idle record: updates on the next slice of a shuffled pass over the journal. The loss is the task's
+(:mod:`side_trainer.objectives`), with each row's answers adjusted by its tier's label prior against the
+fleet's (Menon et al., arXiv 2007.07314): that keeps messages with skewed labels from pulling the shared head
+about.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from contract.bundle import state_digest
 from contract.errors import StateError, WireError
 from contract.plan import SideNetworkSpec
 from contract.side_network import SideNetwork
+from contract.tasks import TASKS, Task
 from contract.tensors import Floats
 from contract.wire import Message
 from side_trainer.config import LearnerSettings
 from side_trainer.journal import Journal, Record
+from side_trainer.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.rows import MiniBatch, RowStore, StoredBatch, gather
 
 _BATCH_STREAM: Final = 1
@@ -43,7 +45,7 @@ class SettingsRecord(Message, frozen=True, kw_only=True):
 
     job: str
     """The job's name."""
-    task: Literal["text-classification"]
+    task: Task
     """What is learnt."""
     side_network: SideNetworkSpec
     """Never changes within a journal."""
@@ -122,7 +124,7 @@ class Fold:
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
         self._journal = journal
         self._optimiser: torch.optim.AdamW | None = None
-        self._counts: dict[str, npt.NDArray[np.float64]] = {}
+        self._counts: dict[str, Counts] = {}
         self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
 
     # --- records -------------------------------------------------------------------------------------
@@ -154,33 +156,40 @@ class Fold:
         if record.kind == "settings":
             self.settings = msgspec.json.decode(record.payload, type=SettingsRecord)
             self._set_rates()
+            if self.network is None and not TASKS[self.settings.task].named:
+                self._make_network()
         elif record.kind == "labels":
             self.labels = msgspec.json.decode(record.payload, type=LabelsRecord).labels
-            assert self.settings is not None
-            self.network = SideNetwork(
-                self.settings.side_network,
-                labels=len(self.labels),
-                seed=self.settings.learner.seed,
-                dropout=self.settings.learner.dropout,
-            )
-            self.average = copy.deepcopy(self.network)
-            for tier in self.tiers.values():
-                self._add_align(tier)
-            self._counts = {name: np.zeros(len(self.labels)) for name in self.tiers}
-            self._make_optimiser()
+            self._make_network()
         elif record.kind == "tier":
             tier = msgspec.json.decode(record.payload, type=TierRecord)
             self.tiers[tier.tier] = tier
-            self._counts[tier.tier] = np.zeros(len(self.labels))
+            self._counts[tier.tier] = self._objective.no_counts(len(self.labels))
             self._add_align(tier)
         else:
             raise StateError(f"the journal holds a {record.kind!r} record, which this version cannot fold")
+
+    def _make_network(self) -> None:
+        """Once it is known how many labels there are."""
+        assert self.settings is not None
+        self.network = SideNetwork(
+            self.settings.side_network,
+            labels=len(self.labels),
+            seed=self.settings.learner.seed,
+            dropout=self.settings.learner.dropout,
+            task=self.settings.task,
+        )
+        self.average = copy.deepcopy(self.network)
+        for tier in self.tiers.values():
+            self._add_align(tier)
+        self._counts = {name: self._objective.no_counts(len(self.labels)) for name in self.tiers}
+        self._make_optimiser()
 
     def _apply_batch(self, record: Record) -> Step:
         assert record.tier is not None
         settings = self._learner
         stored = StoredBatch.read(record.tier, record.payload)
-        self._counts[record.tier] += np.bincount(stored.targets, minlength=len(self.labels))
+        self._counts[record.tier] += self._objective.count(stored.targets, len(self.labels))
         self.rows.add(record.offset, record.samples)
         generator = self._generator(_BATCH_STREAM, record.offset)
         with self._seeded(record.offset):
@@ -244,7 +253,7 @@ class Fold:
                 mean.lerp_(parameter, 1 - memory)
 
     def _loss(self, batch: MiniBatch) -> tuple[torch.Tensor, npt.NDArray[Any]]:
-        """The mini-batch's loss, and each row's cross-entropy [K] to show.
+        """The mini-batch's loss, and each row's own [K] to show.
 
         Rows with more taps than another tier are also asked for that tier's answer; it learns from the label
         and from the row's own, deeper answer.
@@ -253,35 +262,32 @@ class Fold:
         settings = self._learner
         exits = {len(tier.taps) for tier in self.tiers.values()}
         families = [(family.align, family.activations) for family in batch.families]
-        logits = self.network.train()(families, batch.mask, exits)
+        answers = self.network.train()(families, batch.mask, exits)
         adjustment = settings.prior_correction * self._adjustment(batch.tiers)
-        answers = _own_answers(logits, [(len(taps), taps.shape[1]) for _, taps in families])
-        own = functional.cross_entropy(
-            answers + adjustment,
-            batch.targets,
-            reduction="none",
-            label_smoothing=settings.label_smoothing,
-        )
-        teacher = (answers + adjustment).detach().softmax(dim=-1)
-        total = own.sum()
+        if batch.per_vector:
+            adjustment = adjustment[:, None]
+        own = _own_answers(answers, [(len(taps), taps.shape[1]) for _, taps in families]) + adjustment
+        losses = self._objective.losses(own, batch.targets, settings.label_smoothing)
+        total = losses.sum()
         for taps in sorted(exits):
             deeper = sum(
                 family.activations.shape[1] for family in batch.families if len(family.activations) > taps
             )
             if deeper:
-                early = logits[taps][:deeper] + adjustment[:deeper]
-                hard = functional.cross_entropy(
-                    early, batch.targets[:deeper], reduction="sum", label_smoothing=settings.label_smoothing
-                )
-                soft = functional.cross_entropy(early, teacher[:deeper], reduction="sum")
+                early = answers[taps][:deeper] + adjustment[:deeper]
+                targets = batch.targets[:deeper]
+                hard = self._objective.losses(early, targets, settings.label_smoothing).sum()
+                soft = self._objective.distilled(early, own[:deeper], targets).sum()
                 share = settings.distillation
                 total = total + settings.exit_weight * ((1 - share) * hard + share * soft)
-        return total / len(batch.targets), own.detach().numpy()
+        return total / len(batch.targets), losses.detach().numpy()
 
     def _adjustment(self, tiers: list[str]) -> torch.Tensor:
-        """[K, C]: log prior of each row's tier, less the fleet's, from the labels seen so far plus one."""
-        fleet = _log_share(sum(self._counts.values(), np.zeros(len(self.labels))))
-        own = {tier: _log_share(self._counts[tier]) - fleet for tier in set(tiers)}
+        """[K, C]: the label prior of each row's tier, less the fleet's."""
+        objective = self._objective
+        none = objective.no_counts(len(self.labels))
+        fleet = objective.prior(sum(self._counts.values(), none))
+        own = {tier: objective.prior(self._counts[tier]) - fleet for tier in set(tiers)}
         return torch.from_numpy(np.stack([own[tier] for tier in tiers]).astype(np.float32))
 
     def _mini_batch(self, rows: npt.NDArray[np.int64]) -> MiniBatch:
@@ -290,6 +296,11 @@ class Fold:
 
     def _align_of(self, tier: str) -> str:
         return self.tiers[tier].align
+
+    @property
+    def _objective(self) -> Objective:
+        assert self.settings is not None
+        return OBJECTIVES[self.settings.task]
 
     @property
     def _learner(self) -> LearnerSettings:
@@ -381,7 +392,7 @@ class Fold:
         for at, tier, samples in self._journal.batches(offset):
             self.rows.add(at, samples)
             targets = StoredBatch.read_targets(self._journal.get(at).payload)
-            self._counts[tier] += np.bincount(targets, minlength=len(self.labels))
+            self._counts[tier] += self._objective.count(targets, len(self.labels))
         if self.network is not None and self.average is not None:
             self.network.load_arrays(_below("current", arrays))
             self.average.load_arrays(_below("average", arrays))
@@ -421,11 +432,11 @@ def _below(key: str, arrays: dict[str, Floats]) -> dict[str, Floats]:
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def _own_answers(logits: dict[int, torch.Tensor], families: list[tuple[int, int]]) -> torch.Tensor:
-    """Each row's logits at its own last tap, [K, C]; ``families`` are (taps, rows), by falling taps."""
+def _own_answers(answers: dict[int, torch.Tensor], families: list[tuple[int, int]]) -> torch.Tensor:
+    """Each row's answers at its own last tap, [K, …]; ``families`` are (taps, rows), by falling taps."""
     parts, start = [], 0
     for taps, rows in families:
-        parts.append(logits[taps][start : start + rows])
+        parts.append(answers[taps][start : start + rows])
         start += rows
     return torch.cat(parts)
 
@@ -438,9 +449,3 @@ def _parts(position: int, rows: int, total: int) -> list[int]:
 def _half_cosine(progress: float, final: float) -> float:
     """1 at progress 0, ``final`` at progress 1."""
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _log_share(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    smoothed = counts + 1.0
-    shares: npt.NDArray[np.float64] = np.log(smoothed / smoothed.sum())
-    return shares

@@ -15,6 +15,7 @@ from contract.errors import ConfigError, DecodeError
 from contract.messages import ActivationBatch
 from contract.plan import Plan, labels_id
 from contract.sampling import parse_sampling
+from contract.tasks import TASKS, check_targets
 from contract.tensors import decode
 from contract.wire import MAX_MESSAGE_BYTES, unpack
 from metrics.catalogue import Reason
@@ -118,8 +119,14 @@ def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan) -> None:
             f"taps {list(batch.taps[:16])}, width {width}: the plan has {list(tier.taps)}, {tier.width}",
             batch,
         )
-    if int(batch.target_ids.max()) >= len(plan.labels):
-        raise Refused(Reason.MISMATCH, f"a target lies outside the {len(plan.labels)} labels", batch)
+    if batch.target_form is not TASKS[plan.task].form:
+        raise Refused(
+            Reason.MISMATCH, f"{batch.target_form.value} are no targets for {plan.task.value}", batch
+        )
+    try:
+        check_targets(batch.target_form, batch.read_targets(), len(plan.labels))
+    except DecodeError as exc:
+        raise Refused(Reason.MISMATCH, str(exc), batch) from exc
     # Any policy will do, not only the tier's: a device with a byte budget goes by a ladder.
     try:
         parse_sampling(batch.sampling)

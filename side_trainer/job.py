@@ -61,16 +61,16 @@ class Job:
     def on_birth(self, tier: str, device: str, status: Status, now: float) -> bool:
         """Learn from a device that came online; return whether the plan changed."""
         changed = self._settle(tier, status)
-        if not self._labels and status.labels and not self._offered.issuperset(status.labels):
-            self._last_news = now
-        if not self._labels and status.labels:
+        if self._plan.lacks_labels and status.labels:
+            if not self._offered.issuperset(status.labels):
+                self._last_news = now
             self._devices.add(device)
             self._offered.update(status.labels)
         return self._publishable(changed)
 
     def tick(self, now: float) -> bool:
         """Fix discovered labels when it is time; return whether the plan changed."""
-        if self._labels:
+        if not self._plan.lacks_labels:
             return False
         if now - self._told >= _TELL_EVERY_S:
             self._told = now

@@ -144,6 +144,7 @@ class Publisher:
             run=plan.run,
             version=version.number,
             labels=plan.labels,
+            task=plan.task,
             side_network=msgspec.structs.replace(plan.side_network, blocks=blocks),
             aligns={align: next(iter(members.values())).width},
             tiers=dict.fromkeys(members, align),

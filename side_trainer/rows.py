@@ -1,6 +1,7 @@
 """Journaled batches as training rows: decoded once, kept within a byte budget, gathered into mini-batches.
 
-Legend: B taps, K rows of a mini-batch, N vectors a row (padded), d a backbone's hidden size, C labels.
+Legend: B taps, K rows of a mini-batch, N vectors a row (padded), T vectors of a batch, d a
+backbone's hidden size.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from contract.messages import ActivationBatch
+from contract.tasks import NO_TARGET, PER_VECTOR, Targets
 from contract.tensors import Floats, decode
 from contract.wire import unpack
 from side_trainer.journal import Journal
@@ -32,8 +34,10 @@ class StoredBatch:
     """[B, T, d]: the rows' vectors one after another."""
     starts: Ints
     """[K + 1]: row k's vectors are starts[k]…starts[k + 1]."""
-    targets: Ints
-    """[K] label indices."""
+    targets: Targets
+    """[K, …], or [T, …] if ``per_vector``; whole numbers as int64, others as float32."""
+    per_vector: bool
+    """Whether every vector has a target, and not the row as a whole."""
 
     @classmethod
     def read(cls, tier: str, payload: bytes) -> StoredBatch:
@@ -43,13 +47,23 @@ class StoredBatch:
             tier=tier,
             activations=decode(batch.activations),
             starts=np.concatenate([[0], np.cumsum(batch.row_lengths, dtype=np.int64)]),
-            targets=batch.target_ids.astype(np.int64),
+            targets=_widened(batch.read_targets()),
+            per_vector=batch.target_form in PER_VECTOR,
         )
 
     @staticmethod
-    def read_targets(payload: bytes) -> Ints:
-        """Only the [K] label indices of a payload."""
-        return unpack(ActivationBatch, payload).target_ids.astype(np.int64)
+    def read_targets(payload: bytes) -> Targets:
+        """Only the targets of a payload."""
+        return _widened(unpack(ActivationBatch, payload).read_targets())
+
+    def row_targets(self, row: int, longest: int) -> Targets:
+        """One row's target; if every vector has one, [longest, …], padded with :data:`NO_TARGET`."""
+        if not self.per_vector:
+            target: Targets = self.targets[row]
+            return target
+        of_row = self.targets[self.starts[row] : self.starts[row + 1]]
+        padding = np.full((longest - len(of_row), *of_row.shape[1:]), NO_TARGET, of_row.dtype)
+        return np.concatenate([of_row, padding])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +85,11 @@ class MiniBatch:
     mask: torch.Tensor
     """[K, N] bool: which vectors are real."""
     targets: torch.Tensor
-    """[K] label indices."""
+    """[K, …], or [K, N, …] where every vector has one."""
     tiers: list[str]
     """[K] tier names."""
+    per_vector: bool
+    """Whether every vector has a target and an answer."""
 
 
 class RowStore:
@@ -144,8 +160,9 @@ def gather(picks: Iterable[tuple[StoredBatch, int]], align_of_tier: Callable[[st
             for taps, align in sorted(families)
         ],
         mask=torch.from_numpy(np.arange(longest)[None, :] < lengths[:, None]),
-        targets=torch.from_numpy(np.array([stored.targets[row] for stored, row in ordered])),
+        targets=torch.from_numpy(np.array([stored.row_targets(row, longest) for stored, row in ordered])),
         tiers=[stored.tier for stored, _ in ordered],
+        per_vector=ordered[0][0].per_vector,
     )
 
 
@@ -174,6 +191,11 @@ def count_samples(journal: Journal, upto: int, *, trained: int) -> SampleCounts:
             trained_seen = len(all_seen)
     samples = sum(count for _, _, count in batches)
     return SampleCounts(len(batches), samples, len(all_seen), trained_seen)
+
+
+def _widened(targets: Targets) -> Targets:
+    """In the types that torch has."""
+    return targets.astype(np.int64 if targets.dtype.kind in "iu" else np.float32)
 
 
 def _pad(picks: list[tuple[StoredBatch, int]], longest: int) -> npt.NDArray[Any]:

@@ -24,6 +24,7 @@ from contract.messages import (
 )
 from contract.plan import FlowPlan, Plan, SideNetworkSpec, TierPlan, tap_layers
 from contract.side_network import SideNetwork
+from contract.tasks import Task
 from contract.topics import Topics
 from contract.wire import Message, pack, unpack
 from edge_agent.backbone import Backbone
@@ -50,7 +51,7 @@ def plan_for(backbone: Backbone, **changes: Any) -> Plan:
         job=JOB,
         run=RUN,
         revision=1,
-        task="text-classification",
+        task=Task.TEXT_CLASSIFICATION,
         labels=LABELS,
         tiers={TIER: tier},
         side_network=SPEC,

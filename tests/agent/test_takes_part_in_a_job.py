@@ -60,7 +60,7 @@ def test_what_is_uploaded_is_what_the_plan_asks_for(
         assert batch.fingerprint == bert.fingerprint
         assert len(batch.sample_ids) <= 4 and set(batch.row_lengths.tolist()) <= {1, 2}
         assert np.isfinite(decode(batch.activations)).all()
-    assert sum(int(batch.target_ids.sum()) for batch in batches) == 5
+    assert sum(int(batch.read_targets().sum()) for batch in batches) == 5
     assert {name: value.numpy().tobytes() for name, value in bert.parameters()} == before
 
 

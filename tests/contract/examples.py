@@ -95,7 +95,7 @@ def plan(**changes: Any) -> Plan:
 
 
 EXAMPLES: Final[dict[str, Message]] = {
-    **{f"batch in {codec.value}": batch(codec) for codec in Codec},
+    **{f"batch of labels in {codec.value}": batch(codec) for codec in Codec},
     "plan with a ladder": plan(),
     "receipt": Receipt(stream=STREAM, upto=12),
     "status online": Status(

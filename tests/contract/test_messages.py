@@ -19,7 +19,7 @@ def test_arrays_are_read_as_they_were_written() -> None:
     one = unpack(ActivationBatch, pack(batch()))
     assert one.sample_ids.tolist() == [40, 41, 43]
     assert one.row_lengths.tolist() == [2, 1, 3]
-    assert one.target_ids.tolist() == [0, 2, 1]
+    assert one.read_targets().tolist() == [0, 2, 1]
 
 
 def test_integers_travel_little_endian() -> None:
