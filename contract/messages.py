@@ -239,6 +239,10 @@ class Telemetry(Message, frozen=True, kw_only=True):
     """How many those are."""
     finished: bool = False
     """The source has ended, and every batch is receipted."""
+    outbox_max_bytes: Count = 0
+    """The most that the outbox takes; 0 from an agent that does not tell."""
+    messages_dropped: Count = 0
+    """Messages to the device that found its mailbox full."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)

@@ -240,6 +240,11 @@ class Outbox:
                 self._add("batches_refused", 1)
 
     @property
+    def max_bytes(self) -> int:
+        """Room for waiting batches."""
+        return self._max_bytes
+
+    @property
     def floor(self) -> int:
         """The lowest sequence still waiting; if none is, the next one to be made."""
         with self._reading() as db:

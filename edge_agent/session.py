@@ -128,6 +128,7 @@ class Session:
         self._connections = 0
         self._max_packet_bytes = 0
         self._bytes_down = 0
+        self._messages_dropped = 0
         self._birth_due = self._telemetry_due = False
         self._telemetry_s = 0.0
         self._telemetry_every_s = device.config.telemetry_every_s
@@ -415,6 +416,9 @@ class Session:
         received = self._mailbox.bytes_received
         self._outbox.count("bytes_down", received - self._bytes_down)
         self._bytes_down = received
+        dropped = self._mailbox.dropped
+        self._outbox.count("messages_dropped", dropped - self._messages_dropped)
+        self._messages_dropped = dropped
         return self._reporter.telemetry(self._in_use, source_ended=self._produced, qos=qos)
 
     def _publish(self, word: LastWord) -> bool:

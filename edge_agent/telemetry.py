@@ -9,7 +9,7 @@ from edge_agent.outbox import Outbox
 
 _COUNTERS = (
     *("samples_read", "samples_held_out", "samples_skipped", "samples_forwarded", "samples_dropped"),
-    *("batches_dropped", "batches_refused", "batches_sent", "bytes_up", "bytes_down"),
+    *("batches_dropped", "batches_refused", "batches_sent", "bytes_up", "bytes_down", "messages_dropped"),
 )
 
 
@@ -25,6 +25,7 @@ def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) 
         forward_seconds=counters["forward_us"] / 1e6,
         outbox_batches=batches,
         outbox_bytes=size,
+        outbox_max_bytes=outbox.max_bytes,
         rss_bytes=rss,
         peak_rss_bytes=peak_rss,
         temperature_celsius=temperature_celsius(),

@@ -127,12 +127,60 @@ DEVICE_COUNTERS: Final[dict[str, tuple[str, str]]] = {
     "batches_sent": ("batches_sent_total", "Batches published, repeats included"),
     "bytes_up": ("sent_bytes_total", "Payload bytes published, repeats included"),
     "bytes_down": ("received_bytes_total", "Payload bytes received"),
+    "messages_dropped": ("messages_dropped_total", "Messages to the device that found its mailbox full"),
     "forward_seconds": ("forward_seconds_total", "Time in the backbone's forward pass for training"),
 }
 """Counters of :class:`contract.messages.Telemetry`: a field, its metric's name and help.
 
 The trainer shows them as ``sidestream_device_…``, summed by tier, an agent as ``sidestream_agent_…``.
 """
+
+
+BROKER_FIGURES: Final[dict[str, Metric]] = {
+    f"$SYS/broker/{topic}": metric
+    for topic, metric in {
+        "clients/connected": _gauge("broker_clients_connected", "Clients connected to the broker"),
+        "messages/received": _counter("broker_packets_received_total", "MQTT packets the broker received"),
+        "messages/sent": _counter("broker_packets_sent_total", "MQTT packets the broker sent"),
+        "publish/messages/received": _counter(
+            "broker_publishes_received_total", "Messages published to the broker"
+        ),
+        "publish/messages/sent": _counter("broker_publishes_sent_total", "Messages the broker sent on"),
+        "publish/messages/dropped": _counter(
+            "broker_publishes_dropped_total", "Messages the broker dropped, acknowledged ones included"
+        ),
+        "bytes/received": _counter("broker_received_bytes_total", "Bytes the broker received"),
+        "bytes/sent": _counter("broker_sent_bytes_total", "Bytes the broker sent"),
+        "store/messages/count": _gauge(
+            "broker_stored_messages", "Messages the broker keeps: retained ones, and those that wait"
+        ),
+        "store/messages/bytes": _gauge("broker_stored_bytes", "Their payload bytes"),
+        "retained messages/count": _gauge("broker_retained_messages", "Retained messages"),
+        "subscriptions/count": _gauge("broker_subscriptions", "Subscriptions of all clients"),
+        "heap/current": _gauge("broker_heap_bytes", "The broker's heap"),
+        "uptime": _gauge("broker_uptime_seconds", "Since the broker started"),
+    }.items()
+}
+"""What a broker says of itself, by topic, where it does; these are Mosquitto's. No series until it has."""
+
+DEVICE_SERIES: Final[dict[str, Metric]] = {
+    field: _gauge(f"one_device_{name}", help, "tier", "device")
+    for field, (name, help) in {
+        "online": ("online", "1 while the device is there"),
+        "heard_unix_s": ("heard_timestamp_seconds", "Unix time of the last message from the device"),
+        "samples": ("samples", "Samples passed through its backbone for training, ever"),
+        "bytes_up": ("sent_bytes", "Payload bytes it published, ever"),
+        "outbox_bytes": ("outbox_bytes", "Bytes in its outbox"),
+        "weights_version": ("weights_version", "Version in use on it"),
+        "quality": ("quality", "Its figure of merit on held-out samples"),
+    }.items()
+}
+"""Series of single devices, for as many devices as the trainer's setting ``metrics_devices`` allows."""
+
+DEVICES_UNLISTED: Final[Metric] = _gauge(
+    "devices_unlisted", "Devices without series of their own, being more than metrics_devices"
+)
+"""How many that leaves out."""
 
 
 def _device_counters(prefix: str, more: str, *labels: str) -> dict[str, Metric]:
@@ -221,6 +269,9 @@ class TrainerMetrics(_Holder):
     updates: Counter = _counter("optimiser_updates_total", "Optimiser updates", "source")
     passes: Counter = _counter("journal_passes_total", "Passes over the journal finished while idle")
     reconnects: Counter = _counter("broker_reconnects_total", "Connections to the broker after the first")
+    inbox_dropped: Counter = _counter(
+        "inbox_dropped_total", "Messages that found the inbox full; their devices send them again"
+    )
 
     ingest_seconds: Histogram = _seconds(
         "ingest_seconds", "From a message's arrival in the inbox to its receipt"
@@ -257,9 +308,18 @@ class TrainerMetrics(_Holder):
         "Published minus adopted version of the online device that is furthest behind",
         "tier",
     )
+    version_lag_seconds: Gauge = _gauge(
+        "device_weights_lag_seconds",
+        "For how long a newer version has been out than that device's",
+        "tier",
+    )
     devices_online: Gauge = _gauge("devices_online", "Devices online", "tier")
     devices_known: Gauge = _gauge("devices_known", "Devices seen", "tier")
     devices_finished: Gauge = _gauge("devices_finished", "Devices whose data has ended", "tier")
+    devices_lost: Gauge = _gauge(
+        "devices_lost", "Devices that vanished: not there, not finished, and never said goodbye", "tier"
+    )
+    outbox_fill: Gauge = _gauge("device_outbox_fill_ratio", "How full the fullest outbox is", "tier")
     outbox_bytes: Gauge = _gauge("device_outbox_bytes", "Bytes in outboxes, as last reported", "tier")
     outbox_batches: Gauge = _gauge("device_outbox_batches", "Batches in outboxes, as last reported", "tier")
     peak_rss_bytes: Gauge = _gauge(
@@ -286,6 +346,11 @@ class TrainerMetrics(_Holder):
         for metric, made in self._made:
             if "tier" in metric.labels:
                 _start(metric, made, new)
+
+    @property
+    def loss(self) -> dict[str, float]:
+        """The mean loss by tier, of those that have one."""
+        return dict(self._loss)
 
     def observe_loss(self, tier: str, loss: float) -> None:
         """Fold the loss of one update of a tier's rows into its exponential mean, if it is finite."""
@@ -327,6 +392,21 @@ class AgentMetrics(_Holder):
     evaluation_samples: Gauge = _gauge("agent_evaluation_samples", "Held-out samples behind the accuracy")
     temperature: Gauge = _gauge("agent_temperature_celsius", "Of the board, where it tells", unreported=True)
     finished: Gauge = _gauge("agent_finished", "1 when the source has ended and every batch is receipted")
+
+
+def total(counter: Counter) -> float:
+    """A counter's value, summed over its series."""
+    return sum(values(counter).values())
+
+
+def values(counter: Counter) -> dict[tuple[str, ...], float]:
+    """A counter's values by those of its labels, in their order."""
+    return {
+        tuple(sample.labels.values()): sample.value
+        for family in counter.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
 
 
 def _version() -> str:

@@ -6,8 +6,9 @@ many devices, and for each a few kilobytes at most.
 
 from __future__ import annotations
 
+import enum
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Final
 
@@ -16,6 +17,23 @@ from contract.messages import Status, Telemetry
 
 MAX_DEVICES: Final = 10_000
 SILENT_AFTER_S: Final = 120.0
+GOODBYE: Final = "goodbye"
+"""The reason in the Status of an agent that was stopped in order."""
+
+
+class State(str, enum.Enum):
+    """What a device is up to."""
+
+    ONLINE = "online"
+    """It is there."""
+    FINISHED = "finished"
+    """Its data has ended and every batch is receipted, whether it is still there or not."""
+    SILENT = "silent"
+    """It was there and never said that it leaves, but has not been heard of for long."""
+    LOST = "lost"
+    """Its connection was lost, or it ended with an error."""
+    GONE = "gone"
+    """It was stopped in order, before its data had ended."""
 
 
 @dataclass(kw_only=True)
@@ -42,6 +60,8 @@ class Counts:
     """Payload bytes published, repeats included."""
     bytes_down: int = 0
     """Payload bytes received."""
+    messages_dropped: int = 0
+    """Messages that found a device's mailbox full."""
     forward_seconds: float = 0.0
     """Time in the forward pass for training."""
 
@@ -95,6 +115,8 @@ class TierSummary:
     """Of those, announced, not gone, and not silent for long."""
     devices_finished: int = 0
     """Of the known ones: data ended, every batch receipted."""
+    devices_lost: int = 0
+    """Of the known ones: neither there nor finished, and never said goodbye."""
     counts: Counts = field(default_factory=Counts)
     """Sums since this trainer started, and over the life of each outbox it heard of."""
     accuracy: float | None = None
@@ -109,6 +131,8 @@ class TierSummary:
     """Batches waiting, as last reported, offline devices included."""
     outbox_bytes: int = 0
     """Their bytes."""
+    outbox_fill: float = 0.0
+    """How full the fullest outbox is, 0 to 1, among devices that tell its size."""
     peak_rss_bytes: int = 0
     """Largest peak of resident memory of any known device."""
     temperature_celsius: float | None = None
@@ -179,9 +203,31 @@ class Fleet:
         """Whether a device is there."""
         return device.announced and now - device.heard <= self._silent_after_s
 
+    def state(self, device: Device, now: float) -> State:
+        """What a device is up to."""
+        if self.online(device, now):
+            return State.FINISHED if _finished(device) else State.ONLINE
+        if _finished(device):
+            return State.FINISHED
+        if device.announced:
+            return State.SILENT
+        return State.GONE if device.reason == GOODBYE else State.LOST
+
+    def forget(self, tier: str, device: str) -> bool:
+        """Strike a device off the list, such as one that was taken out of service; its sums stay.
+
+        Returns:
+            Whether it was known.
+        """
+        return self._devices.pop((tier, device), None) is not None
+
     def devices(self, tier: str | None = None) -> list[Device]:
         """Known devices, of one tier or all, by tier and name."""
         return [entry for _, entry in sorted(self._devices.items()) if tier in (None, entry.tier)]
+
+    def by_age(self) -> Iterator[Device]:
+        """Known devices, the one that has been known longest first."""
+        return iter(self._devices.values())
 
     def summary(self, now: float, tier: str | None = None) -> TierSummary:
         """One tier, or the whole fleet."""
@@ -201,6 +247,7 @@ class Fleet:
             devices_known=len(known),
             devices_online=len(online),
             devices_finished=sum(one.finished for one in told),
+            devices_lost=sum(self.state(entry, now) in (State.SILENT, State.LOST) for entry in known),
             counts=sum((self._totals[name] for name in self._tiers if tier in (None, name)), Counts()),
             accuracy=sum(a * n for a, n in judged) / evaluation_samples if judged else None,
             evaluation_samples=evaluation_samples,
@@ -208,6 +255,7 @@ class Fleet:
             version_max=max(versions, default=None),
             outbox_batches=sum(one.outbox_batches for one in told),
             outbox_bytes=sum(one.outbox_bytes for one in told),
+            outbox_fill=max((outbox_fill(one) for one in told), default=0.0),
             peak_rss_bytes=max((one.peak_rss_bytes for one in told), default=0),
             temperature_celsius=max(heat, default=None),
         )
@@ -227,6 +275,16 @@ class Fleet:
             entry = self._devices[tier, device] = Device(tier=tier, name=device, heard=now)
         entry.heard = max(entry.heard, now)
         return entry
+
+
+def outbox_fill(telemetry: Telemetry) -> float:
+    """How full an outbox is, 0 to 1; 0 where the agent does not tell its size."""
+    most = telemetry.outbox_max_bytes
+    return min(1.0, telemetry.outbox_bytes / most) if most else 0.0
+
+
+def _finished(device: Device) -> bool:
+    return device.telemetry is not None and device.telemetry.finished
 
 
 def _stale(known: Device, status: Status) -> bool:

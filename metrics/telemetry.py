@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from typing import Final
 
 from contract.messages import Telemetry
 from metrics.catalogue import AgentMetrics, TrainerMetrics
-from metrics.fleet import COUNTERS, Counts, Fleet
+from metrics.fleet import COUNTERS, Counts, Fleet, TierSummary
+
+_VERSIONS_KNOWN: Final = 4096
 
 
 class FleetExporter:
@@ -20,12 +24,19 @@ class FleetExporter:
     def __init__(self, metrics: TrainerMetrics) -> None:
         self._metrics = metrics
         self._shown: dict[str, Counts] = {}
+        self._versions: deque[tuple[int, float]] = deque(maxlen=_VERSIONS_KNOWN)
 
-    def update(self, fleet: Fleet, *, version: int, now: float) -> None:
-        """Set every figure of the fleet. ``version`` is the one last published."""
+    def update(self, fleet: Fleet, *, version: int, now: float) -> dict[str, TierSummary]:
+        """Set every figure of the fleet. ``version`` is the one last published.
+
+        Returns:
+            What the fleet is summed up to, by tier.
+        """
         metrics = self._metrics
-        for tier in metrics.tiers:
-            summary = fleet.summary(now, tier)
+        if not self._versions or version > self._versions[-1][0]:
+            self._versions.append((version, now))
+        summaries = fleet.summaries(now)
+        for tier, summary in summaries.items():
             metrics.devices_online.labels(tier).set(summary.devices_online)
             metrics.devices_known.labels(tier).set(summary.devices_known)
             metrics.devices_finished.labels(tier).set(summary.devices_finished)
@@ -33,6 +44,9 @@ class FleetExporter:
             metrics.evaluation_samples.labels(tier).set(summary.evaluation_samples)
             lag = 0 if summary.version_min is None else version - summary.version_min
             metrics.version_lag.labels(tier).set(max(0, lag))
+            metrics.version_lag_seconds.labels(tier).set(self._outdated_s(summary.version_min, now))
+            metrics.devices_lost.labels(tier).set(summary.devices_lost)
+            metrics.outbox_fill.labels(tier).set(summary.outbox_fill)
             metrics.outbox_bytes.labels(tier).set(summary.outbox_bytes)
             metrics.outbox_batches.labels(tier).set(summary.outbox_batches)
             metrics.peak_rss_bytes.labels(tier).set(summary.peak_rss_bytes)
@@ -42,6 +56,13 @@ class FleetExporter:
                 grown = getattr(summary.counts, name) - getattr(shown, name)
                 metrics.device_counters[name].labels(tier).inc(max(0, grown))
             self._shown[tier] = summary.counts
+        return summaries
+
+    def _outdated_s(self, version: int | None, now: float) -> float:
+        """For how long there has been a version after this one, as far as this trainer saw it."""
+        if version is None:
+            return 0.0
+        return next((now - since for newer, since in self._versions if newer > version), 0.0)
 
 
 class DeviceExporter:

@@ -167,6 +167,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Where metrics are served."""
     metrics_port: Annotated[int, msgspec.Meta(ge=-1, le=65535)] = 9464
     """Prometheus scrapes this port; 0 for a free one, -1 for none."""
+    metrics_devices: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
+    """So many devices get Prometheus series of their own, seven each, those known longest; 0 for none."""
     trace_path: str = ""
     """Append what is done when to this file, a JSON object a line, for a timeline; empty: do not."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

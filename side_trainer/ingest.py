@@ -27,9 +27,12 @@ from contract.plan import Plan
 from contract.topics import Topics, Uplink
 from contract.wire import pack, unpack
 from host.trace import Trace
-from metrics.catalogue import Content, Kind, Reason, TrainerMetrics
+from metrics.board import Board
+from metrics.broker_figures import BrokerFigures
+from metrics.catalogue import Content, Kind, Reason, TrainerMetrics, total, values
 from metrics.fleet import Fleet
 from metrics.telemetry import FleetExporter
+from metrics.view import RefusalView, RefusedView, TrainerView
 from side_trainer.config import TrainerConfig
 from side_trainer.inbox import Inbox, Refused, admit
 from side_trainer.job import Job
@@ -53,6 +56,8 @@ class Ingest:
         inbox: What the network thread fills.
         fleet: The view of the devices.
         metrics: Counts everything.
+        board: Shown the fleet once a second.
+        broker_figures: Told what the broker says of itself.
         retained: Knows what is ours on the broker.
         status: The trainer's status, announced on every connection and when it changes.
         learner_woken: Called after new records, and after each new connection with ``True``.
@@ -68,6 +73,8 @@ class Ingest:
         inbox: Inbox,
         fleet: Fleet,
         metrics: TrainerMetrics,
+        board: Board,
+        broker_figures: BrokerFigures,
         retained: Retained,
         status: Callable[[], TrainerStatus],
         learner_woken: Callable[[bool], None],
@@ -79,6 +86,8 @@ class Ingest:
         self._inbox = inbox
         self._fleet = fleet
         self._metrics = metrics
+        self._board = board
+        self._broker_figures = broker_figures
         self._retained = retained
         self._status = status
         self._learner_woken = learner_woken
@@ -149,6 +158,10 @@ class Ingest:
             return None
         if isinstance(event, Disconnected):
             self._metrics.broker_connected.set(0)
+            self._broker_figures.clear()
+            return None
+        if event.topic.startswith("$"):
+            self._broker_figures.take(event.topic, event.payload)
             return None
         if event.topic == self._topics.plan or event.topic.startswith(f"{self._topics.base}/down/"):
             self._check_retained(event)
@@ -163,6 +176,8 @@ class Ingest:
             return uplink
         if event.payload:
             self._on_report(uplink, event)
+        elif uplink.kind == Kind.STATUS.value and self._fleet.forget(uplink.tier, uplink.device):
+            _log.info("device %s (%s) is forgotten: its status was cleared", uplink.device, uplink.tier)
         return None
 
     def _on_connected(self) -> None:
@@ -321,6 +336,15 @@ class Ingest:
             )
         if uplink is None:
             return
+        self._board.refuse(
+            RefusalView(
+                at_unix_s=round(time.time(), 1),
+                tier=uplink.tier,
+                device=uplink.device,
+                kind=kind.value,
+                reason=f"{reason.value}: {text}"[:200],
+            )
+        )
         rejection = Rejection(
             kind=kind.value,
             reason=f"{reason.value}: {text}"[:500],
@@ -372,11 +396,40 @@ class Ingest:
         self._exported = now
         if self._plan_due:
             self._announce_plan()
-        self._online = {name: tier.devices_online for name, tier in self._fleet.summaries(now).items()}
         status = self._status()
         if status != self._told:
             self._told = status
             self._send(self._topics.trainer_status, pack(status), retain=True)
-        self._metrics.inbox_messages.set(len(self._inbox))
-        self._metrics.journal_bytes.set(self._journal.size_bytes())
-        self._exporter.update(self._fleet, version=max(self._journal.published, default=0), now=now)
+        metrics, dropped = self._metrics, self._inbox.dropped
+        metrics.inbox_messages.set(len(self._inbox))
+        metrics.inbox_dropped.inc(dropped - total(metrics.inbox_dropped))
+        metrics.journal_bytes.set(self._journal.size_bytes())
+        published = max(self._journal.published, default=0)
+        summaries = self._exporter.update(self._fleet, version=published, now=now)
+        self._online = {name: tier.devices_online for name, tier in summaries.items()}
+        self._board.update(
+            self._fleet, summaries, self._trainer_view(status, published), now=now, unix_s=time.time()
+        )
+
+    def _trainer_view(self, status: TrainerStatus, published: int) -> TrainerView:
+        metrics = self._metrics
+        refused = values(metrics.messages_rejected)
+        return TrainerView(
+            connected=self._transport.connected,
+            version=status.version,
+            published=published,
+            backlog=self._journal.tail - status.version,
+            final=status.final,
+            samples=status.samples,
+            messages=int(values(metrics.messages_received)[(Kind.ACTIVATIONS.value,)]),
+            duplicates=int(total(metrics.messages_duplicate)),
+            refused=tuple(
+                RefusedView(kind=kind, reason=reason, count=int(count))
+                for (kind, reason), count in refused.items()
+                if count
+            ),
+            bytes_up=int(total(metrics.up_bytes)),
+            bytes_down=int(total(metrics.down_bytes)),
+            inbox_dropped=self._inbox.dropped,
+            loss=metrics.loss,
+        )

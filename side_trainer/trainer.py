@@ -21,7 +21,10 @@ from contract.topics import Topics
 from contract.wire import pack
 from host.state_dir import default_dir, locked, prepare
 from host.trace import open_trace
-from metrics.catalogue import TrainerMetrics
+from metrics.board import Board
+from metrics.broker_figures import BrokerFigures
+from metrics.catalogue import BROKER_FIGURES, TrainerMetrics
+from metrics.device_series import DeviceSeries
 from metrics.fleet import Fleet
 from metrics.server import serve
 from side_trainer.config import TrainerConfig
@@ -84,6 +87,9 @@ def run_trainer(
         trace = stack.enter_context(open_trace(config.trace_path))
         metrics = TrainerMetrics(CollectorRegistry())
         metrics.set_tiers(config.tiers)
+        board, broker_figures = Board(config.job, unix_s=time.time()), BrokerFigures()
+        metrics.registry.register(broker_figures)
+        metrics.registry.register(DeviceSeries(board, config.metrics_devices))
         url = ""
         if config.metrics_port >= 0:
             registry = metrics.registry
@@ -123,6 +129,8 @@ def run_trainer(
             inbox=inbox,
             fleet=Fleet(config.tiers),
             metrics=metrics,
+            board=board,
+            broker_figures=broker_figures,
             retained=retained,
             status=status,
             learner_woken=learner.wake,
@@ -162,6 +170,8 @@ class _Threads:
             self._transport.subscribe(topics.uplink_filter(kind), qos=0 if kind == "telemetry" else 1)
         for topic_filter in (topics.plan, *topics.all_weights_filters):
             self._transport.subscribe(topic_filter)
+        for topic in BROKER_FIGURES:
+            self._transport.subscribe(topic, qos=0)
         threads = [
             threading.Thread(target=self._guard, args=(run,), name=name, daemon=True)
             for name, run in (("learner", self._learn), ("ingest", self._ingest_all))

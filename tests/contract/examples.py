@@ -102,10 +102,17 @@ EXAMPLES: Final[dict[str, Message]] = {
         state="online", birth=3, stream=STREAM, software="0.1.0", depth=6, width=384, labels=("on", "off")
     ),
     "status offline": Status(state="offline", birth=3, stream=STREAM, reason="lost"),
-    "telemetry": Telemetry(
-        stream=STREAM, samples_read=100, bytes_up=2**40, forward_seconds=1.25, accuracy=0.5, finished=True
+    "telemetry with the outbox's cap": Telemetry(
+        stream=STREAM,
+        samples_read=100,
+        bytes_up=2**40,
+        forward_seconds=1.25,
+        accuracy=0.5,
+        finished=True,
+        outbox_max_bytes=2**28,
+        messages_dropped=3,
     ),
-    "telemetry of a newborn": Telemetry(stream=STREAM),
+    "telemetry of a newborn with nothing dropped": Telemetry(stream=STREAM),
     "manifest, inline": WeightsManifest(
         run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=3, bundle=b"\x00\xff\x80"
     ),

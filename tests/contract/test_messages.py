@@ -97,8 +97,8 @@ def test_a_refusal_names_a_batch_by_its_content_but_for_the_floor() -> None:
         ("status online", {"labels": ("on", "on")}),
         ("status online", {"labels": ("",)}),
         ("status online", {"labels": ("x" * 129,)}),
-        ("telemetry", {"accuracy": float("nan")}),
-        ("telemetry", {"temperature_celsius": float("inf")}),
+        ("telemetry with the outbox's cap", {"accuracy": float("nan")}),
+        ("telemetry with the outbox's cap", {"temperature_celsius": float("inf")}),
     ],
 )
 def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[str, Any]) -> None:
@@ -109,9 +109,9 @@ def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[s
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("telemetry", {"accuracy": 1.5}),
-        ("telemetry", {"forward_seconds": -1.0}),
-        ("telemetry", {"bytes_up": 2**63}),
+        ("telemetry with the outbox's cap", {"accuracy": 1.5}),
+        ("telemetry with the outbox's cap", {"forward_seconds": -1.0}),
+        ("telemetry with the outbox's cap", {"bytes_up": 2**63}),
         ("status online", {"state": "asleep"}),
         ("status online", {"width": 65537}),
         ("status online", {"labels": [f"l{n}" for n in range(1025)]}),

@@ -12,7 +12,19 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract.messages import Telemetry
-from metrics.catalogue import CLOSED_SETS, DEVICE_COUNTERS, AgentMetrics, Kind, Reason, TrainerMetrics
+from metrics.catalogue import (
+    BROKER_FIGURES,
+    CLOSED_SETS,
+    DEVICE_COUNTERS,
+    DEVICE_SERIES,
+    DEVICES_UNLISTED,
+    AgentMetrics,
+    Kind,
+    Reason,
+    TrainerMetrics,
+    total,
+    values,
+)
 from metrics.fleet import COUNTERS
 
 TRAINER = {
@@ -28,6 +40,7 @@ TRAINER = {
     "sidestream_optimiser_updates_total": ("source",),
     "sidestream_journal_passes_total": (),
     "sidestream_broker_reconnects_total": (),
+    "sidestream_inbox_dropped_total": (),
     "sidestream_ingest_seconds": (),
     "sidestream_journal_commit_seconds": (),
     "sidestream_update_seconds": (),
@@ -42,9 +55,12 @@ TRAINER = {
     "sidestream_device_accuracy_ratio": ("tier",),
     "sidestream_device_evaluation_samples": ("tier",),
     "sidestream_device_weights_lag_records": ("tier",),
+    "sidestream_device_weights_lag_seconds": ("tier",),
     "sidestream_devices_online": ("tier",),
     "sidestream_devices_known": ("tier",),
     "sidestream_devices_finished": ("tier",),
+    "sidestream_devices_lost": ("tier",),
+    "sidestream_device_outbox_fill_ratio": ("tier",),
     "sidestream_device_outbox_bytes": ("tier",),
     "sidestream_device_outbox_batches": ("tier",),
     "sidestream_device_peak_rss_bytes": ("tier",),
@@ -59,8 +75,34 @@ TRAINER = {
     "sidestream_device_batches_sent_total": ("tier",),
     "sidestream_device_sent_bytes_total": ("tier",),
     "sidestream_device_received_bytes_total": ("tier",),
+    "sidestream_device_messages_dropped_total": ("tier",),
     "sidestream_device_forward_seconds_total": ("tier",),
 }
+BROKER = (
+    "sidestream_broker_clients_connected",
+    "sidestream_broker_packets_received_total",
+    "sidestream_broker_packets_sent_total",
+    "sidestream_broker_publishes_received_total",
+    "sidestream_broker_publishes_sent_total",
+    "sidestream_broker_publishes_dropped_total",
+    "sidestream_broker_received_bytes_total",
+    "sidestream_broker_sent_bytes_total",
+    "sidestream_broker_stored_messages",
+    "sidestream_broker_stored_bytes",
+    "sidestream_broker_retained_messages",
+    "sidestream_broker_subscriptions",
+    "sidestream_broker_heap_bytes",
+    "sidestream_broker_uptime_seconds",
+)
+ONE_DEVICE = (
+    "sidestream_one_device_online",
+    "sidestream_one_device_heard_timestamp_seconds",
+    "sidestream_one_device_samples",
+    "sidestream_one_device_sent_bytes",
+    "sidestream_one_device_outbox_bytes",
+    "sidestream_one_device_weights_version",
+    "sidestream_one_device_quality",
+)
 AGENT = (
     "sidestream_build_info",
     "sidestream_agent_batch_forward_seconds",
@@ -88,6 +130,7 @@ AGENT = (
     "sidestream_agent_batches_sent_total",
     "sidestream_agent_sent_bytes_total",
     "sidestream_agent_received_bytes_total",
+    "sidestream_agent_messages_dropped_total",
     "sidestream_agent_forward_seconds_total",
 )
 
@@ -114,6 +157,13 @@ def test_the_trainers_names_and_labels_are_frozen() -> None:
 
 def test_the_agents_names_are_frozen() -> None:
     assert sorted(metric.name for metric in AgentMetrics.catalogue()) == sorted(AGENT)
+
+
+def test_the_brokers_and_the_single_devices_names_are_frozen() -> None:
+    assert tuple(metric.name for metric in BROKER_FIGURES.values()) == BROKER
+    assert tuple(metric.name for metric in DEVICE_SERIES.values()) == ONE_DEVICE
+    assert {metric.labels for metric in DEVICE_SERIES.values()} == {("tier", "device")}
+    assert DEVICES_UNLISTED.name == "sidestream_devices_unlisted"
 
 
 def test_every_metric_of_the_catalogue_is_in_a_scrape_from_the_start() -> None:
@@ -193,8 +243,17 @@ def test_labels_come_from_closed_sets_only() -> None:
 def test_every_counter_of_telemetry_is_shown_and_summed() -> None:
     last_words = {"outbox_batches", "outbox_bytes", "rss_bytes", "peak_rss_bytes", "temperature_celsius"}
     last_words |= {"stream", "weights_version", "accuracy", "evaluation_samples", "finished"}
+    last_words |= {"outbox_max_bytes"}
     counters = {field.name for field in msgspec.structs.fields(Telemetry)} - last_words
     assert counters == set(DEVICE_COUNTERS) == set(COUNTERS)
+
+
+def test_a_counter_can_be_read_back_by_label_and_summed() -> None:
+    metrics, _ = _trainer("pi", "jetson")
+    metrics.samples_journaled.labels("pi").inc(3)
+    metrics.samples_journaled.labels("jetson").inc(4)
+    assert values(metrics.samples_journaled) == {("jetson",): 4, ("pi",): 3}
+    assert total(metrics.samples_journaled) == 7
 
 
 def test_two_holders_live_in_one_process_in_registries_of_their_own() -> None:

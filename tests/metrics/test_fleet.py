@@ -8,7 +8,7 @@ import pytest
 
 from contract.errors import MismatchError
 from contract.messages import Status, Telemetry
-from metrics.fleet import Fleet
+from metrics.fleet import Fleet, State
 
 A, B = "a" * 32, "b" * 32
 
@@ -162,3 +162,35 @@ def test_a_crowd_of_invented_devices_stays_within_the_bound() -> None:
         fleet.on_telemetry("pi", f"d{number}", _told(f"{number:032x}", samples_read=1), number)
     assert len(fleet.devices()) == 10
     assert fleet.summary(200).counts.samples_read == 200
+
+
+def test_a_state_says_how_a_device_left(fleet: Fleet) -> None:
+    def off(birth: int, reason: str) -> Status:
+        return Status(state="offline", birth=birth, stream=A, reason=reason)
+
+    fleet.on_status("pi", "d", _status("online", 1), 0)
+    device = fleet.devices()[0]
+    assert fleet.state(device, 1) is State.ONLINE
+    assert fleet.state(device, 121) is State.SILENT
+    fleet.on_status("pi", "d", off(1, "lost"), 122)
+    assert fleet.state(device, 123) is State.LOST and fleet.summary(123).devices_lost == 1
+    fleet.on_status("pi", "d", _status("online", 2), 124)
+    fleet.on_status("pi", "d", off(2, "goodbye"), 125)
+    assert fleet.state(device, 126) is State.GONE and fleet.summary(126).devices_lost == 0
+    fleet.on_telemetry("pi", "d", _told(finished=True), 127)
+    assert fleet.state(device, 1000) is State.FINISHED and fleet.summary(1000).devices_lost == 0
+
+
+def test_a_forgotten_device_is_off_the_list_and_its_sums_stay(fleet: Fleet) -> None:
+    fleet.on_telemetry("pi", "d", _told(samples_read=3), 0)
+    assert fleet.forget("pi", "d") and not fleet.forget("pi", "d")
+    assert (fleet.summary(1).devices_known, fleet.summary(1).counts.samples_read) == (0, 3)
+
+
+def test_the_fullest_outbox_counts_and_one_of_unknown_size_does_not(fleet: Fleet) -> None:
+    fleet.on_telemetry("pi", "d", _told(outbox_bytes=50, outbox_max_bytes=200), 0)
+    fleet.on_telemetry("pi", "e", _told(outbox_bytes=150, outbox_max_bytes=200), 0)
+    fleet.on_telemetry("pi", "old", _told(outbox_bytes=10**9), 0)
+    assert fleet.summary(0, "pi").outbox_fill == 0.75
+    fleet.on_telemetry("pi", "e", _told(outbox_bytes=201, outbox_max_bytes=200), 1)
+    assert fleet.summary(1, "pi").outbox_fill == 1.0, "the cap may be passed by one batch"

@@ -95,6 +95,22 @@ def test_a_device_with_weights_of_another_run_does_not_lag_negatively() -> None:
     assert _value(registry, "device_weights_lag_records") == 0
 
 
+def test_the_lag_in_seconds_counts_from_the_first_version_that_a_device_lacks() -> None:
+    registry, fleet = CollectorRegistry(), _fleet_with_one_device()
+    metrics = TrainerMetrics(registry)
+    metrics.set_tiers(fleet.tiers)
+    exporter = FleetExporter(metrics)
+    for version, now in ((40, 1.0), (45, 10.0), (50, 30.0)):
+        exporter.update(fleet, version=version, now=now)
+    assert _value(registry, "device_weights_lag_seconds") == 20
+    fleet.on_telemetry("pi", "d", Telemetry(stream=A, weights_version=45), 35)
+    exporter.update(fleet, version=50, now=35.0)
+    assert _value(registry, "device_weights_lag_seconds") == 5
+    fleet.on_telemetry("pi", "d", Telemetry(stream=A, weights_version=50), 36)
+    exporter.update(fleet, version=50, now=36.0)
+    assert _value(registry, "device_weights_lag_seconds") == 0
+
+
 def test_an_agent_shows_its_own_telemetry() -> None:
     registry = CollectorRegistry()
     exporter = DeviceExporter(AgentMetrics(registry))

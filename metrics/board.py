@@ -1,0 +1,210 @@
+"""Where the trainer's thread leaves what it knows of its fleet, and page and scrape pick it up.
+
+Entries are made anew only for devices that said something, so a large, quiet fleet costs little; and whoever
+saw revision n is given what changed after it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from metrics.fleet import Device, Fleet, State, TierSummary, outbox_fill
+from metrics.history import History
+from metrics.view import DeviceView, FleetView, Point, RefusalView, TierView, TrainerView
+
+MAX_REFUSALS: Final = 50
+
+
+class Board:
+    """Update from one thread, look from any.
+
+    Args:
+        job: The job's name.
+        unix_s: The time.
+        measure: What devices' figures of merit are.
+    """
+
+    def __init__(self, job: str, *, unix_s: float, measure: str = "accuracy") -> None:
+        self._job = job
+        self._id = secrets.token_hex(8)
+        self._measure = measure
+        self._started_unix_s = self._now_unix_s = unix_s
+        self._lock = threading.Lock()
+        self._revision = 0
+        self._shrunk_at = 0
+        self._devices: dict[tuple[str, str], DeviceView] = {}
+        self._signatures: dict[tuple[str, str], tuple[float, State, bool]] = {}
+        self._trainer = TrainerView()
+        self._tiers: tuple[TierView, ...] = ()
+        self._fleet = TierView(name="")
+        self._history = History()
+        self._refusals: deque[RefusalView] = deque(maxlen=MAX_REFUSALS)
+        self._refused_at = 0
+
+    def update(
+        self,
+        fleet: Fleet,
+        summaries: Mapping[str, TierSummary],
+        trainer: TrainerView,
+        *,
+        now: float,
+        unix_s: float,
+    ) -> None:
+        """Take in the fleet as it is ``now``, on the fleet's clock."""
+        states: dict[str, Counter[str]] = {tier: Counter() for tier in summaries}
+        with self._lock:
+            self._revision += 1
+            self._now_unix_s = unix_s
+            known = {(entry.tier, entry.name) for entry in fleet.by_age()}
+            for key in self._devices.keys() - known:
+                del self._devices[key], self._signatures[key]
+                self._shrunk_at = self._revision
+            for entry in fleet.by_age():
+                key, state, online = (
+                    (entry.tier, entry.name),
+                    fleet.state(entry, now),
+                    fleet.online(entry, now),
+                )
+                states[entry.tier][state.value] += 1
+                if self._signatures.get(key) != (entry.heard, state, online):
+                    self._signatures[key] = (entry.heard, state, online)
+                    heard_unix_s = round(unix_s - (now - entry.heard), 1)
+                    self._devices[key] = _device(entry, state, online, heard_unix_s, self._revision)
+            self._trainer = trainer
+            self._tiers = tuple(
+                _tier(tier, summary, states[tier], trainer.loss.get(tier))
+                for tier, summary in summaries.items()
+            )
+            self._fleet = _whole(self._tiers)
+            self._history.add(self._point(unix_s))
+
+    def refuse(self, refusal: RefusalView) -> None:
+        """Note a refused message."""
+        with self._lock:
+            self._revision += 1
+            self._refusals.appendleft(refusal)
+            self._refused_at = self._revision
+
+    def view(self, *, board: str = "", since: int = 0) -> FleetView:
+        """Everything; or, for who names this board and a revision of it, what is new."""
+        with self._lock:
+            least = max(self._shrunk_at, self._history.thinned_at)
+            whole = board != self._id or not least <= since <= self._revision
+            since = -1 if whole else since
+            return FleetView(
+                job=self._job,
+                board=self._id,
+                revision=self._revision,
+                now_unix_s=self._now_unix_s,
+                started_unix_s=self._started_unix_s,
+                measure=self._measure,
+                trainer=self._trainer,
+                fleet=self._fleet,
+                tiers=self._tiers,
+                whole=whole,
+                devices=tuple(one for one in self._devices.values() if one.revision > since),
+                points=tuple(one for one in self._history.points if one.revision > since),
+                refusals=tuple(self._refusals) if self._refused_at > since else None,
+            )
+
+    def oldest(self, most: int) -> tuple[list[DeviceView], int]:
+        """The ``most`` devices that have been known longest, and how many more there are."""
+        with self._lock:
+            devices = list(self._devices.values())
+        return devices[:most], max(0, len(devices) - most)
+
+    def _point(self, unix_s: float) -> Point:
+        trainer = self._trainer
+        return Point(
+            at_unix_s=round(unix_s, 1),
+            samples=trainer.samples,
+            messages=trainer.messages,
+            refused=sum(one.count for one in trainer.refused),
+            bytes_up=trainer.bytes_up,
+            bytes_down=trainer.bytes_down,
+            online=self._fleet.online,
+            loss={tier.name: round(tier.loss, 4) for tier in self._tiers if tier.loss is not None},
+            quality={tier.name: round(tier.quality, 4) for tier in self._tiers if tier.quality is not None},
+            revision=self._revision,
+        )
+
+
+def _device(device: Device, state: State, online: bool, heard_unix_s: float, revision: int) -> DeviceView:
+    known = {
+        "tier": device.tier,
+        "name": device.name,
+        "state": state.value,
+        "heard_unix_s": heard_unix_s,
+        "online": online,
+        "reason": device.reason,
+        "software": device.software,
+        "revision": revision,
+    }
+    told = device.telemetry
+    if told is None:
+        return DeviceView(**known)  # type: ignore[arg-type]
+    return DeviceView(
+        **known,  # type: ignore[arg-type]
+        samples=told.samples_forwarded,
+        samples_dropped=told.samples_dropped,
+        batches_refused=told.batches_refused,
+        bytes_up=told.bytes_up,
+        bytes_down=told.bytes_down,
+        outbox_bytes=told.outbox_bytes,
+        outbox_fill=round(outbox_fill(told), 3),
+        weights_version=told.weights_version,
+        quality=None if told.accuracy is None else round(told.accuracy, 4),
+        evaluation_samples=told.evaluation_samples,
+        rss_bytes=told.rss_bytes,
+        temperature_celsius=told.temperature_celsius,
+    )
+
+
+def _tier(name: str, summary: TierSummary, states: Counter[str], loss: float | None) -> TierView:
+    return TierView(
+        name=name,
+        states=dict(states),
+        online=summary.devices_online,
+        samples=summary.counts.samples_forwarded,
+        samples_dropped=summary.counts.samples_dropped,
+        bytes_up=summary.counts.bytes_up,
+        bytes_down=summary.counts.bytes_down,
+        outbox_bytes=summary.outbox_bytes,
+        version_min=summary.version_min,
+        version_max=summary.version_max,
+        quality=summary.accuracy,
+        evaluation_samples=summary.evaluation_samples,
+        loss=loss,
+    )
+
+
+def _whole(tiers: Iterable[TierView]) -> TierView:
+    """The tiers' sum."""
+    tiers = list(tiers)
+    states: Counter[str] = Counter()
+    for tier in tiers:
+        states.update(tier.states)
+    judged = [(tier.quality, tier.evaluation_samples) for tier in tiers if tier.quality is not None]
+    weight = sum(samples for _, samples in judged)
+    oldest = [tier.version_min for tier in tiers if tier.version_min is not None]
+    newest = [tier.version_max for tier in tiers if tier.version_max is not None]
+    losses = [tier.loss for tier in tiers if tier.loss is not None]
+    return TierView(
+        name="",
+        states=dict(states),
+        online=sum(tier.online for tier in tiers),
+        samples=sum(tier.samples for tier in tiers),
+        samples_dropped=sum(tier.samples_dropped for tier in tiers),
+        bytes_up=sum(tier.bytes_up for tier in tiers),
+        bytes_down=sum(tier.bytes_down for tier in tiers),
+        outbox_bytes=sum(tier.outbox_bytes for tier in tiers),
+        version_min=min(oldest, default=None),
+        version_max=max(newest, default=None),
+        quality=sum(q * n for q, n in judged) / weight if weight else None,
+        evaluation_samples=weight,
+        loss=sum(losses) / len(losses) if losses else None,
+    )

@@ -1,0 +1,46 @@
+"""The mailbox keeps the newest message of each topic, within bounds, and what it drops shows in telemetry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from broker_config.transport import Received
+from edge_agent import mailbox
+from edge_agent.mailbox import Mailbox
+from edge_agent.outbox import Outbox
+from edge_agent.telemetry import take_telemetry
+from metrics.catalogue import AgentMetrics
+from metrics.telemetry import DeviceExporter
+
+
+def _message(topic: str, size: int = 1) -> Received:
+    return Received(topic=topic, payload=bytes(size), retained=False, qos=1, epoch=1)
+
+
+def test_a_newer_message_replaces_the_older_one_of_its_topic() -> None:
+    box = Mailbox()
+    for size in (3, 2, 1):
+        box.put(_message("a", size))
+    taken = box.take(0.0)
+    assert [event.payload for event in taken if isinstance(event, Received)] == [b"\0"]
+    assert (box.bytes_received, box.dropped) == (6, 0)
+
+
+def test_what_finds_no_room_is_dropped_and_counted() -> None:
+    box = Mailbox()
+    box.put(_message("large", mailbox.MAX_BYTES))
+    box.put(_message("more"))
+    assert (len(box.take(0.0)), box.dropped) == (1, 1)
+
+
+def test_the_drops_reach_telemetry_and_the_agents_metrics(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, job="j", device="d", tier="t", max_bytes=5000, when_full="pause")
+    outbox.count("messages_dropped", 2)
+    told = take_telemetry(outbox, None, source_ended=False)
+    outbox.close()
+    assert (told.messages_dropped, told.outbox_max_bytes) == (2, 5000)
+    registry = CollectorRegistry()
+    DeviceExporter(AgentMetrics(registry)).update(told)
+    assert registry.get_sample_value("sidestream_agent_messages_dropped_total") == 2

@@ -1,0 +1,117 @@
+"""What an operator sees of a running trainer: its scrape."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from broker_config.inprocess import InProcessBroker
+from broker_config.transport import Received, Transport, Will
+from contract.messages import TrainerStatus
+from host.trace import Trace
+from metrics.board import Board
+from metrics.broker_figures import BrokerFigures
+from metrics.catalogue import TrainerMetrics, total
+from metrics.fleet import Fleet
+from side_trainer.config import TrainerConfig
+from side_trainer.inbox import Inbox
+from side_trainer.ingest import Ingest
+from side_trainer.job import Job
+from side_trainer.journal import Journal
+from side_trainer.retained import Retained
+from side_trainer.trainer import run_trainer
+from tests.trainer.conftest import config, devices
+from tests.trainer.test_trainer import TOPICS, Listener, born, final, send, until
+
+
+@pytest.fixture
+def broker() -> Iterator[InProcessBroker]:
+    with InProcessBroker() as running:
+        yield running
+
+
+@contextmanager
+def watched(broker: InProcessBroker, settings: TrainerConfig) -> Iterator[str]:
+    """A running trainer; yields its metrics' URL."""
+    stop, urls = threading.Event(), queue.SimpleQueue[str]()
+
+    def connect(_config: TrainerConfig, client_id: str, will: Will) -> Transport:
+        return broker.transport(client_id, will=will)
+
+    thread = threading.Thread(
+        target=run_trainer, args=(settings, stop), kwargs={"connect": connect, "started": urls.put}
+    )
+    thread.start()
+    try:
+        yield urls.get(timeout=30)
+    finally:
+        stop.set()
+        thread.join(30)
+
+
+def scrape(url: str) -> dict[str, float]:
+    """Every series, as Prometheus writes it."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    return {
+        f"{sample.name}{{{','.join(f'{k}={v}' for k, v in sorted(sample.labels.items()))}}}": sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_the_brokers_own_figures_and_single_devices_are_in_the_scrape(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    with watched(broker, config(tmp_path, metrics_port=0)) as url:
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        listener.transport.publish("$SYS/broker/publish/messages/dropped", b"12")
+        listener.transport.publish("$SYS/broker/version", b"mosquitto version 2.0.11")
+        plan = born(listener, fleet)
+        send(listener, fleet[0], fleet[0].batch(plan))
+        final(listener, 8)
+        until(lambda: "sidestream_one_device_online{device=dev-2,tier=big}" in scrape(url), "devices")
+        until(lambda: scrape(url).get("sidestream_broker_publishes_dropped_total{}") == 12, "the figure")
+
+
+def test_a_device_whose_status_is_cleared_is_forgotten(broker: InProcessBroker, tmp_path: Path) -> None:
+    with watched(broker, config(tmp_path, metrics_port=0)) as url:
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        born(listener, fleet)
+        until(lambda: scrape(url)["sidestream_devices_known{tier=big}"] == 2, "they are known")
+        listener.transport.publish(TOPICS.status("big", fleet[0].name), b"", retain=True)
+        until(lambda: scrape(url)["sidestream_devices_known{tier=big}"] == 1, "one is forgotten")
+
+
+def test_messages_that_find_the_inbox_full_are_counted_in_the_metrics(
+    broker: InProcessBroker, journal: Journal, tmp_path: Path
+) -> None:
+    settings, inbox, metrics = config(tmp_path), Inbox(max_messages=2), TrainerMetrics(CollectorRegistry())
+    metrics.set_tiers(settings.tiers)
+    ingest = Ingest(
+        journal=journal,
+        job=Job(settings, journal),
+        transport=broker.transport("trainer"),
+        inbox=inbox,
+        fleet=Fleet(settings.tiers),
+        metrics=metrics,
+        board=Board("colours", unix_s=0.0),
+        broker_figures=BrokerFigures(),
+        retained=Retained(),
+        status=lambda: TrainerStatus(state="online", run=journal.run, epoch=1),
+        learner_woken=lambda connected: None,
+        trace=Trace(),
+    )
+    for _ in range(5):
+        topic = TOPICS.activations("big", "dev-0")
+        inbox.offer(Received(topic=topic, payload=b"x", retained=False, qos=1, epoch=1))
+    ingest.step(0.0)
+    assert (total(metrics.inbox_dropped), total(metrics.messages_rejected)) == (3, 2)
