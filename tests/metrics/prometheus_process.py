@@ -59,6 +59,8 @@ class Prometheus:
                 result: list[Any] = json.load(answer)["data"]["result"]
                 return result
         except urllib.error.HTTPError as error:
+            if error.code == 503:  # it is still starting
+                raise
             raise AssertionError(f"{expression}: {error.read().decode()}") from None
 
     def await_result(self, expression: str, timeout_s: float = 60.0) -> list[Any]:
@@ -69,7 +71,7 @@ class Prometheus:
                 if found := self.query(expression):
                     return found
             except urllib.error.URLError:
-                pass  # it is still starting
+                pass  # it does not listen yet
             assert self._process.poll() is None, self._log.read_text()[-2000:]
             assert time.monotonic() < deadline_s, f"nothing for {expression}: {self._log.read_text()[-1000:]}"
             time.sleep(0.1)
