@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -95,8 +96,7 @@ class SideNetwork(nn.Module):
         self.seed = seed
         self.dropout = dropout
         self.aligns = nn.ModuleDict()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _seeded(seed):
             self.gates = nn.Parameter(torch.zeros(spec.blocks - 1))
             self.adapters = nn.ModuleList(_Adapter(spec.width, spec.inner) for _ in range(spec.blocks))
             self.norm = nn.LayerNorm(spec.width)
@@ -110,8 +110,7 @@ class SideNetwork(nn.Module):
         Its initial weights depend on the seed and the name, not on when it is added.
         """
         salt = int.from_bytes(hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()[:7], "little")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(salt)
+        with _seeded(salt):
             self.aligns[_key(name)] = _Align(self.spec.blocks, width, self.spec.width)
         return self.aligns[_key(name)].parameters()
 
@@ -224,6 +223,20 @@ def align_of(parameter: str) -> str | None:
     """The alignment map that a parameter belongs to, or None if all tiers share it."""
     level, _, rest = parameter.partition(".")
     return _name(rest.rsplit(".", 1)[0]) if level == "aligns" else None
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Initial weights by a seed. On the meta device there are none, and torch's generator is left alone.
+
+    All threads share that, and an agent that adopts must not reach into a fold on another thread.
+    """
+    if torch.get_default_device().type == "meta":
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _key(name: str) -> str:

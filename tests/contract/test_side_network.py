@@ -17,6 +17,15 @@ from contract.side_network import SideNetwork, align_of, first_blocks, from_bund
 from contract.tensors import Floats
 
 SPEC = SideNetworkSpec(blocks=3, width=8, inner=12)
+ABOUT = About(
+    job="j",
+    run="0" * 32,
+    version=1,
+    labels=("a", "b", "c", "d", "e"),
+    side_network=SPEC,
+    aligns={"wide": 16, "nar.row": 6},
+    tiers={"t": "wide"},
+)
 Array = npt.NDArray[np.float64]
 
 
@@ -110,21 +119,24 @@ def test_a_map_starts_the_same_whenever_it_is_added() -> None:
 
 def test_a_bundle_brings_back_the_same_network() -> None:
     made = network()
-    about = About(
-        job="j",
-        run="0" * 32,
-        version=1,
-        labels=("a", "b", "c", "d", "e"),
-        side_network=SPEC,
-        aligns={"wide": 16, "nar.row": 6},
-        tiers={"t": "wide"},
-    )
-    back = from_bundle(decode_bundle(encode_bundle(about, made.arrays())))
+    back = from_bundle(decode_bundle(encode_bundle(ABOUT, made.arrays())))
     values, mask = rows(16, 3, 4, seed=9)
     assert torch.equal(back.predict("wide", values, mask), made.predict("wide", values, mask))
     missing = {name: array for name, array in made.arrays().items() if name != "gates"}
     with pytest.raises(DecodeError, match="gates"):
-        from_bundle(decode_bundle(encode_bundle(about, missing)))
+        from_bundle(decode_bundle(encode_bundle(ABOUT, missing)))
+
+
+def test_reading_a_bundle_never_touches_the_generator_that_a_fold_on_another_thread_draws_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = network()
+    data = encode_bundle(ABOUT, made.arrays())
+    touched: list[object] = []
+    monkeypatch.setattr(torch, "manual_seed", touched.append)
+    monkeypatch.setattr(torch.random, "set_rng_state", touched.append)
+    from_bundle(decode_bundle(data))
+    assert not touched
 
 
 def test_parameters_say_which_map_they_belong_to() -> None:
