@@ -10,7 +10,6 @@ from typing import NoReturn
 
 import broker_config.cli
 import edge_agent.cli
-import metrics.cli
 import side_trainer.cli
 import sidestream.demo_cli
 from contract.errors import SidestreamError
@@ -46,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sidestream {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in (sidestream.demo_cli, broker_config.cli, side_trainer.cli, edge_agent.cli, metrics.cli):
+    for room in (sidestream.demo_cli, broker_config.cli, side_trainer.cli, edge_agent.cli):
         room.add_parser(commands)
     return parser
 

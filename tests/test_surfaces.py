@@ -20,7 +20,6 @@ COMMANDS = {
         *("--alpha", "--broker", "--data", "--devices", "--eval", "--json", "--keep", "--label-column"),
         *("--max-samples", "--metrics-port", "--seed", "--text-column", "--trace"),
     ],
-    "metrics render": ["--out", "--target"],
     "trainer export": ["--out", "--state-dir"],
     "trainer run": None,
     "trainer status": ["--json", "--state-dir"],

@@ -31,16 +31,16 @@ LAYERS = 4
 POSITIONS = 48
 
 
-def save_tiny(folder: Path, family: str, *, seed: int = 0) -> Path:
-    """Write a random model of ``family`` with four layers of width 32."""
+def save_tiny(folder: Path, family: str, *, seed: int = 0, layers: int = LAYERS, width: int = WIDTH) -> Path:
+    """Write a random model of ``family``."""
     torch.manual_seed(seed)
-    model = _model(family)
+    model = _model(family, layers, width)
     model.save_pretrained(folder)
     _tokenizer(decoder=family in ("opt", "gpt2", "llama")).save_pretrained(folder)
     return folder
 
 
-def _model(family: str) -> Any:
+def _model(family: str, layers: int, width: int) -> Any:
     shared = {
         "vocab_size": len(SPECIAL) + len(WORDS),
         "pad_token_id": 1,
@@ -48,24 +48,26 @@ def _model(family: str) -> Any:
         "eos_token_id": 2,
     }
     deep = {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "max_position_embeddings": POSITIONS,
     }
     if family == "bert":
-        return BertModel(BertConfig(**shared, **deep, intermediate_size=64))
+        return BertModel(BertConfig(**shared, **deep, intermediate_size=2 * width))
     if family == "roberta":
         deep["max_position_embeddings"] = POSITIONS + 2
-        return RobertaModel(RobertaConfig(**shared, **deep, intermediate_size=64), add_pooling_layer=False)
+        return RobertaModel(
+            RobertaConfig(**shared, **deep, intermediate_size=2 * width), add_pooling_layer=False
+        )
     if family == "opt":
-        return OPTModel(OPTConfig(**shared, **deep, ffn_dim=64, word_embed_proj_dim=WIDTH))
+        return OPTModel(OPTConfig(**shared, **deep, ffn_dim=2 * width, word_embed_proj_dim=width))
     if family == "llama":
         del shared["pad_token_id"]
-        return LlamaModel(LlamaConfig(**shared, **deep, intermediate_size=64))
+        return LlamaModel(LlamaConfig(**shared, **deep, intermediate_size=2 * width))
     assert family == "gpt2"
     del shared["pad_token_id"]
-    return GPT2Model(GPT2Config(**shared, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=POSITIONS))
+    return GPT2Model(GPT2Config(**shared, n_embd=width, n_layer=layers, n_head=4, n_positions=POSITIONS))
 
 
 def _tokenizer(*, decoder: bool) -> PreTrainedTokenizerFast:

@@ -30,6 +30,20 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = 90.0) -
         time.sleep(0.02)
 
 
+def write_samples(path: Path, samples: int, *, seed: str) -> Path:
+    """JSONL whose labels can be told from the words."""
+    rng = random.Random(seed)
+    with path.open("w") as file:
+        for index in range(samples):
+            label = rng.choice(LABELS)
+            words = [
+                *rng.choices(WORDS[label], k=rng.randint(2, 6)),
+                *rng.choices(("the", "a", "now"), k=2),
+            ]
+            file.write(json.dumps({"text": " ".join(words), "label": label, "row": index}) + "\n")
+    return path
+
+
 class Processes:
     """Starts and ends processes, and knows where everything lies."""
 
@@ -44,17 +58,7 @@ class Processes:
         self._running: list[subprocess.Popen[bytes]] = []
 
     def write_data(self, device: str, samples: int) -> Path:
-        rng = random.Random(device)
-        path = self.folder / f"{device}.jsonl"
-        with path.open("w") as file:
-            for index in range(samples):
-                label = rng.choice(LABELS)
-                words = [
-                    *rng.choices(WORDS[label], k=rng.randint(2, 6)),
-                    *rng.choices(("the", "a", "now"), k=2),
-                ]
-                file.write(json.dumps({"text": " ".join(words), "label": label, "row": index}) + "\n")
-        return path
+        return write_samples(self.folder / f"{device}.jsonl", samples, seed=device)
 
     def trainer(self, *flags: str) -> subprocess.Popen[bytes]:
         config = self.folder / "trainer.toml"
