@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import broker_config.cli
 import edge_agent.cli
+import metrics.cli
 import side_trainer.cli
 import sidestream.demo_cli
 from contract.errors import SidestreamError
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sidestream {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in (sidestream.demo_cli, broker_config.cli, side_trainer.cli, edge_agent.cli):
+    for room in (sidestream.demo_cli, broker_config.cli, side_trainer.cli, edge_agent.cli, metrics.cli):
         room.add_parser(commands)
     return parser
 

@@ -20,6 +20,7 @@ COMMANDS = {
         *("--alpha", "--broker", "--data", "--devices", "--eval", "--json", "--keep", "--label-column"),
         *("--max-samples", "--metrics-port", "--seed", "--text-column", "--trace"),
     ],
+    "metrics render": ["--out", "--target"],
     "trainer export": ["--out", "--state-dir"],
     "trainer run": None,
     "trainer status": ["--json", "--state-dir"],
