@@ -163,7 +163,7 @@ def run_fleet(config: TrainerConfig, devices: Sequence[FleetDevice], folder: Pat
                     connect=lambda _, client_id, will: broker.transport(
                         client_id, will=will, max_inflight=64
                     ),
-                    started=lambda _: up.set(),
+                    started=lambda *_: up.set(),
                 )
             except BaseException as exc:
                 crew.failure = crew.failure or exc

@@ -101,12 +101,13 @@ def serve(registry: CollectorRegistry, port: int, host: str = "127.0.0.1") -> Me
         server_type = type("_Server", (_Server,), {"address_family": family})
         server = server_type((str(address[0]), port), _Handler)
     except (OSError, UnicodeError) as exc:
-        raise ConfigError(FIELD, _explain(exc, port, host)) from exc
+        raise ConfigError(FIELD, why_not(exc, port, host)) from exc
     server.set_app(make_wsgi_app(registry))
     return MetricsServer(server)
 
 
-def _explain(exc: OSError | UnicodeError, port: int, host: str) -> str:
+def why_not(exc: OSError | UnicodeError, port: int, host: str) -> str:
+    """Why a host and port cannot be listened on, and what to do."""
     number = getattr(exc, "errno", None)
     if number == errno.EADDRINUSE:
         return f"port {port} is in use; choose another, 0 for any free one"

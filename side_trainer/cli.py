@@ -93,8 +93,9 @@ def run(args: argparse.Namespace) -> int:
     set_up(config.log_level)
     from side_trainer.trainer import run_trainer, state_dir_of
 
-    def started(metrics_url: str) -> None:
+    def started(metrics_url: str, page_url: str) -> None:
         print(f"trainer of job {config.job!r} is running; state in {state_dir_of(config)}", flush=True)
+        print(f"page: {page_url or 'off'}", flush=True)
         print(f"metrics: {metrics_url or 'off'}; Ctrl-C stops it, and it goes on from there", flush=True)
 
     with stop_event() as stop, set_on_hangup(file.asked):

@@ -169,6 +169,12 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Prometheus scrapes this port; 0 for a free one, -1 for none."""
     metrics_devices: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
     """So many devices get Prometheus series of their own, seven each, those known longest; 0 for none."""
+    page: bool = True
+    """Serve the fleet page, a live view for a browser."""
+    page_host: str = "127.0.0.1"
+    """Where; anything but loopback lets whoever reaches it look, without a password."""
+    page_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9465
+    """On this port; 0 for a free one. If it is taken, the trainer says so and runs without the page."""
     trace_path: str = ""
     """Append what is done when to this file, a JSON object a line, for a timeline; empty: do not."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -26,6 +26,7 @@ from metrics.broker_figures import BrokerFigures
 from metrics.catalogue import BROKER_FIGURES, TrainerMetrics
 from metrics.device_series import DeviceSeries
 from metrics.fleet import Fleet
+from metrics.page_server import PortInUseError, serve_page
 from metrics.server import serve
 from side_trainer.config import TrainerConfig
 from side_trainer.inbox import Inbox
@@ -60,7 +61,7 @@ def run_trainer(
     stop: threading.Event,
     *,
     connect: Connect = connect_mqtt,
-    started: Callable[[str], None] = lambda metrics_url: None,
+    started: Callable[[str, str], None] = lambda metrics_url, page_url: None,
     settings_file: SettingsFile | None = None,
 ) -> None:
     """Run until ``stop`` is set.
@@ -69,7 +70,7 @@ def run_trainer(
         config: The operator's settings.
         stop: Set by a signal handler.
         connect: Makes the transport; tests give the in-process one.
-        started: Told once everything runs, with the metrics' URL, empty if there is none.
+        started: Told once everything runs, with the URLs of metrics and page, empty if there are none.
         settings_file: Where ``config`` came from: followed, so that tiers can be added while it runs.
 
     Raises:
@@ -94,6 +95,8 @@ def run_trainer(
         if config.metrics_port >= 0:
             registry = metrics.registry
             url = stack.enter_context(serve(registry, config.metrics_port, config.metrics_host)).url
+
+        page_url = _open_page(stack, config, board)
 
         def status(state: str = "online") -> TrainerStatus:
             return TrainerStatus(
@@ -137,8 +140,19 @@ def run_trainer(
             trace=trace,
         )
         _Threads(config, settings_file, transport, inbox, ingest, learner, status).run(
-            stop, lambda: started(url)
+            stop, lambda: started(url, page_url)
         )
+
+
+def _open_page(stack: ExitStack, config: TrainerConfig, board: Board) -> str:
+    """Serve the fleet page until the stack is unwound; return its URL, empty if there is none."""
+    if not config.page:
+        return ""
+    try:
+        return stack.enter_context(serve_page(board, config.page_port, config.page_host)).url
+    except PortInUseError as exc:
+        _log.warning("there is no fleet page: %s", exc)
+        return ""
 
 
 class _Threads:

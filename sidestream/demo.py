@@ -129,7 +129,8 @@ class Demo:
             self._pause(stop)
             self._children.check()
         url = said.partition(";")[0]
-        self._tell(f"trainer   metrics at {url} while it runs")
+        page = self._children.said("trainer", "page: ")
+        self._tell(f"trainer   fleet page at {page}, metrics at {url} while it runs")
         return url
 
     def _start_agents(self) -> None:

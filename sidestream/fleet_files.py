@@ -128,6 +128,7 @@ class FleetFiles:
             "state_dir": str(self.trainer_state),
             "labels": self.labels,
             "metrics_port": self._settings.metrics_port,
+            "page_port": 0,
             "trace_path": self._trace_path("trainer"),
             "broker": {"url": url},
             "learner": {"seed": self._settings.seed},

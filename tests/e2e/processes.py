@@ -65,7 +65,7 @@ class Processes:
         if not config.exists():
             config.write_text(
                 f'job = "{self.job}"\nstate_dir = "{self.trainer_state}"\nlabels = {json.dumps(LABELS)}\n'
-                f'metrics_port = 0\n[broker]\nurl = "{self.url}"\n[learner]\npasses = 2\n'
+                f'metrics_port = 0\npage_port = 0\n[broker]\nurl = "{self.url}"\n[learner]\npasses = 2\n'
                 f'[flow]\nretry_s = 1.0\n[tiers.small]\nbackbone = "{self.backbone}"\nbatch_size = 4\n'
             )
         return self.start("trainer", "trainer", "run", str(config), *flags)

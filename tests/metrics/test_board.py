@@ -22,8 +22,8 @@ T0 = 1_700_000_000.0
 class Crowd:
     """A fleet with a board, on a clock of its own."""
 
-    def __init__(self, devices: int) -> None:
-        self.fleet = Fleet(["big", "small"], max_devices=100)
+    def __init__(self, devices: int, *, most: int = 100) -> None:
+        self.fleet = Fleet(["big", "small"], max_devices=most)
         self.board = Board("colours", unix_s=T0)
         self.now = 0.0
         for number in range(devices):

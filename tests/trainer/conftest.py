@@ -32,6 +32,7 @@ def config(state_dir: Path, **changes: object) -> TrainerConfig:
         "tiers": {"big": TierConfig(backbone="m"), "small": TierConfig(backbone="m", layers=3)},
         "learner": LearnerSettings(seed=5, passes=2, replay=1, pass_rows=8, replay_rows=8),
         "metrics_port": -1,
+        "page": False,
         "idle_after_s": 0.05,
         "publish_every_s": 0.05,
         "checkpoint_every_s": 0.2,

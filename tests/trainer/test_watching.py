@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,6 +23,7 @@ from metrics.board import Board
 from metrics.broker_figures import BrokerFigures
 from metrics.catalogue import TrainerMetrics, total
 from metrics.fleet import Fleet
+from metrics.view import FleetView
 from side_trainer.config import TrainerConfig
 from side_trainer.inbox import Inbox
 from side_trainer.ingest import Ingest
@@ -40,14 +43,17 @@ def broker() -> Iterator[InProcessBroker]:
 
 @contextmanager
 def watched(broker: InProcessBroker, settings: TrainerConfig) -> Iterator[str]:
-    """A running trainer; yields its metrics' URL."""
+    """A running trainer; yields its metrics' URL, or its page's where it has one."""
     stop, urls = threading.Event(), queue.SimpleQueue[str]()
+
+    def started(metrics_url: str, page_url: str) -> None:
+        urls.put(page_url or metrics_url)
 
     def connect(_config: TrainerConfig, client_id: str, will: Will) -> Transport:
         return broker.transport(client_id, will=will)
 
     thread = threading.Thread(
-        target=run_trainer, args=(settings, stop), kwargs={"connect": connect, "started": urls.put}
+        target=run_trainer, args=(settings, stop), kwargs={"connect": connect, "started": started}
     )
     thread.start()
     try:
@@ -115,3 +121,36 @@ def test_messages_that_find_the_inbox_full_are_counted_in_the_metrics(
         inbox.offer(Received(topic=topic, payload=b"x", retained=False, qos=1, epoch=1))
     ingest.step(0.0)
     assert (total(metrics.inbox_dropped), total(metrics.messages_rejected)) == (3, 2)
+
+
+def test_the_page_shows_the_running_trainer(broker: InProcessBroker, tmp_path: Path) -> None:
+    with watched(broker, config(tmp_path, page=True, page_port=0)) as url:
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        plan = born(listener, fleet)
+        for device in fleet:
+            send(listener, device, device.batch(plan))
+        listener.transport.publish(TOPICS.activations("big", "dev-0"), b"rubbish")
+        final(listener, 24)
+
+        def view() -> FleetView:
+            with urllib.request.urlopen(f"{url}api/fleet", timeout=10) as answer:
+                return msgspec.json.decode(answer.read(), type=FleetView)
+
+        until(lambda: view().trainer.samples == 24 and view().trainer.final, "it is up to date")
+        now = view()
+    assert now.job == "colours" and [device.name for device in now.devices] == ["dev-0", "dev-1", "dev-2"]
+    assert now.trainer.connected and now.trainer.messages == 4 and set(now.trainer.loss) == {"big", "small"}
+    assert [(one.reason, one.count) for one in now.trainer.refused] == [("undecodable", 1)]
+    assert now.refusals is not None and now.refusals[0].device == "dev-0"
+    assert now.trainer.published == now.trainer.version > 0
+
+
+def test_a_page_whose_port_is_taken_is_no_reason_not_to_train(
+    broker: InProcessBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        settings = config(tmp_path, page=True, page_port=port, metrics_port=0)
+        with watched(broker, settings) as url:
+            assert url.endswith("/metrics")
+    assert f"port {port} is in use" in caplog.text

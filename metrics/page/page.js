@@ -1,0 +1,171 @@
+// Puts the fleet on the page.
+
+import { Chart } from "./chart.js";
+import { Fleet } from "./fleet.js";
+import { bytes, capital, clock, figure, node, rate, span, whole } from "./format.js";
+import { Table } from "./table.js";
+
+const STATES = ["online", "finished", "silent", "lost", "gone"];
+const MOST_DOTS = 600;
+const by = (id) => document.getElementById(id);
+const fleet = new Fleet();
+const table = new Table(fleet);
+const charts = {
+  quality: new Chart(by("c-quality"), { format: (v) => v.toFixed(2) }),
+  loss: new Chart(by("c-loss"), { format: (v) => v.toFixed(2) }),
+  samples: new Chart(by("c-samples"), { format: rate, floor: 0 }),
+  bytes: new Chart(by("c-bytes"), { format: bytes, floor: 0, binary: true }),
+};
+const cards = new Map();
+
+function say(id, text, className) {
+  const element = by(id);
+  if (element.textContent !== text) element.textContent = text;
+  if (className !== undefined) element.className = className;
+}
+
+function mood(view) {
+  const { trainer, fleet: all } = view;
+  if (!trainer.connected) return ["broker away", "bad"];
+  if ((trainer.backlog ?? 0) > 1000) return [`catching up, ${whole(trainer.backlog)} behind`, "warn"];
+  if (trainer.final) return ["all learnt", "done"];
+  if (!all.online && !trainer.samples) return ["waiting for devices", ""];
+  return ["learning", "good"];
+}
+
+function showTop(view) {
+  const { trainer } = view;
+  say("job", view.job);
+  say("version", whole(trainer.version ?? 0));
+  say("published", whole(trainer.published ?? 0));
+  say("since", `${clock(view.started_unix_s)} · ${span(view.now_unix_s - view.started_unix_s)}`);
+  const [text, className] = mood(view);
+  say("state", text, `pill ${className}`);
+  const online = view.fleet.online ?? 0;
+  document.title = `${whole(online)} online · ${view.job} · Sidestream`;
+}
+
+function big(id, text, small = "") {
+  const element = by(id);
+  element.replaceChildren(text);
+  if (small) element.append(" ", node("small", "", small));
+}
+
+function showTiles(view) {
+  const { trainer, fleet: all } = view;
+  const states = all.states ?? {};
+  const known = Object.values(states).reduce((sum, count) => sum + count, 0);
+  big("t-devices", whole(all.online ?? 0), `of ${whole(known)}`);
+  const troubled = (states.lost ?? 0) + (states.silent ?? 0);
+  say("t-devices-sub", troubled ? `${whole(states.lost ?? 0)} lost, ${whole(states.silent ?? 0)} silent` : `${whole(states.finished ?? 0)} finished`, `sub ${troubled ? "bad" : ""}`);
+  say("t-quality-name", capital(view.measure));
+  big("t-quality", figure(all.quality));
+  say("t-quality-sub", all.evaluation_samples ? `on ${whole(all.evaluation_samples)} held-out samples` : "nothing measured yet");
+  big("t-loss", figure(all.loss));
+  say("t-loss-sub", `${whole(trainer.backlog ?? 0)} records to learn`);
+  const last = fleet.points.length - 1;
+  big("t-samples", whole(trainer.samples ?? 0), last > 0 ? `${rate(fleet.rateAt(last, "samples"))}/s` : "");
+  say("t-samples-sub", all.samples_dropped ? `${whole(all.samples_dropped)} dropped by full outboxes` : `${whole(trainer.messages ?? 0)} batches, ${whole(trainer.duplicates ?? 0)} repeats`, `sub ${all.samples_dropped ? "bad" : ""}`);
+  big("t-traffic", bytes(trainer.bytes_up ?? 0), "up");
+  say("t-traffic-sub", `${bytes(all.bytes_down ?? 0)} received by devices`);
+  const refused = (trainer.refused ?? []).reduce((sum, one) => sum + one.count, 0);
+  big("t-refused", whole(refused));
+  say("t-refused-sub", trainer.inbox_dropped ? `${whole(trainer.inbox_dropped)} found the inbox full` : refused ? "see below" : "messages", `sub ${refused || trainer.inbox_dropped ? "warn" : ""}`);
+}
+
+function showCharts(view) {
+  const { points } = fleet;
+  const times = points.map((point) => point.at_unix_s);
+  const byTier = (field) => view.tiers
+    .map((tier, colour) => ({ name: tier.name, colour, values: points.map((point) => point[field]?.[tier.name] ?? null) }))
+    .filter((one) => one.values.some((value) => value != null));
+  const rates = (field) => points.map((_, i) => fleet.rateAt(i, field));
+  by("c-quality").querySelector("figcaption").textContent = `${capital(view.measure)} on the devices`;
+  charts.quality.show(times, byTier("quality"));
+  charts.loss.show(times, byTier("loss"));
+  charts.samples.show(times, [{ name: "samples/s", colour: 0, values: rates("samples") }]);
+  charts.bytes.show(times, [
+    { name: "up", colour: 0, values: rates("bytes_up") },
+    { name: "down, to the broker", colour: 1, values: rates("bytes_down") },
+  ]);
+}
+
+function makeCard(name, colour) {
+  const card = node("article", `card tier s${colour % 8}`);
+  const header = node("header");
+  const [devices, dots, states, facts] = [node("span"), node("div", "dots"), node("p", "states"), node("dl")];
+  header.append(node("h3", "", name), devices);
+  dots.setAttribute("aria-hidden", "true");
+  card.append(header, dots, states, facts);
+  by("tiers").append(card);
+  return { card, devices, dots, states, facts };
+}
+
+function showTiers(view) {
+  const collator = new Intl.Collator("en", { numeric: true });
+  const members = new Map(view.tiers.map((tier) => [tier.name, []]));
+  for (const device of fleet.devices.values()) members.get(device.tier)?.push(device);
+  view.tiers.forEach((tier, colour) => {
+    if (!cards.has(tier.name)) cards.set(tier.name, makeCard(tier.name, colour));
+    const { card, devices, dots, states, facts } = cards.get(tier.name);
+    card.className = `card tier s${colour % 8}`;
+    const known = members.get(tier.name).sort((a, b) => collator.compare(a.name, b.name));
+    devices.textContent = `${whole(tier.online ?? 0)} of ${whole(known.length)} online`;
+    while (dots.children.length > Math.min(known.length, MOST_DOTS)) dots.lastChild.remove();
+    known.slice(0, MOST_DOTS).forEach((device, i) => {
+      const dot = dots.children[i] ?? dots.appendChild(node("i"));
+      if (dot.className !== device.state) dot.className = device.state;
+      const title = `${device.name}: ${device.state}`;
+      if (dot.title !== title) dot.title = title;
+    });
+    states.replaceChildren(...STATES.filter((state) => tier.states?.[state]).map((state) => node("span", state, `${whole(tier.states[state])} ${state}`)));
+    const versions = tier.version_min == null ? "–" : tier.version_min === tier.version_max ? whole(tier.version_min) : `${whole(tier.version_min)}–${whole(tier.version_max)}`;
+    const told = [
+      [capital(view.measure), figure(tier.quality)], ["Loss", figure(tier.loss)], ["Version", versions], ["Samples", whole(tier.samples ?? 0)],
+      ["Sent", bytes(tier.bytes_up ?? 0)], ["Received", bytes(tier.bytes_down ?? 0)], ["In outboxes", bytes(tier.outbox_bytes ?? 0)], ["Dropped", whole(tier.samples_dropped ?? 0)],
+    ];
+    facts.replaceChildren(...told.map(([name, value]) => {
+      const pair = node("div");
+      pair.append(node("dt", "", name), node("dd", "", value));
+      return pair;
+    }));
+  });
+  for (const [name, { card }] of cards) if (!members.has(name)) { card.remove(); cards.delete(name); }
+}
+
+function rows(id, made) {
+  document.querySelector(`#${id} tbody`).replaceChildren(...made.map((cells) => {
+    const row = node("tr");
+    row.append(...cells.map(([text, className]) => node("td", className ?? "", text)));
+    return row;
+  }));
+  document.querySelector(`#${id} thead`).hidden = made.length === 0;
+  by(`${id}-empty`).hidden = made.length > 0;
+}
+
+function showRefused(view) {
+  const reasons = [...(view.trainer.refused ?? [])].sort((a, b) => b.count - a.count);
+  rows("reasons", reasons.map((one) => [[one.reason.replaceAll("_", " ")], [one.kind], [whole(one.count), "num"]]));
+  rows("refusals", fleet.refusals.map((one) => [[clock(one.at_unix_s, true)], [`${one.device} (${one.tier})`, "name"], [one.kind], [one.reason, "why"]]));
+}
+
+function age() {
+  if (!fleet.view) return;
+  say("updated", `${span((Date.now() - fleet.heardAt) / 1000)} ago`);
+}
+
+fleet.addEventListener("change", () => {
+  const notice = by("notice");
+  notice.hidden = fleet.failures < 2;
+  if (!notice.hidden) {
+    notice.textContent = "The trainer does not answer. What you see is the last that it said; this page asks again by itself.";
+    say("state", "no answer", "pill bad");
+  }
+  if (!fleet.view || fleet.failures) return;
+  for (const show of [showTop, showTiles, showCharts, showTiers, showRefused]) show(fleet.view);
+  table.show();
+  age();
+  document.body.dataset.revision = fleet.revision;
+});
+setInterval(age, 1000);
+fleet.start();

@@ -1,0 +1,191 @@
+"""The fleet page: ``http://host:port/``, read-only, from files that come with the product.
+
+A small web application (Starlette) on a thread with an event loop of its own (uvicorn), so that no peer, slow
+or silent, costs a thread. It asks the board and nobody else.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.resources
+import ipaddress
+import socket
+import threading
+from types import TracebackType
+from typing import Final
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from contract.errors import ConfigError
+from metrics.board import Board
+from metrics.server import why_not
+
+FIELD: Final = "page_port"
+_FILES: Final = {
+    "index.html": "text/html",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "chart.js": "text/javascript",
+    "fleet.js": "text/javascript",
+    "format.js": "text/javascript",
+    "table.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+_CLOSE_S: Final = 5.0
+
+
+class PortInUseError(ConfigError):
+    """Somebody else has the page's port: a page is no reason not to train."""
+
+
+class _Guarded:
+    """Adds the headers; answers a loopback page under this machine's own names only.
+
+    Otherwise any web site could have its name point here, and read the page through the visitor's browser.
+    """
+
+    def __init__(self, app: ASGIApp, loopback: bool) -> None:
+        self._app = app
+        self._loopback = loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        app = self._app
+        if self._loopback and not _is_ours(Headers(scope=scope).get("host", "")):
+            app = PlainTextResponse("this page is served under localhost and 127.0.0.1 only", 421)
+        await app(scope, receive, guarded)
+
+
+def _is_ours(host: str) -> bool:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    return name.strip("[]").lower() == "localhost" or _is_loopback(name.strip("[]"))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def application(board: Board, *, loopback: bool = True) -> Starlette:
+    """The page's routes: its files, and ``api/fleet``."""
+    folder = importlib.resources.files("metrics") / "page"
+    contents = {name: (folder / name).read_bytes() for name in _FILES}
+
+    async def fleet(request: Request) -> Response:
+        since = request.query_params.get("since", "")
+        view = board.view(
+            board=request.query_params.get("board", ""),
+            since=int(since) if since.isdecimal() and len(since) < 16 else 0,
+        )
+        return Response(msgspec.json.encode(view), media_type="application/json")
+
+    async def file(request: Request) -> Response:
+        name = request.path_params.get("name", "index.html")
+        if name not in contents:
+            return PlainTextResponse("there is no such page", 404)
+        return Response(contents[name], media_type=_FILES[name])
+
+    return Starlette(
+        routes=[Route("/", file), Route("/api/fleet", fleet), Route("/{name}", file)],
+        middleware=[Middleware(_Guarded, loopback=loopback), Middleware(GZipMiddleware, compresslevel=1)],
+    )
+
+
+class PageServer:
+    """A running page; close it, or use it as a context manager."""
+
+    def __init__(self, app: Starlette, listening: socket.socket) -> None:
+        self._socket = listening
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            limit_concurrency=64,
+            timeout_keep_alive=10,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([listening],), name="sidestream-page", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds it."""
+        host, port = self._socket.getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+    def close(self) -> None:
+        """Stop answering and free the port; again does nothing."""
+        self._server.should_exit = True
+        self._thread.join(_CLOSE_S)
+        self._socket.close()
+
+    def __enter__(self) -> PageServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def serve_page(board: Board, port: int, host: str = "127.0.0.1") -> PageServer:
+    """Serve the page.
+
+    Args:
+        board: What to show.
+        port: 0 for any free one.
+        host: The address to listen on. Anything but loopback is open to whoever reaches it: there are no
+            passwords.
+
+    Raises:
+        PortInUseError: if the port is taken.
+        ConfigError: if the port is not ours to take, or the host is no address of this machine.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(128)
+        except BaseException:
+            listening.close()
+            raise
+    except (OSError, UnicodeError) as exc:
+        error = PortInUseError if getattr(exc, "errno", None) == errno.EADDRINUSE else ConfigError
+        raise error(FIELD, why_not(exc, port, host)) from exc
+    return PageServer(application(board, loopback=_is_loopback(str(address[0]))), listening)

@@ -1,0 +1,47 @@
+"""A headless Chromium, for looking at pages: one process a look, with a profile of its own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+BINARY = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(BINARY is None, reason="there is no chromium")
+_FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--hide-scrollbars", "--enable-logging=stderr"),
+)
+
+
+def look(url: str) -> str:
+    """What the page's document is once its scripts have run for five seconds of the browser's clock.
+
+    Raises:
+        AssertionError: if the browser failed, or the page wrote to its console, as a page does that breaks
+            its own content policy.
+    """
+    return _run(url, "--dump-dom")
+
+
+def picture(url: str, path: Path, *, dark: bool) -> bytes:
+    """The page as it is seen."""
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    _run(url, scheme, "--window-size=1440,1500", f"--screenshot={path}")
+    return path.read_bytes()
+
+
+def _run(url: str, *flags: str) -> str:
+    assert BINARY is not None
+    with tempfile.TemporaryDirectory(prefix="chromium-") as profile:
+        arguments = [f"--user-data-dir={profile}", "--virtual-time-budget=5000", *flags]
+        done = subprocess.run(
+            [BINARY, *_FLAGS, *arguments, url], capture_output=True, text=True, timeout=120, check=False
+        )
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert done.returncode == 0 and not said, (done.returncode, said, done.stderr[-2000:])
+    return done.stdout
