@@ -1,5 +1,4 @@
-"""What Sidestream tells Prometheus: every metric defined once, the view of the fleet, the scrape endpoint and
-the fleet page.
+"""What Sidestream shows of a fleet: each metric defined once, scrape endpoint, rules, alerts, the page.
 
 Knows messages (:mod:`contract`) and ``prometheus_client``; knows no broker, no journal and no clock.
 """
