@@ -108,7 +108,7 @@ class _Crew:
         )
         stop = threading.Event()
 
-        def connect(_: AgentConfig, client_id: str, will: Will) -> Transport:
+        def connect(_: AgentConfig, client_id: str, will: Will | None) -> Transport:
             return self._broker.transport(client_id, will=will)
 
         def load(reference: str, layers: int, precision: Precision) -> Backbone:

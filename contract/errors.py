@@ -6,6 +6,7 @@
     ├── ConfigError      a setting is missing or wrong; names the field
     ├── DataError        samples cannot be read; names the file, and the line or column
     ├── StateError       a state directory cannot be used, or is not what it should be
+    │   └── StorageError     it cannot be written to for now: the disk is full, read-only or failing
     ├── BackboneError    a backbone cannot be loaded, or is not the one the job uses
     ├── BrokerError      the broker cannot be reached, started or written to
     └── WireError        what a peer sent cannot be used
@@ -38,6 +39,10 @@ class DataError(SidestreamError):
 
 class StateError(SidestreamError):
     """A state directory cannot be used, or is not what it should be."""
+
+
+class StorageError(StateError):
+    """A state directory cannot be written to for now. Nothing is lost by trying again later."""
 
 
 class BackboneError(SidestreamError):

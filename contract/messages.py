@@ -160,6 +160,8 @@ class Receipt(Message, frozen=True, kw_only=True):
     """Its :func:`refusal_digest`; a device whose own batch has another one ignores the refusal."""
     reason: ShortText = ""
     """Why it was refused."""
+    fence: Count = 0
+    """Of the trainer that says so; a device that knows of a higher one ignores it."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
@@ -188,6 +190,8 @@ class Status(Message, frozen=True, kw_only=True):
     """Label names in the device's data, where it can list them."""
     reason: ShortText = ""
     """Of an offline state: ``goodbye``, ``lost``, or what went wrong."""
+    instance: ShortText = ""
+    """The process's random name, by which two agents under one device's name are told apart."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
@@ -319,9 +323,24 @@ class TrainerStatus(Message, frozen=True, kw_only=True):
     """Distinct samples journaled."""
     final: bool = False
     """Idle: every pass over the journal is done."""
+    fence: Count = 0
+    """Of two trainers of one job the one with the higher fence rules; 0 from one that knows no fences."""
+    instance: ShortText = ""
+    """The process's random name."""
 
     def __post_init__(self) -> None:
         check_stream(self.run)
+
+
+class TrainerClaim(Message, frozen=True, kw_only=True):
+    """A trainer asks whether there is another one of its job; that one answers with its status."""
+
+    instance: ShortText
+    """The process's random name."""
+    fence: Count
+    """Its fence, which rises if need be."""
+    take_over: bool = False
+    """Whether it will depose the other."""
 
 
 class Rejection(Message, frozen=True, kw_only=True):

@@ -140,6 +140,8 @@ class Plan(Message, frozen=True, kw_only=True):
     """The side-network's shape."""
     flow: FlowPlan = FlowPlan()
     """Rates."""
+    fence: Count = 0
+    """Of the trainer that publishes it; a device that knows of a higher one ignores the plan."""
 
     def __post_init__(self) -> None:
         check_stream(self.run)

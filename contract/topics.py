@@ -67,6 +67,10 @@ class Topics:
     def trainer_status(self) -> str:
         return f"{self.base}/trainer/status"
 
+    @property
+    def trainer_claim(self) -> str:
+        return f"{self.base}/trainer/claim"
+
     def activations(self, tier: str, device: str) -> str:
         return f"{self.base}/up/{tier}/{device}/activations"
 

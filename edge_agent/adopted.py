@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from contract.bundle import Bundle, decode_bundle, digest
-from contract.errors import StateError, WireError
+from contract.errors import StateError, StorageError, WireError
 from contract.plan import TierPlan
 from host.state_dir import write_atomically
 
@@ -50,7 +50,7 @@ def save_adopted(state_dir: Path, adopted: Adopted, bundle: bytes) -> None:
     """Replace what was adopted before; a crash at any moment leaves the old or the new, whole.
 
     Raises:
-        StateError: it cannot be written.
+        StorageError: it cannot be written.
     """
     folder = state_dir / _FOLDER
     name = _bundle_name(adopted)
@@ -62,7 +62,7 @@ def save_adopted(state_dir: Path, adopted: Adopted, bundle: bytes) -> None:
             if old.name != name:
                 old.unlink()
     except OSError as exc:
-        raise StateError(f"{folder}: adopted weights cannot be saved: {exc.strerror}") from exc
+        raise StorageError(f"{folder}: adopted weights cannot be saved: {exc.strerror}") from exc
 
 
 def load_adopted(state_dir: Path) -> Kept | None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from contract.bundle import Bundle, decode_bundle, digest
-from contract.errors import DecodeError, MismatchError, StateError, WireError
+from contract.errors import DecodeError, MismatchError, StateError, StorageError, WireError
 from contract.messages import WeightsManifest
 from contract.plan import Plan
 from contract.side_network import SideNetwork, from_bundle
@@ -112,11 +112,7 @@ class Adopter:
             self._changed.notify()
 
     def run(self) -> None:
-        """Adopt and measure until stopped.
-
-        Raises:
-            StateError: weights cannot be saved.
-        """
+        """Adopt and measure until stopped."""
         while True:
             offer = self._next()
             if self._stopped:
@@ -159,7 +155,10 @@ class Adopter:
             self._metrics.weights_refused.inc()
             return
         before = self._in_use
-        save_adopted(self._state_dir, self._adopted(manifest), data)
+        try:
+            save_adopted(self._state_dir, self._adopted(manifest), data)
+        except StorageError as exc:
+            log.error("version %d is used, but a restart will not find it: %s", manifest.version, exc)
         self._in_use = InUse(manifest.version, manifest.bundle_digest, network, None)
         self._metrics.weights_adopted.inc()
         self._trace.add("adopt", "weights", started, version=manifest.version, bytes=len(data))

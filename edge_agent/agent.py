@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,9 +15,11 @@ from prometheus_client import CollectorRegistry
 from broker_config.connection import Connection
 from broker_config.transport import Transport, Will
 from contract.plan import Precision
+from contract.topics import Topics
 from edge_agent.board import detect_tier, machine_id
 from edge_agent.budget import LinkBudget
 from edge_agent.config import AgentConfig, parse_part
+from edge_agent.namesake import await_departure
 from edge_agent.outbox import Outbox
 from edge_agent.session import Connect, Device, LoadBackbone, Outcome, Session
 from edge_agent.sources import open_source, read_evaluation
@@ -40,7 +43,7 @@ def load_shared(reference: str, layers: int, precision: Precision) -> Backbone:
     return shared_backbone(reference, layers, precision)
 
 
-def connect_mqtt(config: AgentConfig, client_id: str, will: Will) -> Transport:
+def connect_mqtt(config: AgentConfig, client_id: str, will: Will | None) -> Transport:
     """The real broker connection."""
     return Connection(config.broker, client_id=client_id, will=will)
 
@@ -114,6 +117,7 @@ class Agent:
             device = Device(
                 config=config,
                 name=self.name,
+                instance=secrets.token_hex(16),
                 tier=self.tier,
                 outbox=outbox,
                 evaluation_rows=rows,
@@ -126,6 +130,15 @@ class Agent:
                 link=LinkBudget(config.max_kib_per_minute) if config.max_kib_per_minute else None,
             )
             outcome = Session(device).run(patience_s=config.broker_wait_s, started=lambda: self._started(url))
-            while outcome is Outcome.NEW_PLAN:
+            while outcome in (Outcome.NEW_PLAN, Outcome.NAMESAKE):
+                if outcome is Outcome.NAMESAKE:
+                    self._await_departure()
                 outcome = Session(device).run(patience_s=0.0, started=lambda: None)
         return 0
+
+    def _await_departure(self) -> None:
+        """Keep away while another agent has this device's name."""
+        config = self._config
+        status = Topics(config.job).status(self.tier, self.name)
+        client_id = f"sidestream-{config.job}-{self.name}-look"
+        await_departure(lambda: self._connect(config, client_id, None), status, self._stop)

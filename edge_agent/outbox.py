@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple
 
-from contract.errors import MismatchError, StateError
+from contract.errors import MismatchError, StateError, StorageError
 from edge_agent.samples import Row, Sample
 
 FILE_NAME = "agent.db"
@@ -98,6 +98,7 @@ class Outbox:
         self._when_full = when_full
         self._lock = threading.RLock()
         self._volatile: Counter[str] = Counter()
+        self._saving: Counter[str] = Counter()  # what of it the running transaction saves
         self._closed = False
         self._db = self._open()
         try:
@@ -352,7 +353,7 @@ class Outbox:
         for name, amount in (*taken.counts.items(), *self._volatile.items()):
             self._add(name, amount)
         self._add("forward_us", round(taken.forward_seconds * 1e6))
-        self._volatile.clear()
+        self._saving = Counter(self._volatile)
 
     def _make_room(self, needed: int) -> None:
         count, total = self.size()
@@ -393,15 +394,20 @@ class Outbox:
             try:
                 yield self._db
                 self._db.execute("COMMIT")
+                self._volatile -= self._saving
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+            finally:
+                self._saving = Counter()
 
 
 @contextmanager
 def _as_state_error(path: Path) -> Iterator[None]:
     try:
         yield
+    except sqlite3.OperationalError as exc:
+        raise StorageError(f"{path}: {exc}; free disk space, or mend the disk") from exc
     except sqlite3.Error as exc:
         raise StateError(f"{path}: {exc}") from exc

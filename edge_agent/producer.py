@@ -9,12 +9,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from contract.errors import StorageError
 from contract.messages import ActivationBatch, to_bin
 from contract.plan import DEFAULT_LADDER, Plan, Rung, TierPlan, labels_id
 from contract.sampling import parse_sampling
@@ -35,6 +37,8 @@ _LOOK_AHEAD = 4  # batches; samples of similar length are computed together
 _HEADER_BYTES = 1024  # what a message holds beside its arrays, at most
 _SAVE_EVERY = 256  # samples set aside between two transactions
 _WAIT_S = 0.1
+_STORAGE_RETRY_S = 2.0
+T = TypeVar("T")
 _TOLD = 5  # labels unknown to the job that are named in the log
 log = logging.getLogger(__name__)
 
@@ -163,7 +167,8 @@ class Producer:
 
     def _save(self) -> None:
         if self._taken.keys:
-            self._outbox.consume(self._taken)
+            if not self._patiently(partial(self._outbox.consume, self._taken)):
+                return
             self._waiting.difference_update(self._taken.keys)
             self._taken = Taken()
 
@@ -216,14 +221,16 @@ class Producer:
         seconds: float,
     ) -> list[int]:
         """Put rows into the outbox; return the sequence numbers they got."""
-        sequences = []
+        sequences: list[int] = []
         for part in maker.split(sampled, rows):
             taken, self._taken = self._taken, Taken()
             taken.keys += [samples[row].key for row in part]
             taken.counts.update({"samples_read": len(part), "samples_forwarded": len(part)})
             taken.forward_seconds += seconds * len(part) / len(rows)
             packer = self._packer(maker, sampled, targets, part)
-            sequences.append(self._outbox.append(packer, len(part), taken))
+            sequences += (done := self._patiently(partial(self._outbox.append, packer, len(part), taken)))
+            if not done:
+                break
             self._waiting.difference_update(taken.keys)
             self._on_batch()
         return sequences
@@ -245,6 +252,24 @@ class Producer:
             return payload
 
         return counted
+
+    def _patiently(self, write: Callable[[], T]) -> tuple[T, ...]:
+        """Write to the outbox; where the disk cannot take it, wait and try again.
+
+        Returns:
+            What ``write`` returned, alone; nothing if we were stopped before that.
+        """
+        told = False
+        while True:
+            try:
+                return (write(),)
+            except StorageError as exc:
+                if not told:
+                    log.error("%s; computing waits until then, and nothing is lost", exc)
+                told = True
+            if self._stopped():
+                return ()
+            self._pause(_STORAGE_RETRY_S)
 
     def _pause(self, seconds: float) -> None:
         until_s = time.monotonic() + seconds

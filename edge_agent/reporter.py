@@ -12,6 +12,7 @@ from contract.messages import Status
 from contract.topics import Topics
 from contract.wire import pack
 from edge_agent.adoption import InUse
+from edge_agent.namesake import ranks_above
 from edge_agent.outbox import Outbox
 from edge_agent.telemetry import progress_line, take_telemetry
 from metrics.catalogue import AgentMetrics
@@ -32,6 +33,7 @@ class Reporter:
         topics: The job's.
         tier: The device's tier,
         name: and its name.
+        instance: The process's random name.
         metrics: Shows the same figures.
     """
 
@@ -42,6 +44,7 @@ class Reporter:
         *,
         tier: str,
         name: str,
+        instance: str,
         metrics: AgentMetrics,
     ) -> None:
         self.backbone: Backbone | None = None
@@ -49,6 +52,7 @@ class Reporter:
         self.labels: tuple[str, ...] = ()
         """Label names in the device's data, as far as they can be listed."""
         self._outbox = outbox
+        self._instance = instance
         self._birth = outbox.new_birth()
         self._status_topic = topics.status(tier, name)
         self._telemetry_topic = topics.telemetry(tier, name)
@@ -92,6 +96,13 @@ class Reporter:
             width=backbone.width if backbone else 0,
             labels=self.labels if state == "online" else (),
             reason=reason,
+            instance=self._instance,
+        )
+
+    def gives_way_to(self, status: Status) -> bool:
+        """Whether a status on this device's topic is another agent's, to which this one gives way."""
+        return status.instance != self._instance and ranks_above(
+            status, birth=self._birth, instance=self._instance
         )
 
 

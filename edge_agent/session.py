@@ -24,9 +24,18 @@ from contract.errors import (
     ConfigError,
     DataError,
     SidestreamError,
+    StorageError,
     WireError,
 )
-from contract.messages import ActivationBatch, Flow, Receipt, WeightsChunk, WeightsManifest, refusal_digest
+from contract.messages import (
+    ActivationBatch,
+    Flow,
+    Receipt,
+    Status,
+    WeightsChunk,
+    WeightsManifest,
+    refusal_digest,
+)
 from contract.plan import Plan, Precision, TierPlan
 from contract.topics import Topics
 from contract.wire import TARGET_MESSAGE_BYTES, unpack
@@ -57,7 +66,7 @@ _JOIN_S = 15.0
 _TELEMETRY_SHARE = 0.1  # of a budget for the link
 log = logging.getLogger(__name__)
 
-Connect = Callable[[AgentConfig, str, Will], Transport]
+Connect = Callable[[AgentConfig, str, Will | None], Transport]
 LoadBackbone = Callable[[str, int, Precision], "Backbone"]
 
 
@@ -67,6 +76,7 @@ class Outcome(enum.Enum):
     STOPPED = "stopped"
     DONE = "done"
     NEW_PLAN = "new plan"
+    NAMESAKE = "another agent has this device's name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +85,8 @@ class Device:
 
     config: AgentConfig
     name: str
+    instance: str
+    """The process's random name."""
     tier: str
     outbox: Outbox
     evaluation_rows: Sequence[Row] | None
@@ -106,6 +118,7 @@ class Session:
             self._topics,
             tier=device.tier,
             name=device.name,
+            instance=device.instance,
             metrics=device.metrics,
         )
         self._reporter.labels = self._source.labels()
@@ -114,6 +127,7 @@ class Session:
         )
         self._weights = WeightsInbox(self._transport, self._topics.weights(device.tier))
         self._plan: Plan | None = None
+        self._fence = 0  # the highest of a trainer's that was seen
         self._flow: Flow | None = None
         self._sender: Sender | None = None
         self._adopter: Adopter | None = None
@@ -123,6 +137,7 @@ class Session:
         self._closing = threading.Event()
         self._failure: BaseException | None = None
         self._new_plan = False
+        self._namesake = False
         self._produced = False
         self._connected = False
         self._connections = 0
@@ -150,7 +165,8 @@ class Session:
         topics, tier = self._topics, self._tier
         receipts = topics.receipt(tier, self._device.name)
         # The plan last: it sets the work going, and what is retained on the others should be known by then.
-        for topic in (topics.flow(tier), receipts, topics.weights(tier), topics.plan):
+        own = topics.status(tier, self._device.name)
+        for topic in (own, topics.flow(tier), receipts, topics.weights(tier), topics.plan):
             self._transport.subscribe(topic)
         self._transport.start(self._mailbox.put)
         reason = "failed"
@@ -186,6 +202,8 @@ class Session:
             raise self._failure
         if self._device.stop.is_set():
             return Outcome.STOPPED
+        if self._namesake:
+            return Outcome.NAMESAKE
         if self._new_plan:
             return Outcome.NEW_PLAN
         return Outcome.DONE if self._config.exit_when_done and self._is_done() else None
@@ -212,7 +230,7 @@ class Session:
         self._check_backbone()
         self._offer_labels(now)
         self._weights.tick()
-        if self._birth_due and self._publish(self._reporter.birth()):
+        if self._birth_due and not self._namesake and self._publish(self._reporter.birth()):
             self._birth_due = False
         if self._telemetry_due or now - self._telemetry_s >= self._telemetry_every_s:
             self._telemetry_due, self._telemetry_s = False, now
@@ -251,6 +269,8 @@ class Session:
             self._on_plan(unpack(Plan, event.payload))
         elif event.topic == topics.receipt(tier, self._device.name):
             self._on_receipt(unpack(Receipt, event.payload))
+        elif event.topic == topics.status(tier, self._device.name):
+            self._on_own_status(unpack(Status, event.payload))
         elif event.topic == topics.flow(tier):
             self._on_flow(unpack(Flow, event.payload))
         elif event.topic == topics.weights(tier):
@@ -258,6 +278,11 @@ class Session:
         else:
             topics.parse_weights_chunk(event.topic)
             self._weights.on_chunk(unpack(WeightsChunk, event.payload))
+
+    def _on_own_status(self, status: Status) -> None:
+        """What stands there is ours, an earlier life's, or another agent's under the same name."""
+        if self._connections > 1 and self._reporter.gives_way_to(status):
+            self._namesake = True
 
     # --- the plan ----------------------------------------------------------------------------------------
 
@@ -268,6 +293,10 @@ class Session:
         ):
             log.error("ignored a plan of job %r, revision %d", plan.job, plan.revision)
             return
+        if plan.fence < self._fence:
+            log.error("ignored a plan of a trainer that another one has taken over from")
+            return
+        self._fence = plan.fence
         if before is not None and self._essence(before) != self._essence(plan):
             log.info("the job's plan has changed: starting over with it")
             self._new_plan = True
@@ -377,11 +406,16 @@ class Session:
     # --- receipts and flow --------------------------------------------------------------------------------
 
     def _on_receipt(self, receipt: Receipt) -> None:
-        if receipt.stream != self._outbox.stream:
+        if receipt.stream != self._outbox.stream or receipt.fence < self._fence:
             return
         if receipt.refused_sequence:
             self._on_refusal(receipt)
-        sequences = self._outbox.receipt(receipt.upto)
+        try:
+            sequences = self._outbox.receipt(receipt.upto)
+        except StorageError as exc:
+            # They are sent again, receipted again, and deleted once there is room to write that down.
+            log.error("receipted batches cannot be deleted now: %s", exc)
+            return
         if sequences:
             self._last_receipt = (self._weights.version, time.monotonic())
             if self._sender is not None:
@@ -524,4 +558,6 @@ class Session:
         deadline = time.monotonic() + _JOIN_S
         for thread in self._workers:
             thread.join(max(0.0, deadline - time.monotonic()))
-        self._transport.close(last_words=[self._telemetry(qos=1), self._reporter.death(reason)])
+        # What stands on our topics is the other's, if there is one of our name.
+        words = [] if self._namesake else [self._telemetry(qos=1), self._reporter.death(reason)]
+        self._transport.close(last_words=words)

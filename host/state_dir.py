@@ -62,11 +62,15 @@ def locked(path: Path, holder: str) -> Iterator[None]:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the file's content as a whole and durably: after a crash it is the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError:  # on a full disk, what was written of it must not stay in the way
+        temporary.unlink(missing_ok=True)
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

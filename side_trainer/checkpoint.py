@@ -64,14 +64,14 @@ def write_checkpoint(directory: Path, fold: Fold, run: str) -> CheckpointAbout:
     )
     data = save(arrays, metadata={_KEY: msgspec.json.encode(about).decode()})
     write_atomically(directory / f"checkpoint-{fold.offset:012d}.safetensors", data)
-    for path in _newest_first(directory)[_KEEP:]:
+    for path in (*newest_files(directory)[_KEEP:], *directory.glob("checkpoint-*.tmp")):
         path.unlink()
     return about
 
 
 def checkpoints(directory: Path, run: str) -> Iterator[Checkpoint]:
     """The readable checkpoints of a run, newest first; a broken one is logged and passed over."""
-    for path in _newest_first(directory):
+    for path in newest_files(directory):
         try:
             checkpoint = _read(path)
         except (OSError, DecodeError) as exc:
@@ -87,7 +87,7 @@ def newest_checkpoint(directory: Path, run: str) -> Checkpoint | None:
     Raises:
         StateError: if it is damaged, or of another journal.
     """
-    for path in _newest_first(directory)[:1]:
+    for path in newest_files(directory)[:1]:
         try:
             checkpoint = _read(path)
         except (OSError, DecodeError) as exc:
@@ -111,7 +111,8 @@ def resume(directory: Path, fold: Fold, run: str, tail: int) -> Checkpoint | Non
     return None
 
 
-def _newest_first(directory: Path) -> list[Path]:
+def newest_files(directory: Path) -> list[Path]:
+    """The checkpoints' files, newest first."""
     found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
     return sorted(found, reverse=True)
 

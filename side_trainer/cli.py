@@ -53,6 +53,11 @@ def add_parser(subparsers: Any) -> None:
     )
     runs.add_argument("config", metavar="CONFIG", type=Path, help="the job's settings, such as trainer.toml")
     add_flags(runs, TrainerConfig, short=_SHORT, hidden=_SECRET)
+    runs.add_argument(
+        "--take-over",
+        action="store_true",
+        help="depose another trainer of this job that runs: it stops, and keeps what it journaled",
+    )
     runs.set_defaults(handler=run)
     for name, handler, text in (
         (
@@ -60,6 +65,7 @@ def add_parser(subparsers: Any) -> None:
             verify,
             "re-fold the journal from the start and compare with the checkpoint; 1 if it differs",
         ),
+        ("backup", back_up, "copy journal and checkpoints as of one moment; the trainer may go on meanwhile"),
         ("export", export, "write the weights with their spec as one safetensors file"),
         ("status", status, "print offsets, versions and what every device contributed"),
     ):
@@ -74,6 +80,10 @@ def add_parser(subparsers: Any) -> None:
             )
         if name == "export":
             looks.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
+        if name == "backup":
+            looks.add_argument(
+                "--out", metavar="DIR", type=Path, required=True, help="folder to make and write to"
+            )
         if name == "status":
             looks.add_argument("--json", action="store_true", help="print JSON")
 
@@ -99,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"metrics: {metrics_url or 'off'}; Ctrl-C stops it, and it goes on from there", flush=True)
 
     with stop_event() as stop, set_on_hangup(file.asked):
-        run_trainer(config, stop, started=started, settings_file=file)
+        run_trainer(config, stop, started=started, settings_file=file, take_over=args.take_over)
     return 0
 
 
@@ -115,6 +125,15 @@ def verify(args: argparse.Namespace) -> int:
         "the digest matches" if verdict.matches else "THE DIGEST DIFFERS: these are not the journal's weights"
     )
     return 0 if verdict.matches else 1
+
+
+def back_up(args: argparse.Namespace) -> int:
+    """Copy the state directory."""
+    from side_trainer.backup import backup
+
+    records = backup(args.state_dir, args.out)
+    print(f"wrote {args.out}: {records} records; to restore, put it in {args.state_dir}'s place")
+    return 0
 
 
 def export(args: argparse.Namespace) -> int:

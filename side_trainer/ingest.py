@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from broker_config.transport import Connected, Disconnected, Event, Received, Transport
+import msgspec
+
+from broker_config.transport import Connected, Disconnected, Event, Received
 from contract.errors import BrokerError, DecodeError, MismatchError, StateError
 from contract.messages import (
     ActivationBatch,
@@ -20,6 +23,7 @@ from contract.messages import (
     Rejection,
     Status,
     Telemetry,
+    TrainerClaim,
     TrainerStatus,
     refusal_digest,
 )
@@ -34,16 +38,20 @@ from metrics.fleet import Fleet
 from metrics.telemetry import FleetExporter
 from metrics.view import RefusalView, RefusedView, TrainerView
 from side_trainer.config import TrainerConfig
+from side_trainer.gate import Gate
 from side_trainer.inbox import Inbox, Refused, admit
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.retained import Retained
+from side_trainer.standing import Standing
 
 _log = logging.getLogger(__name__)
 _EXPORT_EVERY_S: Final = 1.0
 _REJECTIONS_LOGGED: Final = 20
 _STORAGE_RETRY_S: Final = 5.0
 _REPAIR_EVERY_S: Final = 5.0
+_ANSWER_EVERY_S: Final = 0.2
+_HELD: Final = 256
 
 
 class Ingest:
@@ -53,6 +61,7 @@ class Ingest:
         journal: Where batches go.
         job: What the devices' births settle.
         transport: For receipts, rejections and the plan.
+        standing: Whether this is the job's one trainer.
         inbox: What the network thread fills.
         fleet: The view of the devices.
         metrics: Counts everything.
@@ -69,7 +78,8 @@ class Ingest:
         *,
         journal: Journal,
         job: Job,
-        transport: Transport,
+        transport: Gate,
+        standing: Standing,
         inbox: Inbox,
         fleet: Fleet,
         metrics: TrainerMetrics,
@@ -83,6 +93,10 @@ class Ingest:
         self._journal = journal
         self._job = job
         self._transport = transport
+        self._standing = standing
+        self.confirmed = threading.Event()
+        """Set once it is certain that this is the job's one trainer."""
+        self._held: list[tuple[Uplink, Received]] = []
         self._inbox = inbox
         self._fleet = fleet
         self._metrics = metrics
@@ -96,6 +110,8 @@ class Ingest:
         self._exporter = FleetExporter(metrics)
         self._exported = 0.0
         self._told: TrainerStatus | None = None
+        self._answered = -_ANSWER_EVERY_S
+        self._births: dict[tuple[str, str], Status] = {}
         self._rejections = 0
         self._paused = False
         self._connections = 0
@@ -130,12 +146,17 @@ class Ingest:
             if uplink is not None:
                 assert isinstance(event, Received)
                 batches.append((uplink, event))
+        self._stand(arrived)
+        if not self._standing.active:  # the devices send again what finds no room here
+            self._held = (self._held + batches)[:_HELD]
+            batches = []
+        elif self._held:
+            batches, self._held = self._held + batches, []
         if batches:
             self._take_batches(batches)
             self._metrics.ingest_seconds.observe(time.monotonic() - arrived)
         now = time.monotonic()
-        if self._job.tick(now):
-            self._announce_plan()
+        self._settle_job(now)
         if now - self._exported >= _EXPORT_EVERY_S:
             self._export(now)
 
@@ -157,11 +178,15 @@ class Ingest:
             self._on_connected()
             return None
         if isinstance(event, Disconnected):
+            self._standing.disconnected()
             self._metrics.broker_connected.set(0)
             self._broker_figures.clear()
             return None
         if event.topic.startswith("$"):
             self._broker_figures.take(event.topic, event.payload)
+            return None
+        if event.topic.startswith(f"{self._topics.base}/trainer/"):
+            self._on_trainer(event)
             return None
         if event.topic == self._topics.plan or event.topic.startswith(f"{self._topics.base}/down/"):
             self._check_retained(event)
@@ -185,10 +210,43 @@ class Ingest:
         self._metrics.broker_connected.set(1)
         if self._connections > 1:
             self._metrics.reconnects.inc()
+        claim = self._standing.connected(time.monotonic())
+        try:
+            self._transport.ask(self._topics.trainer_claim, pack(claim))
+        except BrokerError as exc:
+            _log.debug("not asked for other trainers: %s", exc)
+
+    def _on_trainer(self, event: Received) -> None:
+        """What a trainer of this job, we among them, says to others."""
+        try:
+            if event.topic == self._topics.trainer_claim:
+                again = self._standing.on_claim(unpack(TrainerClaim, event.payload))
+            else:
+                status = unpack(TrainerStatus, event.payload)
+                again = self._standing.on_status(status, retained=event.retained)
+        except DecodeError:
+            again = self._standing.active and event.topic == self._topics.trainer_status
+        now = time.monotonic()
+        if again and now - self._answered >= _ANSWER_EVERY_S:
+            self._answered, self._told = now, None
+            self._tell_status()
+
+    def _stand(self, now: float) -> None:
+        """Start publishing at the moment from which this is certainly the job's one trainer."""
+        if not self._standing.tick(now):
+            return
+        self._journal.fence = self._standing.fence
+        self.confirmed.set()
         self._told = None
+        self._tell_status()
         self._announce_plan()
         self._announce_flow()
         self._learner_woken(True)
+
+    def _tell_status(self) -> None:
+        status = self._status()
+        if status != self._told and self._send(self._topics.trainer_status, pack(status), retain=True):
+            self._told = status
 
     def _check_retained(self, event: Received) -> None:
         """Put the plan and the weights back if somebody else wrote over them."""
@@ -218,10 +276,24 @@ class Ingest:
         else:
             if news and status.state == "online":
                 _log.info("device %s (%s) is online", uplink.device, uplink.tier)
-                if self._job.on_birth(uplink.tier, uplink.device, status, now):
-                    self._announce_plan()
+                self._births[uplink.tier, uplink.device] = status
             elif news:
                 _log.info("device %s (%s) is offline: %s", uplink.device, uplink.tier, status.reason)
+
+    def _settle_job(self, now: float) -> None:
+        """Let the job learn from births; those that the disk has no room for wait here."""
+        try:
+            changed = self._job.tick(now)
+            while self._births:
+                (tier, device), status = next(iter(self._births.items()))
+                changed = self._job.on_birth(tier, device, status, now) or changed
+                del self._births[tier, device]
+        except StateError as exc:
+            self._plan_due = self._plan_due or changed
+            self._on_storage_failure(exc)
+            return
+        if changed:
+            self._announce_plan()
 
     # --- batches -------------------------------------------------------------------------------------
 
@@ -285,7 +357,7 @@ class Ingest:
     def _send_receipt(self, uplink: Uplink, stream: str) -> None:
         state = self._journal.stream(stream)
         assert state is not None
-        payload = pack(Receipt(stream=stream, upto=state.watermark))
+        payload = pack(Receipt(stream=stream, upto=state.watermark, fence=self._standing.fence))
         self._send(self._topics.receipt(uplink.tier, uplink.device), payload, retain=True, tier=uplink.tier)
 
     def _on_storage_failure(self, exc: StateError) -> None:
@@ -312,6 +384,7 @@ class Ingest:
                 refused_sequence=refusal.batch.sequence,
                 refused_digest=refusal_digest(refusal.batch),
                 reason=str(refusal)[:500],
+                fence=self._standing.fence,
             )
         )
         self._send(self._topics.receipt(uplink.tier, uplink.device), payload, retain=True, tier=uplink.tier)
@@ -357,7 +430,7 @@ class Ingest:
     # --- announcements -------------------------------------------------------------------------------
 
     def _announce_plan(self) -> None:
-        plan = pack(self.plan)
+        plan = pack(msgspec.structs.replace(self.plan, fence=self._standing.fence))
         self._retained.publishing(self._topics.plan, plan)
         self._plan_due = not self._send(self._topics.plan, plan, retain=True)
         self._learner_woken(False)
@@ -396,10 +469,8 @@ class Ingest:
         self._exported = now
         if self._plan_due:
             self._announce_plan()
+        self._tell_status()
         status = self._status()
-        if status != self._told:
-            self._told = status
-            self._send(self._topics.trainer_status, pack(status), retain=True)
         metrics, dropped = self._metrics, self._inbox.dropped
         metrics.inbox_messages.set(len(self._inbox))
         metrics.inbox_dropped.inc(dropped - total(metrics.inbox_dropped))

@@ -46,6 +46,7 @@ class Job:
         self._recall()
         if config.labels and not self._labels:
             self._fix_labels(config.labels)
+        self._stale = False  # set while a fact is journaled and the plan does not show it yet
         self._plan = self._next_plan()
 
     @property
@@ -59,7 +60,11 @@ class Job:
         return dict(self._settled)
 
     def on_birth(self, tier: str, device: str, status: Status, now: float) -> bool:
-        """Learn from a device that came online; return whether the plan changed."""
+        """Learn from a device that came online; return whether the plan changed.
+
+        Raises:
+            StateError: if the journal cannot be written; say it again later.
+        """
         changed = self._settle(tier, status)
         if self._plan.lacks_labels and status.labels:
             if not self._offered.issuperset(status.labels):
@@ -69,7 +74,11 @@ class Job:
         return self._publishable(changed)
 
     def tick(self, now: float) -> bool:
-        """Fix discovered labels when it is time; return whether the plan changed."""
+        """Fix discovered labels when it is time; return whether the plan changed.
+
+        Raises:
+            StateError: as :meth:`on_birth`.
+        """
         if not self._plan.lacks_labels:
             return False
         if now - self._told >= _TELL_EVERY_S:
@@ -133,8 +142,9 @@ class Job:
             self._journal.append("settings", msgspec.json.encode(settings))
 
     def _fix_labels(self, labels: Iterable[str]) -> None:
-        self._labels = tuple(labels)
-        self._journal.append("labels", msgspec.json.encode(LabelsRecord(labels=self._labels)))
+        fixed = tuple(labels)
+        self._journal.append("labels", msgspec.json.encode(LabelsRecord(labels=fixed)))
+        self._labels = fixed
         _log.info("labels fixed: %d, from %r to %r", len(self._labels), self._labels[0], self._labels[-1])
 
     def _settle(self, name: str, status: Status) -> bool:
@@ -157,8 +167,8 @@ class Job:
         except WireError as exc:
             _log.error("tier %s cannot join: %s", name, exc)
             return False
-        self._settled[name] = record
         self._journal.append("tier", msgspec.json.encode(record), tier=name)
+        self._settled[name] = record
         _log.info(
             "tier %s settled: %d layers of width %d, backbone %s",
             *(name, record.depth, record.width, record.fingerprint[:16]),
@@ -181,9 +191,12 @@ class Job:
     # --- plan ----------------------------------------------------------------------------------------
 
     def _publishable(self, changed: bool) -> bool:
-        if changed:
-            self._plan = self._next_plan()
-        return changed
+        self._stale = self._stale or changed
+        if not self._stale:
+            return False
+        self._plan = self._next_plan()
+        self._stale = False
+        return True
 
     def _next_plan(self) -> Plan:
         revision = self._journal.plan_revision + 1

@@ -7,6 +7,7 @@ payloads are bytes to it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import sqlite3
@@ -21,6 +22,8 @@ from contract.errors import MismatchError, StateError
 
 FILE_NAME: Final = "journal.db"
 _FORMAT: Final = 1
+_COLUMNS: Final = "offset, kind, tier, samples, payload, digest"
+_REMEDY: Final = "; restore the state directory from a backup"
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE records (
@@ -30,7 +33,8 @@ CREATE TABLE records (
     stream TEXT,
     sequence INTEGER,
     samples INTEGER NOT NULL DEFAULT 0,
-    payload BLOB NOT NULL
+    payload BLOB NOT NULL,
+    digest BLOB
 );
 CREATE UNIQUE INDEX batch_identity ON records (stream, sequence) WHERE stream IS NOT NULL;
 CREATE TABLE streams (
@@ -95,21 +99,34 @@ class Journal:
         self._offset = 0
         if read_only and not path.exists():
             raise StateError(f"no journal at {path}; give the trainer's state directory with --state-dir")
+        target = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         try:
-            target = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
             self._db = sqlite3.connect(target, uri=True, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA busy_timeout = 10000")
-            if not read_only:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                # A receipt promises that the batch outlives a power cut, so every commit reaches the disk.
-                self._db.execute("PRAGMA synchronous = FULL")
-                self._create()
-            self.run: str = self._meta("run")
-            if self._meta("format") != str(_FORMAT):
-                raise StateError(f"{path} was written by another version of Sidestream")
-            self._offset = self._one("SELECT coalesce(max(offset), 0) FROM records")
         except sqlite3.Error as exc:
-            raise StateError(f"journal {path} cannot be used: {exc}") from exc
+            raise StateError(f"journal {path} cannot be opened: {exc}") from exc
+        try:
+            self._open(read_only)
+        except BaseException as exc:
+            self._db.close()
+            if isinstance(exc, sqlite3.Error):
+                raise StateError(f"journal {path} cannot be used: {exc}{_REMEDY}, if it is damaged") from exc
+            raise
+
+    def _open(self, read_only: bool) -> None:
+        self._db.execute("PRAGMA busy_timeout = 10000")
+        if not read_only:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # A receipt promises that the batch outlives a power cut, so every commit reaches the disk.
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._create()
+            if not self._has_digests():
+                self._db.execute("ALTER TABLE records ADD COLUMN digest BLOB")
+            self._check()
+        self._columns = _COLUMNS if self._has_digests() else _COLUMNS.replace("digest", "NULL")
+        self.run: str = self._meta("run")
+        if self._meta("format") != str(_FORMAT):
+            raise StateError(f"{self._path} was written by another version of Sidestream")
+        self._offset = self._one("SELECT coalesce(max(offset), 0) FROM records")
 
     def close(self) -> None:
         with self._lock:
@@ -207,9 +224,9 @@ class Journal:
         samples: int = 0,
     ) -> int:
         self._db.execute(
-            "INSERT INTO records (offset, kind, tier, stream, sequence, samples, payload) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (self._offset + 1, kind, tier, stream, sequence, samples, payload),
+            "INSERT INTO records (offset, kind, tier, stream, sequence, samples, payload, digest) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self._offset + 1, kind, tier, stream, sequence, samples, payload, _digest(payload)),
         )
         self._offset += 1
         return self._offset
@@ -224,26 +241,19 @@ class Journal:
 
     def read(self, after: int, *, limit: int = 64) -> list[Record]:
         """Up to ``limit`` committed records that follow the offset ``after``."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT offset, kind, tier, samples, payload FROM records WHERE offset > ? "
-                "ORDER BY offset LIMIT ?",
-                (after, limit),
-            ).fetchall()
-        return [
-            Record(offset=row[0], kind=row[1], tier=row[2], samples=row[3], payload=row[4]) for row in rows
-        ]
+        return self._records("WHERE offset > ? ORDER BY offset LIMIT ?", (after, limit))
 
     def get(self, offset: int) -> Record:
         """The record at an offset that exists."""
-        record = self.read(offset - 1, limit=1)[0]
-        assert record.offset == offset
+        record = next(iter(self.read(offset - 1, limit=1)), None)
+        if record is None or record.offset != offset:
+            raise StateError(f"journal {self._path} is damaged: record {offset} is missing{_REMEDY}")
         return record
 
     def batches(self, upto: int) -> list[tuple[int, str, int]]:
         """``(offset, tier, samples)`` of every batch up to an offset, in order, without payloads."""
-        with self._lock:
-            return self._db.execute(
+        with self._reading() as db:
+            return db.execute(
                 "SELECT offset, tier, samples FROM records WHERE kind = 'batch' AND offset <= ? "
                 "ORDER BY offset",
                 (upto,),
@@ -252,15 +262,20 @@ class Journal:
     def others(self, upto: int, kinds: tuple[str, ...]) -> list[Record]:
         """The records of some kinds up to an offset, in order."""
         marks = ",".join("?" * len(kinds))
-        with self._lock:
-            rows = self._db.execute(
-                f"SELECT offset, kind, tier, samples, payload FROM records WHERE kind IN ({marks}) "
-                "AND offset <= ? ORDER BY offset",
-                (*kinds, upto),
-            ).fetchall()
-        return [
-            Record(offset=row[0], kind=row[1], tier=row[2], samples=row[3], payload=row[4]) for row in rows
-        ]
+        return self._records(f"WHERE kind IN ({marks}) AND offset <= ? ORDER BY offset", (*kinds, upto))
+
+    def _records(self, clause: str, arguments: tuple[object, ...]) -> list[Record]:
+        with self._reading() as db:
+            rows = db.execute(f"SELECT {self._columns} FROM records {clause}", arguments).fetchall()
+        return [self._record(*row) for row in rows]
+
+    def _record(
+        self, offset: int, kind: str, tier: str | None, samples: int, payload: bytes, digest: bytes | None
+    ) -> Record:
+        """A record as it was written: a disk that changed a byte of it is noticed here."""
+        if digest is not None and digest != _digest(payload):
+            raise StateError(f"journal {self._path} is damaged: record {offset} has changed{_REMEDY}")
+        return Record(offset=offset, kind=kind, tier=tier, samples=samples, payload=payload)
 
     def stream(self, stream: str) -> StreamState | None:
         """One stream's state, or None if nothing of it came yet."""
@@ -272,8 +287,8 @@ class Journal:
         return self._streams("ORDER BY device, stream", ())
 
     def _streams(self, clause: str, arguments: tuple[str, ...]) -> list[StreamState]:
-        with self._lock:
-            rows = self._db.execute(
+        with self._reading() as db:
+            rows = db.execute(
                 f"SELECT stream, device, watermark, batches, samples, bytes FROM streams {clause}", arguments
             ).fetchall()
         fields = ("stream", "device", "watermark", "batches", "samples", "bytes")
@@ -286,22 +301,34 @@ class Journal:
 
     def samples(self) -> int:
         """Samples in all journaled batches."""
-        with self._lock:
+        with self._reading():
             return self._one("SELECT coalesce(sum(samples), 0) FROM streams")
 
     # --- small facts ---------------------------------------------------------------------------------
 
     def next_epoch(self) -> int:
         """Count a start of the trainer; return how many there have been."""
-        with self._lock:
+        with self._reading():
             epoch = int(self._meta("epoch")) + 1
             self._set_meta("epoch", str(epoch))
             return epoch
 
     @property
+    def fence(self) -> int:
+        """The highest fence that a trainer of this journal ever had."""
+        with self._reading() as db:
+            row = db.execute("SELECT value FROM meta WHERE key = 'fence'").fetchone()
+        return int(row[0]) if row else 0
+
+    @fence.setter
+    def fence(self, fence: int) -> None:
+        with self.transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('fence', ?)", (str(fence),))
+
+    @property
     def published(self) -> dict[int, dict[str, int]]:
         """Weights versions that may be on the broker, with their chunks by tier; the highest is the last."""
-        with self._lock:
+        with self._reading():
             return {int(version): chunks for version, chunks in json.loads(self._meta("published")).items()}
 
     def set_published(self, versions: dict[int, dict[str, int]]) -> None:
@@ -312,7 +339,7 @@ class Journal:
     @property
     def plan_revision(self) -> int:
         """The highest plan revision ever published from this journal."""
-        with self._lock:
+        with self._reading():
             return int(self._meta("plan_revision"))
 
     @plan_revision.setter
@@ -330,6 +357,12 @@ class Journal:
             for key, value in {**facts, "plan_revision": 0}.items():
                 self._db.execute("INSERT INTO meta VALUES (?, ?)", (key, str(value)))
 
+    def _check(self) -> None:
+        """Look at every page, as a trainer reads every record when it starts anyway."""
+        found = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            raise StateError(f"journal {self._path} is damaged: {found.splitlines()[-1]}{_REMEDY}")
+
     def _meta(self, key: str) -> str:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return str(row[0])
@@ -338,5 +371,21 @@ class Journal:
         with self.transaction():
             self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
 
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._db
+            except sqlite3.Error as exc:
+                raise StateError(f"journal {self._path} cannot be read: {exc}{_REMEDY}") from exc
+
+    def _has_digests(self) -> bool:
+        columns = self._db.execute("PRAGMA table_info(records)").fetchall()
+        return any(column[1] == "digest" for column in columns)
+
     def _one(self, query: str, arguments: tuple[object, ...] = ()) -> int:
         return int(self._db.execute(query, arguments).fetchone()[0])
+
+
+def _digest(payload: bytes) -> bytes:
+    return hashlib.blake2b(payload, digest_size=8).digest()

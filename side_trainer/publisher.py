@@ -12,7 +12,6 @@ from typing import Final
 
 import msgspec
 
-from broker_config.transport import Transport
 from contract.bundle import About, WeightsCodec, digest, encode_bundle
 from contract.errors import BrokerError
 from contract.messages import WeightsChunk, WeightsManifest
@@ -23,6 +22,7 @@ from contract.topics import Topics
 from contract.wire import TARGET_MESSAGE_BYTES, pack
 from metrics.catalogue import Content, TrainerMetrics
 from side_trainer.fold import TierRecord
+from side_trainer.gate import Gate
 from side_trainer.journal import Journal
 from side_trainer.retained import Retained
 
@@ -60,7 +60,7 @@ class Publisher:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Gate,
         journal: Journal,
         metrics: TrainerMetrics,
         retained: Retained,

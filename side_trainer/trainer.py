@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from metrics.fleet import Fleet
 from metrics.page_server import PortInUseError, serve_page
 from metrics.server import serve
 from side_trainer.config import TrainerConfig
+from side_trainer.gate import Gate
 from side_trainer.inbox import Inbox
 from side_trainer.ingest import Ingest
 from side_trainer.job import Job
@@ -37,6 +39,7 @@ from side_trainer.learner import Learner
 from side_trainer.publisher import Publisher
 from side_trainer.reload import SettingsFile
 from side_trainer.retained import Retained
+from side_trainer.standing import Standing
 
 _log = logging.getLogger(__name__)
 _JOIN_S: Final = 30.0
@@ -63,6 +66,7 @@ def run_trainer(
     connect: Connect = connect_mqtt,
     started: Callable[[str, str], None] = lambda metrics_url, page_url: None,
     settings_file: SettingsFile | None = None,
+    take_over: bool = False,
 ) -> None:
     """Run until ``stop`` is set.
 
@@ -71,6 +75,7 @@ def run_trainer(
         stop: Set by a signal handler.
         connect: Makes the transport; tests give the in-process one.
         started: Told once everything runs, with the URLs of metrics and page, empty if there are none.
+        take_over: Depose another trainer of this job that is running.
         settings_file: Where ``config`` came from: followed, so that tiers can be added while it runs.
 
     Raises:
@@ -85,6 +90,12 @@ def run_trainer(
         stack.callback(journal.close)
         job = Job(config, journal)
         epoch = journal.next_epoch()
+        # The clock is a hint only, for a journal and a broker that are both new to a job that is not.
+        standing = Standing(
+            instance=secrets.token_hex(16),
+            fence=max(journal.fence + 1, int(time.time())),
+            take_over=take_over,
+        )
         trace = stack.enter_context(open_trace(config.trace_path))
         metrics = TrainerMetrics(CollectorRegistry())
         metrics.set_tiers(config.tiers)
@@ -106,14 +117,19 @@ def run_trainer(
                 version=learner.version,
                 samples=journal.samples(),
                 final=learner.final,
+                fence=standing.fence,
+                instance=standing.instance,
             )
 
         topic = Topics(config.job).trainer_status
-        last_words = TrainerStatus(state="offline", run=journal.run, epoch=epoch)
+        last_words = TrainerStatus(
+            state="offline", run=journal.run, epoch=epoch, fence=standing.fence, instance=standing.instance
+        )
         will = Will(topic=topic, payload=pack(last_words))
-        transport = connect(config, f"sidestream-trainer-{config.job}-{journal.run[:8]}", will)
+        transport = connect(config, f"sidestream-trainer-{config.job}-{standing.instance[:8]}", will)
+        gate = Gate(transport, standing)
         retained = Retained()
-        publisher = Publisher(transport, journal, metrics, retained, codec=config.weights_codec)
+        publisher = Publisher(gate, journal, metrics, retained, codec=config.weights_codec)
         learner = Learner(
             config=config,
             journal=journal,
@@ -128,7 +144,8 @@ def run_trainer(
         ingest = Ingest(
             journal=journal,
             job=job,
-            transport=transport,
+            transport=gate,
+            standing=standing,
             inbox=inbox,
             fleet=Fleet(config.tiers),
             metrics=metrics,
@@ -139,7 +156,7 @@ def run_trainer(
             learner_woken=learner.wake,
             trace=trace,
         )
-        _Threads(config, settings_file, transport, inbox, ingest, learner, status).run(
+        _Threads(config, settings_file, transport, standing, inbox, ingest, learner, status).run(
             stop, lambda: started(url, page_url)
         )
 
@@ -163,6 +180,7 @@ class _Threads:
         config: TrainerConfig,
         settings_file: SettingsFile | None,
         transport: Transport,
+        standing: Standing,
         inbox: Inbox,
         ingest: Ingest,
         learner: Learner,
@@ -171,6 +189,7 @@ class _Threads:
         self._config = config
         self._settings_file = settings_file
         self._transport = transport
+        self._standing = standing
         self._inbox = inbox
         self._ingest = ingest
         self._learner = learner
@@ -182,20 +201,28 @@ class _Threads:
         topics = Topics(self._config.job)
         for kind in ("activations", "status", "telemetry"):
             self._transport.subscribe(topics.uplink_filter(kind), qos=0 if kind == "telemetry" else 1)
-        for topic_filter in (topics.plan, *topics.all_weights_filters):
+        for topic_filter in (
+            topics.trainer_status,
+            topics.trainer_claim,
+            topics.plan,
+            *topics.all_weights_filters,
+        ):
             self._transport.subscribe(topic_filter)
         for topic in BROKER_FIGURES:
             self._transport.subscribe(topic, qos=0)
         threads = [
             threading.Thread(target=self._guard, args=(run,), name=name, daemon=True)
-            for name, run in (("learner", self._learn), ("ingest", self._ingest_all))
+            for name, run in (("ingest", self._ingest_all), ("learner", self._learn))
         ]
         try:
             self._transport.start(self._inbox.offer)
             self._await_broker(stop)
-            for thread in threads:
-                thread.start()
-            started()
+            threads[0].start()
+            while not (self._ingest.confirmed.wait(0.05) or stop.is_set() or self._failure is not None):
+                continue
+            if self._ingest.confirmed.is_set():
+                threads[1].start()
+                started()
             while not stop.wait(0.2) and self._failure is None:
                 self._follow_settings()
         finally:
@@ -203,8 +230,9 @@ class _Threads:
             for thread in threads:
                 if thread.ident is not None:
                     thread.join(_JOIN_S)
-            farewell = pack(self._status("offline"))
-            self._transport.close(last_words=[(topics.trainer_status, farewell, 1, True)])
+            farewell = (topics.trainer_status, pack(self._status("offline")), 1, True)
+            # One that has no say has nothing to take back: the retained status is another's.
+            self._transport.close(last_words=[farewell] if self._standing.active else [])
         if self._failure is not None:
             raise self._failure
 

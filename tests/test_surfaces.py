@@ -21,6 +21,7 @@ COMMANDS = {
         *("--max-samples", "--metrics-port", "--seed", "--text-column", "--trace"),
     ],
     "metrics render": ["--out", "--target"],
+    "trainer backup": ["--out", "--state-dir"],
     "trainer export": ["--out", "--state-dir"],
     "trainer run": None,
     "trainer status": ["--json", "--state-dir"],
@@ -76,6 +77,7 @@ def test_topics_are_these() -> None:
     assert [
         topics.plan,
         topics.trainer_status,
+        topics.trainer_claim,
         topics.activations("t", "d"),
         topics.status("t", "d"),
         topics.telemetry("t", "d"),
@@ -87,6 +89,7 @@ def test_topics_are_these() -> None:
     ] == [
         "sidestream/v1/job/plan",
         "sidestream/v1/job/trainer/status",
+        "sidestream/v1/job/trainer/claim",
         "sidestream/v1/job/up/t/d/activations",
         "sidestream/v1/job/up/t/d/status",
         "sidestream/v1/job/up/t/d/telemetry",

@@ -65,7 +65,7 @@ class Running:
         """Backbones that the agent asked for."""
         self.client_id = f"sidestream-{JOB}-{device}"
 
-        def connect(config: AgentConfig, client_id: str, will: Will) -> Transport:
+        def connect(config: AgentConfig, client_id: str, will: Will | None) -> Transport:
             return broker.transport(client_id, will=will)
 
         def load(reference: str, layers: int, precision: Precision) -> Backbone:

@@ -23,6 +23,7 @@ from contract.messages import (
     Rejection,
     Status,
     Telemetry,
+    TrainerClaim,
     TrainerStatus,
     WeightsChunk,
     WeightsManifest,
@@ -96,12 +97,21 @@ def plan(**changes: Any) -> Plan:
 
 EXAMPLES: Final[dict[str, Message]] = {
     **{f"batch of labels in {codec.value}": batch(codec) for codec in Codec},
-    "plan with a ladder": plan(),
-    "receipt": Receipt(stream=STREAM, upto=12),
-    "status online": Status(
-        state="online", birth=3, stream=STREAM, software="0.1.0", depth=6, width=384, labels=("on", "off")
+    "plan with a fence": plan(fence=8),
+    "receipt with a fence": Receipt(stream=STREAM, upto=12, fence=8),
+    "status online, one process": Status(
+        state="online",
+        birth=3,
+        stream=STREAM,
+        software="0.1.0",
+        depth=6,
+        width=384,
+        labels=("on", "off"),
+        instance="a1",
     ),
-    "status offline": Status(state="offline", birth=3, stream=STREAM, reason="lost"),
+    "status offline, one process": Status(
+        state="offline", birth=3, stream=STREAM, reason="lost", instance="a1"
+    ),
     "telemetry with the outbox's cap": Telemetry(
         stream=STREAM,
         samples_read=100,
@@ -121,7 +131,10 @@ EXAMPLES: Final[dict[str, Message]] = {
     ),
     "chunk": WeightsChunk(run=STREAM, version=9, index=3, data=b"\x00\x01"),
     "flow": Flow(window=2, pause=True),
-    "trainer status": TrainerStatus(state="online", run=STREAM, epoch=2, version=9, samples=90),
+    "trainer status with a fence": TrainerStatus(
+        state="online", run=STREAM, epoch=2, version=9, samples=90, fence=8, instance="b2"
+    ),
+    "trainer claim": TrainerClaim(instance="b2", fence=8, take_over=True),
     "rejection": Rejection(kind="activations", reason="no tier 'x'", size_bytes=77),
 }
 

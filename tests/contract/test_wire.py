@@ -261,7 +261,13 @@ _BOMBS: dict[str, bytes] = {
     ],
 )
 def test_a_bomb_costs_no_more_than_a_few_times_its_size(kind: type[Message], key: str, bomb: bytes) -> None:
-    example = batch() if kind is ActivationBatch else plan() if kind is Plan else EXAMPLES["status online"]
+    example = (
+        batch()
+        if kind is ActivationBatch
+        else plan()
+        if kind is Plan
+        else EXAMPLES["status online, one process"]
+    )
     body = msgpack.unpackb(pack(example))
     body.pop(key, None)
     head = msgpack.packb(body)

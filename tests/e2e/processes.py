@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from side_trainer.audit import TrainerState, read_state
 from tests.agent.tiny import save_tiny
 
+ROOT = Path(__file__).parents[2]
 LABELS = ("cold", "dark", "loud")
 WORDS = {
     "cold": ("warm", "heat", "cold", "up"),
@@ -81,13 +82,20 @@ class Processes:
             )
         return self.start(device, "agent", "run", str(config), *flags)
 
-    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(
+        self,
+        name: str,
+        *arguments: str,
+        module: str = "sidestream.cli",
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "sidestream.cli", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                cwd=ROOT,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
             )
         self._running.append(process)
         return process

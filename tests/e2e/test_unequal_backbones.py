@@ -92,7 +92,7 @@ def agent(broker: InProcessBroker, folder: Path, tier: str, *, samples: int) -> 
     )
     stop, failures = threading.Event(), []
 
-    def connect(_: AgentConfig, client_id: str, will: Will) -> Transport:
+    def connect(_: AgentConfig, client_id: str, will: Will | None) -> Transport:
         return broker.transport(client_id, will=will)
 
     def run() -> None:

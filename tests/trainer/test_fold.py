@@ -81,6 +81,9 @@ def test_a_damaged_journal_is_told_and_not_folded(journal: Journal, tmp_path: Pa
     filled(journal, tmp_path, batches=4, idle=False)
     batch = journal.batches(journal.tail)[1][0]
     journal._db.execute("UPDATE records SET payload = x'80' WHERE offset = ?", (batch,))
+    with pytest.raises(StateError, match=f"record {batch} has changed; restore"):
+        fold_all(journal, Fold(journal))
+    journal._db.execute("UPDATE records SET digest = NULL WHERE offset = ?", (batch,))
     with pytest.raises(StateError, match=f"record {batch} cannot be folded"):
         fold_all(journal, Fold(journal))
     journal._db.execute("DELETE FROM records WHERE offset = ?", (batch,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,46 @@ def test_a_full_disk_is_an_error_that_leaves_the_journal_usable(journal: Journal
     assert journal.tail == 1 and watermark(journal) == 1
     journal._db.execute("PRAGMA max_page_count = 1000000")
     assert put(journal, 2) and watermark(journal) == 2
+
+
+def test_a_byte_that_changed_on_the_disk_is_noticed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / FILE_NAME)
+    put(journal, 1)
+    journal._db.execute("UPDATE records SET payload = x'6f'")
+    with pytest.raises(StateError, match="record 1 has changed; restore"):
+        journal.read(0)
+    journal.close()
+
+
+def test_a_damaged_page_is_noticed_when_a_trainer_starts(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    journal = Journal(path)
+    for sequence in range(1, 30):
+        put(journal, sequence)
+    journal.close()
+    data = bytearray(path.read_bytes())
+    for page in range(1, len(data) // 4096):
+        broken = bytearray(data)
+        for index in range(4096 * page, 4096 * (page + 1)):
+            broken[index] ^= 0xA5
+        path.write_bytes(broken)
+        with pytest.raises(StateError, match="restore the state directory"):
+            Journal(path)
+    path.write_bytes(data)
+    Journal(path).close()
+
+
+def test_a_journal_of_an_older_version_is_read_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    journal = Journal(path)
+    put(journal, 1)
+    journal.close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE records DROP COLUMN digest")
+    db.close()
+    old = Journal(path, read_only=True)
+    assert [record.offset for record in old.read(0)] == [1]
+    old.close()
+    again = Journal(path)
+    assert put(again, 2) and [record.offset for record in again.read(0)] == [1, 2]
+    again.close()

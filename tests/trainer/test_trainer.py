@@ -84,7 +84,11 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -
 
 @contextmanager
 def trainer(
-    broker: InProcessBroker, settings: TrainerConfig, file: SettingsFile | None = None
+    broker: InProcessBroker,
+    settings: TrainerConfig,
+    file: SettingsFile | None = None,
+    *,
+    take_over: bool = False,
 ) -> Iterator[threading.Event]:
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -94,7 +98,7 @@ def trainer(
 
     def target() -> None:
         try:
-            run_trainer(settings, stop, connect=connect, settings_file=file)
+            run_trainer(settings, stop, connect=connect, settings_file=file, take_over=take_over)
         except BaseException as exc:
             failures.append(exc)
 

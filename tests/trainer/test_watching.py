@@ -25,11 +25,13 @@ from metrics.catalogue import TrainerMetrics, total
 from metrics.fleet import Fleet
 from metrics.view import FleetView
 from side_trainer.config import TrainerConfig
+from side_trainer.gate import Gate
 from side_trainer.inbox import Inbox
 from side_trainer.ingest import Ingest
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.retained import Retained
+from side_trainer.standing import Standing
 from side_trainer.trainer import run_trainer
 from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, send, until
@@ -102,10 +104,13 @@ def test_messages_that_find_the_inbox_full_are_counted_in_the_metrics(
 ) -> None:
     settings, inbox, metrics = config(tmp_path), Inbox(max_messages=2), TrainerMetrics(CollectorRegistry())
     metrics.set_tiers(settings.tiers)
+    standing = Standing(instance="one", fence=1)
+    standing.active = True
     ingest = Ingest(
         journal=journal,
         job=Job(settings, journal),
-        transport=broker.transport("trainer"),
+        transport=Gate(broker.transport("trainer"), standing),
+        standing=standing,
         inbox=inbox,
         fleet=Fleet(settings.tiers),
         metrics=metrics,

@@ -1,0 +1,118 @@
+"""Light devices: real outbox, sender and connection, and batches copied from one that an agent made.
+
+They stand in for agents where it takes hundreds: no backbone, no samples, one process.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from broker_config.connection import Connection
+from broker_config.settings import BrokerSettings
+from broker_config.transport import Connected, Disconnected, Event, Received
+from contract.messages import ActivationBatch, Flow, Receipt, to_bin
+from contract.topics import Topics
+from contract.wire import pack, unpack
+from edge_agent.mailbox import Mailbox
+from edge_agent.outbox import Outbox, Slot, Taken
+from edge_agent.sender import Sender
+from host.trace import Trace
+from metrics.catalogue import AgentMetrics
+
+
+class LightDevice:
+    """One of them.
+
+    Args:
+        folder: For its outbox.
+        url: The broker's.
+        job: The job's name.
+        name: Its name.
+        model: A batch to copy, of as many rows as it shall have.
+    """
+
+    def __init__(self, folder: Path, url: str, job: str, name: str, model: ActivationBatch) -> None:
+        folder.mkdir(parents=True)
+        self.name = name
+        self.connections = 0
+        """How often it was connected."""
+        self._topics = Topics(job)
+        self._model = model
+        self._sent = 0
+        self._outbox = Outbox(folder, job=job, device=name, tier="small", max_bytes=2**30)
+        self._mailbox = Mailbox()
+        self._transport = Connection(BrokerSettings(url=url), client_id=f"sidestream-{job}-{name}")
+        self._sender = Sender(
+            self._outbox,
+            self._transport,
+            self._topics.activations("small", name),
+            flow=Flow(window=4),
+            retry_s=5.0,
+            metrics=AgentMetrics(CollectorRegistry()),
+            trace=Trace(),
+        )
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=run, daemon=True) for run in (self._sender.run, self._listen)
+        ]
+
+    def start(self) -> None:
+        """Connect, and send whatever is in the outbox."""
+        self._transport.subscribe(self._topics.receipt("small", self.name))
+        self._transport.start(self._mailbox.put)
+        for thread in self._threads:
+            thread.start()
+
+    def add(self) -> int:
+        """Put one more batch into the outbox; return its rows."""
+        rows = len(self._model.sample_ids)
+
+        def packed(slot: Slot) -> bytes:
+            targets = range(self._sent, self._sent + rows)
+            samples = range(slot.first_sample, slot.first_sample + rows)
+            return pack(
+                msgspec.structs.replace(
+                    self._model,
+                    stream=slot.stream,
+                    sequence=slot.sequence,
+                    floor=slot.floor,
+                    samples=to_bin(list(samples), "<u4"),
+                    targets=to_bin(list(targets), "<u2"),
+                )
+            )
+
+        self._outbox.append(packed, rows, Taken())
+        self._sent += rows
+        self._sender.wake()
+        return rows
+
+    @property
+    def waiting(self) -> int:
+        """Batches without a receipt."""
+        return self._outbox.size()[0]
+
+    def close(self) -> None:
+        self._stop.set()
+        self._sender.stop()
+        for thread in self._threads:
+            thread.join(10.0)
+        self._transport.close()
+        self._outbox.close()
+
+    def _listen(self) -> None:
+        while not self._stop.is_set():
+            for event in self._mailbox.take(0.5):
+                self._on_event(event)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Received):
+            receipt = unpack(Receipt, event.payload)
+            if receipt.stream == self._outbox.stream:
+                self._sender.receipted(self._outbox.receipt(receipt.upto))
+        elif isinstance(event, Connected | Disconnected):
+            self.connections += isinstance(event, Connected)
+            self._sender.connection(isinstance(event, Connected))

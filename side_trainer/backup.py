@@ -1,0 +1,59 @@
+"""A copy of a trainer's state directory, of one moment, taken beside a running trainer or a stopped one.
+
+To restore, put the copy in the state directory's place while no trainer runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+from pathlib import Path
+
+from contract.errors import StateError
+from side_trainer.checkpoint import newest_files
+from side_trainer.journal import FILE_NAME, Journal
+
+
+def backup(state_dir: Path, out: Path) -> int:
+    """Copy journal and checkpoints into ``out``, which must not exist yet; return the records in the copy.
+
+    Every record is read once, so a copy of a damaged journal is not made.
+
+    Raises:
+        StateError: if there is no journal, it is damaged, or the copy cannot be written.
+    """
+    if not (state_dir / FILE_NAME).exists():
+        raise StateError(f"no journal in {state_dir}; give the trainer's state directory with --state-dir")
+    try:
+        out.mkdir(parents=True)
+        # Checkpoints first: a trainer may be going on, and none may lie after the journal's last record.
+        for path in newest_files(state_dir):
+            with contextlib.suppress(FileNotFoundError):  # a newer one has just taken its place
+                shutil.copy2(path, out / path.name)
+        _copy_journal(state_dir / FILE_NAME, out / FILE_NAME)
+        return _read_through(out / FILE_NAME)
+    except FileExistsError as exc:
+        raise StateError(f"{out} exists already; give a folder that does not with --out") from exc
+    except OSError as exc:
+        raise StateError(f"cannot write {out}: {exc.strerror or exc}; give another --out") from exc
+
+
+def _copy_journal(source: Path, target: Path) -> None:
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as old,
+            contextlib.closing(sqlite3.connect(target)) as new,
+        ):
+            old.backup(new)
+    except sqlite3.Error as exc:
+        raise StateError(f"journal {source} cannot be copied: {exc}") from exc
+
+
+def _read_through(path: Path) -> int:
+    journal = Journal(path, read_only=True)
+    with contextlib.closing(journal):
+        offset = 0
+        while records := journal.read(offset, limit=64):
+            offset = records[-1].offset
+        return journal.tail

@@ -1,0 +1,41 @@
+"""A transport through which only the job's one trainer can publish."""
+
+from __future__ import annotations
+
+from broker_config.errors import NotConnected
+from broker_config.transport import Transport
+from side_trainer.standing import Standing
+
+
+class Gate:
+    """Publishes while ``standing`` allows it.
+
+    Args:
+        transport: Where to.
+        standing: Says whether.
+    """
+
+    def __init__(self, transport: Transport, standing: Standing) -> None:
+        self._transport = transport
+        self._standing = standing
+
+    @property
+    def connected(self) -> bool:
+        """See :class:`~broker_config.transport.Transport`."""
+        return self._transport.connected
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, timeout_s: float = 10.0
+    ) -> None:
+        """See :class:`~broker_config.transport.Transport`.
+
+        Raises:
+            NotConnected: also where another trainer may be the job's.
+        """
+        if not self._standing.active:
+            raise NotConnected("it is not certain yet that this is the job's only trainer")
+        self._transport.publish(topic, payload, qos=qos, retain=retain, timeout_s=timeout_s)
+
+    def ask(self, topic: str, payload: bytes) -> None:
+        """Publish a claim, which is how certainty is come by."""
+        self._transport.publish(topic, payload)
