@@ -82,7 +82,7 @@ class TierFeatures:
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
             began = time.thread_time()
-            sampled, _ = self._maker.forward([texts[row] for row in rows])
+            sampled = self._maker.forward([texts[row] for row in rows])
             self.forward_cpu_s += time.thread_time() - began
             for place, row in enumerate(rows):
                 samples[row] = sampled.values[:, place, sampled.mask[place]].clone()

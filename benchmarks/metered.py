@@ -6,8 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+from contract.sampling import EVERY_TOKEN, Sampling
 from edge_agent.backbone import Backbone
-from edge_agent.taps import Taps
+from edge_agent.taps import Sampled
 
 _STALL_S = 3.0  # a device whose turn it is may be busy elsewhere; the others wait no longer than this
 
@@ -69,9 +73,15 @@ class MeteredBackbone(Backbone):
         self.texts = 0
         """Texts passed."""
 
-    def forward(self, texts: Sequence[str], taps: Sequence[int], max_tokens: int) -> Taps:
+    def forward(
+        self,
+        texts: Sequence[str],
+        taps: Sequence[int],
+        max_tokens: int,
+        choose: Callable[[npt.NDArray[np.int64]], Sampling] = lambda lengths: EVERY_TOKEN,
+    ) -> Sampled:
         self._before(len(texts))
-        read = super().forward(texts, taps, max_tokens)
+        read = super().forward(texts, taps, max_tokens, choose)
         self.cpu_s = time.thread_time() - self._cpu_started_s
         self.texts += len(texts)
         self._after(self.texts)

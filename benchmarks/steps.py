@@ -72,7 +72,7 @@ class AgentStep:
         self.run(texts)
 
     def run(self, texts: Sequence[str]) -> Traffic:
-        sampled, _ = self._maker.forward(texts)
+        sampled = self._maker.forward(texts)
         rows = np.arange(len(texts))
         payload = self._maker.packer(sampled, np.zeros(len(texts), np.int64), rows)(Slot("0" * 32, 1, 1, 0))
         return Traffic(up=len(payload), down=0)

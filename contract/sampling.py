@@ -46,6 +46,9 @@ class Sampling:
         return max_tokens if self.kind == "all" else min(self.count, max_tokens)
 
 
+EVERY_TOKEN: Final = Sampling(kind="all")
+
+
 def parse_sampling(text: str, field: str = "sampling") -> Sampling:
     """Read a policy.
 

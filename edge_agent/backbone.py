@@ -19,10 +19,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
@@ -30,7 +32,8 @@ from transformers.utils import logging as transformers_logging
 
 from contract.errors import BackboneError
 from contract.plan import Precision
-from edge_agent.taps import Taps, seeds_of
+from contract.sampling import EVERY_TOKEN, Sampling
+from edge_agent.taps import Sampled, TokenSampler, seeds_of
 
 log = logging.getLogger(__name__)
 _PACKAGE = "package:"
@@ -83,25 +86,28 @@ class Backbone:
         precision."""
         self._convert(precision)
 
-    def forward(self, texts: Sequence[str], taps: Sequence[int], max_tokens: int) -> Taps:
-        """Run ``texts`` through the layers up to the last tapped one.
+    def forward(
+        self,
+        texts: Sequence[str],
+        taps: Sequence[int],
+        max_tokens: int,
+        choose: Callable[[npt.NDArray[np.int64]], Sampling] = lambda lengths: EVERY_TOKEN,
+    ) -> Sampled:
+        """Run ``texts`` through the layers up to the last tapped one, and sample each tap as it is reached.
 
         Args:
             texts: K of them.
             taps: Layers to read, 1 = the first layer's output, ascending, at most :attr:`depth`.
             max_tokens: Longer texts are cut, also to what the model can take.
+            choose: Given the texts' lengths in tokens [K], says by which policy to sample.
         """
         with self._lock, torch.inference_mode():
             started = time.perf_counter()
             ids, mask = self._tokenise(texts, min(max_tokens, self._longest))
-            read = self._read(ids, mask, taps)
-            activations = torch.stack([read[tap] for tap in taps]).float()
-            return Taps(
-                activations=activations,
-                mask=mask,
-                seconds=time.perf_counter() - started,
-                seeds=seeds_of(texts),
-            )
+            policy = choose(mask.sum(dim=1).numpy())
+            sampler = TokenSampler(policy, mask, seeds_of(texts), is_decoder=self.is_decoder)
+            self._read(ids, mask, taps, sampler.take)
+            return replace(sampler.sampled(), seconds=time.perf_counter() - started)
 
     def check(self, fingerprint: str) -> None:
         """Refuse to be used where other weights are wanted.
@@ -130,18 +136,17 @@ class Backbone:
         try:
             _to_int8(self._model) if precision == "int8" else _to_bf16(self._model)
             with torch.inference_mode():
-                read = self._read(ids, torch.ones_like(ids, dtype=torch.bool), [self.depth])
+                state = self._last_state(ids)
         except (RuntimeError, AttributeError, TypeError) as exc:
             raise BackboneError(f"{self.name}: cannot run in {precision}: {exc}; use f32") from exc
-        if not torch.isfinite(read[self.depth]).all():
+        if not torch.isfinite(state).all():
             raise BackboneError(f"{self.name}: gives no finite activations in {precision}; use f32")
 
     def _sees_ahead(self) -> bool:
         """Whether the first token's state depends on the second; configurations do not say reliably."""
         a, b, c = [token for token in range(4) if token != self._tokenizer.pad_token_id][:3]
         with torch.inference_mode():
-            ids = torch.tensor([[a, b], [a, c]])
-            states = self._read(ids, torch.ones_like(ids, dtype=torch.bool), [self.depth])[self.depth]
+            states = self._last_state(torch.tensor([[a, b], [a, c]]))
         return not torch.allclose(states[0, 0], states[1, 0], rtol=1e-5, atol=1e-6)
 
     def _tokenise(self, texts: Sequence[str], longest: int) -> tuple[Tensor, Tensor]:
@@ -153,16 +158,22 @@ class Backbone:
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
         return ids, torch.arange(ids.shape[1])[None, :] < lengths[:, None]
 
-    def _read(self, ids: Tensor, mask: Tensor, taps: Sequence[int]) -> dict[int, Tensor]:
-        read: dict[int, Tensor] = {}
+    def _last_state(self, ids: Tensor) -> Tensor:
+        """[K, T] of real tokens -> [K, T, d] at the last layer."""
+        states: list[Tensor] = []
+        self._read(ids, torch.ones_like(ids, dtype=torch.bool), [self.depth], states.append)
+        return states[0]
+
+    def _read(self, ids: Tensor, mask: Tensor, taps: Sequence[int], take: Callable[[Tensor], None]) -> None:
+        """Hand each tap to ``take`` as soon as it is computed, and compute nothing beyond the last one."""
         hooks = [
-            self._layers[tap - 1].register_forward_hook(_reader(read, tap, is_last=tap == max(taps)))
+            self._layers[tap - 1].register_forward_hook(_reader(take, is_last=tap == taps[-1]))
             for tap in taps
         ]
         try:
             self._model(input_ids=ids, attention_mask=mask.long())
         except _Done:
-            return read
+            return
         finally:
             for hook in hooks:
                 hook.remove()
@@ -355,9 +366,9 @@ def _tensor_digest(parameter: Tensor) -> bytes:
     return digest.digest()
 
 
-def _reader(read: dict[int, Tensor], tap: int, *, is_last: bool) -> Callable[[Any, Any, Any], None]:
+def _reader(take: Callable[[Tensor], None], *, is_last: bool) -> Callable[[Any, Any, Any], None]:
     def hook(module: Any, inputs: Any, output: Any) -> None:
-        read[tap] = output[0] if isinstance(output, tuple) else output
+        take(output[0] if isinstance(output, tuple) else output)
         if is_last:
             raise _Done
 

@@ -90,7 +90,7 @@ class EvaluationSet:
         self._known = len(rows)
 
     def _add(self, rows: Sequence[Row]) -> None:
-        sampled, _ = self._maker.forward([row.text for row in rows])
+        sampled = self._maker.forward([row.text for row in rows])
         finite = sampled.finite_rows()
         if finite.any():
             targets = np.array([self._label_index.get(str(row.label), _FOREIGN) for row in rows])

@@ -19,7 +19,6 @@ from contract.sampling import parse_sampling
 from contract.side_network import from_bundle
 from edge_agent.adopted import Adopted, load_adopted
 from edge_agent.backbone import Backbone, shared_backbone
-from edge_agent.taps import sample_tokens
 
 _ROWS = 32
 
@@ -89,10 +88,10 @@ class Predictor:
         return answers
 
     def _predict(self, texts: Sequence[str]) -> list[Prediction]:
-        taps = self._backbone.forward(texts, self._tier_plan.taps, self._tier_plan.max_tokens)
-        sampled = sample_tokens(taps, self._sampling, is_decoder=self._backbone.is_decoder)
+        tier = self._tier_plan
+        sampled = self._backbone.forward(texts, tier.taps, tier.max_tokens, lambda lengths: self._sampling)
         with torch.inference_mode():
-            logits = self._network.predict(self._tier_plan.align, sampled.values, sampled.mask)
+            logits = self._network.predict(tier.align, sampled.values, sampled.mask)
             best = torch.softmax(logits, dim=1).max(dim=1)
         return [
             Prediction(label=self.labels[index], probability=probability)

