@@ -13,6 +13,7 @@ import edge_agent.cli
 import metrics.cli
 import side_trainer.cli
 import sidestream.demo_cli
+import sidestream.top_cli
 from contract.errors import SidestreamError
 from sidestream.version import version
 
@@ -25,6 +26,7 @@ publishes it back; devices predict with both.
   sidestream broker run                  a broker on this machine
   sidestream trainer run trainer.toml    the trainer of a job
   sidestream agent run agent.toml        the agent on a device
+  sidestream top                         the fleet in a terminal
   sidestream agent predict --state-dir DIR "some text"
 """
 
@@ -46,7 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sidestream {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in (sidestream.demo_cli, broker_config.cli, side_trainer.cli, edge_agent.cli, metrics.cli):
+    for room in (
+        sidestream.demo_cli,
+        broker_config.cli,
+        side_trainer.cli,
+        edge_agent.cli,
+        metrics.cli,
+        sidestream.top_cli,
+    ):
         room.add_parser(commands)
     return parser
 

@@ -6,16 +6,20 @@ import contextlib
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from broker_config.connection import Connection
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Event, Received
 from contract.errors import BrokerError, DecodeError, MismatchError
-from contract.messages import Status, Telemetry, TrainerStatus
+from contract.messages import Rejection, Status, Telemetry, TrainerStatus
+from contract.plan import MAX_TIERS
 from contract.topics import Topics
 from contract.wire import unpack
+from metrics.board import Board
 from metrics.fleet import Device, Fleet
+from metrics.view import TrainerView
 
 _CONNECT_S: Final = 15.0
 
@@ -23,18 +27,39 @@ _CONNECT_S: Final = 15.0
 class Watch:
     """Follows one job. Close it when done.
 
+    Args:
+        settings: Where the broker is.
+        job: The job's name.
+        tiers: Those to follow, and then everything else that the job has on the broker, for :meth:`clear`;
+            None to follow reports only, of whatever tiers there are.
+        on_rejection: Told of a refused message, with its tier and device; on the network's thread.
+
     Raises:
         BrokerError: if the broker cannot be reached.
     """
 
-    def __init__(self, settings: BrokerSettings, job: str, tiers: list[str]) -> None:
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        job: str,
+        tiers: list[str] | None,
+        *,
+        on_rejection: Callable[[str, str, Rejection], None] = lambda tier, device, rejection: None,
+    ) -> None:
         self._topics = Topics(job)
-        self._fleet = Fleet(tiers)
+        self._fleet = Fleet(tiers or ())
+        self._any_tier = tiers is None
+        self._on_rejection = on_rejection
         self._trainer: TrainerStatus | None = None
         self._retained: set[str] = set()
         self._lock = threading.Lock()
         self._transport = Connection(settings, client_id=f"sidestream-watch-{secrets.token_hex(4)}")
-        self._transport.subscribe(f"{self._topics.base}/#")
+        filters = [f"{self._topics.base}/#"]
+        if self._any_tier:  # no weights: they are large, and nobody here wants them
+            reports = (self._topics.uplink_filter(kind) for kind in ("status", "telemetry"))
+            filters = [self._topics.trainer_status, *reports, self._topics.rejected("+", "+")]
+        for topic_filter in filters:
+            self._transport.subscribe(topic_filter)
         self._transport.start(self._on_event)
         if not self._transport.wait_connected(_CONNECT_S):
             reason = self._transport.last_error
@@ -48,6 +73,17 @@ class Watch:
     def trainer(self) -> TrainerStatus | None:
         """What the trainer said last."""
         return self._trainer
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._transport.connected
+
+    def show_on(self, board: Board, trainer: TrainerView) -> None:
+        """Bring a board up to date."""
+        now = time.monotonic()
+        with self._lock:
+            board.update(self._fleet, self._fleet.summaries(now), trainer, now=now, unix_s=time.time())
 
     def devices(self) -> list[Device]:
         """What every device said last, by tier and name."""
@@ -76,9 +112,16 @@ class Watch:
         if event.topic == self._topics.trainer_status:
             self._trainer = unpack(TrainerStatus, event.payload)
             return
+        rejected = f"{self._topics.base}/rejected/"
+        if event.topic.startswith(rejected):
+            tier, _, device = event.topic.removeprefix(rejected).partition("/")
+            self._on_rejection(tier, device, unpack(Rejection, event.payload))
+            return
         uplink = self._topics.parse_uplink(event.topic)
         now = time.monotonic()
         with self._lock:
+            if self._any_tier and len(self._fleet.tiers) < MAX_TIERS:
+                self._fleet.add_tiers([uplink.tier])
             if uplink.kind == "status":
                 self._fleet.on_status(uplink.tier, uplink.device, unpack(Status, event.payload), now)
             elif uplink.kind == "telemetry":

@@ -26,6 +26,7 @@ COMMANDS = {
     "trainer run": None,
     "trainer status": ["--json", "--state-dir"],
     "trainer verify": ["--state-dir", "--threads"],
+    "top": None,
 }
 
 
