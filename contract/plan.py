@@ -85,6 +85,10 @@ class TierPlan(Message, frozen=True, kw_only=True):
     precision: Precision = "f32"
     """How devices keep the backbone in memory: int8 quantises its linear layers dynamically. The fingerprint
     is that of the weights as they were loaded, whatever the precision."""
+    head: ShortText = ""
+    """Of the output head that the trainer learns with, its fingerprint; a language model's tiers have one."""
+    vocabulary: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 0
+    """Tokens that it can foretell."""
 
     def __post_init__(self) -> None:
         try:
@@ -165,10 +169,20 @@ class Plan(Message, frozen=True, kw_only=True):
                     f"tier {name!r} (width {tier.width}) shares the alignment map {tier.align!r} with a tier "
                     f"of width {by_map[tier.align]}; give it an 'align' of its own"
                 )
+        heads: dict[str, str] = {}
+        for name, tier in self.tiers.items():
+            if tier.head and heads.setdefault(tier.align, tier.head) != tier.head:
+                raise DecodeError(
+                    f"tier {name!r} shares the alignment map {tier.align!r} with a tier of another output "
+                    "head; give it an 'align' of its own"
+                )
 
     def ready_for(self, tier: str) -> bool:
         """Whether a device of ``tier`` may compute: labels fixed where the task has any, tier settled."""
-        return not self.lacks_labels and tier in self.tiers and self.tiers[tier].settled
+        known = self.tiers.get(tier)
+        if known is None or not known.settled or self.lacks_labels:
+            return False
+        return known.head != "" if TASKS[self.task].generates else True
 
     @property
     def lacks_labels(self) -> bool:

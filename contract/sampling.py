@@ -11,6 +11,8 @@ A policy is written ``kind`` or ``kind:count``. This module knows names and coun
 ``important:n``  up to n tokens, those that lie furthest (L2) from the mean of the sample's tokens at
                  the last tapped layer
 ``all``          every token, up to the tier's ``max_tokens``
+``random:s``     a share s of the tokens, 0 to 1 with a point: ``random:0.5``
+``hardest:s``    a language model's: the share s of tokens that its own forward pass foretells worst
 ================ ===================================================================================
 
 A policy picks the same positions at every tap, keeps them in the order of the text, and takes all tokens of a
@@ -19,13 +21,20 @@ sample that has no more than n.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from contract.errors import ConfigError
 
 COUNTED: Final = ("segments", "random", "important")
-KINDS: Final = ("pivot", "mean", "all", *COUNTED)
+SHARED: Final = ("random", "hardest")
+TOKEN_KINDS: Final = ("all", "random", "hardest")
+"""Those that a language model's tokens can be sampled by."""
+KINDS: Final = ("pivot", "mean", "all", *COUNTED, "hardest")
 MAX_COUNT: Final = 64
 
 
@@ -37,13 +46,22 @@ class Sampling:
     """One of :data:`KINDS`."""
     count: int = 1
     """The n of a kind in :data:`COUNTED`; 1 otherwise."""
+    share: float = 0.0
+    """The s of a kind in :data:`SHARED`; 0 where there is a count."""
+
+    def counts(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Vectors that samples with so many tokens yield, one at least."""
+        if self.share:
+            share: npt.NDArray[np.int64] = np.ceil(lengths * self.share - 1e-9).astype(np.int64)
+            return share.clip(1)
+        return lengths if self.kind == "all" else np.minimum(lengths, self.count)
 
     def most_tokens(self, max_tokens: int) -> int:
         """The most vectors that one sample yields when it is cut to ``max_tokens`` tokens.
 
         Of a sample with exactly ``max_tokens`` tokens, it is the number of vectors.
         """
-        return max_tokens if self.kind == "all" else min(self.count, max_tokens)
+        return int(self.counts(np.array([max_tokens]))[0])
 
 
 EVERY_TOKEN: Final = Sampling(kind="all")
@@ -56,11 +74,20 @@ def parse_sampling(text: str, field: str = "sampling") -> Sampling:
         ConfigError: naming ``field``, if it is none.
     """
     kind, colon, count = text.partition(":")
-    if kind not in KINDS or (colon != "") != (kind in COUNTED):
-        known = "pivot, mean, segments:4, random:4, important:4 or all"
+    if kind in SHARED and "." in count:
+        return Sampling(kind=kind, share=_share(text, count, field))
+    if kind not in KINDS or kind == "hardest" or (colon != "") != (kind in COUNTED):
+        known = "pivot, mean, segments:4, random:4, random:0.5, important:4, hardest:0.25 or all"
         raise ConfigError(field, f"{text[:80]!r} is no policy; write {known}")
     if not colon:
         return Sampling(kind=kind)
     if not (count.isascii() and count.isdigit() and len(count) < 4 and 1 <= int(count) <= MAX_COUNT):
         raise ConfigError(field, f"{text[:80]!r}: the number after {kind!r} is 1 to {MAX_COUNT}")
     return Sampling(kind=kind, count=int(count))
+
+
+def _share(text: str, number: str, field: str) -> float:
+    share = float(number) if re.fullmatch(r"[01]?\.[0-9]{1,6}", number) else 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(field, f"{text[:80]!r}: the share is over 0 and at most 1, such as 0.25")
+    return share

@@ -10,7 +10,11 @@ through an adapter that starts as the identity::
     h_b = s_b + W_up·gelu(W_down·norm(s_b))
     answer_b = head(norm(mean of h_b over the row's vectors))
 
-or, in tasks with an answer for every vector, ``head(norm(h_b))``.
+or, in tasks with an answer for every vector, ``head(norm(h_b))``. A language model keeps the backbone's own
+head, which takes its last state with something added, nothing at first: W_out, one a backbone family, starts
+at zero (:meth:`SideNetwork.lifted`)::
+
+    answer = backbone head(A_b + |A_b|·W_out·norm(h_b)),   |A|: the root of the mean square of A
 
 A row leaves at its own last tap. Taps are nested (:func:`contract.plan.nested_taps`), so a deep backbone's
 row can be asked for the answer of a shallower one on its way: so every upload trains the shallow tiers too.
@@ -22,7 +26,7 @@ an answer.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -100,19 +104,25 @@ class SideNetwork(nn.Module):
             self.gates = nn.Parameter(torch.zeros(spec.blocks - 1))
             self.adapters = nn.ModuleList(_Adapter(spec.width, spec.inner) for _ in range(spec.blocks))
             self.norm = nn.LayerNorm(spec.width)
-            self.head = nn.Linear(spec.width, self._task.outputs(labels))
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+            if self._task.generates:
+                self.outs = nn.ModuleDict()
+            else:
+                self.head = nn.Linear(spec.width, self._task.outputs(labels))
+                nn.init.zeros_(self.head.weight)
+                nn.init.zeros_(self.head.bias)
 
-    def add_align(self, name: str, width: int) -> Iterable[nn.Parameter]:
-        """Add the alignment map ``name`` for backbones of hidden size ``width``; return its parameters.
+    def add_align(self, name: str, width: int) -> None:
+        """Add the alignment map ``name``, and the way back, for backbones of hidden size ``width``.
 
         Its initial weights depend on the seed and the name, not on when it is added.
         """
         salt = int.from_bytes(hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()[:7], "little")
         with _seeded(salt):
             self.aligns[_key(name)] = _Align(self.spec.blocks, width, self.spec.width)
-        return self.aligns[_key(name)].parameters()
+            if self._task.generates:
+                out = nn.Linear(self.spec.width, width, bias=False)
+                nn.init.zeros_(out.weight)
+                self.outs[_key(name)] = out
 
     @property
     def align_names(self) -> list[str]:
@@ -163,6 +173,17 @@ class SideNetwork(nn.Module):
             hidden = (hidden * real).sum(dim=1) / real.sum(dim=1)
         answers: Tensor = self.head(functional.dropout(self.norm(hidden), self.dropout, self.training))
         return answers
+
+    def lifted(self, align: str, hidden: Tensor, states: Tensor) -> Tensor:
+        """What a language model's head is given: its last states […, d] with h_b […, r] added to them."""
+        normed = functional.dropout(self.norm(hidden), self.dropout, self.training)
+        added: Tensor = self.outs[_key(align)](normed)
+        return states + states.square().mean(dim=-1, keepdim=True).sqrt() * added
+
+    def refine(self, align: str, taps: Tensor) -> Tensor:
+        """One family's taps [B', K, N, d] -> its last states, lifted: [K, N, d]."""
+        hidden = dict(self.trunk([(align, taps)]))[len(taps)]
+        return self.lifted(align, hidden, taps[-1])
 
     def predict(self, align: str, taps: Tensor, mask: Tensor) -> Tensor:
         """One family's taps [B', K, N, d] and mask [K, N] -> the answers at its last tap."""
@@ -222,7 +243,7 @@ def first_blocks(tensors: Mapping[str, Floats], blocks: int) -> dict[str, Floats
 def align_of(parameter: str) -> str | None:
     """The alignment map that a parameter belongs to, or None if all tiers share it."""
     level, _, rest = parameter.partition(".")
-    return _name(rest.rsplit(".", 1)[0]) if level == "aligns" else None
+    return _name(rest.rsplit(".", 1)[0]) if level in ("aligns", "outs") else None
 
 
 @contextmanager

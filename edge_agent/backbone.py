@@ -11,7 +11,6 @@ Legend: K texts, T tokens of the longest, B taps, d hidden size.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 import os
 import threading
@@ -34,9 +33,9 @@ from contract.errors import BackboneError
 from contract.plan import Precision
 from contract.sampling import EVERY_TOKEN, Sampling
 from edge_agent.taps import Sampled, TokenSampler, seeds_of
+from host.model_folder import locate
 
 log = logging.getLogger(__name__)
-_PACKAGE = "package:"
 _PROBE = "Ünïcode, CamelCase and don't: 3.14 * 2,000 €; 中文 عربى 🙂\tend\n"
 
 
@@ -192,7 +191,7 @@ def load_backbone(reference: str, layers: int = 0, precision: Precision = "f32")
     Raises:
         BackboneError: it cannot be found or loaded; the message says what to do.
     """
-    place = _locate(reference)
+    place = locate(reference)
     started = time.perf_counter()
     with _quiet():
         try:
@@ -226,40 +225,6 @@ def shared_backbone(reference: str, layers: int = 0, precision: Precision = "f32
         if key not in _shared:
             _shared[key] = load_backbone(*key)
         return _shared[key]
-
-
-def _locate(reference: str) -> str:
-    if not reference:
-        raise BackboneError("no backbone is named; write a folder, a hub name or package:NAME")
-    if reference.startswith(_PACKAGE):
-        return str(_folder_in_package(reference[len(_PACKAGE) :]))
-    folder = Path(reference).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise BackboneError(f"{reference}: the folder holds no config.json, so it is no saved model")
-    if not folder.is_dir() and reference.startswith(("/", "./", "../", "~")):
-        raise BackboneError(f"{reference}: there is no such folder")
-    return str(folder) if folder.is_dir() else reference
-
-
-def _folder_in_package(name: str) -> Path:
-    """The folder with config.json below an installed package, found without running its code."""
-    try:
-        spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise BackboneError(
-            f"package:{name}: no such package is installed; "
-            f"install it with: pip install {name.replace('_', '-')}"
-        )
-    roots = [Path(location) for location in spec.submodule_search_locations]
-    found = sorted(
-        (config.parent for root in roots for config in root.rglob("config.json")),
-        key=lambda folder: (len(folder.parts), folder),
-    )
-    if not found:
-        raise BackboneError(f"package:{name}: the package holds no model (no config.json in it)")
-    return found[0]
 
 
 def _not_loaded(reference: str, place: str, error: Exception) -> str:

@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,13 @@ T = TypeVar("T")
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>[^`]*)`)?$", re.DOTALL)
 
 
-def load_config(kind: type[T], path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> T:
+def load_config(
+    kind: type[T],
+    path: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda settings: settings,
+) -> T:
     """Read a struct of settings.
 
     Args:
@@ -35,6 +41,7 @@ def load_config(kind: type[T], path: Path | None = None, overrides: Mapping[str,
         path: The TOML file; None for defaults and overrides only.
         overrides: By dotted name (``data.path``); they win over the file. Strings are read as the field's
             type, as flags are.
+        complete: Fills in defaults that depend on other settings.
 
     Raises:
         ConfigError: naming the file or the dotted field, if the file cannot be read or is not TOML, or a
@@ -45,6 +52,7 @@ def load_config(kind: type[T], path: Path | None = None, overrides: Mapping[str,
     _check_names(settings, info, "")
     for name, value in (overrides or {}).items():
         _set(settings, name, _typed(value, _field_type(info, name), name))
+    settings = complete(settings)
     _check_values(settings, info, "")
     return _convert(settings, kind)
 

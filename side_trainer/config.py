@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -22,7 +23,7 @@ from contract.plan import (
     nested_taps,
     tap_layers,
 )
-from contract.sampling import parse_sampling
+from contract.sampling import TOKEN_KINDS, parse_sampling
 from contract.tasks import TASKS, Task
 from contract.tensors import Codec
 from contract.topics import check_name
@@ -60,6 +61,9 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     to their mean in int2. Devices without a budget send by sampling and codec."""
     precision: Precision = "f32"
     """How devices keep the backbone: f32, bf16, or int8 (its linear layers quantised dynamically)."""
+    head: str = ""
+    """In a language-model job, where this machine has the backbone, whose output head the trainer needs: a
+    folder, package:NAME, or a model in the hub's cache; default: what backbone says."""
 
     def to_plan(self) -> TierPlan:
         """The tier as devices see it before the first of them has come."""
@@ -113,6 +117,42 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     """Devices get a running mean of the weights with this memory an update; 0 gives them the last ones."""
     clip_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
+
+
+_DEFAULTS: Final[Mapping[Task, Mapping[str, Mapping[str, Any]]]] = {
+    Task.CAUSAL_LM: {
+        "tiers": {"sampling": "all", "codec": "int8", "batch_size": 8, "max_tokens": 256},
+        "side_network": {"width": 256, "inner": 256},
+        "learner": {
+            "learning_rate": 1e-3,
+            "weight_decay": 0.05,
+            "dropout": 0.0,
+            "label_smoothing": 0.0,
+            "replay": 1,
+            "replay_rows": 8,
+            "passes": 2.0,
+            "pass_rows": 8,
+        },
+    },
+}
+"""Defaults of tasks that are best served by others than stand beside the settings; of each tier alike."""
+
+
+def with_task_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they stand in a file, completed by those of their task."""
+    task = next((one for one in Task if one.value == settings.get("task")), Task.TEXT_CLASSIFICATION)
+    completed = dict(settings)
+    for table, defaults in _DEFAULTS.get(task, {}).items():
+        given = settings.get(table, {})
+        if not isinstance(given, dict):
+            continue  # to be refused with the rest
+        if table == "tiers":
+            completed[table] = {
+                name: {**defaults, **tier} if isinstance(tier, dict) else tier for name, tier in given.items()
+            }
+        else:
+            completed[table] = {**defaults, **given}
+    return completed
 
 
 class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -197,9 +237,11 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ConfigError(
                     f"tiers.{name}.backbone", "is empty; name a model, a folder or package:NAME"
                 )
-            parse_sampling(tier.sampling, f"tiers.{name}.sampling")
+            _check_sampling(self.task, tier.sampling, f"tiers.{name}.sampling")
             for sampling, _ in tier.ladder:
-                parse_sampling(sampling, f"tiers.{name}.ladder")
+                _check_sampling(self.task, sampling, f"tiers.{name}.ladder")
+            if tier.head and not TASKS[self.task].generates:
+                raise ConfigError(f"tiers.{name}.head", f"{self.task.value} needs none; leave it out")
             if len(tier.ladder) > MAX_RUNGS:
                 raise ConfigError(f"tiers.{name}.ladder", f"has more than {MAX_RUNGS} rungs")
             if tier.align:
@@ -242,3 +284,14 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if not depths:
             return tap_layers(depth, blocks)
         return nested_taps(depth, blocks, min(*depths, depth))
+
+
+def _check_sampling(task: Task, text: str, field: str) -> None:
+    """A policy, and one that suits the task: only real tokens have one that follows."""
+    kind = parse_sampling(text, field).kind
+    if TASKS[task].generates and kind not in TOKEN_KINDS:
+        raise ConfigError(
+            field, f"{text!r} does not suit {task.value}; write all, random:0.5 or hardest:0.25"
+        )
+    if kind == "hardest" and not TASKS[task].generates:
+        raise ConfigError(field, f"{task.value} has no loss on the device; write another policy")

@@ -26,15 +26,18 @@ import torch
 
 from contract.bundle import state_digest
 from contract.errors import StateError, WireError
+from contract.output_head import OutputHead
 from contract.plan import SideNetworkSpec
 from contract.side_network import SideNetwork
 from contract.tasks import TASKS, Task
 from contract.tensors import Floats
 from contract.wire import Message
 from side_trainer.config import LearnerSettings
+from side_trainer.heads import Heads
 from side_trainer.journal import Journal, Record
 from side_trainer.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.rows import MiniBatch, RowStore, StoredBatch, gather
+from side_trainer.token_loss import token_loss
 
 _BATCH_STREAM: Final = 1
 _IDLE_STREAM: Final = 2
@@ -75,6 +78,10 @@ class TierRecord(Message, frozen=True, kw_only=True):
     """Layers tapped."""
     fingerprint: str
     """Of the backbone's weights."""
+    head: str = ""
+    """Of its output head, where the task goes by one."""
+    vocabulary: int = 0
+    """Tokens that the head can foretell."""
 
 
 class IdleRecord(Message, frozen=True, kw_only=True):
@@ -121,6 +128,8 @@ class Fold:
         self.network: SideNetwork | None = None
         self.average: SideNetwork | None = None
         """The running mean of the network over updates: what devices get (Polyak averaging)."""
+        self.heads = Heads(journal.folder)
+        """Backbones' output heads, those that the task goes by."""
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
         self._journal = journal
         self._optimiser: torch.optim.AdamW | None = None
@@ -258,8 +267,10 @@ class Fold:
         Rows with more taps than another tier are also asked for that tier's answer; it learns from the label
         and from the row's own, deeper answer.
         """
-        assert self.network is not None
+        assert self.network is not None and self.settings is not None
         settings = self._learner
+        if TASKS[self.settings.task].generates:
+            return token_loss(self.network.train(), batch, self._head_of, settings.label_smoothing)
         exits = {len(tier.taps) for tier in self.tiers.values()}
         families = [(family.align, family.activations) for family in batch.families]
         answers = self.network.train()(families, batch.mask, exits)
@@ -296,6 +307,9 @@ class Fold:
 
     def _align_of(self, tier: str) -> str:
         return self.tiers[tier].align
+
+    def _head_of(self, align: str) -> OutputHead:
+        return self.heads.get(next(tier.head for tier in self.tiers.values() if tier.align == align))
 
     @property
     def _objective(self) -> Objective:

@@ -124,7 +124,8 @@ def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan) -> None:
             Reason.MISMATCH, f"{batch.target_form.value} are no targets for {plan.task.value}", batch
         )
     try:
-        check_targets(batch.target_form, batch.read_targets(), len(plan.labels))
+        known = tier.vocabulary if TASKS[plan.task].generates else len(plan.labels)
+        check_targets(batch.target_form, batch.read_targets(), known)
     except DecodeError as exc:
         raise Refused(Reason.MISMATCH, str(exc), batch) from exc
     # Any policy will do, not only the tier's: a device with a byte budget goes by a ladder.

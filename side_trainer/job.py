@@ -12,11 +12,13 @@ from typing import Final
 
 import msgspec
 
-from contract.errors import ConfigError, WireError
+from contract.errors import BackboneError, ConfigError, WireError
 from contract.messages import Status, check_labels
 from contract.plan import Plan, TierPlan, joining_taps
+from contract.tasks import TASKS
 from side_trainer.config import TrainerConfig
 from side_trainer.fold import LabelsRecord, SettingsRecord, TierRecord
+from side_trainer.heads import HeadFacts, Heads
 from side_trainer.journal import Journal
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class Job:
 
     Raises:
         ConfigError: if a setting contradicts what the journal has fixed.
+        BackboneError: if the task takes the backbones' output heads, and one is not on this machine.
     """
 
     def __init__(self, config: TrainerConfig, journal: Journal) -> None:
@@ -41,12 +44,14 @@ class Job:
         self._devices: set[str] = set()
         self._last_news: float | None = None
         self._told = 0.0
+        self._heads: dict[str, HeadFacts] = {}
         self._labels: tuple[str, ...] = ()
         self._settled: dict[str, TierRecord] = {}
         self._recall()
         if config.labels and not self._labels:
             self._fix_labels(config.labels)
         self._stale = False  # set while a fact is journaled and the plan does not show it yet
+        self._take_heads(config)
         self._plan = self._next_plan()
 
     @property
@@ -105,6 +110,10 @@ class Job:
     def reconfigure(self, config: TrainerConfig) -> None:
         """Take in more tiers: the plan has them from now on, and the others in it stay as they are."""
         assert config.tiers.keys() >= self._config.tiers.keys()
+        try:
+            self._take_heads(config)
+        except BackboneError as exc:
+            _log.error("a tier cannot join, its output head is not here: %s; restart once it is", exc)
         self._config = config
         self._plan = self._next_plan()
 
@@ -141,6 +150,15 @@ class Job:
         if settings != last:
             self._journal.append("settings", msgspec.json.encode(settings))
 
+    def _take_heads(self, config: TrainerConfig) -> None:
+        """Find the output heads of tiers that have none yet; a settled tier's is in the journal's folder."""
+        if not TASKS[config.task].generates:
+            return
+        heads = Heads(self._journal.folder)
+        for name, tier in config.tiers.items():
+            if name not in self._settled and name not in self._heads:
+                self._heads[name] = heads.take(tier.head or tier.backbone)
+
     def _fix_labels(self, labels: Iterable[str]) -> None:
         fixed = tuple(labels)
         self._journal.append("labels", msgspec.json.encode(LabelsRecord(labels=fixed)))
@@ -162,6 +180,14 @@ class Job:
             taps=self._taps(name, status.depth),
             fingerprint=status.fingerprint,
         )
+        head = self._heads.get(name)
+        if head is None and TASKS[self._config.task].generates:
+            return False
+        if head is not None:
+            record = msgspec.structs.replace(record, head=head.fingerprint, vocabulary=head.vocabulary)
+            if head.width != status.width:
+                _log.error("tier %s cannot join: width %d, its head takes %d", name, status.width, head.width)
+                return False
         try:
             self._build_plan({**self._settled, name: record}, revision=0)
         except WireError as exc:
@@ -217,6 +243,8 @@ class Job:
 
     def _tier(self, name: str, record: TierRecord | None) -> TierPlan:
         plan = self._config.tiers[name].to_plan()
+        if (head := self._heads.get(name)) is not None:
+            plan = msgspec.structs.replace(plan, head=head.fingerprint, vocabulary=head.vocabulary)
         if record is None:
             return plan
         return msgspec.structs.replace(
@@ -226,4 +254,6 @@ class Job:
             width=record.width,
             taps=record.taps,
             fingerprint=record.fingerprint,
+            head=record.head,
+            vocabulary=record.vocabulary,
         )

@@ -128,6 +128,11 @@ class Journal:
             raise StateError(f"{self._path} was written by another version of Sidestream")
         self._offset = self._one("SELECT coalesce(max(offset), 0) FROM records")
 
+    @property
+    def folder(self) -> Path:
+        """Where it lies: the state directory."""
+        return self._path.parent
+
     def close(self) -> None:
         with self._lock:
             self._db.close()

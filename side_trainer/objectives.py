@@ -59,6 +59,28 @@ class Classification(Objective):
         return functional.cross_entropy(answers, teacher.detach().softmax(dim=-1), reduction="none")
 
 
-OBJECTIVES: Final[dict[Task, Objective]] = {Task.TEXT_CLASSIFICATION: Classification()}
+class NextToken(Objective):
+    """The token that follows. Without statistics, so without a prior; see :mod:`side_trainer.token_loss`."""
+
+    def no_counts(self, labels: int) -> Counts:
+        return np.zeros(0)
+
+    def count(self, targets: npt.NDArray[Any], labels: int) -> Counts:
+        return np.zeros(0)
+
+    def prior(self, counts: Counts) -> npt.NDArray[np.float64]:
+        return np.zeros(0)
+
+    def losses(self, answers: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        raise AssertionError("a language model's answers are never all there at once")
+
+    def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        raise AssertionError("a language model's answers are never all there at once")
+
+
+OBJECTIVES: Final[dict[Task, Objective]] = {
+    Task.TEXT_CLASSIFICATION: Classification(),
+    Task.CAUSAL_LM: NextToken(),
+}
 if set(OBJECTIVES) != set(Task):  # pragma: no cover
     raise AssertionError("every Task needs an entry in OBJECTIVES")

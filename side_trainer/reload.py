@@ -16,7 +16,7 @@ import msgspec
 
 from contract.errors import ConfigError
 from host.toml import load_config
-from side_trainer.config import TrainerConfig
+from side_trainer.config import TrainerConfig, with_task_defaults
 
 _log = logging.getLogger(__name__)
 CADENCES: Final = (
@@ -50,7 +50,8 @@ class SettingsFile:
             ConfigError: if it cannot be used.
         """
         self._stamp = self._now()
-        return load_config(TrainerConfig, self._path, self._overrides).checked()
+        config = load_config(TrainerConfig, self._path, self._overrides, complete=with_task_defaults)
+        return config.checked()
 
     def update(self, running: TrainerConfig, now: float) -> TrainerConfig:
         """What to run with from now on: ``running``, or that with what the file has changed.

@@ -30,6 +30,7 @@ from contract.messages import (
     to_bin,
 )
 from contract.plan import FlowPlan, Plan, Rung, SideNetworkSpec, TierPlan
+from contract.tasks import write_tokens
 from contract.tensors import Codec, Floats, Tensor, decode, encode
 from contract.wire import Message, pack
 
@@ -97,7 +98,20 @@ def plan(**changes: Any) -> Plan:
 
 EXAMPLES: Final[dict[str, Message]] = {
     **{f"batch of labels in {codec.value}": batch(codec) for codec in Codec},
-    "plan with a fence": plan(fence=8),
+    "plan of a language model": plan(
+        task="causal-lm",
+        labels=(),
+        tiers={
+            "pi": TierPlan(
+                backbone="m", depth=6, width=64, taps=(1, 6), fingerprint="ab", head="cd", vocabulary=70_000
+            )
+        },
+    ),
+    "batch of tokens": batch(target_form="tokens", targets=write_tokens(np.arange(6) * 11_000, 60_000)),
+    "batch of tokens of a large vocabulary": batch(
+        target_form="tokens", targets=write_tokens(np.arange(6) * 40_000, 256_000)
+    ),
+    "plan with a fence and no heads": plan(fence=8),
     "receipt with a fence": Receipt(stream=STREAM, upto=12, fence=8),
     "status online, one process": Status(
         state="online",

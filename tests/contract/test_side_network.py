@@ -14,6 +14,7 @@ from contract.bundle import About, decode_bundle, encode_bundle
 from contract.errors import DecodeError
 from contract.plan import SideNetworkSpec
 from contract.side_network import SideNetwork, align_of, first_blocks, from_bundle
+from contract.tasks import Task
 from contract.tensors import Floats
 
 SPEC = SideNetworkSpec(blocks=3, width=8, inner=12)
@@ -115,6 +116,26 @@ def test_a_map_starts_the_same_whenever_it_is_added() -> None:
     late.add_align("a", 4)
     assert all(np.array_equal(early.arrays()[name], array) for name, array in late.arrays().items())
     assert not np.array_equal(early.arrays()["aligns.@a.weight"], early.arrays()["aligns.@b.weight"])
+
+
+def test_a_language_model_s_states_are_lifted_as_the_formula_says_and_not_at_all_at_first() -> None:
+    made = SideNetwork(SPEC, labels=0, seed=3, task=Task.CAUSAL_LM)
+    made.add_align("wide", 16)
+    taps, _ = rows(16, 3, 4, seed=8)
+    assert torch.equal(made.eval().refine("wide", taps), taps[-1])
+    out = dict(made.named_parameters())["outs.@wide.weight"]
+    with torch.no_grad():
+        out.normal_(generator=torch.Generator().manual_seed(2))
+    hidden = dict(made.trunk([("wide", taps)]))[3]
+    added = torch.nn.functional.layer_norm(hidden, (8,)) @ out.T
+    size = taps[-1].square().mean(dim=-1, keepdim=True).sqrt()
+    torch.testing.assert_close(made.refine("wide", taps), taps[-1] + size * added)
+    about = msgspec.structs.replace(
+        ABOUT, task=Task.CAUSAL_LM, labels=(), aligns={"wide": 16}, tiers={"t": "wide"}
+    )
+    back = from_bundle(decode_bundle(encode_bundle(about, made.arrays())))
+    assert torch.equal(back.refine("wide", taps), made.refine("wide", taps))
+    assert {align_of(name) for name in made.arrays() if name.startswith("outs.")} == {"wide"}
 
 
 def test_a_bundle_brings_back_the_same_network() -> None:
