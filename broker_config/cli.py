@@ -7,10 +7,11 @@ import argparse
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from broker_config.embedded import EmbeddedBroker
 from broker_config.mosquitto import render_deployment
+from host.logs import LogFormat, say, set_up
 from host.signals import stop_event
 from host.state_dir import default_dir
 
@@ -44,6 +45,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the embedded broker until SIGINT or SIGTERM; it dying on its own is an error."""
+    set_up(args.log_level, args.log_format)
     with stop_event() as stop:
         return _run_until(stop, args)
 
@@ -59,13 +61,13 @@ def render(args: argparse.Namespace) -> int:
 def _run_until(stop: threading.Event, args: argparse.Namespace) -> int:
     data_dir = Path(args.data_dir)
     broker = EmbeddedBroker(host=args.host, port=args.port, data_dir=data_dir, kind=args.kind)
-    print(f"broker: {broker.why}", flush=True)
+    say(f"broker: {broker.why}")
     with broker:
-        print(f"listening: {broker.url} (pid {broker.pid}, data and log in {data_dir})", flush=True)
-        print("Ctrl-C stops it", flush=True)
+        say(f"listening: {broker.url} (pid {broker.pid}, data and log in {data_dir})")
+        say("Ctrl-C stops it")
         while not stop.wait(_LOOK_S):
             broker.check_alive()
-    print("broker stopped", file=sys.stderr)
+    say("broker stopped", file=sys.stderr)
     return 0
 
 
@@ -86,6 +88,18 @@ def _add_run(commands: Any) -> None:
         choices=("auto", "mosquitto", "amqtt"),
         default="auto",
         help="which broker; auto takes mosquitto if it is installed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="how much we log; the broker's own log is a file in its data directory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=get_args(LogFormat),
+        default="text",
+        help="how we log: text, or json for an object a line (default: %(default)s)",
     )
     parser.set_defaults(handler=run)
 

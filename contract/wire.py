@@ -7,6 +7,7 @@ Nothing is believed before it is checked: sizes first, then types, then what the
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final, TypeVar
 
 import msgpack
@@ -20,6 +21,8 @@ MAX_MESSAGE_BYTES: Final = 2_000_000
 TARGET_MESSAGE_BYTES: Final = 256 * 1024
 """What senders aim to stay under: AWS IoT and small brokers refuse more, and paho slows down."""
 _REASON_CHARS: Final = 200
+_QUOTED: Final = re.compile(r"'.*'", re.DOTALL)
+"""From the first quotation mark to the last one: what is quoted may hold some itself."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,5 +65,6 @@ def unpack(kind: type[M], payload: bytes) -> M:
 
 
 def brief(exc: Exception) -> str:
-    """What an error says, in one short line: a peer's bytes may stand in it, of any length and kind."""
-    return "".join(char if char.isprintable() else "?" for char in str(exc)[:_REASON_CHARS])
+    """What an error says, in one short line that quotes nothing: a peer's bytes may stand in it."""
+    text = _QUOTED.sub("'…'", str(exc))
+    return "".join(char if char.isprintable() else "?" for char in text[:_REASON_CHARS])

@@ -18,7 +18,7 @@ import msgspec
 from contract.errors import DataError
 from edge_agent.config import AgentConfig
 from host.flags import add_flags, overrides
-from host.logs import set_up
+from host.logs import say, set_up
 from host.signals import stop_event
 from host.toml import load_config
 
@@ -112,16 +112,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the agent until SIGINT or SIGTERM."""
     config = load_config(AgentConfig, args.config, overrides(args))
     config.broker.endpoint()
-    set_up(config.log_level)
+    set_up(config.log_level, config.log_format, job=config.job, device=config.device)
     from edge_agent.agent import Agent
 
     def started(metrics_url: str) -> None:
-        print(
-            f"agent {agent.name} (tier {agent.tier}) of job {config.job!r}; state in {config.state_path}",
-            flush=True,
-        )
+        say(f"agent {agent.name} (tier {agent.tier}) of job {config.job!r}; state in {config.state_path}")
         if metrics_url:
-            print(f"metrics: {metrics_url}", flush=True)
+            say(f"metrics: {metrics_url}")
 
     with stop_event() as stop:
         agent = Agent(config, stop=stop, started=started)

@@ -11,6 +11,7 @@ import msgspec
 from broker_config.settings import BrokerSettings
 from contract.errors import ConfigError
 from contract.topics import check_name
+from host.logs import LogFormat
 from host.state_dir import default_dir
 
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})")
@@ -110,6 +111,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Append what is done when to this file, a JSON object a line, for a timeline; empty: do not."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged."""
+    log_format: LogFormat = "text"
+    """How it is logged: text, or json for an object a line."""
 
     def __post_init__(self) -> None:
         check_name("job", self.job)

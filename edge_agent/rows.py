@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -17,6 +18,7 @@ from edge_agent.samples import Row
 
 MAX_ROW_BYTES = 1024 * 1024
 _SHOWN = 3  # broken rows that are told of one by one
+_NAME = re.compile(r"[^\W\d][\w.-]{0,31}")  # what looks like a column's name
 _BOM = b"\xef\xbb\xbf"
 Format: TypeAlias = Literal["jsonl", "csv", "tsv"]
 log = logging.getLogger(__name__)
@@ -129,9 +131,9 @@ class RowParser:
         wanted = (("data.text_column", self._text_column), ("data.label_column", self._label_column))
         for field, column in wanted:
             if column and column not in names:
-                raise DataError(
-                    f"{field}: no column {column!r} in {self.name}; it has: {', '.join(names)[:300]}"
-                )
+                # Without a header, the first line is data, and an error must not quote that.
+                shown = (name if _NAME.fullmatch(name) else "…" for name in names[:20])
+                raise DataError(f"{field}: no column {column!r} in {self.name}; it has: {', '.join(shown)}")
         self._names = names
 
     def _report(self, reason: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from host.flags import add_flags, overrides
-from host.logs import set_up
+from host.logs import say, set_up
 from host.signals import set_on_hangup, stop_event
 from side_trainer.config import TrainerConfig
 from side_trainer.reload import SettingsFile
@@ -100,13 +100,13 @@ def run(args: argparse.Namespace) -> int:
     file = SettingsFile(args.config, overrides(args))
     config = file.load()
     config.broker.endpoint()
-    set_up(config.log_level)
+    set_up(config.log_level, config.log_format, job=config.job)
     from side_trainer.trainer import run_trainer, state_dir_of
 
     def started(metrics_url: str, page_url: str) -> None:
-        print(f"trainer of job {config.job!r} is running; state in {state_dir_of(config)}", flush=True)
-        print(f"page: {page_url or 'off'}", flush=True)
-        print(f"metrics: {metrics_url or 'off'}; Ctrl-C stops it, and it goes on from there", flush=True)
+        say(f"trainer of job {config.job!r} is running; state in {state_dir_of(config)}")
+        say(f"page: {page_url or 'off'}")
+        say(f"metrics: {metrics_url or 'off'}; Ctrl-C stops it, and it goes on from there")
 
     with stop_event() as stop, set_on_hangup(file.asked):
         run_trainer(config, stop, started=started, settings_file=file, take_over=args.take_over)

@@ -28,6 +28,7 @@ from contract.tasks import TASKS, Task
 from contract.tensors import Codec
 from contract.topics import check_name
 from contract.wire import Message, pack, unpack
+from host.logs import LogFormat
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -219,6 +220,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Append what is done when to this file, a JSON object a line, for a timeline; empty: do not."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much it says."""
+    log_format: LogFormat = "text"
+    """How it is logged: text, or json for an object a line."""
 
     def checked(self) -> TrainerConfig:
         """Return itself if its parts fit together.

@@ -275,10 +275,14 @@ class Ingest:
             self._reject(uplink, event, Reason.UNKNOWN_TIER, str(exc))
         else:
             if news and status.state == "online":
-                _log.info("device %s (%s) is online", uplink.device, uplink.tier)
+                _log.info("device %s (%s) is online", uplink.device, uplink.tier, extra=_about(uplink))
                 self._births[uplink.tier, uplink.device] = status
             elif news:
-                _log.info("device %s (%s) is offline: %s", uplink.device, uplink.tier, status.reason)
+                _log.info(
+                    "device %s (%s) is offline: %s",
+                    *(uplink.device, uplink.tier, status.reason),
+                    extra=_about(uplink),
+                )
 
     def _settle_job(self, now: float) -> None:
         """Let the job learn from births; those that the disk has no room for wait here."""
@@ -402,7 +406,8 @@ class Ingest:
         self._metrics.messages_rejected.labels(kind, reason).inc()
         self._rejections += 1
         if self._rejections <= _REJECTIONS_LOGGED:
-            _log.warning("refused a message on %s: %s", event.topic[:200], text)
+            about = {"kind": kind.value, "reason": reason.value}
+            _log.warning("refused a message on %s: %s", event.topic[:200], text, extra=about)
         if self._rejections == _REJECTIONS_LOGGED:
             _log.warning(
                 "further refusals are counted in the metrics and published below rejected/, not logged"
@@ -504,3 +509,8 @@ class Ingest:
             inbox_dropped=self._inbox.dropped,
             loss=metrics.loss,
         )
+
+
+def _about(uplink: Uplink) -> dict[str, str]:
+    """Where a message came from, for a log that is for programs."""
+    return {"device": uplink.device, "tier": uplink.tier}

@@ -15,6 +15,7 @@ import side_trainer.cli
 import sidestream.demo_cli
 import sidestream.top_cli
 from contract.errors import SidestreamError
+from host.logs import fail
 from sidestream.version import version
 
 _DESCRIPTION = """\
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = args.handler(args)
         sys.stdout.flush()
     except SidestreamError as exc:
-        print(f"sidestream: error: {exc}", file=sys.stderr)
+        fail(exc)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -21,7 +21,7 @@ from host.toml import load_config
 def main(paths: list[str]) -> int:
     """Run an agent for each settings file; return the worst of their exit codes."""
     configs = [load_config(AgentConfig, Path(path)) for path in paths]
-    set_up(configs[0].log_level)
+    set_up(configs[0].log_level, configs[0].log_format, job=configs[0].job)
     agents = [Agent(config) for config in configs]
     codes: dict[str, int] = {}
 

@@ -15,7 +15,7 @@ COMMANDS = {
     "agent predict": ["--backbone", "--file", "--json", "--state-dir"],
     "agent run": None,
     "broker render": ["--out"],
-    "broker run": ["--data-dir", "--host", "--kind", "--port"],
+    "broker run": ["--data-dir", "--host", "--kind", "--log-format", "--log-level", "--port"],
     "demo": [
         *("--alpha", "--broker", "--data", "--devices", "--eval", "--json", "--keep", "--label-column"),
         *("--max-samples", "--metrics-port", "--seed", "--text-column", "--trace"),
