@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -29,6 +28,7 @@ from contract.tensors import Codec
 from contract.topics import check_name
 from contract.wire import Message, pack, unpack
 from host.logs import LogFormat
+from side_trainer.implied import Method
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -120,42 +120,6 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     """Gradients are clipped to this norm."""
 
 
-_DEFAULTS: Final[Mapping[Task, Mapping[str, Mapping[str, Any]]]] = {
-    Task.CAUSAL_LM: {
-        "tiers": {"sampling": "all", "codec": "int8", "batch_size": 8, "max_tokens": 256},
-        "side_network": {"width": 256, "inner": 256},
-        "learner": {
-            "learning_rate": 1e-3,
-            "weight_decay": 0.05,
-            "dropout": 0.0,
-            "label_smoothing": 0.0,
-            "replay": 1,
-            "replay_rows": 8,
-            "passes": 2.0,
-            "pass_rows": 8,
-        },
-    },
-}
-"""Defaults of tasks that are best served by others than stand beside the settings; of each tier alike."""
-
-
-def with_task_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they stand in a file, completed by those of their task."""
-    task = next((one for one in Task if one.value == settings.get("task")), Task.TEXT_CLASSIFICATION)
-    completed = dict(settings)
-    for table, defaults in _DEFAULTS.get(task, {}).items():
-        given = settings.get(table, {})
-        if not isinstance(given, dict):
-            continue  # to be refused with the rest
-        if table == "tiers":
-            completed[table] = {
-                name: {**defaults, **tier} if isinstance(tier, dict) else tier for name, tier in given.items()
-            }
-        else:
-            completed[table] = {**defaults, **given}
-    return completed
-
-
 class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of trainer.toml."""
 
@@ -170,6 +134,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     the trainer always tries for ever."""
     task: Task = Task.TEXT_CLASSIFICATION
     """What is learnt."""
+    method: Method = "fed-mobillm"
+    """fed-mobillm for a fleet; mobillm for one device, whose tier then sends all tokens in nf4 unless it says
+    otherwise. It only decides what settings that are left out of the file are taken to be."""
     labels: tuple[str, ...] = ()
     """Label names in index order; default: those that the first devices bring, sorted."""
     label_devices: Annotated[int, msgspec.Meta(ge=1)] = 1

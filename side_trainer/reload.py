@@ -16,7 +16,8 @@ import msgspec
 
 from contract.errors import ConfigError
 from host.toml import load_config
-from side_trainer.config import TrainerConfig, with_task_defaults
+from side_trainer.config import TrainerConfig
+from side_trainer.implied import with_implied
 
 _log = logging.getLogger(__name__)
 CADENCES: Final = (
@@ -50,7 +51,7 @@ class SettingsFile:
             ConfigError: if it cannot be used.
         """
         self._stamp = self._now()
-        config = load_config(TrainerConfig, self._path, self._overrides, complete=with_task_defaults)
+        config = load_config(TrainerConfig, self._path, self._overrides, complete=with_implied)
         return config.checked()
 
     def update(self, running: TrainerConfig, now: float) -> TrainerConfig:

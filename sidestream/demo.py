@@ -104,6 +104,8 @@ class Demo:
         sizes = ", ".join(f"{len(devices)} {tier}" for tier, devices in files.devices.items())
         self._tell(
             f"fleet     {self._settings.devices} devices ({sizes}), Dirichlet alpha {self._settings.alpha:g}"
+            if self._settings.devices > 1
+            else f"device    one ({sizes}), method {self._settings.method}"
         )
 
     def _by_tier(self, watch: Watch) -> dict[str, TierReport]:

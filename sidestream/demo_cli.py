@@ -21,9 +21,14 @@ with its own share of the data. Watch it learn, and see what it cost.
   sidestream demo                                       the shipped commands, 24 intents
   sidestream demo --data train.csv --eval test.csv      your own texts and labels
   sidestream demo --devices 6 --alpha 0.1 --seed 3      fewer devices, more skewed
+  sidestream demo --method mobillm                      one device, and a timeline of it with --trace FILE
   sidestream demo --keep /tmp/fleet                     keep everything, then try
       sidestream agent predict --state-dir /tmp/fleet/devices/full-01/state "dim the lights"
 """
+
+
+_DEVICES: Final = {"fed-mobillm": 12, "mobillm": 1}
+"""By method: how many agents."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,7 +40,18 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--devices", type=int, default=12, metavar="N", help="agents, dealt out to three tiers (default: 12)")
+    add(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="agents, dealt out to three tiers (default: 12; with --method mobillm, 1)",
+    )
+    add(
+        "--method",
+        choices=list(_DEVICES),
+        default="fed-mobillm",
+        help="fed-mobillm: a fleet; mobillm: one device, all its tokens (default: fed-mobillm)",
+    )
     add("--data", default="", metavar="TRAIN", help="training data: JSONL, CSV or TSV")
     add("--eval", default="", metavar="EVAL", help="evaluation data, in the same columns")
     add("--text-column", default="text", metavar="NAME", help="column of the texts (default: text)")
@@ -55,8 +71,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo and print its report."""
-    if args.devices < 1 or args.devices > 500:
-        raise ConfigError("--devices", f"{args.devices} is not 1 to 500")
+    devices = _DEVICES[args.method] if args.devices is None else args.devices
+    if not 1 <= devices <= 500:
+        raise ConfigError("--devices", f"{devices} is not 1 to 500")
     if not 0.001 <= args.alpha <= 1e6:
         raise ConfigError("--alpha", f"{args.alpha:g} is not 0.001 to 1000000")
     if args.seed < 0 or args.max_samples < 0:
@@ -70,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     from sidestream.report import to_json, to_table
 
     settings = DemoSettings(
-        devices=args.devices,
+        devices=devices,
+        method=args.method,
         train=args.data,
         evaluation=args.eval,
         text_column=args.text_column,

@@ -27,6 +27,8 @@ class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     devices: int = 12
     """How many; dealt out to the tiers in turn."""
+    method: str = "fed-mobillm"
+    """The trainer's."""
     train: str = ""
     """Training data; default: the shipped commands."""
     evaluation: str = ""
@@ -126,6 +128,7 @@ class FleetFiles:
         return {
             "job": job,
             "state_dir": str(self.trainer_state),
+            "method": self._settings.method,
             "labels": self.labels,
             "metrics_port": self._settings.metrics_port,
             "page_port": 0,

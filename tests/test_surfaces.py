@@ -18,7 +18,7 @@ COMMANDS = {
     "broker run": ["--data-dir", "--host", "--kind", "--log-format", "--log-level", "--port"],
     "demo": [
         *("--alpha", "--broker", "--data", "--devices", "--eval", "--json", "--keep", "--label-column"),
-        *("--max-samples", "--metrics-port", "--seed", "--text-column", "--trace"),
+        *("--max-samples", "--method", "--metrics-port", "--seed", "--text-column", "--trace"),
     ],
     "metrics render": ["--out", "--target"],
     "trainer backup": ["--out", "--state-dir"],

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ConfigError, SidestreamError
-from host.toml import load_config
-from side_trainer.config import TrainerConfig
+from contract.tensors import Codec
+from side_trainer.reload import SettingsFile
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,10 @@ from side_trainer.config import TrainerConfig
         ('job = "a"\n[tiers]\npi = 3', "tiers.pi", "expected object"),
         ('job = "a"\nlabels = ["x", 3]', "labels[1]", "expected str"),
         ('job = "a"\n[flow]\nwindow = 0', "flow.window", ">= 1"),
+        ('job = "a"\nmethod = "mobilm"', "method", "'mobillm'"),
+        ('job = "a"\nmethod = ["mobillm"]', "method", "write one of"),
+        ('job = "a"\nmethod = "mobillm"\ntiers = 3', "tiers", "expected object"),
+        ('job = "a"\nmethod = "mobillm"\n[tiers]\npi = 3', "tiers.pi", "expected object"),
         ('job = "a', "t.toml", "not valid TOML"),
     ],
 )
@@ -32,7 +36,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, field: str, told: str
     path = tmp_path / "t.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        load_config(TrainerConfig, path)
+        SettingsFile(path).load()
     assert caught.value.field.endswith(field) and told in str(caught.value)
 
 
@@ -40,4 +44,31 @@ def test_parts_that_do_not_fit_together_are_told(tmp_path: Path) -> None:
     path = tmp_path / "t.toml"
     path.write_text('job = "a"\nlabels = ["x", "x"]')
     with pytest.raises(SidestreamError, match="same name"):
-        load_config(TrainerConfig, path).checked()
+        SettingsFile(path).load()
+
+
+def test_one_devices_method_fills_in_what_the_settings_leave_out_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text('job = "a"\nmethod = "mobillm"\n[tiers.pi]\n[tiers.own]\nsampling = "mean"\n')
+    config = SettingsFile(path).load()
+    assert (config.tiers["pi"].sampling, config.tiers["pi"].codec) == ("all", Codec.NF4)
+    assert (config.tiers["own"].sampling, config.tiers["own"].codec) == ("mean", Codec.NF4)
+    assert config.label_wait_s == 2.0
+    assert SettingsFile(path, {"label_wait_s": "9"}).load().label_wait_s == 9.0
+    path.write_text('job = "a"\nmethod = "mobillm"\n')
+    assert SettingsFile(path).load().tiers["generic"].sampling == "all"
+    path.write_text('job = "a"\n')
+    fleet = SettingsFile(path).load()
+    assert (fleet.method, fleet.tiers["generic"].sampling, fleet.label_wait_s) == (
+        "fed-mobillm",
+        "segments:4",
+        20.0,
+    )
+
+
+def test_a_tasks_defaults_come_before_a_methods(tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text('job = "a"\ntask = "causal-lm"\nmethod = "mobillm"\n[learner]\npasses = 5\n')
+    config = SettingsFile(path).load()
+    assert (config.tiers["generic"].codec, config.tiers["generic"].batch_size) == (Codec.INT8, 8)
+    assert (config.learner.passes, config.learner.replay, config.side_network.width) == (5, 1, 256)
