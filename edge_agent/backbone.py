@@ -1,9 +1,9 @@
 """The frozen transformer: located, loaded, cut to its first layers, fingerprinted, tapped.
 
-The only file of the project that imports transformers. Nothing is trained and no gradient is ever computed:
-every parameter is frozen and every pass runs in inference mode. A backbone may be kept in bf16 or int8, which
-saves memory. Its fingerprint is taken before that, from the weights as they were loaded, so that devices of
-one job may differ in precision.
+This file and :mod:`edge_agent.language_model` alone import transformers. Nothing is trained and no gradient
+is ever computed: every parameter is frozen and every pass runs in inference mode. A backbone may be kept in
+bf16 or int8, which saves memory. Its fingerprint is taken before that, from the weights as they were loaded,
+so that devices of one job may differ in precision.
 
 Legend: K texts, T tokens of the longest, B taps, d hidden size.
 """
@@ -16,11 +16,11 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -73,14 +73,14 @@ class Backbone:
         self._layers = _truncate(self._model, layers, name)
         self._lock = threading.Lock()
         self._longest = _longest_input(self._model, tokenizer)
-        config = _text_config(self._model)
+        config = text_config(self._model)
         self.width = int(config.hidden_size)
         """d."""
         self.depth = len(self._layers)
         """Layers in use."""
         self.is_decoder = not self._sees_ahead()
         """Whether a token only sees those before it, so that the last one carries the sentence."""
-        self.fingerprint = _fingerprint(self._model, tokenizer)
+        self.fingerprint = _fingerprint(self.parameters(), tokenizer)
         """32 hex digits: equal weights and tokenizer, equal fingerprint, on every machine and in every
         precision."""
         self._convert(precision)
@@ -163,14 +163,21 @@ class Backbone:
         self._read(ids, torch.ones_like(ids, dtype=torch.bool), [self.depth], states.append)
         return states[0]
 
-    def _read(self, ids: Tensor, mask: Tensor, taps: Sequence[int], take: Callable[[Tensor], None]) -> None:
+    def _read(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        taps: Sequence[int],
+        take: Callable[[Tensor], None],
+        **options: Any,
+    ) -> None:
         """Hand each tap to ``take`` as soon as it is computed, and compute nothing beyond the last one."""
         hooks = [
             self._layers[tap - 1].register_forward_hook(_reader(take, is_last=tap == taps[-1]))
             for tap in taps
         ]
         try:
-            self._model(input_ids=ids, attention_mask=mask.long())
+            self._model(input_ids=ids, attention_mask=mask.long(), **options)
         except _Done:
             return
         finally:
@@ -191,11 +198,23 @@ def load_backbone(reference: str, layers: int = 0, precision: Precision = "f32")
     Raises:
         BackboneError: it cannot be found or loaded; the message says what to do.
     """
-    place = locate(reference)
     started = time.perf_counter()
+    model, tokenizer = read_model(reference, AutoModel)
+    backbone = Backbone(model, tokenizer, layers=layers, name=reference, precision=precision)
+    tell_loaded(backbone, precision, time.perf_counter() - started)
+    return backbone
+
+
+def read_model(reference: str, kind: Any) -> tuple[Any, Any]:
+    """A saved model as one of transformers' auto classes makes it, and its tokenizer.
+
+    Raises:
+        BackboneError: it cannot be found or loaded; the message says what to do.
+    """
+    place = locate(reference)
     with _quiet():
         try:
-            model, report = AutoModel.from_pretrained(place, output_loading_info=True)
+            model, report = kind.from_pretrained(place, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(place)
         except Exception as exc:  # transformers raises whatever its parts raise
             raise BackboneError(_not_loaded(reference, place, exc)) from exc
@@ -205,26 +224,36 @@ def load_backbone(reference: str, layers: int = 0, precision: Precision = "f32")
     if missing:
         raise BackboneError(f"{reference}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
     model.config.use_cache = False
-    backbone = Backbone(model, tokenizer, layers=layers, name=reference, precision=precision)
+    return model, tokenizer
+
+
+def tell_loaded(backbone: Backbone, precision: Precision, seconds: float) -> None:
+    """Say what was loaded."""
     log.info(
         "backbone %s: %d layers of width %d in %s, fingerprint %s…, loaded in %.1f s",
-        *(reference, backbone.depth, backbone.width, precision, backbone.fingerprint[:8]),
-        time.perf_counter() - started,
+        *(backbone.name, backbone.depth, backbone.width, precision, backbone.fingerprint[:8]),
+        seconds,
     )
-    return backbone
 
 
-_shared: dict[tuple[str, int, Precision], Backbone] = {}
+T = TypeVar("T", bound=Backbone)
+_shared: dict[tuple[Any, ...], Backbone] = {}
 _shared_lock = threading.Lock()
 
 
 def shared_backbone(reference: str, layers: int = 0, precision: Precision = "f32") -> Backbone:
     """As :func:`load_backbone`, but loaded once in this process and shared by all its agents."""
+    return shared(load_backbone, reference, layers, precision)
+
+
+def shared(load: Callable[[str, int, Precision], T], reference: str, layers: int, precision: Precision) -> T:
+    """What ``load`` makes of its arguments, made once in this process."""
     with _shared_lock:
-        key = (reference, layers, precision)
+        key = (load, reference, layers, precision)
         if key not in _shared:
-            _shared[key] = load_backbone(*key)
-        return _shared[key]
+            _shared[key] = load(reference, layers, precision)
+        found: T = _shared[key]  # type: ignore[assignment]
+        return found
 
 
 def _not_loaded(reference: str, place: str, error: Exception) -> str:
@@ -238,14 +267,15 @@ def _not_loaded(reference: str, place: str, error: Exception) -> str:
     )
 
 
-def _text_config(model: nn.Module) -> Any:
+def text_config(model: nn.Module) -> Any:
+    """The configuration of a model, or of the text model in it."""
     config: Any = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _truncate(model: nn.Module, keep: int, name: str) -> nn.ModuleList:
     """Find the stack of layers, delete all after the first ``keep``, and return it."""
-    config = _text_config(model)
+    config = text_config(model)
     if getattr(model.config, "is_encoder_decoder", False):
         raise BackboneError(f"{name}: is an encoder-decoder; use an encoder or a decoder")
     count = int(getattr(config, "num_hidden_layers", 0))
@@ -294,7 +324,7 @@ def _to_int8(model: nn.Module) -> None:
 
 def _longest_input(model: nn.Module, tokenizer: Any) -> int:
     """Tokens that the model and its tokenizer can take; RoBERTa's positions start after the padding id."""
-    positions = int(getattr(_text_config(model), "max_position_embeddings", 0) or 10**6)
+    positions = int(getattr(text_config(model), "max_position_embeddings", 0) or 10**6)
     offset = max(
         (
             module.padding_idx + 1
@@ -308,13 +338,13 @@ def _longest_input(model: nn.Module, tokenizer: Any) -> int:
     return min(positions - offset, int(min(tokenizer.model_max_length, 10**6)))
 
 
-def _fingerprint(model: nn.Module, tokenizer: Any) -> str:
+def _fingerprint(parameters: Iterable[tuple[str, Tensor]], tokenizer: Any) -> str:
     """A hash of every weight's type, shape and bytes, and of what the tokenizer does.
 
     Neither parameter names nor the tokenizer's file go in: both change between versions of transformers while
     the model stays the same.
     """
-    weights = sorted(_tensor_digest(parameter) for _, parameter in model.named_parameters())
+    weights = sorted(_tensor_digest(parameter) for _, parameter in parameters)
     total = hashlib.blake2b(digest_size=16, person=b"sidestream-model")
     for digest in weights:
         total.update(digest)

@@ -12,7 +12,7 @@ Legend: B taps, K samples, T tokens (padded), N vectors a sample (padded), V vec
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from contract.sampling import Sampling
+from contract.tasks import NO_TARGET
 from contract.tensors import Floats
 
 
@@ -34,6 +35,8 @@ class Sampled:
     """[K, N] bool: real vectors, at least one in each row, on its left."""
     seconds: float = 0.0
     """What the forward pass took, tokenising and sampling included."""
+    targets: Tensor | None = None
+    """[K, N] int64, in a language model: the token that follows; :data:`NO_TARGET` under the mask."""
 
     def ragged(self) -> tuple[Floats, npt.NDArray[np.int64]]:
         """What the wire takes: the real vectors [B, V, d], sample after sample, and how many each has [K]."""
@@ -47,7 +50,8 @@ class Sampled:
 
     def select(self, rows: Tensor) -> Sampled:
         """Only some of the rows: [K] bool, or their indices."""
-        return replace(self, values=self.values[:, rows], mask=self.mask[rows])
+        targets = None if self.targets is None else self.targets[rows]
+        return replace(self, values=self.values[:, rows], mask=self.mask[rows], targets=targets)
 
 
 class TokenSampler:
@@ -105,6 +109,64 @@ class TokenSampler:
     def _cleared(self, tap: Tensor) -> Tensor:
         """Zeros under the mask, whatever padding tokens gave."""
         return tap if self._padding is None else tap.masked_fill(self._padding, 0.0)
+
+
+class TargetSampler:
+    """As :class:`TokenSampler`, of those tokens only that have a target.
+
+    Args:
+        sampling: The policy, one of :data:`contract.sampling.TOKEN_KINDS`.
+        targets: [K, T] int64: the token that follows; :data:`NO_TARGET` where none is to be foretold, and for
+            one at least in each row there is one.
+        seeds: [K] int64 of :func:`seeds_of`.
+        losses: Given states of the last tap [M, d] and their targets [M]: how badly these are foretold, [M].
+    """
+
+    def __init__(
+        self, sampling: Sampling, targets: Tensor, seeds: Tensor, losses: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        self._targets = targets
+        self._real = targets != NO_TARGET
+        self._counts = torch.from_numpy(sampling.counts(self._real.sum(dim=1).numpy()))
+        self._losses = losses
+        self._taken: list[Tensor] = []
+        self._positions: Tensor | None = None
+        if sampling.kind == "all":
+            self._choose(torch.zeros(targets.shape))
+        elif sampling.kind == "random":
+            self._choose(_draws(self._real, seeds))
+
+    def take(self, tap: Tensor) -> None:
+        """The next tap, [K, T, d] in any float type; where it can be, all but what is sampled is dropped."""
+        self._taken.append(tap if self._positions is None else self._sample(tap))
+
+    def sampled(self) -> Sampled:
+        """What was sampled of the taps taken."""
+        if self._positions is None:
+            scores = torch.zeros(self._targets.shape)
+            # What is not finite comes first, so that its row is found and skipped.
+            losses = self._losses(self._taken[-1][self._real].float(), self._targets[self._real])
+            scores[self._real] = losses.nan_to_num(nan=torch.inf)
+            self._choose(scores)
+            self._taken = [self._sample(tap) for tap in self._taken]
+        assert self._positions is not None
+        targets = self._targets.gather(1, self._positions).masked_fill(~self._mask, NO_TARGET)
+        return Sampled(values=torch.stack(self._taken), mask=self._mask, targets=targets)
+
+    def _choose(self, scores: Tensor) -> None:
+        """The tokens with the highest scores [K, T], in the order of the text."""
+        most, longest = int(self._counts.max()), scores.shape[1]
+        ranked = scores.masked_fill(~self._real, -torch.inf).topk(most, dim=1).indices
+        chosen = torch.arange(most)[None, :] < self._counts[:, None]
+        positions = ranked.masked_fill(~chosen, longest).sort(dim=1).values  # [K, N]
+        self._mask = positions < longest
+        self._positions = positions.clamp(max=longest - 1)
+
+    def _sample(self, tap: Tensor) -> Tensor:
+        """[K, T, d] -> [K, N, d] float32."""
+        assert self._positions is not None
+        values = tap[torch.arange(len(tap))[:, None], self._positions].float()
+        return values.masked_fill(~self._mask[:, :, None], 0.0)
 
 
 def seeds_of(texts: Sequence[str]) -> Tensor:

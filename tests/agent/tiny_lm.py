@@ -15,6 +15,7 @@ from transformers import (
     LlamaConfig,
     OPTConfig,
     Qwen2Config,
+    Qwen2Tokenizer,
     Qwen3Config,
 )
 
@@ -65,5 +66,13 @@ def save_tiny_lm(folder: Path, family: str, *, seed: int = 0) -> Path:
             if "norm" in name or "ln_" in name or name.endswith("bias"):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     model.save_pretrained(folder)
-    _tokenizer(decoder=True).save_pretrained(folder)
+    (_letters() if family == "qwen2" else _tokenizer(decoder=True)).save_pretrained(folder)
     return folder
+
+
+def _letters() -> Any:
+    """Transformers reads whatever lies beside a Qwen 2 as byte pairs: here single letters."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *"Ġaceghiklmnopqrstuwx"])}
+    return Qwen2Tokenizer(
+        vocab=vocabulary, merges=[], unk_token="<unk>", eos_token="</s>", model_max_length=POSITIONS
+    )

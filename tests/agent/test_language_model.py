@@ -1,0 +1,252 @@
+"""A frozen decoder beside its head foretells and generates as transformers does, and samples its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from contract.errors import BackboneError, ConfigError
+from contract.plan import SideNetworkSpec
+from contract.sampling import parse_sampling
+from contract.side_network import SideNetwork
+from contract.tasks import NO_TARGET, Task
+from edge_agent.backbone import load_backbone
+from edge_agent.generator import GenerationOptions, Generator
+from edge_agent.language_model import LanguageModel, load_language_model
+from edge_agent.windows import Window
+from side_trainer.heads import read_head
+from tests.agent.tiny import LAYERS, POSITIONS, WIDTH, save_tiny
+from tests.agent.tiny_lm import FAMILIES, save_tiny_lm
+
+PROMPT = "turn the kitchen light"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("lm")
+    return lambda family: (
+        folder / family if (folder / family).exists() else save_tiny_lm(folder / family, family)
+    )
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(saved: Callable[[str], Path], request: pytest.FixtureRequest) -> Path:
+    return saved(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama(saved: Callable[[str], Path]) -> LanguageModel:
+    return load_language_model(str(saved("llama")))
+
+
+def network(*, blocks: int = 3, trained: bool = False) -> SideNetwork:
+    made = SideNetwork(SideNetworkSpec(blocks=blocks, width=8), labels=0, seed=1, task=Task.CAUSAL_LM)
+    made.add_align("m", WIDTH)
+    if trained:
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                if name.startswith("outs."):
+                    parameter.normal_(generator=torch.Generator().manual_seed(5))
+    return made.eval()
+
+
+def every(lengths: Any) -> Any:
+    return parse_sampling("all")
+
+
+def generated(
+    model: LanguageModel, layers: int = LAYERS, trained: bool = False, prompt: str = PROMPT, **options: Any
+) -> list[int]:
+    taps = (1, layers) if layers > 1 else (1,)
+    generator = Generator(model, network(trained=trained), "m", taps)
+    return list(generator.tokens(model.tokens(prompt), GenerationOptions(**options)))
+
+
+def test_greedy_tokens_beside_an_untrained_side_network_are_those_of_transformers(folder: Path) -> None:
+    model = load_language_model(str(folder))
+    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    lengths = []
+    for prompt in (PROMPT, "the", "now please turn heat up"):
+        ids = torch.tensor([model.tokens(prompt)])
+        with torch.no_grad():
+            out = theirs.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False, pad_token_id=1
+            )
+        expected = [token for token in out[0, ids.shape[1] :].tolist() if token != 2]
+        ours = generated(model, max_tokens=16, prompt=prompt)
+        assert ours == expected
+        lengths.append(len(ours))
+    assert max(lengths) > 3
+
+
+def test_losses_of_a_batch_of_unequal_windows_are_the_models(folder: Path) -> None:
+    model = load_language_model(str(folder))
+    windows = [Window([0, 5, 9, 12, 7], [5, 9, 12, 7, 6]), Window([0, 8, 4], [NO_TARGET, 4, 11])]
+    sampled = model.forward_windows(windows, (1, LAYERS), every)
+    assert sampled.targets is not None and sampled.mask.sum(dim=1).tolist() == [5, 2]
+    losses, _ = model.head.judge(sampled.values[-1][sampled.mask], sampled.targets[sampled.mask])
+    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    expected = []
+    for window in windows:
+        with torch.no_grad():
+            logits = theirs(torch.tensor([window.inputs])).logits[0]
+        each = functional.cross_entropy(logits, torch.tensor(window.targets), reduction="none")
+        expected.append(each[torch.tensor(window.targets) != NO_TARGET])
+    torch.testing.assert_close(losses, torch.cat(expected), rtol=1e-3, atol=1e-4)
+
+
+def test_device_and_trainer_find_the_same_head(folder: Path) -> None:
+    assert load_language_model(str(folder)).head_fingerprint == read_head(str(folder)).fingerprint()
+
+
+def test_a_truncated_decoder_keeps_the_head_and_generates(folder: Path) -> None:
+    whole, model = load_language_model(str(folder)), load_language_model(str(folder), 2)
+    assert model.depth == 2 and model.fingerprint != whole.fingerprint
+    assert model.head_fingerprint == whole.head_fingerprint
+    assert generated(model, layers=2, max_tokens=6, trained=True) == generated(
+        model, layers=2, max_tokens=6, trained=True
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_other_precisions_generate_and_keep_the_fingerprints(
+    saved: Callable[[str], Path], llama: LanguageModel, precision: Any
+) -> None:
+    model = load_language_model(str(saved("llama")), 0, precision)
+    assert (model.fingerprint, model.head_fingerprint) == (llama.fingerprint, llama.head_fingerprint)
+    assert len(generated(model, max_tokens=4, trained=True)) > 0
+
+
+def test_a_tied_models_fingerprint_is_the_backbones_and_an_untied_head_counts(
+    saved: Callable[[str], Path],
+) -> None:
+    tied, untied = str(saved("gpt2")), str(saved("qwen3"))
+    assert load_language_model(tied).fingerprint == load_backbone(tied).fingerprint
+    assert load_language_model(untied).fingerprint != load_backbone(untied).fingerprint
+
+
+def test_what_is_no_language_model_is_refused_in_words(
+    tmp_path: Path, llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(tmp_path, "bert")
+    with pytest.raises(BackboneError, match=str(tmp_path)):
+        load_language_model(str(tmp_path))
+    with pytest.raises(BackboneError, match="give both the same model"):
+        llama.check_head("0" * 32)
+    monkeypatch.setattr(
+        "contract.output_head._spec", lambda config, norm: type(llama.head.spec)(norm="layer")
+    )
+    with pytest.raises(BackboneError, match="of a kind that is not known"):
+        load_language_model(llama.name)
+
+
+@pytest.mark.parametrize("policy", ["random:0.5", "hardest:0.5", "random:3", "all"])
+def test_a_share_of_the_tokens_travels_and_windows_do_not_disturb_each_other(
+    llama: LanguageModel, policy: str
+) -> None:
+    windows = [
+        Window([0, 5, 9, 12, 7, 8], [5, 9, 12, 7, 8, 6]),
+        Window([0, 8, 4], [NO_TARGET, 4, 11]),
+        Window([3, 3], [NO_TARGET, 9]),
+    ]
+    sampling = parse_sampling(policy)
+    together = llama.forward_windows(windows, (1, LAYERS), lambda lengths: sampling)
+    whole = llama.forward_windows(windows, (1, LAYERS), every)
+    expected = {"random:0.5": [3, 1, 1], "hardest:0.5": [3, 1, 1], "random:3": [3, 2, 1], "all": [6, 2, 1]}
+    assert together.mask.sum(dim=1).tolist() == expected[policy]
+    assert together.targets is not None and whole.targets is not None
+    for row, window in enumerate(windows):
+        alone = llama.forward_windows([window], (1, LAYERS), lambda lengths: sampling)
+        count = int(together.mask[row].sum())
+        assert alone.targets is not None
+        assert together.targets[row, :count].tolist() == alone.targets[0].tolist()
+        torch.testing.assert_close(together.values[:, row, :count], alone.values[:, 0], rtol=1e-4, atol=1e-5)
+    assert (together.targets[~together.mask] == NO_TARGET).all()
+    if policy == "hardest:0.5":
+        losses, _ = llama.head.judge(whole.values[-1, 0], whole.targets[0])
+        worst = losses.topk(3).indices.sort().values
+        assert together.targets[0, :3].tolist() == whole.targets[0][worst].tolist()
+
+
+def test_a_seed_draws_the_same_and_another_one_others(llama: LanguageModel) -> None:
+    drawn = {
+        seed: generated(llama, max_tokens=20, temperature=1.5, seed=seed, trained=True) for seed in (1, 2)
+    }
+    assert drawn[1] == generated(llama, max_tokens=20, temperature=1.5, seed=1, trained=True) != drawn[2]
+
+
+def test_top_k_of_one_and_a_tiny_top_p_are_greedy(llama: LanguageModel) -> None:
+    greedy = generated(llama, max_tokens=12, trained=True)
+    assert generated(llama, max_tokens=12, temperature=2.0, top_k=1, trained=True) == greedy
+    assert generated(llama, max_tokens=12, temperature=2.0, top_p=1e-6, trained=True) == greedy
+
+
+def test_draws_follow_the_distribution_that_the_options_leave() -> None:
+    from edge_agent.generator import _draw
+
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    generator = torch.Generator().manual_seed(0)
+
+    def shares(**options: Any) -> list[float]:
+        made = GenerationOptions(temperature=options.pop("temperature", 1.0), **options)
+        drawn = [_draw(logits, made, generator) for _ in range(4000)]
+        return [drawn.count(token) / 4000 for token in range(4)]
+
+    assert shares() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.04)
+    assert shares(top_k=2) == pytest.approx([0.625, 0.375, 0, 0], abs=0.04)
+    assert shares(top_p=0.6) == pytest.approx([0.625, 0.375, 0, 0], abs=0.04)
+    assert shares(temperature=0.5) == pytest.approx([0.685, 0.247, 0.062, 0.007], abs=0.04)
+
+
+def test_it_ends_where_the_model_has_no_room_left_and_says_when_a_prompt_is_too_long(
+    llama: LanguageModel,
+) -> None:
+    long = ["the"] * (POSITIONS - 3)
+    generator = Generator(llama, network(trained=True), "m", (1, LAYERS))
+    tokens = list(generator.tokens(llama.tokens(" ".join(long)), GenerationOptions(max_tokens=50)))
+    assert len(tokens) <= 3
+    with pytest.raises(ConfigError, match="prompt: has 60 tokens; the model can see 48"):
+        next(generator.stream(" ".join(["the"] * 60), GenerationOptions()))
+    with pytest.raises(ConfigError, match="prompt: is empty"):
+        next(generator.stream("", GenerationOptions()))
+
+
+class Spelling(LanguageModel):
+    """A model whose tokens are bytes, and that says what it is told to."""
+
+    def __init__(self, said: str) -> None:
+        self.said = list(said.encode())
+
+    def tokens(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def text(self, tokens: Any) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+
+def streamed(said: str, *stop: str) -> list[str]:
+    model = Spelling(said)
+    generator = Generator(model, network(), "m", (1,))
+
+    def tokens(prompt: Any, options: Any) -> Iterator[int]:
+        return iter(model.said)
+
+    generator.tokens = tokens  # type: ignore[method-assign]
+    return list(generator.stream("say ", GenerationOptions(stop=stop)))
+
+
+def test_text_comes_in_whole_characters_and_all_of_it() -> None:
+    pieces = streamed("größer 中 🙂")
+    assert "".join(pieces) == "größer 中 🙂" and "ö" in pieces and "🙂" in pieces
+
+
+def test_a_stop_ends_the_text_and_nothing_of_it_shows() -> None:
+    assert "".join(streamed("one two. three. four", ". t")) == "one two"
+    assert "".join(streamed("abcabd", "abd", "zz")) == "abc"
+    assert "".join(streamed("no stop here ab", "abd")) == "no stop here ab"
