@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge_agent.predictor import Prediction, Predictor, load
+    from edge_agent.tuned import load_tuned
 
-__all__ = ["Prediction", "Predictor", "load"]
+__all__ = ["Prediction", "Predictor", "load", "load_tuned"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "load_tuned":
+        from edge_agent import tuned
+
+        return tuned.load_tuned
     if name in __all__:
         from edge_agent import predictor  # torch and transformers; only here, so that --help stays fast
 

@@ -17,6 +17,7 @@ import msgspec
 
 from contract.errors import DataError
 from edge_agent.config import AgentConfig
+from edge_agent.generate_cli import add_generate
 from host.flags import add_flags, overrides
 from host.logs import say, set_up
 from host.signals import stop_event
@@ -67,12 +68,13 @@ def add_parser(subparsers: Any) -> None:
     """Add ``agent`` with its commands; the chosen handler arrives as ``args.handler``."""
     parser = subparsers.add_parser(
         "agent",
-        help="run the agent of a device, predict with what it adopted",
-        description="Run the agent of a device, and predict with the weights it adopted.",
+        help="run the agent of a device, predict or generate with what it adopted",
+        description="Run the agent of a device, and predict or generate with the weights it adopted.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_predict(commands)
+    add_generate(commands)
 
 
 def _add_run(commands: Any) -> None:

@@ -3,12 +3,15 @@
 import edge_agent
 predictor = edge_agent.load("/var/lib/sidestream")
 predictor.predict(["turn the lights off"])[0].label
+
+With a language model's weights it is ``edge_agent.load(...).generate("To be, or")``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -17,8 +20,11 @@ from contract.bundle import Bundle
 from contract.errors import StateError
 from contract.sampling import parse_sampling
 from contract.side_network import from_bundle
+from contract.tasks import TASKS
 from edge_agent.adopted import Adopted, load_adopted
 from edge_agent.backbone import Backbone, shared_backbone
+from edge_agent.generator import Generator, read_options
+from edge_agent.language_model import LanguageModel, shared_language_model
 
 _ROWS = 32
 
@@ -53,7 +59,9 @@ def load(state_dir: str | Path, *, backbone: str = "") -> Predictor:
         )
     reference = backbone or kept.adopted.backbone
     tier = kept.adopted.tier_plan
-    return Predictor(kept.adopted, kept.bundle, shared_backbone(reference, tier.layers, tier.precision))
+    generates = TASKS[kept.bundle.about.task].generates
+    read = shared_language_model if generates else shared_backbone
+    return Predictor(kept.adopted, kept.bundle, read(reference, tier.layers, tier.precision))
 
 
 class Predictor:
@@ -65,6 +73,8 @@ class Predictor:
 
     def __init__(self, adopted: Adopted, bundle: Bundle, backbone: Backbone) -> None:
         backbone.check(adopted.tier_plan.fingerprint)
+        if isinstance(backbone, LanguageModel):
+            backbone.check_head(adopted.tier_plan.head)
         self.version = adopted.version
         """Of the weights."""
         self.labels = bundle.about.labels
@@ -82,10 +92,33 @@ class Predictor:
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError('predict takes a list of texts: predict(["dim the lights"])')
+        if isinstance(self._backbone, LanguageModel):
+            raise StateError("the adopted weights are a language model's; use generate")
         answers: list[Prediction] = []
         for start in range(0, len(texts), _ROWS):
             answers += self._predict(texts[start : start + _ROWS])
         return answers
+
+    def generate(self, prompt: str, **options: Any) -> str:
+        """What follows a prompt, in a language-model job.
+
+        Args:
+            prompt: Where to go on from.
+            options: Those of :class:`edge_agent.generator.GenerationOptions`: max_tokens, temperature, top_k,
+                top_p, seed, stop.
+
+        Raises:
+            StateError: the job is no language model's.
+            ConfigError: an option is none, or the prompt is empty or too long.
+        """
+        return "".join(self.stream(prompt, **options))
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """As :meth:`generate`, piece by piece as it comes."""
+        model, tier = self._backbone, self._tier_plan
+        if not isinstance(model, LanguageModel):
+            raise StateError("the adopted weights are no language model's; use predict")
+        return Generator(model, self._network, tier.align, tier.taps).stream(prompt, read_options(options))
 
     def _predict(self, texts: Sequence[str]) -> list[Prediction]:
         tier = self._tier_plan

@@ -79,7 +79,18 @@ def add_parser(subparsers: Any) -> None:
                 "--threads", type=_threads, default=1, help="as the trainer's setting (default: 1)"
             )
         if name == "export":
-            looks.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
+            looks.add_argument(
+                "--out", metavar="PATH", type=Path, required=True, help="file to write; a folder for hf"
+            )
+            looks.add_argument(
+                "--format",
+                choices=("bundle", "hf"),
+                default="bundle",
+                help="hf: a language model for transformers; load it with edge_agent.load_tuned(PATH)",
+            )
+            looks.add_argument(
+                "--tier", metavar="NAME", default="", help="for hf: whose backbone (default: the deepest)"
+            )
         if name == "backup":
             looks.add_argument(
                 "--out", metavar="DIR", type=Path, required=True, help="folder to make and write to"
@@ -139,7 +150,13 @@ def back_up(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     """Write the weights."""
     from side_trainer.audit import export as write
+    from side_trainer.audit import export_tuned
 
+    if args.format == "hf":
+        exported = export_tuned(args.state_dir, args.out, args.tier)
+        print(f"wrote {args.out}: tier {exported.tier}, beside {exported.tier_plan.backbone}; load it with")
+        print(f"    import edge_agent\n    model, tokenizer = edge_agent.load_tuned({str(args.out)!r})")
+        return 0
     about = write(args.state_dir, args.out)
     tiers = ", ".join(about.tiers)
     print(f"wrote {args.out}: version {about.version}, {len(about.labels)} labels, tiers {tiers}")

@@ -82,6 +82,8 @@ class TierRecord(Message, frozen=True, kw_only=True):
     """Of its output head, where the task goes by one."""
     vocabulary: int = 0
     """Tokens that the head can foretell."""
+    backbone: str = ""
+    """Where the trainer's machine has it, for exports."""
 
 
 class IdleRecord(Message, frozen=True, kw_only=True):

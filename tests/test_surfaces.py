@@ -12,6 +12,10 @@ from contract.topics import Topics
 from sidestream.cli import build_parser
 
 COMMANDS = {
+    "agent generate": [
+        *("--backbone", "--max-tokens", "--seed", "--state-dir", "--stop", "--temperature"),
+        *("--top-k", "--top-p"),
+    ],
     "agent predict": ["--backbone", "--file", "--json", "--state-dir"],
     "agent run": None,
     "broker render": ["--out"],
@@ -22,7 +26,7 @@ COMMANDS = {
     ],
     "metrics render": ["--out", "--target"],
     "trainer backup": ["--out", "--state-dir"],
-    "trainer export": ["--out", "--state-dir"],
+    "trainer export": ["--format", "--out", "--state-dir", "--tier"],
     "trainer run": None,
     "trainer status": ["--json", "--state-dir"],
     "trainer verify": ["--state-dir", "--threads"],
@@ -103,4 +107,4 @@ def test_topics_are_these() -> None:
 
 
 def test_the_python_interface_is_this() -> None:
-    assert edge_agent.__all__ == ["Prediction", "Predictor", "load"]
+    assert edge_agent.__all__ == ["Prediction", "Predictor", "load", "load_tuned"]
