@@ -61,6 +61,7 @@ class Reason(_Label):
     NONFINITE = "nonfinite"
     OVERSIZE = "oversize"
     UNKNOWN_TIER = "unknown_tier"
+    RATE = "rate"
     OTHER = "other"
 
 
@@ -292,6 +293,7 @@ class TrainerMetrics(_Holder):
     broker_connected: Gauge = _gauge("broker_connected", "1 while connected to the broker")
     inbox_messages: Gauge = _gauge("inbox_messages", "Messages received and not yet handled")
     learner_backlog_records: Gauge = _gauge("learner_backlog_records", "Journal records not yet folded in")
+    quarantined: Gauge = _gauge("devices_quarantined", "Devices whose batches are kept and not learnt from")
     journal_bytes: Gauge = _gauge("journal_bytes", "Size of the journal on disk")
 
     accuracy: Gauge = _gauge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from host.state_dir import write_atomically
 from side_trainer.checkpoint import Checkpoint, checkpoints, newest_checkpoint
 from side_trainer.fold import Fold, TierRecord
 from side_trainer.journal import FILE_NAME, Journal, StreamState
+from side_trainer.quarantine import Judgement, Quarantine, State, judgements
 from side_trainer.rows import count_samples
 
 _log = logging.getLogger(__name__)
@@ -153,7 +155,7 @@ def export(state_dir: Path, out: Path) -> About:
         StateError: if there is nothing to export, or the file cannot be written.
     """
     with _restored(state_dir) as (journal, fold):
-        about = _about(fold, journal.run, list(fold.tiers.values()))
+        about = _about(fold, journal, list(fold.tiers.values()))
         _write(out, encode_bundle(about, fold.weights()))
     return about
 
@@ -176,7 +178,7 @@ def export_tuned(state_dir: Path, out: Path, tier: str = "") -> Exported:
             settled = ", ".join(sorted(fold.tiers)) or "none"
             raise StateError(f"--tier: {tier!r} is no settled tier of the job; there are: {settled}")
         record = fold.tiers[tier] if tier else max(fold.tiers.values(), key=lambda one: (one.depth, one.tier))
-        about = _about(fold, journal.run, [record], blocks=len(record.taps))
+        about = _about(fold, journal, [record], blocks=len(record.taps))
         tensors = {
             name: array for name, array in fold.weights().items() if align_of(name) in (None, record.align)
         }
@@ -221,13 +223,13 @@ def _restored(state_dir: Path) -> Iterator[tuple[Journal, Fold]]:
         journal.close()
 
 
-def _about(fold: Fold, run: str, tiers: list[TierRecord], blocks: int = 0) -> About:
+def _about(fold: Fold, journal: Journal, tiers: list[TierRecord], blocks: int = 0) -> About:
     assert fold.settings is not None
     spec = fold.settings.side_network
     return About(
         job=fold.settings.job,
-        run=run,
-        version=fold.offset,
+        run=journal.run,
+        version=journal.version_base + fold.offset,
         labels=fold.labels,
         task=fold.settings.task,
         side_network=msgspec.structs.replace(spec, blocks=blocks or spec.blocks),
@@ -274,6 +276,28 @@ def read_state(state_dir: Path) -> TrainerState:
         )
     finally:
         journal.close()
+
+
+def quarantined(state_dir: Path) -> list[Judgement]:
+    """Devices about which something was decided.
+
+    Raises:
+        StateError: if there is no journal.
+    """
+    with contextlib.closing(_open(state_dir)) as journal:
+        return judgements(journal)
+
+
+def decide(state_dir: Path, device: str, state: State) -> None:
+    """Note the operator's decision about a device; a running trainer follows it.
+
+    Raises:
+        ConfigError: if the journal knows no such device.
+        StateError: if there is no journal.
+    """
+    _open(state_dir).close()
+    with contextlib.closing(Journal(state_dir / FILE_NAME)) as journal:
+        Quarantine(journal).order(device, state, "by the operator")
 
 
 def _device(stream: StreamState) -> DeviceState:

@@ -167,6 +167,12 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Passes over the journal start when nothing came for so long."""
     max_backlog: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     """Pause the devices when the learner is so many records behind the journal."""
+    max_batches_per_s: Annotated[float, msgspec.Meta(ge=0)] = 200.0
+    """A device that sends more batches than that has the others dropped, and sends them again; 0 for no
+    limit. Five seconds' worth may come at once."""
+    quarantine: bool = True
+    """Keep, but do not learn from, what a device sends that is nothing like the other devices' of its tier;
+    ``sidestream trainer quarantine`` shows and decides."""
     cache_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
     """Memory for decoded rows."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1

@@ -246,9 +246,10 @@ class Fold:
         loss, shown = self._loss(batch)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
-        self._optimiser.step()
-        self._move_average()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
+        if torch.isfinite(norm):  # one step with what is no number would leave nothing but that, for ever
+            self._optimiser.step()
+            self._move_average()
         return {
             tier: float(np.mean([value for value, of in zip(shown, batch.tiers, strict=True) if of == tier]))
             for tier in sorted(set(batch.tiers))

@@ -139,6 +139,7 @@ def run_trainer(
             online=lambda: ingest.online,
             trace=trace,
             directory=directory,
+            judge=lambda tier, stream, loss: ingest.judge_loss(tier, stream, loss),
         )
         inbox = Inbox()
         ingest = Ingest(
@@ -155,6 +156,8 @@ def run_trainer(
             status=status,
             learner_woken=learner.wake,
             trace=trace,
+            max_batches_per_s=config.max_batches_per_s,
+            judges=config.quarantine,
         )
         _Threads(config, settings_file, transport, standing, inbox, ingest, learner, status).run(
             stop, lambda: started(url, page_url)

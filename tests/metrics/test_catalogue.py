@@ -57,6 +57,7 @@ TRAINER = {
     "sidestream_device_weights_lag_records": ("tier",),
     "sidestream_device_weights_lag_seconds": ("tier",),
     "sidestream_devices_online": ("tier",),
+    "sidestream_devices_quarantined": (),
     "sidestream_devices_known": ("tier",),
     "sidestream_devices_finished": ("tier",),
     "sidestream_devices_lost": ("tier",),
