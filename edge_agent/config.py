@@ -72,6 +72,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How to reach the broker."""
     data: DataConfig = DataConfig()
     """Where samples come from."""
+    trusted_keys_file: str = ""
+    """PEM file of the trainer's public keys: no plan and no weights are adopted but what one of them signed.
+    Enrolment writes it. Empty: the device adopts whatever the broker delivers."""
     device: str = ""
     """This device's name in the fleet. Empty: a hash of the board's serial number or the machine id."""
     tier: str = ""

@@ -10,6 +10,7 @@ from edge_agent.outbox import Outbox
 _COUNTERS = (
     *("samples_read", "samples_held_out", "samples_skipped", "samples_forwarded", "samples_dropped"),
     *("batches_dropped", "batches_refused", "batches_sent", "bytes_up", "bytes_down", "messages_dropped"),
+    "weights_refused",
 )
 
 

@@ -129,6 +129,10 @@ DEVICE_COUNTERS: Final[dict[str, tuple[str, str]]] = {
     "bytes_up": ("sent_bytes_total", "Payload bytes published, repeats included"),
     "bytes_down": ("received_bytes_total", "Payload bytes received"),
     "messages_dropped": ("messages_dropped_total", "Messages to the device that found its mailbox full"),
+    "weights_refused": (
+        "weights_refused_total",
+        "Plans and weights not adopted: unsigned, altered, older or unfit",
+    ),
     "forward_seconds": ("forward_seconds_total", "Time in the backbone's forward pass for training"),
 }
 """Counters of :class:`contract.messages.Telemetry`: a field, its metric's name and help.
@@ -378,7 +382,6 @@ class AgentMetrics(_Holder):
         "agent_evaluation_seconds", "One evaluation on the held-out samples"
     )
     weights_adopted: Counter = _counter("agent_weights_adopted_total", "Weights versions adopted")
-    weights_refused: Counter = _counter("agent_weights_refused_total", "Weights that failed a check")
     reconnects: Counter = _counter(
         "agent_broker_reconnects_total", "Connections to the broker after the first"
     )

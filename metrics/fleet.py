@@ -61,6 +61,7 @@ class Counts:
     bytes_down: int = 0
     """Payload bytes received."""
     messages_dropped: int = 0
+    weights_refused: int = 0
     """Messages that found a device's mailbox full."""
     forward_seconds: float = 0.0
     """Time in the forward pass for training."""

@@ -120,6 +120,17 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     """Gradients are clipped to this norm."""
 
 
+class SigningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What plan and weights are signed with; the table ``[signing]``."""
+
+    key_file: str = ""
+    """PEM file of the Ed25519 private key, readable by its owner only; sidestream fleet init makes one.
+    Empty: nothing is signed, and devices that were given a key to trust adopt nothing."""
+    public_keys_file: str = ""
+    """PEM file of the public keys that devices shall trust from now on, that of key_file among them; it is
+    how a new key is made known before it is used. Empty: that of key_file only."""
+
+
 class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of trainer.toml."""
 
@@ -129,6 +140,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Journal and checkpoints; default: ``~/.local/state/sidestream/trainer/<job>``."""
     broker: BrokerSettings = BrokerSettings()
     """Where the broker is."""
+    signing: SigningConfig = SigningConfig()
+    """What plan and weights are signed with."""
     broker_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0
     """Give up if the broker cannot be reached for so long after the start; 0 tries for ever. Once connected,
     the trainer always tries for ever."""

@@ -45,6 +45,7 @@ from side_trainer.journal import Journal
 from side_trainer.quarantine import Quarantine
 from side_trainer.rate import RateLimit
 from side_trainer.retained import Retained
+from side_trainer.seal import Seal
 from side_trainer.standing import Standing
 from side_trainer.suspicion import Suspicion
 
@@ -72,6 +73,7 @@ class Ingest:
         board: Shown the fleet once a second.
         broker_figures: Told what the broker says of itself.
         retained: Knows what is ours on the broker.
+        seal: Signs the plan.
         status: The trainer's status, announced on every connection and when it changes.
         learner_woken: Called after new records, and after each new connection with ``True``.
         trace: Told what is done when.
@@ -92,6 +94,7 @@ class Ingest:
         board: Board,
         broker_figures: BrokerFigures,
         retained: Retained,
+        seal: Seal,
         status: Callable[[], TrainerStatus],
         learner_woken: Callable[[bool], None],
         trace: Trace,
@@ -111,6 +114,7 @@ class Ingest:
         self._board = board
         self._broker_figures = broker_figures
         self._retained = retained
+        self._seal = seal
         self._status = status
         self._learner_woken = learner_woken
         self._trace = trace
@@ -508,7 +512,7 @@ class Ingest:
     # --- announcements -------------------------------------------------------------------------------
 
     def _announce_plan(self) -> None:
-        plan = pack(msgspec.structs.replace(self.plan, fence=self._standing.fence))
+        plan = self._seal.plan(msgspec.structs.replace(self.plan, fence=self._standing.fence))
         self._retained.publishing(self._topics.plan, plan)
         self._plan_due = not self._send(self._topics.plan, plan, retain=True)
         self._learner_woken(False)

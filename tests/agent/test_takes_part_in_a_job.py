@@ -17,7 +17,7 @@ from contract.messages import ActivationBatch, refusal_digest
 from contract.plan import FlowPlan, Rung, labels_id
 from contract.tensors import Codec, decode
 from contract.wire import TARGET_MESSAGE_BYTES, pack, unpack
-from edge_agent import session
+from edge_agent import plan_inbox
 from edge_agent.backbone import Backbone, load_backbone
 from edge_agent.outbox import Outbox
 from tests.agent.fake_trainer import JOB, LABELS, TIER, FakeTrainer
@@ -373,7 +373,7 @@ def test_a_tier_that_the_plan_does_not_know_is_told_with_those_it_does(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(session, "_TIER_WAIT_S", 0.3)
+    monkeypatch.setattr(plan_inbox, "_TIER_WAIT_S", 0.3)
     trainer.publish_plan(tiers={"pi5": trainer.plan.tiers[TIER]})
     with (
         Running(broker, bert, tmp_path) as agent,

@@ -77,6 +77,7 @@ TRAINER = {
     "sidestream_device_sent_bytes_total": ("tier",),
     "sidestream_device_received_bytes_total": ("tier",),
     "sidestream_device_messages_dropped_total": ("tier",),
+    "sidestream_device_weights_refused_total": ("tier",),
     "sidestream_device_forward_seconds_total": ("tier",),
 }
 BROKER = (
@@ -110,7 +111,6 @@ AGENT = (
     "sidestream_agent_receipt_seconds",
     "sidestream_agent_evaluation_seconds",
     "sidestream_agent_weights_adopted_total",
-    "sidestream_agent_weights_refused_total",
     "sidestream_agent_broker_reconnects_total",
     "sidestream_agent_broker_connected",
     "sidestream_agent_plan_revision",
@@ -132,6 +132,7 @@ AGENT = (
     "sidestream_agent_sent_bytes_total",
     "sidestream_agent_received_bytes_total",
     "sidestream_agent_messages_dropped_total",
+    "sidestream_agent_weights_refused_total",
     "sidestream_agent_forward_seconds_total",
 )
 

@@ -26,9 +26,7 @@ from side_trainer.rate import RateLimit
 from side_trainer.rebuild import rebuild
 from side_trainer.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion
 from tests.trainer.conftest import FakeDevice, append, config, fold_all, settle
-from tests.trainer.test_trainer import Listener, born, broker, final, receipted, send, trainer, until
-
-__all__ = ["broker"]
+from tests.trainer.test_trainer import Listener, born, final, receipted, send, trainer, until
 
 
 def fleet() -> list[FakeDevice]:

@@ -31,16 +31,11 @@ from side_trainer.ingest import Ingest
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.retained import Retained
+from side_trainer.seal import Seal
 from side_trainer.standing import Standing
 from side_trainer.trainer import run_trainer
 from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, send, until
-
-
-@pytest.fixture
-def broker() -> Iterator[InProcessBroker]:
-    with InProcessBroker() as running:
-        yield running
 
 
 @contextmanager
@@ -117,6 +112,7 @@ def test_messages_that_find_the_inbox_full_are_counted_in_the_metrics(
         board=Board("colours", unix_s=0.0),
         broker_figures=BrokerFigures(),
         retained=Retained(),
+        seal=Seal("colours"),
         status=lambda: TrainerStatus(state="online", run=journal.run, epoch=1),
         learner_woken=lambda connected: None,
         trace=Trace(),
