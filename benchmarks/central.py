@@ -59,7 +59,7 @@ class TierFeatures:
         self, work: Workload, tier: str, examples: Sequence[Example], folder: Path, tell: Tell
     ) -> None:
         self.tier = tier
-        self._backbone = shared_backbone(work.backbone, work.tiers[tier])
+        self._backbone = shared_backbone(work.backbone_of(tier), work.tiers[tier])
         folder.mkdir(parents=True)
         journal = Journal(folder / FILE_NAME)
         plan = _settle(journal, work.config(folder, seed=0), tier, self._backbone)

@@ -42,7 +42,7 @@ class Evaluator:
                 tiers={adopted.tier: adopted.tier_plan},
                 side_network=kept.bundle.about.side_network,
             )
-            backbone = shared_backbone(work.backbone, work.tiers[adopted.tier])
+            backbone = shared_backbone(work.backbone_of(adopted.tier), work.tiers[adopted.tier])
             rows = [Row(example.text, example.label) for example in work.evaluation]
             self._sets[key] = EvaluationSet(
                 BatchMaker(backbone, plan, adopted.tier, TARGET_MESSAGE_BYTES),
