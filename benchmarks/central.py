@@ -106,7 +106,7 @@ class TierFeatures:
             for number, start in enumerate(range(0, len(order), self._batch_size), start=1):
                 rows = order[start : start + self._batch_size]
                 sampled = self._sampled(rows)
-                packer = self._maker.packer(sampled, self.targets[rows], np.arange(len(rows)))
+                packer = self._maker.packer(sampled, list(self.targets[rows]), np.arange(len(rows)))
                 payload = packer(Slot(stream, number, number, start))
                 total += len(payload)
                 journal.append_batch(

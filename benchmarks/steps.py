@@ -74,7 +74,7 @@ class AgentStep:
     def run(self, texts: Sequence[str]) -> Traffic:
         sampled = self._maker.forward(texts)
         rows = np.arange(len(texts))
-        payload = self._maker.packer(sampled, np.zeros(len(texts), np.int64), rows)(Slot("0" * 32, 1, 1, 0))
+        payload = self._maker.packer(sampled, [np.array(0)] * len(texts), rows)(Slot("0" * 32, 1, 1, 0))
         return Traffic(up=len(payload), down=0)
 
 

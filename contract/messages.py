@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import DecodeError
+from contract.quality import Tally
 from contract.tasks import TargetForm, Targets, read_targets
 from contract.tensors import Tensor
 from contract.wire import Message, pack
@@ -249,6 +250,8 @@ class Telemetry(Message, frozen=True, kw_only=True):
     """Messages to the device that found its mailbox full."""
     weights_refused: Count = 0
     """Plans and weights that were not adopted: not signed, altered, older than adopted ones, or unfit."""
+    tally: Tally | None = None
+    """What that version answered on those samples."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)

@@ -38,9 +38,11 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     format: Literal["auto", "jsonl", "csv", "tsv"] = "auto"
     """How rows are written; auto goes by the file's name, or by the first line of standard input."""
     text_column: Annotated[str, msgspec.Meta(min_length=1)] = "text"
-    """The column (JSONL: key) that holds the text."""
+    """The column (JSONL: key) that holds the text. In JSONL it may be a list of words."""
     label_column: str = "label"
-    """The column (JSONL: key) that holds the label's name. Empty: the rows have no labels."""
+    """The column (JSONL: key) that holds the label. Empty: the rows have no labels."""
+    text_pair_column: str = "text_pair"
+    """The column (JSONL: key) that holds the second text of a pair; rows need not have it. Empty: never."""
     watch: bool = False
     """Keep looking for new files in the folder, and for rows appended to files."""
     poll_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 2.0

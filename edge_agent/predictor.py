@@ -13,29 +13,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 
 from contract.bundle import Bundle
 from contract.errors import StateError
 from contract.sampling import parse_sampling
 from contract.side_network import from_bundle
-from contract.tasks import TASKS
+from contract.tasks import TASKS, Task
 from edge_agent.adopted import Adopted, load_adopted
+from edge_agent.answers import Answer, answers_of
 from edge_agent.backbone import Backbone, shared_backbone
 from edge_agent.generator import Generator, read_options
 from edge_agent.language_model import LanguageModel, shared_language_model
+from edge_agent.samples import Text
 
 _ROWS = 32
-
-
-class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer."""
-
-    label: str
-    """The label's name."""
-    probability: float
-    """What the side-network gives it, 0 to 1."""
 
 
 def load(state_dir: str | Path, *, backbone: str = "") -> Predictor:
@@ -65,7 +57,7 @@ def load(state_dir: str | Path, *, backbone: str = "") -> Predictor:
 
 
 class Predictor:
-    """Answers with label and probability.
+    """Answers as the job's task has it (:mod:`edge_agent.answers`).
 
     Raises:
         BackboneError: the backbone is not the one the weights were trained for.
@@ -79,22 +71,28 @@ class Predictor:
         """Of the weights."""
         self.labels = bundle.about.labels
         """Every label it may answer with."""
+        self.task = bundle.about.task
+        """What it was taught."""
         self._tier_plan = adopted.tier_plan
         self._backbone = backbone
         self._network = from_bundle(bundle)
         self._sampling = parse_sampling(adopted.tier_plan.sampling)
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """Answer each text with the likeliest label.
+    def predict(self, texts: Sequence[Text]) -> list[Any]:
+        """Answer each text: with a Prediction, or what the task has (:data:`edge_agent.answers.Answer`).
+
+        Args:
+            texts: A list of them; a pair of texts is a tuple. In token classification, words stand between
+                white space.
 
         Raises:
-            TypeError: ``texts`` is a single text, or holds something else than texts.
+            TypeError: ``texts`` is a single text, or holds something else than texts and pairs.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        if isinstance(texts, str) or not all(map(_is_text, texts)):
             raise TypeError('predict takes a list of texts: predict(["dim the lights"])')
         if isinstance(self._backbone, LanguageModel):
             raise StateError("the adopted weights are a language model's; use generate")
-        answers: list[Prediction] = []
+        answers: list[Answer] = []
         for start in range(0, len(texts), _ROWS):
             answers += self._predict(texts[start : start + _ROWS])
         return answers
@@ -120,13 +118,17 @@ class Predictor:
             raise StateError("the adopted weights are no language model's; use predict")
         return Generator(model, self._network, tier.align, tier.taps).stream(prompt, read_options(options))
 
-    def _predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def _predict(self, texts: Sequence[Text]) -> list[Answer]:
         tier = self._tier_plan
-        sampled = self._backbone.forward(texts, tier.taps, tier.max_tokens, lambda lengths: self._sampling)
+        words = self.task is Task.TOKEN_CLASSIFICATION
+        sampled = self._backbone.forward(
+            texts, tier.taps, tier.max_tokens, lambda lengths: self._sampling, words=words
+        )
         with torch.inference_mode():
-            logits = self._network.predict(tier.align, sampled.values, sampled.mask)
-            best = torch.softmax(logits, dim=1).max(dim=1)
-        return [
-            Prediction(label=self.labels[index], probability=probability)
-            for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+            numbers = self._network.predict(tier.align, sampled.values, sampled.mask)
+        return answers_of(self.task, self.labels, numbers, sampled, texts, self._network.scale)
+
+
+def _is_text(value: object) -> bool:
+    pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)
+    return pair or isinstance(value, str)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from broker_config.errors import NotConnected, PublishTimeout
@@ -49,6 +50,7 @@ from edge_agent.reporter import Reporter
 from edge_agent.samples import Row
 from edge_agent.sender import Sender
 from edge_agent.sources import Source, open_source
+from edge_agent.targets import names_in
 from edge_agent.trust import Trust
 from edge_agent.weights_inbox import WeightsInbox
 from host.trace import Trace
@@ -121,7 +123,6 @@ class Session:
             instance=device.instance,
             metrics=device.metrics,
         )
-        self._reporter.labels = self._source.labels()
         self._transport = device.connect(
             device.config, f"sidestream-{device.config.job}-{device.name}", self._reporter.will()
         )
@@ -337,10 +338,11 @@ class Session:
 
     def _offer_labels(self, now: float) -> None:
         """Tell the trainer which label names there are, as long as it looks for some."""
-        wanted = self._plan is not None and self._plan.lacks_labels
-        if wanted and now - self._looked_s >= self._config.data.poll_s:
+        if self._plan is None or not self._plan.lacks_labels:
+            return
+        if now - self._looked_s >= self._config.data.poll_s:
             self._looked_s = now
-            labels = self._source.labels()
+            labels = self._source.labels(partial(names_in, self._plan.task))
             if labels != self._reporter.labels:
                 self._reporter.labels, self._birth_due = labels, True
 
@@ -462,7 +464,7 @@ class Session:
         return EvaluationSet(
             BatchMaker(backbone, plan, self._tier, self._max_message_bytes),
             plan.tiers[self._tier].codec,
-            {name: index for index, name in enumerate(plan.labels)},
+            plan.task,
             (lambda: given) if given is not None else (lambda: self._outbox.held_out(limit)),
             stopped=self._stopped,
         )

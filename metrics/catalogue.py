@@ -31,6 +31,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from contract.quality import MEASURES
+
 SECONDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -80,11 +82,28 @@ class Source(_Label):
     IDLE = "idle"
 
 
+class Measure(_Label):
+    """How good answers are, as :mod:`contract.quality` defines it (label ``measure``)."""
+
+    ACCURACY = "accuracy"
+    MACRO_F1 = "macro_f1"
+    MATTHEWS = "matthews"
+    MICRO_F1 = "micro_f1"
+    PEARSON = "pearson"
+    PERPLEXITY = "perplexity"
+    RMSE = "rmse"
+
+
+if {one.value for one in Measure} != set(MEASURES):  # pragma: no cover
+    raise AssertionError("every measure needs a member")
+
+
 CLOSED_SETS: Final[dict[str, type[_Label]]] = {
     "kind": Kind,
     "reason": Reason,
     "content": Content,
     "source": Source,
+    "measure": Measure,
 }
 """The labels whose values are known at start; ``tier`` follows with the plan."""
 
@@ -306,8 +325,15 @@ class TrainerMetrics(_Holder):
         "tier",
         unreported=True,
     )
+    quality: Gauge = _gauge(
+        "device_quality",
+        "Quality of online devices' answers on held-out samples, by their counts; NaN where a task has none",
+        "tier",
+        "measure",
+        unreported=True,
+    )
     evaluation_samples: Gauge = _gauge(
-        "device_evaluation_samples", "Held-out samples behind the accuracy", "tier"
+        "device_evaluation_samples", "Held-out samples behind accuracy and quality", "tier"
     )
     version_lag: Gauge = _gauge(
         "device_weights_lag_records",
@@ -394,7 +420,12 @@ class AgentMetrics(_Holder):
     accuracy: Gauge = _gauge(
         "agent_accuracy_ratio", "Accuracy of that version on held-out samples", unreported=True
     )
-    evaluation_samples: Gauge = _gauge("agent_evaluation_samples", "Held-out samples behind the accuracy")
+    quality: Gauge = _gauge(
+        "agent_quality", "Quality of that version's answers on held-out samples", "measure", unreported=True
+    )
+    evaluation_samples: Gauge = _gauge(
+        "agent_evaluation_samples", "Held-out samples behind accuracy and quality"
+    )
     temperature: Gauge = _gauge("agent_temperature_celsius", "Of the board, where it tells", unreported=True)
     finished: Gauge = _gauge("agent_finished", "1 when the source has ended and every batch is receipted")
 

@@ -232,6 +232,7 @@ def _about(fold: Fold, journal: Journal, tiers: list[TierRecord], blocks: int = 
         version=journal.version_base + fold.offset,
         labels=fold.labels,
         task=fold.settings.task,
+        scale=fold.scale,
         side_network=msgspec.structs.replace(spec, blocks=blocks or spec.blocks),
         aligns={tier.align: tier.width for tier in tiers},
         tiers={tier.tier: tier.align for tier in tiers},

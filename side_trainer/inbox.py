@@ -17,7 +17,7 @@ from contract.errors import ConfigError, DecodeError
 from contract.messages import ActivationBatch
 from contract.plan import Plan, labels_id
 from contract.sampling import parse_sampling
-from contract.tasks import TASKS, check_targets
+from contract.tasks import TASKS, Task, check_targets
 from contract.tensors import decode
 from contract.wire import MAX_MESSAGE_BYTES, unpack
 from metrics.catalogue import Reason
@@ -147,8 +147,10 @@ def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan) -> None:
         raise Refused(Reason.MISMATCH, str(exc), batch) from exc
     # Any policy will do, not only the tier's: a device with a byte budget goes by a ladder.
     try:
-        parse_sampling(batch.sampling)
+        sampling = parse_sampling(batch.sampling)
     except ConfigError as exc:
         raise Refused(Reason.MISMATCH, str(exc), batch) from exc
+    if plan.task is Task.TOKEN_CLASSIFICATION and sampling.kind != "all":
+        raise Refused(Reason.MISMATCH, f"{plan.task.value} needs every vector, not {batch.sampling}", batch)
     if int(batch.row_lengths.max()) > tier.max_tokens:
         raise Refused(Reason.MISMATCH, f"a row has more vectors than the plan's {tier.max_tokens}", batch)

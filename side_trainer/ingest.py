@@ -119,7 +119,7 @@ class Ingest:
         self._learner_woken = learner_woken
         self._trace = trace
         self._topics = Topics(job.plan.job)
-        self._exporter = FleetExporter(metrics)
+        self._exporter = FleetExporter(metrics, job.plan.task)
         self._exported = 0.0
         self._told: TrainerStatus | None = None
         self._answered = -_ANSWER_EVERY_S

@@ -247,7 +247,7 @@ class Job:
         )
 
     def _tier(self, name: str, record: TierRecord | None) -> TierPlan:
-        plan = self._config.tiers[name].to_plan()
+        plan = self._config.tiers[name].to_plan(self._config.task)
         if (head := self._heads.get(name)) is not None:
             plan = msgspec.structs.replace(plan, head=head.fingerprint, vocabulary=head.vocabulary)
         if record is None:

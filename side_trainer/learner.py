@@ -249,6 +249,7 @@ class Learner:
             weights=weights,
             state_digest=state_digest(weights),
             samples=len(self._fold.rows),
+            scale=self._fold.scale,
             final=self.final,
         )
         self._republish = False  # before publishing: a connection that comes up meanwhile asks for it again

@@ -17,6 +17,7 @@ from contract.errors import BrokerError
 from contract.messages import WeightsChunk, WeightsManifest
 from contract.plan import Plan
 from contract.side_network import align_of, first_blocks
+from contract.tasks import Scale
 from contract.tensors import Floats
 from contract.topics import Topics
 from contract.wire import TARGET_MESSAGE_BYTES, pack
@@ -44,6 +45,8 @@ class Version:
     """Of all of them."""
     samples: int
     """Distinct samples in the journal."""
+    scale: Scale
+    """What answers are measured in."""
     final: bool
     """Whether training has gone idle with it."""
 
@@ -150,6 +153,7 @@ class Publisher:
             version=version.number,
             labels=plan.labels,
             task=plan.task,
+            scale=version.scale,
             side_network=msgspec.structs.replace(plan.side_network, blocks=blocks),
             aligns={align: next(iter(members.values())).width},
             tiers=dict.fromkeys(members, align),

@@ -31,8 +31,9 @@ from contract.messages import (
     to_bin,
 )
 from contract.plan import FlowPlan, Plan, Rung, SideNetworkSpec, TierPlan
+from contract.quality import Tally
 from contract.signing import Scope, Signer
-from contract.tasks import write_tokens
+from contract.tasks import TargetForm, write_tokens
 from contract.tensors import Codec, Floats, Tensor, decode, encode
 from contract.wire import Message, pack
 
@@ -114,6 +115,11 @@ EXAMPLES: Final[dict[str, Message]] = {
         target_form="tokens", targets=write_tokens(np.arange(6) * 40_000, 256_000)
     ),
     "plan, unsigned": plan(fence=8),
+    "batch of label sets": batch(targets=bytes([0b101, 0, 0b10]), target_form=TargetForm.LABEL_SETS),
+    "batch of values": batch(targets=struct.pack("<3f", 1.5, -2.0, 0.0), target_form=TargetForm.VALUES),
+    "batch of token labels": batch(
+        sampling="all", targets=to_bin([0, 1, 2, 2, 1, 0], "<u2"), target_form=TargetForm.TOKEN_LABELS
+    ),
     "receipt with a fence": Receipt(stream=STREAM, upto=12, fence=8),
     "status online, one process": Status(
         state="online",
@@ -128,7 +134,7 @@ EXAMPLES: Final[dict[str, Message]] = {
     "status offline, one process": Status(
         state="offline", birth=3, stream=STREAM, reason="lost", instance="a1"
     ),
-    "telemetry with refused weights": Telemetry(
+    "telemetry with a tally": Telemetry(
         stream=STREAM,
         samples_read=100,
         bytes_up=2**40,
@@ -138,8 +144,19 @@ EXAMPLES: Final[dict[str, Message]] = {
         outbox_max_bytes=2**28,
         messages_dropped=3,
         weights_refused=2,
+        tally=Tally(
+            units=20,
+            correct=10,
+            right=to_bin([6, 4], "<u4"),
+            answered=to_bin([12, 8], "<u4"),
+            actual=to_bin([10, 10], "<u4"),
+        ),
     ),
-    "telemetry of a newborn with nothing refused": Telemetry(stream=STREAM),
+    "telemetry of a regression": Telemetry(
+        stream=STREAM, tally=Tally(units=2, moments=(3.0, 4.0, 5.0, 10.0, 7.0, 1.0))
+    ),
+    "telemetry of a language model": Telemetry(stream=STREAM, tally=Tally(units=3, correct=1, nll=5.5)),
+    "telemetry of a newborn without a tally": Telemetry(stream=STREAM),
     "manifest, inline, unsigned": WeightsManifest(
         run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=3, bundle=b"\x00\xff\x80"
     ),

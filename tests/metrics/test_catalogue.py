@@ -53,6 +53,7 @@ TRAINER = {
     "sidestream_learner_backlog_records": (),
     "sidestream_journal_bytes": (),
     "sidestream_device_accuracy_ratio": ("tier",),
+    "sidestream_device_quality": ("tier", "measure"),
     "sidestream_device_evaluation_samples": ("tier",),
     "sidestream_device_weights_lag_records": ("tier",),
     "sidestream_device_weights_lag_seconds": ("tier",),
@@ -118,6 +119,7 @@ AGENT = (
     "sidestream_agent_outbox_bytes",
     "sidestream_agent_weights_version",
     "sidestream_agent_accuracy_ratio",
+    "sidestream_agent_quality",
     "sidestream_agent_evaluation_samples",
     "sidestream_agent_temperature_celsius",
     "sidestream_agent_finished",
@@ -245,7 +247,7 @@ def test_labels_come_from_closed_sets_only() -> None:
 def test_every_counter_of_telemetry_is_shown_and_summed() -> None:
     last_words = {"outbox_batches", "outbox_bytes", "rss_bytes", "peak_rss_bytes", "temperature_celsius"}
     last_words |= {"stream", "weights_version", "accuracy", "evaluation_samples", "finished"}
-    last_words |= {"outbox_max_bytes"}
+    last_words |= {"outbox_max_bytes", "tally"}
     counters = {field.name for field in msgspec.structs.fields(Telemetry)} - last_words
     assert counters == set(DEVICE_COUNTERS) == set(COUNTERS)
 
