@@ -34,6 +34,9 @@ class Classifier(nn.Module):
         self._backbone = backbone
         self._max_tokens = max_tokens
         self.model = backbone._model
+        for module in self.model.modules():  # OPT-350M maps back to the width of its embeddings
+            if getattr(module, "project_out", None) is not None:
+                setattr(module, "project_out", None)  # noqa: B010
         self.head = nn.Linear(backbone.width, labels)
 
     def forward(self, texts: Sequence[str]) -> Tensor:

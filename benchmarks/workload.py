@@ -56,6 +56,7 @@ class Workload:
             },
             learner=LearnerSettings(seed=seed),
             metrics_port=-1,
+            page=False,
             log_level="warning",
         )
 
