@@ -60,7 +60,7 @@ function showTiles(view) {
   say("t-devices-sub", troubled ? `${whole(states.lost ?? 0)} lost, ${whole(states.silent ?? 0)} silent` : `${whole(states.finished ?? 0)} finished`, `sub ${troubled ? "bad" : ""}`);
   say("t-quality-name", capital(view.measure));
   big("t-quality", figure(all.quality));
-  say("t-quality-sub", all.evaluation_samples ? `on ${whole(all.evaluation_samples)} held-out samples` : "nothing measured yet");
+  say("t-quality-sub", all.evaluation_samples ? `on ${whole(all.evaluation_samples)} held-out samples` : (all.online ? "nothing measured yet" : "no device is there to measure it"));
   big("t-loss", figure(all.loss));
   say("t-loss-sub", `${whole(trainer.backlog ?? 0)} records to learn`);
   const last = fleet.points.length - 1;
