@@ -562,7 +562,12 @@ class Ingest:
         summaries = self._exporter.update(self._fleet, version=published, now=now)
         self._online = {name: tier.devices_online for name, tier in summaries.items()}
         self._board.update(
-            self._fleet, summaries, self._trainer_view(status, published), now=now, unix_s=time.time()
+            self._fleet,
+            summaries,
+            self._trainer_view(status, published),
+            now=now,
+            unix_s=time.time(),
+            held=self._quarantine.holds,
         )
 
     def _trainer_view(self, status: TrainerStatus, published: int) -> TrainerView:
