@@ -8,20 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_agent.answers import Prediction
-    from edge_agent.predictor import Predictor, load
-    from edge_agent.tuned import load_tuned
+    from edge_agent.predictor import Prediction, Predictor, load
 
-__all__ = ["Prediction", "Predictor", "load", "load_tuned"]
+__all__ = ["Prediction", "Predictor", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_tuned":
-        from edge_agent import tuned
-
-        return tuned.load_tuned
     if name in __all__:
-        from edge_agent import answers, predictor  # torch and transformers: only here, so that --help is fast
+        from edge_agent import predictor  # torch and transformers; only here, so that --help stays fast
 
-        return getattr(answers if name == "Prediction" else predictor, name)
+        return getattr(predictor, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
