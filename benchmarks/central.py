@@ -59,7 +59,7 @@ class TierFeatures:
         self, work: Workload, tier: str, examples: Sequence[Example], folder: Path, tell: Tell
     ) -> None:
         self.tier = tier
-        self._backbone = shared_backbone(work.backbone, work.tiers[tier])
+        self._backbone = shared_backbone(work.backbone_of(tier), work.tiers[tier])
         folder.mkdir(parents=True)
         journal = Journal(folder / FILE_NAME)
         plan = _settle(journal, work.config(folder, seed=0), tier, self._backbone)
@@ -106,7 +106,7 @@ class TierFeatures:
             for number, start in enumerate(range(0, len(order), self._batch_size), start=1):
                 rows = order[start : start + self._batch_size]
                 sampled = self._sampled(rows)
-                packer = self._maker.packer(sampled, self.targets[rows], np.arange(len(rows)))
+                packer = self._maker.packer(sampled, list(self.targets[rows]), np.arange(len(rows)))
                 payload = packer(Slot(stream, number, number, start))
                 total += len(payload)
                 journal.append_batch(

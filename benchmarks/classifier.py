@@ -7,13 +7,17 @@ Legend: K texts, T tokens, d hidden size, C labels.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.lora import add_lora
+from contract.errors import ConfigError
 from edge_agent.backbone import Backbone
+
+_RANK = 8
+_ATTENTION = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("c_attn",))
 
 
 class Classifier(nn.Module):
@@ -30,6 +34,9 @@ class Classifier(nn.Module):
         self._backbone = backbone
         self._max_tokens = max_tokens
         self.model = backbone._model
+        for module in self.model.modules():  # OPT-350M maps back to the width of its embeddings
+            if getattr(module, "project_out", None) is not None:
+                setattr(module, "project_out", None)  # noqa: B010
         self.head = nn.Linear(backbone.width, labels)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
@@ -51,12 +58,21 @@ class Classifier(nn.Module):
 
 
 def with_lora(classifier: Classifier) -> Classifier:
-    """Freeze the backbone and train LoRA on attention's queries and values, beside the head.
+    """Freeze the backbone and train LoRA, r = 8, on attention's queries and values, beside the head.
 
     Raises:
-        ConfigError: as :func:`benchmarks.lora.add_lora`.
+        ConfigError: if peft is missing, or the model's attention is not known.
     """
-    add_lora(classifier.model)
+    try:
+        peft = importlib.import_module("peft")
+    except ImportError as exc:
+        raise ConfigError("--rows", "LoRA needs peft; install it with: pip install peft") from exc
+    names = {name.rpartition(".")[2] for name, _ in classifier.model.named_modules()}
+    targets = next((list(pair) for pair in _ATTENTION if set(pair) <= names), None)
+    if targets is None:
+        raise ConfigError("--rows", f"no LoRA: {type(classifier.model).__name__}'s attention is not known")
+    config = peft.LoraConfig(r=_RANK, lora_alpha=2 * _RANK, lora_dropout=0.05, target_modules=targets)
+    peft.inject_adapter_in_model(config, classifier.model)
     return classifier
 
 

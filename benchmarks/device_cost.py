@@ -112,7 +112,9 @@ def _ratio(value: float | None) -> str:
 
 def _lacking(shape: str, method: str) -> str:
     """Why a measurement does not fit into memory, or nothing."""
-    needed = 4 * SHAPES[shape][0] * _COPIES[method] + (_ACTIVATIONS_BYTES if shape != "tiny" else 0)
+    needed = 4 * SHAPES[shape][0] * _COPIES[method] + (
+        _ACTIVATIONS_BYTES if not shape.startswith("tiny") else 0
+    )
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             free = 1024 * int(line.split()[1])

@@ -1,6 +1,8 @@
-"""Accuracy of adopted weights on the evaluation data, by the agent's own measure."""
+"""Quality of adopted weights on the evaluation data, by the agent's own measure."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import msgspec
 
@@ -13,7 +15,6 @@ from edge_agent.adopted import Kept
 from edge_agent.backbone import shared_backbone
 from edge_agent.evaluation import EvaluationSet
 from edge_agent.producer import BatchMaker
-from edge_agent.samples import Row
 
 
 class Evaluator:
@@ -23,11 +24,11 @@ class Evaluator:
         self._work = work
         self._sets: dict[bytes, EvaluationSet] = {}
 
-    def accuracy(self, kept: Kept) -> float:
+    def measures(self, kept: Kept) -> Mapping[str, float]:
         """Of a tier's adopted weights, over all evaluation samples."""
         score = self._set(kept).measure(from_bundle(kept.bundle), kept.adopted.tier_plan.align)
-        assert score is not None and score.accuracy is not None, "nobody stops it, and there are samples"
-        return score.accuracy
+        assert score is not None, "nobody stops it"
+        return score.measures
 
     def _set(self, kept: Kept) -> EvaluationSet:
         adopted, work = kept.adopted, self._work
@@ -42,12 +43,12 @@ class Evaluator:
                 tiers={adopted.tier: adopted.tier_plan},
                 side_network=kept.bundle.about.side_network,
             )
-            backbone = shared_backbone(work.backbone, work.tiers[adopted.tier])
-            rows = [Row(example.text, example.label) for example in work.evaluation]
+            backbone = shared_backbone(work.backbone_of(adopted.tier), work.tiers[adopted.tier])
+            rows = [example.row for example in work.evaluation]
             self._sets[key] = EvaluationSet(
                 BatchMaker(backbone, plan, adopted.tier, TARGET_MESSAGE_BYTES),
                 adopted.tier_plan.codec,
-                {label: index for index, label in enumerate(work.labels)},
+                plan.task,
                 lambda: rows,
                 stopped=lambda: False,
             )

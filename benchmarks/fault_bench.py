@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.fault_points import NOTE
 from broker_config.embedded import EmbeddedBroker
 from contract.errors import SidestreamError
 from contract.messages import ActivationBatch
@@ -111,15 +112,14 @@ class Bench(Processes):
 
     # --- processes -----------------------------------------------------------------------------------
 
-    def trainer(
-        self, *flags: str, point: str = "", env: dict[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
+    def trainer(self, *flags: str, point: str = "", clock: Path | None = None) -> subprocess.Popen[bytes]:
         config = self.folder / "trainer.toml"
         lines = {
             "job": json.dumps(self.job),
             "state_dir": json.dumps(str(self.trainer_state)),
             "labels": json.dumps(_LABELS),
             "metrics_port": "-1",
+            "page": "false",
             "checkpoint_every_s": "0.5",
             "idle_after_s": "0.3",
             "publish_every_s": "0.2",
@@ -133,10 +133,10 @@ class Bench(Processes):
             + f'[tiers.small]\nbackbone = "{self.backbone}"\nlayers = 2\n'
             + _lines(self.tier_settings)
         )
-        return self._start_at(point, "trainer", "trainer", "run", str(config), *flags, env=env)
+        return self._start_at(point, "trainer", "trainer", "run", str(config), *flags, clock=clock)
 
     def device(
-        self, name: str, *, point: str = "", url: str = "", env: dict[str, str] | None = None, state: str = ""
+        self, name: str, *, point: str = "", clock: Path | None = None, url: str = "", state: str = ""
     ) -> subprocess.Popen[bytes]:
         """An agent that follows a file of its own; :meth:`feed` appends to it."""
         config, data = self.folder / f"{name}.toml", self.folder / f"{name}.jsonl"
@@ -148,24 +148,23 @@ class Bench(Processes):
             f'[broker]\nurl = "{url or self.url}"\nkeepalive_s = 5\nprotocol = "{self.protocol}"\n'
             f'[data]\npath = "{data}"\nwatch = true\npoll_s = 0.05\nheld_out_share = 0.0\n'
         )
-        return self._start_at(point, name, "agent", "run", str(config), env=env)
+        return self._start_at(point, name, "agent", "run", str(config), clock=clock)
 
     def _start_at(
-        self, point: str, name: str, *arguments: str, env: dict[str, str] | None
+        self, point: str, name: str, *arguments: str, clock: Path | None
     ) -> subprocess.Popen[bytes]:
-        more = {
-            "OMP_NUM_THREADS": "1",
-            "SIDESTREAM_FAULT_NOTE": str(self.folder / f"{name}.note"),
-            **(env or {}),
-        }
+        env = {"OMP_NUM_THREADS": "1", NOTE: str(self.folder / f"{name}.note")}
         if point:
-            return self.start(name, point, *arguments, module="benchmarks.fault_points", env=more)
-        return self.start(name, *arguments, env=more)
+            return self.start(name, point, *arguments, module="benchmarks.fault_points", env=env)
+        if clock:
+            return self.start(name, str(clock), *arguments, module="benchmarks.fault_clock", env=env)
+        return self.start(name, *arguments, env=env)
 
     def feed(self, device: str, samples: int) -> None:
         """Give a device so many more samples, each with a label that no other of its samples has."""
         with (self.folder / f"{device}.jsonl").open("a") as file:
             first = self.first[device] + self.fed[device]
+            samples = min(samples, MOST_SAMPLES - first)
             for index in range(first, first + samples):
                 text = " ".join(WORDS[(index // len(WORDS) ** place) % len(WORDS)] for place in range(3))
                 file.write(json.dumps({"text": text, "label": _LABELS[index]}) + "\n")

@@ -1,4 +1,4 @@
-"""Faults of the machine: small disks that fill up or turn read-only, and clocks that jump."""
+"""Faults of the machine: small disks that fill up or turn read-only."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
-
-_FAKETIME: Final = (
-    *("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",),
-    *("/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",),
-)
 
 
 class SmallDisk:
@@ -40,20 +34,3 @@ def small_disk(folder: Path, size: str = "6m") -> Iterator[SmallDisk]:
         yield SmallDisk(folder)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def faked_clock(rate_file: Path) -> dict[str, str]:
-    """Environment of a process whose wall clock is off by what ``rate_file`` says; monotonic clocks are not.
-
-    Raises:
-        FileNotFoundError: if libfaketime is not installed (Debian: faketime).
-    """
-    library = next((path for path in _FAKETIME if Path(path).exists()), None)
-    if library is None:
-        raise FileNotFoundError("libfaketime is not installed; on Debian: apt install faketime")
-    return {
-        "LD_PRELOAD": library,
-        "FAKETIME_TIMESTAMP_FILE": str(rate_file),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }

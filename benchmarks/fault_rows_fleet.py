@@ -10,7 +10,6 @@ from typing import Final
 
 from benchmarks.fault_bench import Bench, Outcome, Row, resident_mib
 from benchmarks.fault_links import BadLink
-from benchmarks.fault_machine import faked_clock
 from benchmarks.light_fleet import LightDevice
 from contract.messages import ActivationBatch
 from contract.wire import unpack
@@ -127,20 +126,19 @@ def day_offline(bench: Bench, row: str, seed: int, rounds: int) -> Outcome:
     bench.tier_settings |= {"sampling": '"all"', "codec": '"f32"'}
     bench.settings["metrics_port"] = "0"
     clock = bench.folder / "clock"
-    clock.write_text("+0\n")
-    env = {key: value for key, value in faked_clock(clock).items() if key != "FAKETIME_DONT_FAKE_MONOTONIC"}
+    clock.write_text("0 1")
     bench.agent_settings |= {"outbox_max_mib": "1", "when_full": '"drop_oldest"'}
     trainer = bench.trainer()
     with BadLink(bench.broker.port, seed) as link:
-        bench.device("dev-a", url=link.url, env=env)
+        bench.device("dev-a", url=link.url, clock=clock)
         bench.feed("dev-a", 40)
         bench.await_samples()
         link.faults.dark = True
         link.forsake()
-        clock.write_text(f"+0 x{_SPEED}\n")
+        clock.write_text(f"0 {_SPEED}")
         bench.feed("dev-a", 960)
         time.sleep(_DAY_S / _SPEED)
-        clock.write_text(f"+{_DAY_S}\n")
+        clock.write_text("0 1")
         link.faults.dark = False
         until(
             lambda: bench.journaled() + bench.reported_drops() >= bench.fed["dev-a"], "it is all there", 240

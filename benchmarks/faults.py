@@ -56,7 +56,12 @@ def run_row(row: str, seed: int, rounds: int) -> Outcome:
         tempfile.TemporaryDirectory(prefix="sidestream-faults-") as folder,
         Bench(Path(folder), seed, tell) as bench,
     ):
-        outcome = ROWS[row](bench, row, seed, rounds)
+        try:
+            outcome = ROWS[row](bench, row, seed, rounds)
+        except BaseException:
+            for log in sorted(bench.folder.glob("*.log")):
+                tell(f"{log.name} ends: {log.read_text()[-1500:]}")
+            raise
     outcome.wall_s = time.monotonic() - started_s
     return outcome
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from contract.sampling import EVERY_TOKEN, Sampling
 from edge_agent.backbone import Backbone
+from edge_agent.samples import Text
 from edge_agent.taps import Sampled
 
 _STALL_S = 3.0  # a device whose turn it is may be busy elsewhere; the others wait no longer than this
@@ -75,13 +76,15 @@ class MeteredBackbone(Backbone):
 
     def forward(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         taps: Sequence[int],
         max_tokens: int,
         choose: Callable[[npt.NDArray[np.int64]], Sampling] = lambda lengths: EVERY_TOKEN,
+        *,
+        words: bool = False,
     ) -> Sampled:
         self._before(len(texts))
-        read = super().forward(texts, taps, max_tokens, choose)
+        read = super().forward(texts, taps, max_tokens, choose, words=words)
         self.cpu_s = time.thread_time() - self._cpu_started_s
         self.texts += len(texts)
         self._after(self.texts)

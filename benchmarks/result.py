@@ -26,6 +26,8 @@ class Measured:
     """Of the deal, the order and the learner."""
     accuracy: dict[str, float]
     """By tier; of a method without tiers, by the one tier that it used."""
+    macro_f1: dict[str, float] = field(default_factory=dict)
+    """By tier, where it was measured."""
     trainable: int
     """Parameters trained: of the deepest tier's network, where tiers have their own."""
     device_cpu_s: float

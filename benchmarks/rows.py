@@ -17,6 +17,8 @@ from benchmarks.fleet import make_fleet
 from benchmarks.fleet_run import FleetRun, Tell, run_fleet
 from benchmarks.result import Measured
 from benchmarks.workload import Workload
+from contract.quality import tally_labels
+from contract.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Bench:
 
     def linear(self, seed: int) -> Measured:
         """Logistic regression on the mean of each tap, a tier at a time; it has no randomness."""
-        accuracy, widths = {}, {}
+        accuracy, macro_f1, widths = {}, {}, {}
         for tier in self._work.tiers:
             features, evaluation = self._of(tier), self._of(tier, evaluation=True)
             pooled = features.pooled()
@@ -72,11 +74,15 @@ class Bench:
             answers = baselines.linear_probe(
                 pooled, features.targets, evaluation.pooled(), len(self._work.labels)
             )
-            accuracy[tier] = float((answers == evaluation.targets).mean())
+            measures = tally_labels(answers, evaluation.targets, len(self._work.labels)).measures(
+                Task.TEXT_CLASSIFICATION
+            )
+            accuracy[tier], macro_f1[tier] = measures["accuracy"], measures["macro_f1"]
         return Measured(
             row="linear",
             seed=seed,
             accuracy=accuracy,
+            macro_f1=macro_f1,
             trainable=(widths[self._work.deepest] + 1) * len(self._work.labels),
             device_cpu_s=mean(self._of(tier).forward_cpu_s for tier in self._work.tiers),
             forwards=1.0,
@@ -148,13 +154,14 @@ class Bench:
     def _side_network(self, row: str, seed: int, runs: list[FleetRun], *, devices: int) -> Measured:
         """``runs`` share the devices among them, and each tier is in one of them."""
         adopted = {tier: kept for run in runs for tier, kept in run.adopted.items()}
-        accuracy = {tier: self._evaluator.accuracy(adopted[tier]) for tier in self._work.tiers}
+        measures = {tier: self._evaluator.measures(adopted[tier]) for tier in self._work.tiers}
         passes = len(self._work.train) * (len(runs) if row == "central" else 1)
         cpu_s = sum(run.device_cpu_s for run in runs)
         return Measured(
             row=row,
             seed=seed,
-            accuracy=accuracy,
+            accuracy={tier: one["accuracy"] for tier, one in measures.items()},
+            macro_f1={tier: one["macro_f1"] for tier, one in measures.items()},
             trainable=trainable(adopted[self._work.deepest]),
             device_cpu_s=cpu_s / len(runs) if row == "central" else cpu_s,
             bytes_up=sum(run.bytes_up for run in runs) / devices,

@@ -8,14 +8,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    BertConfig,
-    BertModel,
-    OPTConfig,
-    OPTModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertConfig, BertModel, OPTConfig, OPTModel, PreTrainedTokenizerFast
 
 from edge_agent.backbone import Backbone
 
@@ -34,9 +27,9 @@ def _bert(width: int, layers: int, heads: int, inner: int, vocabulary: int) -> A
     return BertModel(config, add_pooling_layer=False)
 
 
-def _opt(width: int, layers: int, heads: int, *, projected: int = 0, vocabulary: int = 50272) -> Any:
+def _opt(width: int, layers: int, heads: int, *, projected: int = 0) -> Any:
     config = OPTConfig(
-        vocab_size=vocabulary,
+        vocab_size=50272,
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -51,13 +44,13 @@ def _opt(width: int, layers: int, heads: int, *, projected: int = 0, vocabulary:
 
 SHAPES: Final[Mapping[str, tuple[int, Callable[[], Any]]]] = {
     "tiny": (200_000, lambda: _bert(32, 4, 4, 64, 1001)),
-    "tiny-decoder": (200_000, lambda: _opt(32, 4, 4, vocabulary=1001)),
+    "tiny-projected": (1_800_000, lambda: _opt(64, 4, 4, projected=32)),
     "minilm": (22_600_000, lambda: _bert(384, 6, 12, 1536, 30522)),
     "opt-125m": (125_000_000, lambda: _opt(768, 12, 12)),
     "opt-350m": (331_000_000, lambda: _opt(1024, 24, 16, projected=512)),
     "opt-1.3b": (1_316_000_000, lambda: _opt(2048, 24, 32)),
 }
-"""By name: parameters, about, and how to make one. ``tiny`` ones are for tests."""
+"""By name: parameters, about, and how to make one. The tiny ones are for tests."""
 
 
 def random_backbone(shape: str, layers: Callable[[int], int] = lambda depth: 0) -> Backbone:
@@ -66,13 +59,6 @@ def random_backbone(shape: str, layers: Callable[[int], int] = lambda depth: 0) 
     _, make = SHAPES[shape]
     model = make()
     return Backbone(model, _tokenizer(), layers=layers(int(model.config.num_hidden_layers)), name=shape)
-
-
-def random_decoder(shape: str) -> tuple[Any, Any]:
-    """A causal language model of a shape, with its head, and a tokenizer."""
-    torch.manual_seed(0)
-    _, make = SHAPES[shape]
-    return AutoModelForCausalLM.from_config(make().config), _tokenizer()
 
 
 def random_texts(count: int, tokens: int) -> list[str]:

@@ -10,13 +10,11 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from benchmarks.classifier import Classifier, loss_of, with_all, with_lora
 from contract.plan import Plan, SideNetworkSpec, TierPlan, tap_layers
 from contract.tasks import Task
-from contract.tensors import Codec, decode, encode
-from contract.tensors import Tensor as Encoded
+from contract.tensors import Codec, Tensor, decode, encode
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.backbone import Backbone
 from edge_agent.outbox import Slot
@@ -76,24 +74,17 @@ class AgentStep:
     def run(self, texts: Sequence[str]) -> Traffic:
         sampled = self._maker.forward(texts)
         rows = np.arange(len(texts))
-        payload = self._maker.packer(sampled, np.zeros(len(texts), np.int64), rows)(Slot("0" * 32, 1, 1, 0))
+        payload = self._maker.packer(sampled, [np.array(0)] * len(texts), rows)(Slot("0" * 32, 1, 1, 0))
         return Traffic(up=len(payload), down=0)
 
 
 class TrainStep:
-    """Trains a model on the device.
+    """Trains the backbone on the device: LoRA, or every weight."""
 
-    Args:
-        model: What of it asks for gradients is trained.
-        loss: Of a batch of texts.
-    """
-
-    def __init__(self, model: nn.Module, loss: Callable[[Sequence[str]], Tensor]) -> None:
-        model.train()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._loss = loss
-        self._optimiser = torch.optim.AdamW(trained, lr=1e-4)
-        self.trainable = sum(parameter.numel() for parameter in trained)
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier.train()
+        self._optimiser = torch.optim.AdamW(classifier.trained(), lr=1e-4)
+        self.trainable = sum(parameter.numel() for parameter in classifier.trained())
 
     def warm(self, texts: Sequence[str]) -> None:
         self._backward(texts)
@@ -106,7 +97,7 @@ class TrainStep:
         return Traffic(up=0, down=0)
 
     def _backward(self, texts: Sequence[str]) -> None:
-        self._loss(texts).backward()  # type: ignore[no-untyped-call]
+        loss_of(self._classifier, texts, [0] * len(texts)).backward()  # type: ignore[no-untyped-call]
 
 
 class SplitStep:
@@ -120,7 +111,7 @@ class SplitStep:
         classifier.head.requires_grad_(False)
         self._optimiser = torch.optim.AdamW(classifier.trained(), lr=1e-4)
         self.trainable = sum(parameter.numel() for parameter in classifier.trained())
-        self._gradient: Encoded | None = None
+        self._gradient: Tensor | None = None
 
     def warm(self, texts: Sequence[str]) -> None:
         self._pass(texts)
@@ -140,7 +131,7 @@ class SplitStep:
         cut.backward(torch.from_numpy(decode(answer)))  # type: ignore[no-untyped-call]
         return Traffic(up=_size(sent), down=_size(answer))
 
-    def _server(self, sent: Encoded) -> Encoded:
+    def _server(self, sent: Tensor) -> Tensor:
         """A gradient of the right shape; what a server computes does not cost the device anything."""
         if self._gradient is None or self._gradient.shape != sent.shape:
             rng = np.random.default_rng(0)
@@ -150,8 +141,8 @@ class SplitStep:
 
 STEPS: Final[Mapping[str, Callable[[Backbone, int], Step]]] = {
     "agent": AgentStep,
-    "lora": lambda backbone, tokens: _trained(with_lora(Classifier(backbone, _LABELS, tokens))),
-    "full": lambda backbone, tokens: _trained(with_all(Classifier(backbone, _LABELS, tokens))),
+    "lora": lambda backbone, tokens: TrainStep(with_lora(Classifier(backbone, _LABELS, tokens))),
+    "full": lambda backbone, tokens: TrainStep(with_all(Classifier(backbone, _LABELS, tokens))),
     "split-lora": lambda backbone, tokens: SplitStep(with_lora(Classifier(backbone, _LABELS, tokens))),
 }
 """Methods by name: made from a loaded backbone and the most tokens of a text."""
@@ -162,9 +153,5 @@ def layers_on_device(method: str, depth: int) -> int:
     return max(1, depth // 2) if method == "split-lora" else 0
 
 
-def _trained(classifier: Classifier) -> Step:
-    return TrainStep(classifier, lambda texts: loss_of(classifier, texts, [0] * len(texts)))
-
-
-def _size(tensor: Encoded) -> int:
+def _size(tensor: Tensor) -> int:
     return len(tensor.data) + len(tensor.scales)

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.result import Measured
 
 _HEADINGS = (
-    *("method", "accuracy", "by tier", "trainable", "device CPU s", "peak MiB"),
+    *("method", "accuracy", "macro-F1", "by tier", "trainable", "device CPU s", "peak MiB"),
     *("up KiB/device", "down KiB/device", "forwards", "backwards"),
 )
 
@@ -108,12 +108,14 @@ def gap_text(results: Sequence[Measured]) -> str:
 def _line(name: str, seeds: Sequence[Measured]) -> list[str]:
     means = [one.mean for one in seeds]
     spread = f" ± {stdev(means):.4f}" if len(means) > 1 else ""
+    macro = [mean(one.macro_f1.values()) for one in seeds if one.macro_f1]
     tiers = seeds[0].accuracy
     by_tier = "  ".join(f"{tier} {mean(one.accuracy[tier] for one in seeds):.4f}" for tier in tiers)
     peak = seeds[0].peak_bytes
     return [
         name,
         f"{mean(means):.4f}{spread}",
+        f"{mean(macro):.4f}" if macro else "-",
         by_tier,
         f"{seeds[0].trainable:,}",
         f"{mean(one.device_cpu_s for one in seeds):.1f}",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from contract.errors import DataError
+from contract.errors import ConfigError, DataError
 from edge_agent.config import DataConfig
 from edge_agent.sources import open_source
 from side_trainer.config import LearnerSettings, TierConfig, TrainerConfig
@@ -32,11 +32,17 @@ class Workload:
     """Tiers, with the backbone's layers that each uses; 0 for all."""
     backbone: str
     """Reference to the frozen model."""
+    backbones: Mapping[str, str] = field(default_factory=dict)
+    """By tier, where it has another one."""
+
+    def backbone_of(self, tier: str) -> str:
+        """Reference to a tier's frozen model."""
+        return self.backbones.get(tier, self.backbone)
 
     @property
     def deepest(self) -> str:
-        """The tier with the most layers: where a method that needs the whole backbone is measured."""
-        return max(self.tiers, key=lambda tier: self.tiers[tier] or 10**6)
+        """The tier with the most layers of the main backbone: where what needs all of it is measured."""
+        return max(self.tiers, key=lambda tier: (tier not in self.backbones, self.tiers[tier] or 10**6))
 
     def config(self, state_dir: Path, seed: int, tiers: Sequence[str] = ()) -> TrainerConfig:
         """The trainer's settings, all defaults, for a job with some of the tiers, or all."""
@@ -45,23 +51,33 @@ class Workload:
             state_dir=str(state_dir),
             labels=self.labels,
             tiers={
-                tier: TierConfig(backbone=self.backbone, layers=self.tiers[tier])
+                tier: TierConfig(backbone=self.backbone_of(tier), layers=self.tiers[tier])
                 for tier in tiers or self.tiers
             },
             learner=LearnerSettings(seed=seed),
             metrics_port=-1,
+            page=False,
             log_level="warning",
         )
 
 
 def read_workload(
-    train: str, evaluation: str, *, tiers: Mapping[str, int], backbone: str, max_samples: int
+    train: str,
+    evaluation: str,
+    *,
+    tiers: Mapping[str, int],
+    backbone: str,
+    max_samples: int,
+    backbones: Mapping[str, str] | None = None,
 ) -> Workload:
     """Read the data; with ``max_samples`` keep a random part of the training data, the same every time.
 
     Raises:
+        ConfigError: if a tier with a backbone of its own is none.
         DataError: if there is nothing to learn.
     """
+    if strange := sorted(set(backbones or {}) - set(tiers)):
+        raise ConfigError("--tier-backbone", f"{strange[0]!r} is none of the tiers {', '.join(tiers)}")
     samples = read_examples(train)
     if 0 < max_samples < len(samples):
         chosen = np.random.default_rng(0).permutation(len(samples))[:max_samples]
@@ -75,6 +91,7 @@ def read_workload(
         labels=labels,
         tiers=dict(tiers),
         backbone=backbone,
+        backbones=dict(backbones or {}),
     )
 
 
@@ -102,3 +119,15 @@ def parse_tiers(text: str) -> dict[str, int]:
     if not all(name and digits.isdigit() for name, _, digits in pairs):
         raise ValueError(f"{text!r}: write NAME:LAYERS,NAME:LAYERS, with 0 for all layers")
     return {name: int(digits) for name, _, digits in pairs}
+
+
+def parse_backbone(text: str) -> tuple[str, str]:
+    """``narrow=/some/folder`` -> tier and reference.
+
+    Raises:
+        ValueError: if it is not written like that.
+    """
+    tier, equals, reference = text.partition("=")
+    if not (tier and equals and reference):
+        raise ValueError(f"{text!r}: write TIER=BACKBONE")
+    return tier, reference

@@ -27,6 +27,9 @@ max_inflight_messages 64
 # broker drops messages that it has acknowledged. Sidestream notices and sends them again; others may not.
 max_queued_bytes {max_queued_bytes}
 max_queued_messages 10000
+
+# Seconds between the broker's figures of itself ($SYS topics), which the trainer's metrics show.
+sys_interval 5
 """
 
 _PERSISTENCE = """\

@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 from contract.errors import ConfigError, DecodeError
 from contract.messages import MAX_LABELS, Count, check_labels, check_stream
 from contract.plan import MAX_TIERS, SideNetworkSpec
-from contract.tasks import TASKS, Task
+from contract.tasks import TASKS, Scale, Task
 from contract.tensors import Floats
 from contract.topics import check_name
 from contract.wire import Message, brief
@@ -58,6 +58,8 @@ class About(Message, frozen=True, kw_only=True):
     """Tiers, with the alignment map that each uses."""
     task: Task = Task.TEXT_CLASSIFICATION
     """What was learnt."""
+    scale: Scale = Scale()
+    """What answers are measured in, where the task is regression."""
 
     def __post_init__(self) -> None:
         check_stream(self.run)

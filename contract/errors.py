@@ -11,7 +11,8 @@
     ├── BrokerError      the broker cannot be reached, started or written to
     └── WireError        what a peer sent cannot be used
         ├── DecodeError      bytes that are not a Sidestream message or tensor
-        └── MismatchError    a well-formed message that contradicts the plan
+        ├── MismatchError    a well-formed message that contradicts the plan
+        └── UntrustedError   a message not signed by whom the device trusts, or older than one adopted
 """
 
 
@@ -63,3 +64,7 @@ class DecodeError(WireError):
 
 class MismatchError(WireError):
     """A well-formed message that contradicts the plan."""
+
+
+class UntrustedError(WireError):
+    """A message that is not signed by whom the device trusts, or is older than one that was adopted."""

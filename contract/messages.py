@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import DecodeError
+from contract.quality import Tally
 from contract.tasks import TargetForm, Targets, read_targets
 from contract.tensors import Tensor
 from contract.wire import Message, pack
@@ -247,6 +248,10 @@ class Telemetry(Message, frozen=True, kw_only=True):
     """The most that the outbox takes; 0 from an agent that does not tell."""
     messages_dropped: Count = 0
     """Messages to the device that found its mailbox full."""
+    weights_refused: Count = 0
+    """Plans and weights that were not adopted: not signed, altered, older than adopted ones, or unfit."""
+    tally: Tally | None = None
+    """What that version answered on those samples."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
@@ -274,6 +279,10 @@ class WeightsManifest(Message, frozen=True, kw_only=True):
     """Distinct samples in the journal at that offset."""
     final: bool = False
     """Training has gone idle with this version."""
+    key_id: ShortText = ""
+    """Of the key that signed it (:mod:`contract.signing`); empty where nothing is signed."""
+    signature: bytes = b""
+    """Over all that is before it, the digest of the bundle included, for one job and tier."""
 
     def __post_init__(self) -> None:
         check_stream(self.run)

@@ -16,6 +16,7 @@ import msgspec
 from contract.errors import ConfigError, DecodeError
 from contract.messages import MAX_LABELS, Count, ShortText, check_labels, check_stream
 from contract.sampling import parse_sampling
+from contract.signing import MAX_KEYS, PublicKey
 from contract.tasks import TASKS, Task
 from contract.tensors import Codec
 from contract.topics import check_name
@@ -146,6 +147,13 @@ class Plan(Message, frozen=True, kw_only=True):
     """Rates."""
     fence: Count = 0
     """Of the trainer that publishes it; a device that knows of a higher one ignores the plan."""
+    keys: Annotated[tuple[PublicKey, ...], msgspec.Meta(max_length=MAX_KEYS)] = ()
+    """Public keys that may sign plan and weights from now on: a device that trusts the plan trusts these, and
+    no others. Empty where nothing is signed."""
+    key_id: ShortText = ""
+    """Of the key that signed it (:mod:`contract.signing`)."""
+    signature: bytes = b""
+    """Over all that is before it, for one job."""
 
     def __post_init__(self) -> None:
         check_stream(self.run)

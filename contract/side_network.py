@@ -37,7 +37,7 @@ from torch.nn import functional
 from contract.bundle import Bundle
 from contract.errors import DecodeError
 from contract.plan import SideNetworkSpec
-from contract.tasks import TASKS, Task
+from contract.tasks import TASKS, Scale, Task
 from contract.tensors import Floats
 
 
@@ -98,6 +98,8 @@ class SideNetwork(nn.Module):
         self.spec = spec
         self._task = TASKS[task]
         self.seed = seed
+        self.scale = Scale()
+        """What answers are measured in, where they are numbers."""
         self.dropout = dropout
         self.aligns = nn.ModuleDict()
         with _seeded(seed):
@@ -222,6 +224,7 @@ def from_bundle(bundle: Bundle) -> SideNetwork:
         network = SideNetwork(about.side_network, labels=len(about.labels), seed=0, task=about.task)
         for name, width in sorted(bundle.about.aligns.items()):
             network.add_align(name, width)
+    network.scale = about.scale
     network.load_arrays(bundle.tensors, assign=True)
     return network.eval().requires_grad_(False)
 

@@ -5,6 +5,9 @@ Targets travel as bytes, in one of these forms:
 ================ ==================================================================================
 ``labels``       u16[K]: a label index for each row
 ``tokens``       u16[T], or u24[T] where the vocabulary asks for it: the token that follows each vector
+``label-sets``   u8[K, ceil(C / 8)]: bit c of a row, lowest first, says that it has label c
+``values``       f32[K]: a finite number for each row
+``token-labels`` u16[T]: a label index for each vector
 ================ ==================================================================================
 
 Legend: K rows (samples) of a batch, T vectors in all rows together, C labels.
@@ -13,10 +16,12 @@ Legend: K rows (samples) of a batch, T vectors in all rows together, C labels.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -33,6 +38,13 @@ class Task(str, enum.Enum):
     TEXT_CLASSIFICATION = "text-classification"
     CAUSAL_LM = "causal-lm"
     """Every token of a text is foretold from those before it."""
+    """A text, or a pair of them, has one of the labels."""
+    MULTI_LABEL = "multi-label-classification"
+    """A text has any number of the labels, none included."""
+    REGRESSION = "regression"
+    """A text has a number."""
+    TOKEN_CLASSIFICATION = "token-classification"
+    """Every word of a text has one of the labels."""
 
 
 class TargetForm(str, enum.Enum):
@@ -40,9 +52,12 @@ class TargetForm(str, enum.Enum):
 
     LABELS = "labels"
     TOKENS = "tokens"
+    LABEL_SETS = "label-sets"
+    VALUES = "values"
+    TOKEN_LABELS = "token-labels"
 
 
-PER_VECTOR: Final = frozenset({TargetForm.TOKENS})
+PER_VECTOR: Final = frozenset({TargetForm.TOKENS, TargetForm.TOKEN_LABELS})
 """Forms that hold a target for every vector."""
 
 
@@ -70,16 +85,30 @@ class TaskSpec:
         return labels if self.named else 1
 
 
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """What the side-network's numbers are measured in: an answer of 1 is ``mean + deviation``."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.deviation) and self.deviation > 0):
+            raise DecodeError("a scale needs a finite mean and a positive deviation")
+
+
 TASKS: Final[dict[Task, TaskSpec]] = {
     Task.TEXT_CLASSIFICATION: TaskSpec(form=TargetForm.LABELS, named=True),
     Task.CAUSAL_LM: TaskSpec(form=TargetForm.TOKENS, named=False),
+    Task.MULTI_LABEL: TaskSpec(form=TargetForm.LABEL_SETS, named=True),
+    Task.REGRESSION: TaskSpec(form=TargetForm.VALUES, named=False),
+    Task.TOKEN_CLASSIFICATION: TaskSpec(form=TargetForm.TOKEN_LABELS, named=True),
 }
 if set(TASKS) != set(Task):  # pragma: no cover
     raise AssertionError("every Task needs an entry in TASKS")
 
 
 def read_targets(form: TargetForm, data: bytes, *, rows: int, vectors: int) -> Targets:
-    """Targets as an array, row after row; copies nothing that it need not.
+    """Targets as an array: [K] or [T] as the form says, label sets as bool[K, 8·ceil(C / 8)].
 
     Args:
         form: How they are written.
@@ -145,9 +174,39 @@ def _check_tokens(targets: Targets, vocabulary: int) -> None:
         raise DecodeError(f"a target lies outside the vocabulary of {vocabulary} tokens")
 
 
+def _read_sets(data: bytes, rows: int, vectors: int) -> Targets:
+    if not data or len(data) % rows:
+        raise DecodeError(f"targets must be equally many bytes for each of the {rows} samples")
+    bits: Targets = np.unpackbits(np.frombuffer(data, "u1").reshape(rows, -1), axis=1, bitorder="little")
+    return bits.astype(bool)
+
+
+def _check_sets(targets: Targets, labels: int) -> None:
+    if targets.shape[1] != 8 * -(-labels // 8) or targets[:, labels:].any():
+        raise DecodeError(f"a target is no set of the {labels} labels")
+
+
+def _read_values(data: bytes, rows: int, vectors: int) -> Targets:
+    if len(data) != 4 * rows:
+        raise DecodeError(f"targets must be f32 for each of the {rows} samples")
+    values = np.frombuffer(data, "<f4")
+    if not np.isfinite(values).all():
+        raise DecodeError("a target is not finite")
+    return values
+
+
+def _read_token_labels(data: bytes, rows: int, vectors: int) -> Targets:
+    if len(data) != 2 * vectors:
+        raise DecodeError(f"targets must be u16 for each of the {vectors} vectors")
+    return np.frombuffer(data, "<u2")
+
+
 _FORMS: Final[dict[TargetForm, _Form]] = {
     TargetForm.LABELS: _Form(read=_read_labels, check=_check_labels),
     TargetForm.TOKENS: _Form(read=_read_tokens, check=_check_tokens),
+    TargetForm.LABEL_SETS: _Form(read=_read_sets, check=_check_sets),
+    TargetForm.VALUES: _Form(read=_read_values, check=lambda targets, labels: None),
+    TargetForm.TOKEN_LABELS: _Form(read=_read_token_labels, check=_check_labels),
 }
 if set(_FORMS) != set(TargetForm):  # pragma: no cover
     raise AssertionError("every TargetForm needs an entry in _FORMS")

@@ -8,7 +8,7 @@ Nothing is believed before it is checked: sizes first, then types, then what the
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgpack
 import msgspec
@@ -40,9 +40,13 @@ M = TypeVar("M", bound=Message)
 
 def pack(message: Message) -> bytes:
     """Encode a message as one msgpack map with its schema version under ``v``."""
-    body = msgspec.to_builtins(message, builtin_types=(bytes,))
-    packed: bytes = msgpack.packb({"v": WIRE_VERSION, **body}, use_bin_type=True)
+    packed: bytes = msgpack.packb(to_map(message), use_bin_type=True)
     return packed
+
+
+def to_map(message: Message) -> dict[str, Any]:
+    """A message as the map that travels, its schema version first."""
+    return {"v": WIRE_VERSION, **msgspec.to_builtins(message, builtin_types=(bytes,))}
 
 
 def unpack(kind: type[M], payload: bytes) -> M:

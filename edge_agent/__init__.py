@@ -8,14 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_agent.predictor import Prediction, Predictor, load
+    from edge_agent.answers import Prediction
+    from edge_agent.predictor import Predictor, load
+    from edge_agent.tuned import load_tuned
 
-__all__ = ["Prediction", "Predictor", "load"]
+__all__ = ["Prediction", "Predictor", "load", "load_tuned"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from edge_agent import predictor  # torch and transformers; only here, so that --help stays fast
+    if name == "load_tuned":
+        from edge_agent import tuned
 
-        return getattr(predictor, name)
+        return tuned.load_tuned
+    if name in __all__:
+        from edge_agent import answers, predictor  # torch and transformers: only here, so that --help is fast
+
+        return getattr(answers if name == "Prediction" else predictor, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

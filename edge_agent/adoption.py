@@ -21,6 +21,7 @@ from contract.plan import Plan
 from contract.side_network import SideNetwork, from_bundle
 from edge_agent.adopted import Adopted, load_adopted, save_adopted
 from edge_agent.evaluation import EvaluationSet, Score
+from edge_agent.trust import Trust
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
@@ -53,8 +54,10 @@ class Adopter:
         tier: This device's tier.
         backbone: Where this device has its backbone, for ``predict``.
         on_change: Called after each adoption and each measurement.
+        on_refused: Called after each version that failed a check.
         metrics: Counts them.
         trace: Told what is done when.
+        trust: Told which version is in use.
     """
 
     def __init__(
@@ -65,8 +68,10 @@ class Adopter:
         *,
         backbone: str,
         on_change: Callable[[], None],
+        on_refused: Callable[[], None],
         metrics: AgentMetrics,
         trace: Trace,
+        trust: Trust,
     ) -> None:
         self._state_dir = state_dir
         self._plan = plan
@@ -74,8 +79,10 @@ class Adopter:
         self._align = plan.tiers[tier].align
         self._backbone = backbone
         self._on_change = on_change
+        self._on_refused = on_refused
         self._metrics = metrics
         self._trace = trace
+        self._trust = trust
         self._in_use: InUse | None = None
         self._evaluation: EvaluationSet | None = None
         self._offer: _Offer | None = None
@@ -152,13 +159,14 @@ class Adopter:
             network = self._checked(manifest, data)
         except WireError as exc:
             log.error("weights version %d refused: %s", manifest.version, exc)
-            self._metrics.weights_refused.inc()
+            self._on_refused()
             return
         before = self._in_use
         try:
             save_adopted(self._state_dir, self._adopted(manifest), data)
         except StorageError as exc:
             log.error("version %d is used, but a restart will not find it: %s", manifest.version, exc)
+        self._trust.adopted_weights(manifest.run, manifest.version)
         self._in_use = InUse(manifest.version, manifest.bundle_digest, network, None)
         self._metrics.weights_adopted.inc()
         self._trace.add("adopt", "weights", started, version=manifest.version, bytes=len(data))

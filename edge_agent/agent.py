@@ -23,6 +23,7 @@ from edge_agent.namesake import await_departure
 from edge_agent.outbox import Outbox
 from edge_agent.session import Connect, Device, LoadBackbone, Outcome, Session
 from edge_agent.sources import open_source, read_evaluation
+from edge_agent.trust import Trust, read_trusted
 from host.state_dir import locked, prepare
 from host.trace import open_trace
 from metrics.catalogue import AgentMetrics
@@ -94,6 +95,7 @@ class Agent:
         config = self._config
         if config.threads:
             torch.set_num_threads(config.threads)
+        trusted = read_trusted(config.trusted_keys_file)
         folder = prepare(config.state_path)
         with ExitStack() as stack:
             stack.enter_context(locked(folder, "an agent"))
@@ -127,6 +129,7 @@ class Agent:
                 metrics=metrics,
                 stop=self._stop,
                 trace=stack.enter_context(open_trace(config.trace_path)),
+                trust=Trust(folder, job=config.job, tier=self.tier, given=trusted),
                 link=LinkBudget(config.max_kib_per_minute) if config.max_kib_per_minute else None,
             )
             outcome = Session(device).run(patience_s=config.broker_wait_s, started=lambda: self._started(url))

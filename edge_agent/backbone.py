@@ -32,7 +32,8 @@ from transformers.utils import logging as transformers_logging
 from contract.errors import BackboneError
 from contract.plan import Precision
 from contract.sampling import EVERY_TOKEN, Sampling
-from edge_agent.taps import Sampled, TokenSampler, seeds_of
+from edge_agent.samples import Text
+from edge_agent.taps import Sampled, TokenSampler, Words, seeds_of, word_numbers
 from host.model_folder import locate
 
 log = logging.getLogger(__name__)
@@ -87,10 +88,12 @@ class Backbone:
 
     def forward(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         taps: Sequence[int],
         max_tokens: int,
         choose: Callable[[npt.NDArray[np.int64]], Sampling] = lambda lengths: EVERY_TOKEN,
+        *,
+        words: bool = False,
     ) -> Sampled:
         """Run ``texts`` through the layers up to the last tapped one, and sample each tap as it is reached.
 
@@ -99,12 +102,22 @@ class Backbone:
             taps: Layers to read, 1 = the first layer's output, ascending, at most :attr:`depth`.
             max_tokens: Longer texts are cut, also to what the model can take.
             choose: Given the texts' lengths in tokens [K], says by which policy to sample.
+            words: Take a vector for every word, and not for every token; lengths are then in words. Pairs of
+                texts have no words.
+
+        Raises:
+            BackboneError: ``words`` are asked for, and the tokenizer does not tell where they are.
         """
         with self._lock, torch.inference_mode():
             started = time.perf_counter()
-            ids, mask = self._tokenise(texts, min(max_tokens, self._longest))
-            policy = choose(mask.sum(dim=1).numpy())
-            sampler = TokenSampler(policy, mask, seeds_of(texts), is_decoder=self.is_decoder)
+            if words:
+                texts = [" ".join(text.split()) for text in texts if isinstance(text, str)]
+            encoded = self._encode(texts, min(max_tokens, self._longest), offsets=words)
+            ids, mask = self._padded(encoded["input_ids"])
+            found = self._words(texts, encoded["offset_mapping"]) if words else None
+            policy = choose((mask if found is None else found.mask).sum(dim=1).numpy())
+            seeds = seeds_of(texts)
+            sampler = TokenSampler(policy, mask, seeds, is_decoder=self.is_decoder, words=found)
             self._read(ids, mask, taps, sampler.take)
             return replace(sampler.sampled(), seconds=time.perf_counter() - started)
 
@@ -148,11 +161,23 @@ class Backbone:
             states = self._last_state(torch.tensor([[a, b], [a, c]]))
         return not torch.allclose(states[0, 0], states[1, 0], rtol=1e-5, atol=1e-6)
 
-    def _tokenise(self, texts: Sequence[str], longest: int) -> tuple[Tensor, Tensor]:
+    def _tokenise(self, texts: Sequence[Text], longest: int) -> tuple[Tensor, Tensor]:
         """[K, T] token ids, padded on the right, and which are real."""
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=longest, padding=False)
+        return self._padded(self._encode(texts, longest)["input_ids"])
+
+    def _encode(self, texts: Sequence[Text], longest: int, *, offsets: bool = False) -> Any:
+        if offsets and not self._tokenizer.is_fast:
+            raise BackboneError(f"{self.name}: its tokenizer does not tell where words are; use a fast one")
+        how = {"truncation": True, "max_length": longest, "padding": False}
+        return self._tokenizer(list(texts), return_offsets_mapping=offsets, **how)
+
+    def _words(self, texts: Sequence[Text], offsets: Sequence[Sequence[tuple[int, int]]]) -> Words:
+        numbers = [word_numbers(str(text), spans) for text, spans in zip(texts, offsets, strict=True)]
+        return Words.of(numbers, is_decoder=self.is_decoder)
+
+    def _padded(self, input_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         pad = self._tokenizer.pad_token_id or 0  # what stands under the mask is never looked at
-        rows = [torch.tensor(ids or [pad], dtype=torch.long) for ids in encoded["input_ids"]]
+        rows = [torch.tensor(list(ids) or [pad], dtype=torch.long) for ids in input_ids]
         lengths = torch.tensor([len(row) for row in rows])
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
         return ids, torch.arange(ids.shape[1])[None, :] < lengths[:, None]

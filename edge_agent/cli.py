@@ -17,6 +17,8 @@ import msgspec
 
 from contract.errors import DataError
 from edge_agent.config import AgentConfig
+from edge_agent.generate_cli import add_generate
+from edge_agent.samples import Text
 from host.flags import add_flags, overrides
 from host.logs import say, set_up
 from host.signals import stop_event
@@ -67,12 +69,13 @@ def add_parser(subparsers: Any) -> None:
     """Add ``agent`` with its commands; the chosen handler arrives as ``args.handler``."""
     parser = subparsers.add_parser(
         "agent",
-        help="run the agent of a device, predict with what it adopted",
-        description="Run the agent of a device, and predict with the weights it adopted.",
+        help="run the agent of a device, predict or generate with what it adopted",
+        description="Run the agent of a device, and predict or generate with the weights it adopted.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_predict(commands)
+    add_generate(commands)
 
 
 def _add_run(commands: Any) -> None:
@@ -104,6 +107,7 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument(
         "--backbone", metavar="REFERENCE", default="", help="where the backbone is now, if it has moved"
     )
+    parser.add_argument("--pair", action="store_true", help="every text is two, with a tab between them")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.set_defaults(handler=predict)
 
@@ -126,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Print a label and its probability for each text."""
+    """Print the answer to each text."""
     set_up("warning")
     texts = texts_of(args.text, args.file)
     from edge_agent.predictor import load
@@ -134,13 +138,26 @@ def predict(args: argparse.Namespace) -> int:
     predictor = load(args.state_dir, backbone=args.backbone)
     at_once = _AT_ONCE if args.text or args.file else 1  # whoever pipes texts in may wait for each answer
     while batch := list(islice(texts, at_once)):
-        for text, answer in zip(batch, predictor.predict(batch), strict=True):
+        inputs: list[Text] = [pair_of(text) for text in batch] if args.pair else list(batch)
+        for text, answer in zip(batch, predictor.predict(inputs), strict=True):
             if args.json:
                 print(json.dumps({"text": text, **msgspec.to_builtins(answer)}, ensure_ascii=False))
             else:
-                print(f"{answer.label}\t{answer.probability:.3f}\t{' '.join(text.split())}")
+                print(f"{answer}\t{' '.join(text.split())}")
         sys.stdout.flush()
     return 0
+
+
+def pair_of(text: str) -> Text:
+    """The two texts round a tab.
+
+    Raises:
+        DataError: there is no tab, or more than one.
+    """
+    parts = text.split("\t")
+    if len(parts) != 2:
+        raise DataError(f"--pair: {text[:80]!r} is not two texts with one tab between them")
+    return parts[0], parts[1]
 
 
 def texts_of(given: list[str], file: Path | None) -> Iterator[str]:

@@ -38,9 +38,11 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     format: Literal["auto", "jsonl", "csv", "tsv"] = "auto"
     """How rows are written; auto goes by the file's name, or by the first line of standard input."""
     text_column: Annotated[str, msgspec.Meta(min_length=1)] = "text"
-    """The column (JSONL: key) that holds the text."""
+    """The column (JSONL: key) that holds the text. In JSONL it may be a list of words."""
     label_column: str = "label"
-    """The column (JSONL: key) that holds the label's name. Empty: the rows have no labels."""
+    """The column (JSONL: key) that holds the label. Empty: the rows have no labels."""
+    text_pair_column: str = "text_pair"
+    """The column (JSONL: key) that holds the second text of a pair; rows need not have it. Empty: never."""
     watch: bool = False
     """Keep looking for new files in the folder, and for rows appended to files."""
     poll_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 2.0
@@ -72,6 +74,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How to reach the broker."""
     data: DataConfig = DataConfig()
     """Where samples come from."""
+    trusted_keys_file: str = ""
+    """PEM file of the trainer's public keys: no plan and no weights are adopted but what one of them signed.
+    Enrolment writes it. Empty: the device adopts whatever the broker delivers."""
     device: str = ""
     """This device's name in the fleet. Empty: a hash of the board's serial number or the machine id."""
     tier: str = ""

@@ -1,10 +1,11 @@
-"""Accuracy on the device's own samples: their activations are computed once and kept quantised.
+"""Quality on the device's own samples: their activations are computed once and kept quantised.
 
 A sample whose label the job does not have counts as answered wrongly: the job cannot answer it rightly.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,28 +13,34 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from contract.quality import Tally
 from contract.side_network import SideNetwork
+from contract.tasks import Task
 from contract.tensors import Codec, Tensor, decode, encode
 from edge_agent.producer import BatchMaker
 from edge_agent.samples import Row
 from edge_agent.taps import pad
+from edge_agent.targets import Target, Unusable
 
-_FOREIGN = -1
+log = logging.getLogger(__name__)
 _ROWS = 64  # samples that go through the side-network at once
 
 
 class Score(NamedTuple):
     """How a version did."""
 
-    accuracy: float | None
-    """None without samples."""
+    tally: Tally
+    """What it answered, to be added to other devices'."""
+    measures: Mapping[str, float]
+    """The task's measures by name, the headline first; empty without samples."""
     samples: int
+    """How many it was judged by."""
 
 
 class _Chunk(NamedTuple):
     activations: Tensor
     lengths: npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int64]
+    targets: Target
 
 
 class EvaluationSet:
@@ -42,7 +49,7 @@ class EvaluationSet:
     Args:
         maker: Computes and samples activations as for uploading.
         codec: How they are kept.
-        label_index: The job's labels.
+        task: The job's.
         rows: The samples; may return more each time, the known ones first.
         stopped: Asked between batches; true abandons the work.
     """
@@ -51,38 +58,38 @@ class EvaluationSet:
         self,
         maker: BatchMaker,
         codec: Codec,
-        label_index: Mapping[str, int],
+        task: Task,
         rows: Callable[[], Sequence[Row]],
         *,
         stopped: Callable[[], bool],
     ) -> None:
         self._maker = maker
         self._codec = codec
-        self._label_index = label_index
+        self._task = task
         self._rows = rows
         self._stopped = stopped
         self._known = 0
         self._chunks: list[_Chunk] = []
 
     def measure(self, network: SideNetwork, align: str) -> Score | None:
-        """The share of samples that backbone and side-network answer rightly; None if stopped meanwhile."""
+        """How well backbone and side-network answer; None if stopped meanwhile."""
         self.extend()
-        right = total = 0
+        tally, samples = Tally(), 0
         for chunk in self._chunks:
             if self._stopped():
                 return None
             sampled = pad(decode(chunk.activations), chunk.lengths)
             with torch.inference_mode():
-                answers = network.predict(align, sampled.values, sampled.mask).argmax(dim=1).numpy()
-            right += int((answers == chunk.targets).sum())
-            total += len(chunk.targets)
-        return None if self._stopped() else Score(right / total if total else None, total)
+                answers = network.predict(align, sampled.values, sampled.mask)
+            tally += self._maker.targets.tally(answers, sampled.mask, chunk.targets, network.scale)
+            samples += len(chunk.lengths)
+        return None if self._stopped() else Score(tally, tally.measures(self._task), samples)
 
     def extend(self) -> None:
         """Compute the activations of samples that are new since the last time."""
         rows = self._rows()
         fresh = [row for row in rows[self._known :] if row.label and row.text.strip()]
-        fresh.sort(key=lambda row: len(row.text))
+        fresh.sort(key=lambda row: row.characters)
         for start in range(0, len(fresh), _ROWS):
             if self._stopped():
                 return
@@ -90,9 +97,20 @@ class EvaluationSet:
         self._known = len(rows)
 
     def _add(self, rows: Sequence[Row]) -> None:
-        sampled = self._maker.forward([row.text for row in rows])
-        finite = sampled.finite_rows()
-        if finite.any():
-            targets = np.array([self._label_index.get(str(row.label), _FOREIGN) for row in rows])
-            vectors, lengths = sampled.select(finite).ragged()
-            self._chunks.append(_Chunk(encode(vectors, self._codec), lengths, targets[finite.numpy()]))
+        sampled = self._maker.forward([row.input for row in rows])
+        targets = [self._target_of(row) for row in rows]
+        usable = sampled.usable_rows() & torch.tensor([target is not None for target in targets])
+        if usable.any():
+            chosen = sampled.select(usable)
+            vectors, lengths = chosen.ragged()
+            kept = [target for target, good in zip(targets, usable.tolist(), strict=True) if good]
+            stacked = self._maker.targets.stack([one for one in kept if one is not None], chosen)
+            self._chunks.append(_Chunk(encode(vectors, self._codec), lengths, stacked))
+
+    def _target_of(self, row: Row) -> Target | None:
+        """None where the label is of no use even to judge by, such as one that is no number."""
+        try:
+            return self._maker.targets.read(str(row.label), row.text, judge=True)
+        except Unusable as exc:
+            log.warning("an evaluation sample is left out: %s", exc)
+            return None

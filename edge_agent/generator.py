@@ -6,8 +6,8 @@ taps alone. With a side-network that adds nothing, greedy tokens are those of tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Final
 
 import msgspec
 import torch
@@ -35,6 +35,19 @@ class GenerationOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """The same seed draws the same tokens; none: other ones every time."""
     stop: tuple[str, ...] = ()
     """Texts that end the generation; they are not given out."""
+
+
+def read_options(options: Mapping[str, Any]) -> GenerationOptions:
+    """Options by name.
+
+    Raises:
+        ConfigError: naming the one that is wrong.
+    """
+    try:
+        return msgspec.convert(dict(options), type=GenerationOptions)
+    except msgspec.ValidationError as exc:
+        what, _, where = str(exc).partition(" - at `$.")
+        raise ConfigError(where.rstrip("`") or "options", what[:1].lower() + what[1:]) from exc
 
 
 class Generator:

@@ -74,6 +74,11 @@ class LanguageModel(Backbone):
         """Tokens that it can see at once."""
         return self._longest
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Those in use."""
+        return self._layers
+
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         known = set()
         for name, parameter in super().parameters():

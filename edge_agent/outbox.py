@@ -31,7 +31,9 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS consumed (key BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS held_out (key BLOB PRIMARY KEY, text TEXT NOT NULL, label TEXT);
+CREATE TABLE IF NOT EXISTS held_out (
+    key BLOB PRIMARY KEY, text TEXT NOT NULL, label TEXT, pair TEXT
+);
 CREATE TABLE IF NOT EXISTS batches (
     sequence INTEGER PRIMARY KEY, samples INTEGER NOT NULL, payload BLOB NOT NULL
 );
@@ -170,8 +172,8 @@ class Outbox:
     def held_out(self, limit: int) -> list[Row]:
         """The first samples that were held out for evaluation."""
         with self._reading() as db:
-            rows = db.execute("SELECT text, label FROM held_out ORDER BY rowid LIMIT ?", (limit,)).fetchall()
-        return [Row(text, label) for text, label in rows]
+            found = db.execute("SELECT text, label, pair FROM held_out ORDER BY rowid LIMIT ?", (limit,))
+            return [Row(*row) for row in found.fetchall()]
 
     # --- batches -----------------------------------------------------------------------------------------
 
@@ -322,6 +324,8 @@ class Outbox:
                 db.close()
                 raise StateError(f"{path}: written by another version of Sidestream (schema {version})")
             db.executescript(_SCHEMA)
+            if "pair" not in [column[1] for column in db.execute("PRAGMA table_info(held_out)")]:
+                db.execute("ALTER TABLE held_out ADD COLUMN pair TEXT")  # a file from before there were pairs
             db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         return db
 
@@ -347,8 +351,8 @@ class Outbox:
     def _consume(self, taken: Taken) -> None:
         self._db.executemany("INSERT OR IGNORE INTO consumed VALUES (?)", [(key,) for key in taken.keys])
         self._db.executemany(
-            "INSERT OR IGNORE INTO held_out VALUES (?, ?, ?)",
-            [(sample.key, sample.text, sample.label) for sample in taken.held_out],
+            "INSERT OR IGNORE INTO held_out (key, text, label, pair) VALUES (?, ?, ?, ?)",
+            [(sample.key, *sample.row) for sample in taken.held_out],
         )
         for name, amount in (*taken.counts.items(), *self._volatile.items()):
             self._add(name, amount)

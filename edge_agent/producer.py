@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,15 @@ from contract.errors import StorageError
 from contract.messages import ActivationBatch, to_bin
 from contract.plan import DEFAULT_LADDER, Plan, Rung, TierPlan, labels_id
 from contract.sampling import Sampling, parse_sampling
+from contract.tasks import TASKS, Task
 from contract.tensors import encode, encoded_sizes
 from contract.wire import pack
 from edge_agent.budget import Ladder, LinkBudget, SampleBudget
 from edge_agent.outbox import Outbox, Slot, Taken
-from edge_agent.samples import Sample, is_held_out
+from edge_agent.samples import Sample, Text, is_held_out
 from edge_agent.sources import Source
 from edge_agent.taps import Sampled
+from edge_agent.targets import Target, Unusable, targets_of
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
@@ -101,9 +103,9 @@ class Producer:
             link=link,
             backlog=lambda: outbox.size()[1],
         )
-        self._label_index = {name: index for index, name in enumerate(plan.labels)}
+        self._targets = targets_of(plan.task, plan.labels)
         self._told: set[str] = set()
-        self._pool: list[Sample] = []
+        self._pool: list[_Ready] = []
         self._waiting: set[bytes] = set()  # keys in the pool or in _taken: neither computed nor consumed yet
         self._taken = Taken()
 
@@ -118,7 +120,7 @@ class Producer:
             self._work_off()
         finally:
             self._save()
-            self._source.give_back(self._pool)
+            self._source.give_back([ready.sample for ready in self._pool])
 
     def _work_off(self) -> None:
         while not self._stopped():
@@ -136,26 +138,31 @@ class Producer:
         if sample.key in self._waiting or self._outbox.is_consumed(sample.key):
             return
         self._waiting.add(sample.key)
-        if is_held_out(sample.text, self._held_out_share):
+        if is_held_out(sample.row, self._held_out_share):
             self._set_aside(sample, "samples_held_out")
-        elif sample.text.strip() and sample.label in self._label_index:
-            self._pool.append(sample)
-            if len(self._pool) >= _LOOK_AHEAD * self._batch_size:
-                self._compute(self._pool)
-        else:
-            self._tell_unknown(sample.label)
-            self._set_aside(sample, "samples_skipped")
-
-    def _tell_unknown(self, label: str | None) -> None:
-        """Say once for each of the first few labels that the job does not have it."""
-        if label is None or label in self._label_index or label in self._told or len(self._told) >= _TOLD:
             return
-        self._told.add(label)
-        log.warning(
-            "samples of label %r are skipped: it is not one of the job's %d labels, which are fixed%s",
-            *(label, len(self._label_index)),
-            "; further ones are only counted" if len(self._told) == _TOLD else "",
-        )
+        try:
+            self._pool.append(_Ready(sample, self._target_of(sample)))
+        except Unusable as exc:
+            self._tell_unusable(str(exc))
+            self._set_aside(sample, "samples_skipped")
+        if len(self._pool) >= _LOOK_AHEAD * self._batch_size:
+            self._compute(self._pool)
+
+    def _target_of(self, sample: Sample) -> Target:
+        if not sample.text.strip():
+            raise Unusable("a sample has no text")
+        if sample.label is None:
+            raise Unusable("a sample has no label")
+        return self._targets.read(sample.label, sample.text)
+
+    def _tell_unusable(self, why: str) -> None:
+        """Say once for each of the first few reasons why samples are skipped."""
+        if why in self._told or len(self._told) >= _TOLD:
+            return
+        self._told.add(why)
+        more = "; further ones are only counted" if len(self._told) == _TOLD else ""
+        log.warning("samples are skipped: %s%s", why, more)
 
     def _set_aside(self, sample: Sample, reason: str) -> None:
         """Consume a sample that is not uploaded."""
@@ -173,9 +180,9 @@ class Producer:
             self._waiting.difference_update(self._taken.keys)
             self._taken = Taken()
 
-    def _compute(self, pool: list[Sample]) -> None:
+    def _compute(self, pool: list[_Ready]) -> None:
         """Batch, forward and append everything in the pool, similar lengths together."""
-        pool.sort(key=lambda sample: len(sample.text))
+        pool.sort(key=lambda ready: ready.sample.row.characters)
         for start in range(0, len(pool), self._batch_size):
             while not self._outbox.has_room() and not self._stopped():
                 time.sleep(_WAIT_S)
@@ -184,20 +191,20 @@ class Producer:
             self._forward(pool[start : start + self._batch_size])
         pool.clear()
 
-    def _forward(self, samples: Sequence[Sample]) -> None:
-        targets = [self._label_index[str(sample.label)] for sample in samples]
+    def _forward(self, batch: Sequence[_Ready]) -> None:
+        samples = [ready.sample for ready in batch]
         started = self._trace.now()
-        sampled = self._makers[0].run([sample.text for sample in samples], self._choose)
+        sampled = self._makers[0].run([sample.row.input for sample in samples], self._choose)
         ended = self._trace.now()
         self._metrics.batch_forward_seconds.observe(sampled.seconds)
         maker = self._maker
-        usable = sampled.finite_rows().numpy() & maker.fits(sampled)
+        usable = sampled.usable_rows().numpy() & maker.fits(sampled)
         if not usable.all():
             self._refuse([sample for sample, good in zip(samples, usable, strict=True) if not good])
         batches: list[int] = []
         if usable.any():
             rows = np.flatnonzero(usable)
-            batches = self._append(maker, sampled, samples, np.asarray(targets), rows)
+            batches = self._append(maker, sampled, batch, rows)
         self._trace.add("forward", "compute", started, ended, batches=batches, samples=len(samples))
 
     def _choose(self, lengths: npt.NDArray[np.int64]) -> Sampling:
@@ -218,15 +225,15 @@ class Producer:
         self,
         maker: BatchMaker,
         sampled: Sampled,
-        samples: Sequence[Sample],
-        targets: npt.NDArray[np.int64],
+        batch: Sequence[_Ready],
         rows: npt.NDArray[np.int64],
     ) -> list[int]:
         """Put rows into the outbox; return the sequence numbers they got."""
         sequences: list[int] = []
+        targets = [ready.target for ready in batch]
         for part in maker.split(sampled, rows):
             taken, self._taken = self._taken, Taken()
-            taken.keys += [samples[row].key for row in part]
+            taken.keys += [batch[row].sample.key for row in part]
             taken.counts.update({"samples_read": len(part), "samples_forwarded": len(part)})
             taken.forward_seconds += sampled.seconds * len(part) / len(rows)
             packer = self._packer(maker, sampled, targets, part)
@@ -241,7 +248,7 @@ class Producer:
         self,
         maker: BatchMaker,
         sampled: Sampled,
-        targets: npt.NDArray[np.int64],
+        targets: Sequence[Target],
         part: npt.NDArray[np.int64],
     ) -> Callable[[Slot], bytes]:
         """As the maker's, and the ladder is told what the message took."""
@@ -279,6 +286,13 @@ class Producer:
             time.sleep(min(_WAIT_S, left_s))
 
 
+class _Ready(NamedTuple):
+    """A sample that can be computed."""
+
+    sample: Sample
+    target: Target
+
+
 class BatchMaker:
     """Everything about a message but its place in the stream, as the plan asks for it.
 
@@ -299,15 +313,20 @@ class BatchMaker:
         self.sampling = parse_sampling(self._rung.sampling)
         """Which tokens travel."""
         self._labels_id = labels_id(plan.labels)
+        self._form = TASKS[plan.task].form
+        self._words = plan.task is Task.TOKEN_CLASSIFICATION
+        self.targets = targets_of(plan.task, plan.labels)
+        """What samples are to be answered with."""
         self._most_bytes = max_message_bytes - _HEADER_BYTES
 
-    def forward(self, texts: Sequence[str]) -> Sampled:
+    def forward(self, texts: Sequence[Text]) -> Sampled:
         """The one forward pass of these texts, sampled as the rung says."""
         return self.run(texts, lambda lengths: self.sampling)
 
-    def run(self, texts: Sequence[str], choose: Callable[[npt.NDArray[np.int64]], Sampling]) -> Sampled:
-        """The one forward pass of these texts, sampled as ``choose`` says by their lengths in tokens."""
-        return self._backbone.forward(texts, self._tier.taps, self._tier.max_tokens, choose)
+    def run(self, texts: Sequence[Text], choose: Callable[[npt.NDArray[np.int64]], Sampling]) -> Sampled:
+        """The one forward pass of these texts, sampled as ``choose`` says by their lengths in vectors."""
+        tier = self._tier
+        return self._backbone.forward(texts, tier.taps, tier.max_tokens, choose, words=self._words)
 
     def body_bytes(self, lengths: npt.NDArray[np.int64]) -> float:
         """What the arrays of rows with so many tokens take; infinite if one row alone fits no message."""
@@ -332,11 +351,13 @@ class BatchMaker:
         yield from self.split(sampled, rows[middle:])
 
     def packer(
-        self, sampled: Sampled, targets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+        self, sampled: Sampled, targets: Sequence[Target], rows: npt.NDArray[np.int64]
     ) -> Callable[[Slot], bytes]:
         """Quantise some rows now; the outbox asks for the message once their place is known."""
-        vectors, lengths = sampled.select(torch.from_numpy(rows)).ragged()
+        chosen = sampled.select(torch.from_numpy(rows))
+        vectors, lengths = chosen.ragged()
         tensor = encode(vectors, self._rung.codec)
+        packed_targets = self.targets.pack(self.targets.stack([targets[row] for row in rows], chosen))
 
         def packed(slot: Slot) -> bytes:
             batch = ActivationBatch(
@@ -349,7 +370,8 @@ class BatchMaker:
                 sampling=self._rung.sampling,
                 samples=to_bin(np.arange(slot.first_sample, slot.first_sample + len(rows)), "<u4"),
                 lengths=to_bin(lengths, "<u2"),
-                targets=to_bin(targets[rows], "<u2"),
+                targets=packed_targets,
+                target_form=self._form,
                 activations=tensor,
             )
             return pack(batch)

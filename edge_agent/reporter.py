@@ -75,8 +75,9 @@ class Reporter:
     def telemetry(self, in_use: InUse | None, *, source_ended: bool, qos: int = 0) -> LastWord:
         """The figures now; they are shown in the metrics and, now and then, in the log."""
         telemetry = take_telemetry(self._outbox, in_use, source_ended=source_ended)
-        self._exporter.update(telemetry)
-        line, now = progress_line(telemetry), time.monotonic()
+        measures = in_use.score.measures if in_use is not None and in_use.score is not None else {}
+        self._exporter.update(telemetry, measures)
+        line, now = progress_line(telemetry, measures), time.monotonic()
         news = line != self._said and (telemetry.samples_read or telemetry.weights_version)
         if news and (now - self._said_s > _PROGRESS_S or telemetry.finished):
             log.info("%s", line)

@@ -10,13 +10,14 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from contract.errors import DataError
 from edge_agent.samples import Row
 
 MAX_ROW_BYTES = 1024 * 1024
+_USUAL = {"_text_column": "text", "_label_column": "label"}
 _SHOWN = 3  # broken rows that are told of one by one
 _NAME = re.compile(r"[^\W\d][\w.-]{0,31}")  # what looks like a column's name
 _BOM = b"\xef\xbb\xbf"
@@ -36,9 +37,12 @@ class RowParser:
         kind: How rows are written.
         text_column: Column or key of the text.
         label_column: Column or key of the label; empty if there is none.
+        pair_column: Column or key of a second text; rows need not have it.
     """
 
-    def __init__(self, name: str, kind: Format, text_column: str, label_column: str) -> None:
+    def __init__(
+        self, name: str, kind: Format, text_column: str, label_column: str, pair_column: str = ""
+    ) -> None:
         self.name = name
         self.rows = 0
         """Usable rows given out."""
@@ -47,6 +51,7 @@ class RowParser:
         self._kind = kind
         self._text_column = text_column
         self._label_column = label_column
+        self._pair_column = pair_column
         self._names: list[str] | None = None  # the header; of JSONL, the first object's keys
         self._tail = b""
         self._line = 1
@@ -116,7 +121,7 @@ class RowParser:
             raise _Broken("not a JSON object")
         if self._names is None:
             self._learn_names(list(value))
-        return _row(value.get(self._text_column), value.get(self._label_column))
+        return self._usable(value)
 
     def _from_cells(self, cells: list[str]) -> Row | None:
         if self._names is None:
@@ -124,17 +129,50 @@ class RowParser:
             return None
         if len(cells) != len(self._names):
             raise _Broken(f"{len(cells)} fields where the header has {len(self._names)}")
-        named = dict(zip(self._names, cells, strict=True))
-        return _row(named[self._text_column], named.get(self._label_column))
+        return self._usable(dict(zip(self._names, cells, strict=True)))
+
+    def row(self, named: Mapping[str, Any]) -> Row:
+        """A row by its columns' names.
+
+        Raises:
+            DataError: it has no text, or a label that is none.
+        """
+        try:
+            return self._usable(named)
+        except _Broken as broken:
+            raise DataError(f"{self.name}: {broken}") from broken
+
+    def _usable(self, named: Mapping[str, Any]) -> Row:
+        text, pair = named.get(self._text_column), named.get(self._pair_column)
+        label = named.get(self._label_column)
+        return Row(
+            _text_of(text),
+            None if label is None else _label_of(label) or None,
+            None if pair is None or pair == "" else _text_of(pair),
+        )
 
     def _learn_names(self, names: list[str]) -> None:
+        for usual, of_words in (("_text_column", "tokens"), ("_label_column", "labels")):
+            if getattr(self, usual) == _USUAL[usual] and _USUAL[usual] not in names and of_words in names:
+                setattr(self, usual, of_words)
         wanted = (("data.text_column", self._text_column), ("data.label_column", self._label_column))
         for field, column in wanted:
             if column and column not in names:
                 # Without a header, the first line is data, and an error must not quote that.
                 shown = (name if _NAME.fullmatch(name) else "…" for name in names[:20])
-                raise DataError(f"{field}: no column {column!r} in {self.name}; it has: {', '.join(shown)}")
+                self._on_missing(field, column, f"it has: {', '.join(shown)}")
         self._names = names
+
+    def _on_missing(self, field: str, column: str, there: str) -> None:
+        """An object may lack a label where others have one; a header speaks for all rows."""
+        if self._kind == "jsonl" and field == "data.label_column":
+            log.warning(
+                "%s: the first object has no %r (%s); rows without one are kept until they get a label",
+                *(self.name, column, there),
+            )
+            return
+        hint = '; write "" if rows have no labels' if field == "data.label_column" else ""
+        raise DataError(f"{field}: no column {column!r} in {self.name}; {there}{hint}")
 
     def _report(self, reason: str) -> None:
         self.broken += 1
@@ -174,16 +212,30 @@ def _csv_cells(lines: Sequence[bytes], at: int, final: bool) -> tuple[list[str],
         return [], 0
 
 
-def _row(text: Any, label: Any) -> Row:
-    if not isinstance(text, str | int | float):
+def _text_of(value: Any) -> str:
+    """A text; of a list of words, the words with a space between."""
+    if isinstance(value, list):
+        words = [_plain(word) for word in value]
+        if any(not word or word.split() != [word] for word in words):
+            raise _Broken("a word is empty or holds white space")
+        return " ".join(words)
+    if not isinstance(value, str | int | float):
         raise _Broken("no text in the text column")
-    name = "" if label is None else _plain(label).strip()
-    return Row(_plain(text), name or None)
+    return _plain(value)
+
+
+def _label_of(value: Any) -> str:
+    """A label as one piece of text: a list stays JSON."""
+    if isinstance(value, list):
+        if any(isinstance(name, dict | list) or name is None for name in value):
+            raise _Broken("a label list holds names only")
+        return json.dumps([_plain(name).strip() for name in value], ensure_ascii=False)
+    return _plain(value).strip()
 
 
 def _plain(value: Any) -> str:
     """A scalar as text that UTF-8 can write (JSON can hold lone surrogates)."""
     if isinstance(value, dict | list):
-        raise _Broken("a label is a name, not a list or an object")
+        raise _Broken("an object, or a list within a list, is no text and no label")
     text = value if isinstance(value, str) else json.dumps(value)
     return text.encode(errors="replace").decode()

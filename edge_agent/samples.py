@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+Text: TypeAlias = str | tuple[str, str]
+"""What goes through the backbone: a text, or a pair of them."""
 
 
 class Row(NamedTuple):
-    """A text with its label's name, as it stood in the source."""
+    """A text, perhaps a pair, with its label, as it stood in the source."""
 
     text: str
+    """Of a list of words: the words with a space between."""
     label: str | None
+    """A name or a number; of a list: JSON. None where there is none (yet)."""
+    pair: str | None = None
+    """The second text of a pair."""
+
+    @property
+    def input(self) -> Text:
+        """What goes through the backbone."""
+        return self.text if self.pair is None else (self.text, self.pair)
+
+    @property
+    def characters(self) -> int:
+        """What it is sorted by, so that rows of similar length are computed together."""
+        return len(self.text) + len(self.pair or "")
 
 
 class Sample(NamedTuple):
@@ -21,6 +38,12 @@ class Sample(NamedTuple):
     label: str | None
     key: bytes
     """16 bytes: a hash of text, label and occurrence. Exact duplicates of a row are samples of their own."""
+    pair: str | None = None
+
+    @property
+    def row(self) -> Row:
+        """What stood in the source."""
+        return Row(self.text, self.label, self.pair)
 
 
 class Identities:
@@ -36,17 +59,20 @@ class Identities:
     def name(self, row: Row) -> Sample:
         """Give the row its key."""
         label = b"\1" + row.label.encode() if row.label is not None else b"\0"
-        content = _hash(row.text.encode() + b"\0" + label)
+        pair = b"\2" + row.pair.encode() if row.pair is not None else b""
+        content = _hash(row.text.encode() + b"\0" + label + pair)
         self._seen[content] += 1
-        return Sample(row.text, row.label, _hash(content + self._seen[content].to_bytes(8, "little")))
+        key = _hash(content + self._seen[content].to_bytes(8, "little"))
+        return Sample(row.text, row.label, key, row.pair)
 
     def forget(self) -> None:
         """Start counting anew, before the whole source is read again."""
         self._seen.clear()
 
 
-def is_held_out(text: str, share: float) -> bool:
-    """Whether a text belongs to the held-out share. Equal texts always fall on the same side."""
+def is_held_out(row: Row, share: float) -> bool:
+    """Whether a row belongs to the held-out share. Equal texts always fall on the same side."""
+    text = row.text if row.pair is None else f"{row.text}\0{row.pair}"
     draw = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"held out").digest(), "big")
     return draw < share * 2**64
 

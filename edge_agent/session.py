@@ -13,18 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from broker_config.errors import NotConnected, PublishTimeout
 from broker_config.settings import masked_url
 from broker_config.transport import Connected, Disconnected, Event, LastWord, Received, Transport, Will
 from contract.errors import (
-    BackboneError,
     BrokerError,
-    ConfigError,
     DataError,
     SidestreamError,
     StorageError,
+    UntrustedError,
     WireError,
 )
 from contract.messages import (
@@ -33,7 +33,6 @@ from contract.messages import (
     Receipt,
     Status,
     WeightsChunk,
-    WeightsManifest,
     refusal_digest,
 )
 from contract.plan import Plan, Precision, TierPlan
@@ -45,11 +44,14 @@ from edge_agent.config import AgentConfig
 from edge_agent.evaluation import EvaluationSet
 from edge_agent.mailbox import Mailbox
 from edge_agent.outbox import Outbox
+from edge_agent.plan_inbox import PlanInbox, Verdict
 from edge_agent.producer import BatchMaker, Producer
 from edge_agent.reporter import Reporter
 from edge_agent.samples import Row
 from edge_agent.sender import Sender
 from edge_agent.sources import Source, open_source
+from edge_agent.targets import names_in
+from edge_agent.trust import Trust
 from edge_agent.weights_inbox import WeightsInbox
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
@@ -58,8 +60,6 @@ if TYPE_CHECKING:
     from edge_agent.backbone import Backbone  # at run time it brings transformers, and those are slow
 
 _TICK_S = 0.1
-_WAITING_S = 10.0  # how often it says what it waits for
-_TIER_WAIT_S = 30.0  # a plan without our tier may be about to change
 _SETTLE_S = 10.0  # after the last receipt, so long without a newer version means that none is coming
 _ADOPT_FIRST_S = 2.0  # loading the backbone waits so long for retained weights: it would hold them up
 _JOIN_S = 15.0
@@ -98,6 +98,8 @@ class Device:
     metrics: AgentMetrics
     stop: threading.Event
     trace: Trace
+    trust: Trust
+    """Whose plans and weights it adopts."""
     link: LinkBudget | None = None
     """The device's budget for its link, if it has one; it outlives a session."""
 
@@ -121,13 +123,11 @@ class Session:
             instance=device.instance,
             metrics=device.metrics,
         )
-        self._reporter.labels = self._source.labels()
         self._transport = device.connect(
             device.config, f"sidestream-{device.config.job}-{device.name}", self._reporter.will()
         )
         self._weights = WeightsInbox(self._transport, self._topics.weights(device.tier))
-        self._plan: Plan | None = None
-        self._fence = 0  # the highest of a trainer's that was seen
+        self._plans = PlanInbox(device.config.job, device.tier, device.outbox, device.trust)
         self._flow: Flow | None = None
         self._sender: Sender | None = None
         self._adopter: Adopter | None = None
@@ -148,9 +148,7 @@ class Session:
         self._telemetry_s = 0.0
         self._telemetry_every_s = device.config.telemetry_every_s
         self._last_receipt: tuple[int, float] | None = None  # the newest version then, and when it came
-        self._waiting_s = time.monotonic()
         self._looked_s = float("-inf")
-        self._tier_missing_s: float | None = None
 
     def run(self, *, patience_s: float, started: Callable[[], None]) -> Outcome:
         """Stay until there is an outcome.
@@ -221,13 +219,17 @@ class Session:
         return newest.version > version_then or time.monotonic() - receipt_s > _SETTLE_S
 
     @property
+    def _plan(self) -> Plan | None:
+        return self._plans.plan
+
+    @property
     def _in_use(self) -> InUse | None:
         return self._adopter.in_use if self._adopter is not None else None
 
     def _tick(self) -> None:
         now = time.monotonic()
-        self._check_tier(now)
-        self._check_backbone()
+        self._plans.check_tier(now, working=self._ready.is_set(), labels_known=bool(self._reporter.labels))
+        self._plans.check_backbone(self._reporter.backbone)
         self._offer_labels(now)
         self._weights.tick()
         if self._birth_due and not self._namesake and self._publish(self._reporter.birth()):
@@ -266,7 +268,7 @@ class Session:
     def _on_message(self, event: Received) -> None:
         topics, tier = self._topics, self._tier
         if event.topic == topics.plan:
-            self._on_plan(unpack(Plan, event.payload))
+            self._on_plan(event.payload)
         elif event.topic == topics.receipt(tier, self._device.name):
             self._on_receipt(unpack(Receipt, event.payload))
         elif event.topic == topics.status(tier, self._device.name):
@@ -274,7 +276,7 @@ class Session:
         elif event.topic == topics.flow(tier):
             self._on_flow(unpack(Flow, event.payload))
         elif event.topic == topics.weights(tier):
-            self._weights.on_manifest(unpack(WeightsManifest, event.payload))
+            self._on_manifest(event.payload)
         else:
             topics.parse_weights_chunk(event.topic)
             self._weights.on_chunk(unpack(WeightsChunk, event.payload))
@@ -286,41 +288,21 @@ class Session:
 
     # --- the plan ----------------------------------------------------------------------------------------
 
-    def _on_plan(self, plan: Plan) -> None:
-        before = self._plan
-        if plan.job != self._config.job or (
-            before is not None and before.run == plan.run and plan.revision < before.revision
-        ):
-            log.error("ignored a plan of job %r, revision %d", plan.job, plan.revision)
+    def _on_plan(self, payload: bytes) -> None:
+        verdict = self._plans.on_plan(payload, working=self._ready.is_set())
+        if verdict is Verdict.UNTRUSTED:
+            self._on_refused()
+        self._new_plan = self._new_plan or verdict is Verdict.START_OVER
+        plan, tier = self._plan, self._plans.tier
+        if verdict is not Verdict.IN_FORCE or plan is None:
             return
-        if plan.fence < self._fence:
-            log.error("ignored a plan of a trainer that another one has taken over from")
-            return
-        self._fence = plan.fence
-        if before is not None and self._essence(before) != self._essence(plan):
-            log.info("the job's plan has changed: starting over with it")
-            self._new_plan = True
-            return
-        if before is None and self._outbox.begin_run(plan.run):
-            log.warning("the trainer has started a new journal: all samples are computed for it anew")
-            self._new_plan = True
-            return
-        self._plan = plan
         self._device.metrics.plan_revision.set(plan.revision)
-        tier = plan.tiers.get(self._tier)
         if tier is None:
             return
         if not self._workers:
             self._start(self._compute, "producer")
-        if plan.ready_for(self._tier) and not self._ready.is_set():
+        if self._plans.ready and not self._ready.is_set():
             self._begin(plan, tier)
-
-    def _essence(self, plan: Plan) -> object:
-        """What no session outlives a change of."""
-        tier = plan.tiers.get(self._tier)
-        if self._ready.is_set():
-            return (plan.run, tier, plan.task, plan.labels, plan.side_network)
-        return (plan.run, tier and (tier.backbone, tier.layers, tier.precision))
 
     def _begin(self, plan: Plan, tier: TierPlan) -> None:
         """Labels are fixed and the tier is settled: the work can start."""
@@ -330,8 +312,10 @@ class Session:
             self._tier,
             backbone=self._reference(tier),
             on_change=self._on_adopted,
+            on_refused=self._on_refused,
             metrics=self._device.metrics,
             trace=self._device.trace,
+            trust=self._device.trust,
         )
         self._sender = Sender(
             self._outbox,
@@ -352,61 +336,20 @@ class Session:
     def _reference(self, tier: TierPlan) -> str:
         return self._config.backbone or tier.backbone
 
-    def _check_tier(self, now: float) -> None:
-        """Say what is being waited for, and give up on a plan that does not know our tier."""
-        if not self._ready.is_set() and now - self._waiting_s > _WAITING_S:
-            self._waiting_s = now
-            job = self._config.job
-            if self._plan is None:
-                log.info("waiting for the plan of job %r: is its trainer running?", job)
-            else:
-                what = "the labels" if self._plan.lacks_labels else "the tier"
-                more = (
-                    ""
-                    if not self._plan.lacks_labels or self._reporter.labels
-                    else (
-                        "; none are in this device's data yet: other devices may bring some, or the "
-                        "trainer's settings give them"
-                    )
-                )
-                log.info("waiting until the trainer has settled %s of job %r%s", what, job, more)
-        if self._plan is None or self._tier in self._plan.tiers:
-            self._tier_missing_s = None
-            return
-        message = f"{self._tier!r} is no tier of the job; its plan has: {', '.join(sorted(self._plan.tiers))}"
-        if self._tier_missing_s is None:
-            self._tier_missing_s = now
-            log.error("tier: %s (waiting %.0f s for another plan)", message, _TIER_WAIT_S)
-        elif now - self._tier_missing_s > _TIER_WAIT_S:
-            raise ConfigError("tier", message)
-
     def _offer_labels(self, now: float) -> None:
         """Tell the trainer which label names there are, as long as it looks for some."""
-        wanted = self._plan is not None and self._plan.lacks_labels
-        if wanted and now - self._looked_s >= self._config.data.poll_s:
+        if self._plan is None or not self._plan.lacks_labels:
+            return
+        if now - self._looked_s >= self._config.data.poll_s:
             self._looked_s = now
-            labels = self._source.labels()
+            labels = self._source.labels(partial(names_in, self._plan.task))
             if labels != self._reporter.labels:
                 self._reporter.labels, self._birth_due = labels, True
-
-    def _check_backbone(self) -> None:
-        """Refuse to work with a backbone that is not the job's."""
-        plan, backbone = self._plan, self._reporter.backbone
-        wanted = plan.tiers[self._tier] if plan is not None and self._tier in plan.tiers else None
-        if backbone is None or wanted is None:
-            return
-        if wanted.fingerprint:
-            backbone.check(wanted.fingerprint)
-        if wanted.settled and (wanted.depth, wanted.width) != (backbone.depth, backbone.width):
-            raise BackboneError(
-                f"{backbone.name} has {backbone.depth} layers of width {backbone.width}, the plan's tier "
-                f"{self._tier!r} has {wanted.depth} of {wanted.width}"
-            )
 
     # --- receipts and flow --------------------------------------------------------------------------------
 
     def _on_receipt(self, receipt: Receipt) -> None:
-        if receipt.stream != self._outbox.stream or receipt.fence < self._fence:
+        if receipt.stream != self._outbox.stream or self._plans.is_deposed(receipt.fence):
             return
         if receipt.refused_sequence:
             self._on_refusal(receipt)
@@ -432,6 +375,18 @@ class Session:
         self._outbox.refuse(receipt.refused_sequence)
         if self._sender is not None:
             self._sender.send_again()
+
+    def _on_manifest(self, payload: bytes) -> None:
+        try:
+            manifest = self._device.trust.open_manifest(payload)
+        except UntrustedError as exc:
+            log.error("weights are not adopted: %s", exc)
+            self._on_refused()
+            return
+        self._weights.on_manifest(manifest)
+
+    def _on_refused(self) -> None:
+        self._outbox.count("weights_refused", 1)
 
     def _on_flow(self, flow: Flow) -> None:
         if self._flow != flow:
@@ -472,7 +427,7 @@ class Session:
         """The producer's thread: load the backbone, wait until the job is ready, work off the source."""
         assert self._plan is not None
         tier = self._plan.tiers[self._tier]
-        if self._plan.ready_for(self._tier) and self._weights.newest is not None:
+        if self._plans.ready and self._weights.newest is not None:
             self._adopted.wait(_ADOPT_FIRST_S)
         backbone = self._device.load_backbone(self._reference(tier), tier.layers, tier.precision)
         self._reporter.backbone = backbone
@@ -480,7 +435,7 @@ class Session:
         while not self._ready.wait(_TICK_S):
             if self._stopped():
                 return
-        self._check_backbone()
+        self._plans.check_backbone(backbone)
         plan, adopter, sender = self._plan, self._adopter, self._sender
         assert adopter is not None and sender is not None
         adopter.evaluate_with(self._evaluation(plan, backbone))
@@ -509,7 +464,7 @@ class Session:
         return EvaluationSet(
             BatchMaker(backbone, plan, self._tier, self._max_message_bytes),
             plan.tiers[self._tier].codec,
-            {name: index for index, name in enumerate(plan.labels)},
+            plan.task,
             (lambda: given) if given is not None else (lambda: self._outbox.held_out(limit)),
             stopped=self._stopped,
         )

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from contract.errors import ConfigError, DataError
 from contract.messages import MAX_LABEL_CHARS, MAX_LABELS
@@ -35,16 +35,19 @@ _PEEKED_ROWS = 10_000  # of standard input, for its label names
 log = logging.getLogger(__name__)
 
 
+NamesIn: TypeAlias = Callable[[str], Sequence[str]]
+
+
 class Source(Protocol):
     """Yields samples; asked again and again until it has ended."""
 
     ended: bool
     """Whether no sample can ever come again."""
 
-    def labels(self) -> tuple[str, ...]:
+    def labels(self, names_in: NamesIn) -> tuple[str, ...]:
         """Label names in the data that is there now, sorted; none where it cannot be looked at beforehand.
 
-        Asked before reading begins, perhaps several times.
+        Asked before reading begins, perhaps several times. ``names_in`` takes a row's label apart.
         """
 
     def read(self) -> Iterator[Sample]:
@@ -80,7 +83,7 @@ class NoSource(Source):
 
     ended = True
 
-    def labels(self) -> tuple[str, ...]:
+    def labels(self, names_in: NamesIn) -> tuple[str, ...]:
         return ()
 
     def read(self) -> Iterator[Sample]:
@@ -103,11 +106,12 @@ class FileSource(Source):
         self._refused: set[Path] = set()
         if not self._path.exists():
             raise DataError(f"data.path: there is no file or folder {self._path}")
-        self._labels = self._survey()
+        self._labels: tuple[str, ...] | None = None
+        self._survey(lambda label: ())
 
-    def labels(self) -> tuple[str, ...]:
-        if self._config.watch:
-            self._labels = self._survey()
+    def labels(self, names_in: NamesIn) -> tuple[str, ...]:
+        if self._labels is None or self._config.watch:
+            self._labels = self._survey(names_in)
         return self._labels
 
     def read(self) -> Iterator[Sample]:
@@ -147,20 +151,20 @@ class FileSource(Source):
             return False
         return self._config.format != "auto" or path.suffix.lower() in _FORMATS
 
-    def _survey(self) -> tuple[str, ...]:
+    def _survey(self, names_in: NamesIn) -> tuple[str, ...]:
         """Read everything once for its label names, and to find out early whether it can be read."""
         files = self._files()
         if not files and not self._config.watch:
             raise DataError(f"data.path: no .jsonl, .csv or .tsv file in folder {self._path}")
-        rows, labels = 0, set()
+        rows, labels = 0, set[str]()
         for path in files:
             for row in self._rows(path):
                 rows += 1
-                labels.add(row.label)
+                labels.update(names_in(row.label) if row.label is not None else ())
         if not rows and not self._config.watch:
             raise DataError(f"data.path: no usable row in {self._path}")
         self._readers.clear()
-        return listable(label for label in labels if label)
+        return listable(labels)
 
 
 class _FileReader:
@@ -173,7 +177,7 @@ class _FileReader:
                 f"data.path: {path} is neither .jsonl, .csv nor .tsv by its name; set data.format"
             )
         self._path = path
-        self._parser = RowParser(str(path), kind, config.text_column, config.label_column)
+        self._parser = parser_for(str(path), kind, config)
         self._offset = 0
         self._inode = 0
 
@@ -219,10 +223,11 @@ class StreamSource(Source):
         self._parsed: deque[Sample] = deque()
         self._at_end = False
 
-    def labels(self) -> tuple[str, ...]:
+    def labels(self, names_in: NamesIn) -> tuple[str, ...]:
         while len(self._parsed) < _PEEKED_ROWS and self._read_block():
             pass
-        return listable(sample.label for sample in self._parsed if sample.label)
+        labels = {sample.label for sample in self._parsed if sample.label}
+        return listable({name for label in labels for name in names_in(label)})
 
     def read(self) -> Iterator[Sample]:
         while True:
@@ -254,9 +259,7 @@ class StreamSource(Source):
                 return iter(())
             block, kind = self._head, self._config.format
             found = _format_of(block) if kind == "auto" else kind
-            self._parser = RowParser(
-                "standard input", found, self._config.text_column, self._config.label_column
-            )
+            self._parser = parser_for("standard input", found, self._config)
         return self._parser.feed(block, final=self._at_end)
 
 
@@ -272,7 +275,7 @@ class PluginSource(Source):
         self._factory = _find_plugin(config.plugin)
         self._identities = Identities()
 
-    def labels(self) -> tuple[str, ...]:
+    def labels(self, names_in: NamesIn) -> tuple[str, ...]:
         return ()
 
     def read(self) -> Iterator[Sample]:
@@ -286,10 +289,11 @@ class PluginSource(Source):
         self.ended = True
 
     def _row(self, item: Any) -> Row:
-        if isinstance(item, Mapping):
-            item = (item[self._config.text_column], item.get(self._config.label_column))
-        text, label = item
-        return Row(str(text), None if label is None else str(label))
+        config = self._config
+        if not isinstance(item, Mapping):
+            text, label = item
+            item = {config.text_column: text, config.label_column: label}
+        return parser_for("plug-in", "jsonl", config).row(item)
 
 
 def read_evaluation(config: DataConfig, part: tuple[int, int]) -> list[Row]:
@@ -315,6 +319,11 @@ def listable(labels: Iterable[str]) -> tuple[str, ...]:
         log.warning("%d different labels in the data: too many to be announced", len(names))
         return ()
     return tuple(names)
+
+
+def parser_for(name: str, kind: Format, config: DataConfig) -> RowParser:
+    """A parser with the columns that the settings name."""
+    return RowParser(name, kind, config.text_column, config.label_column, config.text_pair_column)
 
 
 def _format_of(head: bytes) -> Format:

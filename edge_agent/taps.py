@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contract.sampling import Sampling
 from contract.tasks import NO_TARGET
 from contract.tensors import Floats
+from edge_agent.samples import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class Sampled:
     """[B, K, N, d] float32; zeros where the mask is false."""
     mask: Tensor
     """[K, N] bool: real vectors, at least one in each row, on its left."""
+    words: Tensor | None = None
+    """[K, N] int64, where every word has a vector: which word it is; -1 for none."""
     seconds: float = 0.0
     """What the forward pass took, tokenising and sampling included."""
     targets: Tensor | None = None
@@ -44,14 +47,40 @@ class Sampled:
         lengths: npt.NDArray[np.int64] = self.mask.sum(dim=1).numpy()
         return vectors, lengths
 
-    def finite_rows(self) -> Tensor:
-        """[K] bool: rows without NaN or infinity."""
-        return torch.isfinite(self.values).all(dim=3).all(dim=2).all(dim=0)
+    def usable_rows(self) -> Tensor:
+        """[K] bool: rows without NaN or infinity, and with a word where words are wanted."""
+        finite = torch.isfinite(self.values).all(dim=3).all(dim=2).all(dim=0)
+        return finite if self.words is None else finite & (self.words[:, 0] >= 0)
 
     def select(self, rows: Tensor) -> Sampled:
         """Only some of the rows: [K] bool, or their indices."""
+        words = None if self.words is None else self.words[rows]
         targets = None if self.targets is None else self.targets[rows]
-        return replace(self, values=self.values[:, rows], mask=self.mask[rows], targets=targets)
+        return replace(self, values=self.values[:, rows], mask=self.mask[rows], words=words, targets=targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """Where the words of some texts stand: each by its first token, or, in a decoder, by its last."""
+
+    positions: Tensor
+    """[K, N] int64: tokens that stand for words; 0 where padded."""
+    mask: Tensor
+    """[K, N] bool: which are real, one a row at least, even if its text has no word."""
+    numbers: Tensor
+    """[K, N] int64: the words' numbers in their text; -1 for none."""
+
+    @classmethod
+    def of(cls, numbers: Sequence[npt.NDArray[np.int64]], *, is_decoder: bool) -> Words:
+        """From :func:`word_numbers` of each text; only a word's last token has seen all of it."""
+        chosen = [_word_places(one, last=is_decoder) for one in numbers]
+        lengths = torch.tensor([len(places) for places in chosen])
+        found = [torch.from_numpy(one[places]) for one, places in zip(numbers, chosen, strict=True)]
+        return cls(
+            positions=nn.utils.rnn.pad_sequence([torch.from_numpy(one) for one in chosen], batch_first=True),
+            mask=torch.arange(int(lengths.max()))[None, :] < lengths[:, None],
+            numbers=nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1),
+        )
 
 
 class TokenSampler:
@@ -64,9 +93,18 @@ class TokenSampler:
         mask: [K, T] bool: real tokens, at least one in each row, on its left.
         seeds: [K] int64 of :func:`seeds_of`, one for each text: what random sampling draws by.
         is_decoder: Whether the pivot is the last real token; it is the first one of an encoder.
+        words: Take these tokens instead.
     """
 
-    def __init__(self, sampling: Sampling, mask: Tensor, seeds: Tensor, *, is_decoder: bool) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        mask: Tensor,
+        seeds: Tensor,
+        *,
+        is_decoder: bool,
+        words: Words | None = None,
+    ) -> None:
         self._lengths = mask.sum(dim=1)  # [K]
         self._padding = None if bool(mask.all()) else ~mask[:, :, None]  # [K, T, 1]
         self._taken: list[Tensor] = []
@@ -74,7 +112,10 @@ class TokenSampler:
         self._positions: Tensor | None = None
         self._undecided = sampling.count if sampling.kind == "important" else 0
         self._mask = mask
-        if sampling.kind == "pivot":
+        self._words = None if words is None else words.numbers
+        if words is not None:
+            self._positions, self._mask = words.positions, words.mask
+        elif sampling.kind == "pivot":
             last = self._lengths - 1 if is_decoder else torch.zeros_like(self._lengths)
             self._positions, self._mask = last[:, None], torch.ones(len(mask), 1, dtype=torch.bool)
         elif sampling.kind == "random":
@@ -93,7 +134,7 @@ class TokenSampler:
             self._positions, self._mask = _best(scores, self._lengths, self._undecided)
             self._undecided = 0
             self._taken = [self._sample(tap) for tap in self._taken]
-        return Sampled(values=torch.stack(self._taken), mask=self._mask)
+        return Sampled(values=torch.stack(self._taken), mask=self._mask, words=self._words)
 
     def _sample(self, tap: Tensor) -> Tensor:
         """[K, T, d] -> [K, N, d] float32."""
@@ -169,9 +210,23 @@ class TargetSampler:
         return values.masked_fill(~self._mask[:, :, None], 0.0)
 
 
-def seeds_of(texts: Sequence[str]) -> Tensor:
+def word_numbers(text: str, offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """Which word each token belongs to, by its last character; -1 for none.
+
+    Args:
+        text: The words with a single space between.
+        offsets: For each token where in ``text`` it begins, and where it ends.
+    """
+    spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    ends = np.cumsum([len(word) + 1 for word in text.split(" ")]) - 1  # of words, exclusive
+    numbers = np.searchsorted(ends, spans[:, 1] - 1, side="right")
+    return np.where(spans[:, 1] > spans[:, 0], numbers, -1)
+
+
+def seeds_of(texts: Sequence[Text]) -> Tensor:
     """[K] int64: a hash of each text, the same on every machine and in every run."""
-    digests = [hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest() for text in texts]
+    joined = [text if isinstance(text, str) else "\0".join(text) for text in texts]
+    digests = [hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest() for text in joined]
     return torch.from_numpy(np.frombuffer(b"".join(digests), "<i8").astype(np.int64))
 
 
@@ -182,6 +237,14 @@ def pad(vectors: Floats, lengths: npt.NDArray[np.int64]) -> Sampled:
     values = torch.zeros(vectors.shape[0], *mask.shape, vectors.shape[2])
     values[:, mask] = torch.from_numpy(vectors)
     return Sampled(values=values, mask=mask)
+
+
+def _word_places(numbers: npt.NDArray[np.int64], *, last: bool) -> npt.NDArray[np.int64]:
+    """Each word's first or last token, in the order of the text; the first of all where there is no word."""
+    _, first = np.unique(numbers[::-1] if last else numbers, return_index=True)
+    places = np.sort(len(numbers) - 1 - first if last else first)
+    places = places[numbers[places] >= 0]
+    return places if len(places) else np.zeros(1, np.int64)
 
 
 def _draws(mask: Tensor, seeds: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from contract.messages import Telemetry
 from edge_agent.adoption import InUse
 from edge_agent.board import memory_bytes, temperature_celsius
@@ -10,6 +12,7 @@ from edge_agent.outbox import Outbox
 _COUNTERS = (
     *("samples_read", "samples_held_out", "samples_skipped", "samples_forwarded", "samples_dropped"),
     *("batches_dropped", "batches_refused", "batches_sent", "bytes_up", "bytes_down", "messages_dropped"),
+    "weights_refused",
 )
 
 
@@ -30,19 +33,25 @@ def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) 
         peak_rss_bytes=peak_rss,
         temperature_celsius=temperature_celsius(),
         weights_version=in_use.version if in_use is not None else 0,
-        accuracy=score.accuracy if score is not None else None,
+        accuracy=score.measures.get("accuracy") if score is not None else None,
+        tally=score.tally if score is not None else None,
         evaluation_samples=score.samples if score is not None else 0,
         finished=source_ended and batches == 0,
     )
 
 
-def progress_line(telemetry: Telemetry) -> str:
-    """The same for people."""
+def progress_line(telemetry: Telemetry, measures: Mapping[str, float]) -> str:
+    """The same for people.
+
+    Args:
+        telemetry: The figures.
+        measures: The quality of the version in use, by name.
+    """
     uploaded = f"{telemetry.samples_forwarded} samples forwarded, {telemetry.samples_held_out} held out"
     skipped = f", {telemetry.samples_skipped} skipped" if telemetry.samples_skipped else ""
     lost = f", {telemetry.samples_dropped} DROPPED" if telemetry.samples_dropped else ""
-    accuracy = "" if telemetry.accuracy is None else f", accuracy {telemetry.accuracy:.3f}"
+    quality = "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in measures.items())
     return (
         f"{uploaded}{skipped}{lost}; {telemetry.outbox_batches} batches in the outbox; "
-        f"weights version {telemetry.weights_version}{accuracy}"
+        f"weights version {telemetry.weights_version}{quality}"
     )

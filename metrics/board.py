@@ -9,14 +9,16 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from metrics.fleet import Device, Fleet, State, TierSummary, outbox_fill
+from metrics.fleet import Device, Fleet, TierSummary, outbox_fill
 from metrics.history import History
 from metrics.view import DeviceView, FleetView, Point, RefusalView, TierView, TrainerView
 
 MAX_REFUSALS: Final = 50
+QUARANTINED: Final = "quarantined"
+"""What a device is whose batches are kept and not learnt from, whatever it is up to."""
 
 
 class Board:
@@ -37,7 +39,7 @@ class Board:
         self._revision = 0
         self._shrunk_at = 0
         self._devices: dict[tuple[str, str], DeviceView] = {}
-        self._signatures: dict[tuple[str, str], tuple[float, State, bool]] = {}
+        self._signatures: dict[tuple[str, str], tuple[float, str, bool]] = {}
         self._trainer = TrainerView()
         self._tiers: tuple[TierView, ...] = ()
         self._fleet = TierView(name="")
@@ -53,8 +55,9 @@ class Board:
         *,
         now: float,
         unix_s: float,
+        held: Callable[[str], bool] = lambda device: False,
     ) -> None:
-        """Take in the fleet as it is ``now``, on the fleet's clock."""
+        """Take in the fleet as it is ``now``, on the fleet's clock; ``held`` devices are in quarantine."""
         states: dict[str, Counter[str]] = {tier: Counter() for tier in summaries}
         with self._lock:
             self._revision += 1
@@ -64,12 +67,9 @@ class Board:
                 del self._devices[key], self._signatures[key]
                 self._shrunk_at = self._revision
             for entry in fleet.by_age():
-                key, state, online = (
-                    (entry.tier, entry.name),
-                    fleet.state(entry, now),
-                    fleet.online(entry, now),
-                )
-                states[entry.tier][state.value] += 1
+                key, online = (entry.tier, entry.name), fleet.online(entry, now)
+                state = QUARANTINED if held(entry.name) else fleet.state(entry, now).value
+                states[entry.tier][state] += 1
                 if self._signatures.get(key) != (entry.heard, state, online):
                     self._signatures[key] = (entry.heard, state, online)
                     heard_unix_s = round(unix_s - (now - entry.heard), 1)
@@ -133,11 +133,11 @@ class Board:
         )
 
 
-def _device(device: Device, state: State, online: bool, heard_unix_s: float, revision: int) -> DeviceView:
+def _device(device: Device, state: str, online: bool, heard_unix_s: float, revision: int) -> DeviceView:
     known = {
         "tier": device.tier,
         "name": device.name,
-        "state": state.value,
+        "state": state,
         "heard_unix_s": heard_unix_s,
         "online": online,
         "reason": device.reason,

@@ -31,6 +31,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from contract.quality import MEASURES
+
 SECONDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -61,6 +63,7 @@ class Reason(_Label):
     NONFINITE = "nonfinite"
     OVERSIZE = "oversize"
     UNKNOWN_TIER = "unknown_tier"
+    RATE = "rate"
     OTHER = "other"
 
 
@@ -79,11 +82,28 @@ class Source(_Label):
     IDLE = "idle"
 
 
+class Measure(_Label):
+    """How good answers are, as :mod:`contract.quality` defines it (label ``measure``)."""
+
+    ACCURACY = "accuracy"
+    MACRO_F1 = "macro_f1"
+    MATTHEWS = "matthews"
+    MICRO_F1 = "micro_f1"
+    PEARSON = "pearson"
+    PERPLEXITY = "perplexity"
+    RMSE = "rmse"
+
+
+if {one.value for one in Measure} != set(MEASURES):  # pragma: no cover
+    raise AssertionError("every measure needs a member")
+
+
 CLOSED_SETS: Final[dict[str, type[_Label]]] = {
     "kind": Kind,
     "reason": Reason,
     "content": Content,
     "source": Source,
+    "measure": Measure,
 }
 """The labels whose values are known at start; ``tier`` follows with the plan."""
 
@@ -128,6 +148,10 @@ DEVICE_COUNTERS: Final[dict[str, tuple[str, str]]] = {
     "bytes_up": ("sent_bytes_total", "Payload bytes published, repeats included"),
     "bytes_down": ("received_bytes_total", "Payload bytes received"),
     "messages_dropped": ("messages_dropped_total", "Messages to the device that found its mailbox full"),
+    "weights_refused": (
+        "weights_refused_total",
+        "Plans and weights not adopted: unsigned, altered, older or unfit",
+    ),
     "forward_seconds": ("forward_seconds_total", "Time in the backbone's forward pass for training"),
 }
 """Counters of :class:`contract.messages.Telemetry`: a field, its metric's name and help.
@@ -292,6 +316,7 @@ class TrainerMetrics(_Holder):
     broker_connected: Gauge = _gauge("broker_connected", "1 while connected to the broker")
     inbox_messages: Gauge = _gauge("inbox_messages", "Messages received and not yet handled")
     learner_backlog_records: Gauge = _gauge("learner_backlog_records", "Journal records not yet folded in")
+    quarantined: Gauge = _gauge("devices_quarantined", "Devices whose batches are kept and not learnt from")
     journal_bytes: Gauge = _gauge("journal_bytes", "Size of the journal on disk")
 
     accuracy: Gauge = _gauge(
@@ -300,8 +325,15 @@ class TrainerMetrics(_Holder):
         "tier",
         unreported=True,
     )
+    quality: Gauge = _gauge(
+        "device_quality",
+        "Quality of online devices' answers on held-out samples, by their counts; NaN where a task has none",
+        "tier",
+        "measure",
+        unreported=True,
+    )
     evaluation_samples: Gauge = _gauge(
-        "device_evaluation_samples", "Held-out samples behind the accuracy", "tier"
+        "device_evaluation_samples", "Held-out samples behind accuracy and quality", "tier"
     )
     version_lag: Gauge = _gauge(
         "device_weights_lag_records",
@@ -376,7 +408,6 @@ class AgentMetrics(_Holder):
         "agent_evaluation_seconds", "One evaluation on the held-out samples"
     )
     weights_adopted: Counter = _counter("agent_weights_adopted_total", "Weights versions adopted")
-    weights_refused: Counter = _counter("agent_weights_refused_total", "Weights that failed a check")
     reconnects: Counter = _counter(
         "agent_broker_reconnects_total", "Connections to the broker after the first"
     )
@@ -389,7 +420,12 @@ class AgentMetrics(_Holder):
     accuracy: Gauge = _gauge(
         "agent_accuracy_ratio", "Accuracy of that version on held-out samples", unreported=True
     )
-    evaluation_samples: Gauge = _gauge("agent_evaluation_samples", "Held-out samples behind the accuracy")
+    quality: Gauge = _gauge(
+        "agent_quality", "Quality of that version's answers on held-out samples", "measure", unreported=True
+    )
+    evaluation_samples: Gauge = _gauge(
+        "agent_evaluation_samples", "Held-out samples behind accuracy and quality"
+    )
     temperature: Gauge = _gauge("agent_temperature_celsius", "Of the board, where it tells", unreported=True)
     finished: Gauge = _gauge("agent_finished", "1 when the source has ended and every batch is receipted")
 

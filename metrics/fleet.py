@@ -14,6 +14,7 @@ from typing import Final
 
 from contract.errors import MismatchError
 from contract.messages import Status, Telemetry
+from contract.quality import Tally, total
 
 MAX_DEVICES: Final = 10_000
 SILENT_AFTER_S: Final = 120.0
@@ -61,6 +62,7 @@ class Counts:
     bytes_down: int = 0
     """Payload bytes received."""
     messages_dropped: int = 0
+    weights_refused: int = 0
     """Messages that found a device's mailbox full."""
     forward_seconds: float = 0.0
     """Time in the forward pass for training."""
@@ -123,6 +125,8 @@ class TierSummary:
     """Mean over online devices, weighted by their evaluation samples; None if none has reported."""
     evaluation_samples: int = 0
     """Samples behind it."""
+    tally: Tally = field(default_factory=Tally)
+    """What online devices answered on them, added up."""
     version_min: int | None = None
     """Oldest weights in use on an online device; None if none has reported."""
     version_max: int | None = None
@@ -251,6 +255,7 @@ class Fleet:
             counts=sum((self._totals[name] for name in self._tiers if tier in (None, name)), Counts()),
             accuracy=sum(a * n for a, n in judged) / evaluation_samples if judged else None,
             evaluation_samples=evaluation_samples,
+            tally=total(one.tally for one in live if one.tally is not None),
             version_min=min(versions, default=None),
             version_max=max(versions, default=None),
             outbox_batches=sum(one.outbox_batches for one in told),

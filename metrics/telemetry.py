@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from typing import Final
 
 from contract.messages import Telemetry
-from metrics.catalogue import AgentMetrics, TrainerMetrics
+from contract.tasks import Task
+from metrics.catalogue import AgentMetrics, Measure, TrainerMetrics
 from metrics.fleet import COUNTERS, Counts, Fleet, TierSummary
 
 _VERSIONS_KNOWN: Final = 4096
@@ -21,8 +23,9 @@ class FleetExporter:
     life of each outbox that it hears of.
     """
 
-    def __init__(self, metrics: TrainerMetrics) -> None:
+    def __init__(self, metrics: TrainerMetrics, task: Task = Task.TEXT_CLASSIFICATION) -> None:
         self._metrics = metrics
+        self._task = task
         self._shown: dict[str, Counts] = {}
         self._versions: deque[tuple[int, float]] = deque(maxlen=_VERSIONS_KNOWN)
 
@@ -41,6 +44,9 @@ class FleetExporter:
             metrics.devices_known.labels(tier).set(summary.devices_known)
             metrics.devices_finished.labels(tier).set(summary.devices_finished)
             metrics.accuracy.labels(tier).set(_or_nan(summary.accuracy))
+            measures = summary.tally.measures(self._task)
+            for measure in Measure:
+                metrics.quality.labels(tier, measure).set(_or_nan(measures.get(measure.value)))
             metrics.evaluation_samples.labels(tier).set(summary.evaluation_samples)
             lag = 0 if summary.version_min is None else version - summary.version_min
             metrics.version_lag.labels(tier).set(max(0, lag))
@@ -72,8 +78,13 @@ class DeviceExporter:
         self._metrics = metrics
         self._shown = Counts()
 
-    def update(self, telemetry: Telemetry) -> None:
-        """Set every figure that ``telemetry`` holds; the counters continue those of the outbox."""
+    def update(self, telemetry: Telemetry, measures: Mapping[str, float]) -> None:
+        """Set every figure that ``telemetry`` holds; the counters continue those of the outbox.
+
+        Args:
+            telemetry: What the agent reports.
+            measures: The quality of the version in use, by measure.
+        """
         metrics, grown = self._metrics, Counts()
         grown.advance(self._shown, telemetry)
         for name, counter in metrics.device_counters.items():
@@ -82,6 +93,8 @@ class DeviceExporter:
         metrics.outbox_bytes.set(telemetry.outbox_bytes)
         metrics.weights_version.set(telemetry.weights_version)
         metrics.accuracy.set(_or_nan(telemetry.accuracy))
+        for measure in Measure:
+            metrics.quality.labels(measure).set(_or_nan(measures.get(measure.value)))
         metrics.evaluation_samples.set(telemetry.evaluation_samples)
         metrics.temperature.set(_or_nan(telemetry.temperature_celsius))
         metrics.finished.set(telemetry.finished)

@@ -16,7 +16,7 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     """Its id."""
     state: str
-    """As :class:`metrics.fleet.State` has it."""
+    """As :class:`metrics.fleet.State` has it, or :data:`metrics.board.QUARANTINED`."""
     heard_unix_s: float
     """When it last said something."""
     online: bool = False

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import torch
 
-from contract.bundle import About, encode_bundle
+from contract.bundle import About, digest, encode_bundle
 from contract.errors import StateError
+from contract.exported import INDEX, WEIGHTS, Exported
+from contract.plan import TierPlan
+from contract.side_network import align_of, first_blocks
+from contract.tasks import TASKS
 from host.state_dir import write_atomically
 from side_trainer.checkpoint import Checkpoint, checkpoints, newest_checkpoint
-from side_trainer.fold import Fold
+from side_trainer.fold import Fold, TierRecord
 from side_trainer.journal import FILE_NAME, Journal, StreamState
+from side_trainer.quarantine import Judgement, Quarantine, State, judgements
 from side_trainer.rows import count_samples
 
 _log = logging.getLogger(__name__)
@@ -147,6 +154,63 @@ def export(state_dir: Path, out: Path) -> About:
     Raises:
         StateError: if there is nothing to export, or the file cannot be written.
     """
+    with _restored(state_dir) as (journal, fold):
+        about = _about(fold, journal, list(fold.tiers.values()))
+        _write(out, encode_bundle(about, fold.weights()))
+    return about
+
+
+def export_tuned(state_dir: Path, out: Path, tier: str = "") -> Exported:
+    """Write a folder that :func:`edge_agent.load_tuned` makes a transformers model of.
+
+    Args:
+        state_dir: The trainer's.
+        out: The folder.
+        tier: Whose backbone; default: the deepest one's.
+
+    Raises:
+        StateError: if there is nothing to export, the job is no language model's, or nothing can be written.
+    """
+    with _restored(state_dir) as (journal, fold):
+        if fold.settings is None or not TASKS[fold.settings.task].generates:
+            raise StateError("--format hf is for language models; leave it out")
+        if tier not in fold.tiers and (tier or not fold.tiers):
+            settled = ", ".join(sorted(fold.tiers)) or "none"
+            raise StateError(f"--tier: {tier!r} is no settled tier of the job; there are: {settled}")
+        record = fold.tiers[tier] if tier else max(fold.tiers.values(), key=lambda one: (one.depth, one.tier))
+        about = _about(fold, journal, [record], blocks=len(record.taps))
+        tensors = {
+            name: array for name, array in fold.weights().items() if align_of(name) in (None, record.align)
+        }
+        data = encode_bundle(about, first_blocks(tensors, len(record.taps)))
+        exported = Exported(tier=record.tier, tier_plan=_plan_of(record), weights_digest=digest(data))
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise StateError(f"cannot make {out}: {exc.strerror or exc}; give another --out") from exc
+        _write(out / WEIGHTS, data)
+        _write(out / INDEX, msgspec.json.format(msgspec.json.encode(exported), indent=2))
+    return exported
+
+
+def _plan_of(record: TierRecord) -> TierPlan:
+    return TierPlan(
+        backbone=record.backbone,
+        layers=record.depth,
+        align=record.align,
+        sampling="all",
+        depth=record.depth,
+        width=record.width,
+        taps=record.taps,
+        fingerprint=record.fingerprint,
+        head=record.head,
+        vocabulary=record.vocabulary,
+    )
+
+
+@contextmanager
+def _restored(state_dir: Path) -> Iterator[tuple[Journal, Fold]]:
+    """The journal, and the fold as the newest checkpoint has it."""
     journal = _open(state_dir)
     try:
         checkpoint = _newest(state_dir, journal)
@@ -154,22 +218,32 @@ def export(state_dir: Path, out: Path) -> About:
         fold.restore(checkpoint.about.offset, checkpoint.about.updates, checkpoint.arrays)
         if fold.settings is None or fold.network is None:
             raise StateError("nothing to export: the job's labels are not fixed yet")
-        about = About(
-            job=fold.settings.job,
-            run=journal.run,
-            version=fold.offset,
-            labels=fold.labels,
-            task=fold.settings.task,
-            side_network=fold.settings.side_network,
-            aligns={tier.align: tier.width for tier in fold.tiers.values()},
-            tiers={name: tier.align for name, tier in fold.tiers.items()},
-        )
-        write_atomically(out, encode_bundle(about, fold.weights()))
-    except OSError as exc:
-        raise StateError(f"cannot write {out}: {exc.strerror or exc}; give another --out") from exc
+        yield journal, fold
     finally:
         journal.close()
-    return about
+
+
+def _about(fold: Fold, journal: Journal, tiers: list[TierRecord], blocks: int = 0) -> About:
+    assert fold.settings is not None
+    spec = fold.settings.side_network
+    return About(
+        job=fold.settings.job,
+        run=journal.run,
+        version=journal.version_base + fold.offset,
+        labels=fold.labels,
+        task=fold.settings.task,
+        scale=fold.scale,
+        side_network=msgspec.structs.replace(spec, blocks=blocks or spec.blocks),
+        aligns={tier.align: tier.width for tier in tiers},
+        tiers={tier.tier: tier.align for tier in tiers},
+    )
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as exc:
+        raise StateError(f"cannot write {path}: {exc.strerror or exc}; give another --out") from exc
 
 
 def read_state(state_dir: Path) -> TrainerState:
@@ -203,6 +277,28 @@ def read_state(state_dir: Path) -> TrainerState:
         )
     finally:
         journal.close()
+
+
+def quarantined(state_dir: Path) -> list[Judgement]:
+    """Devices about which something was decided.
+
+    Raises:
+        StateError: if there is no journal.
+    """
+    with contextlib.closing(_open(state_dir)) as journal:
+        return judgements(journal)
+
+
+def decide(state_dir: Path, device: str, state: State) -> None:
+    """Note the operator's decision about a device; a running trainer follows it.
+
+    Raises:
+        ConfigError: if the journal knows no such device.
+        StateError: if there is no journal.
+    """
+    _open(state_dir).close()
+    with contextlib.closing(Journal(state_dir / FILE_NAME)) as journal:
+        Quarantine(journal).order(device, state, "by the operator")
 
 
 def _device(stream: StreamState) -> DeviceState:

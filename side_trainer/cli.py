@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,22 +71,75 @@ def add_parser(subparsers: Any) -> None:
         ("status", status, "print offsets, versions and what every device contributed"),
     ):
         looks = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        looks.add_argument(
-            "--state-dir", metavar="DIR", type=Path, required=True, help="the trainer's state directory"
-        )
+        _state_dir(looks)
         looks.set_defaults(handler=handler)
         if name == "verify":
             looks.add_argument(
                 "--threads", type=_threads, default=1, help="as the trainer's setting (default: 1)"
             )
         if name == "export":
-            looks.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
+            looks.add_argument(
+                "--out", metavar="PATH", type=Path, required=True, help="file to write; a folder for hf"
+            )
+            looks.add_argument(
+                "--format",
+                choices=("bundle", "hf"),
+                default="bundle",
+                help="hf: a language model for transformers; load it with edge_agent.load_tuned(PATH)",
+            )
+            looks.add_argument(
+                "--tier", metavar="NAME", default="", help="for hf: whose backbone (default: the deepest)"
+            )
         if name == "backup":
             looks.add_argument(
                 "--out", metavar="DIR", type=Path, required=True, help="folder to make and write to"
             )
         if name == "status":
             looks.add_argument("--json", action="store_true", help="print JSON")
+
+    _add_quarantine(commands)
+    rebuilds = commands.add_parser(
+        "rebuild",
+        help="fold the journal anew as if a device had never been",
+        description="Take a device's batches out of a stopped trainer's journal. The trainer then folds "
+        "anew, to the weights of a job that never had the device. Versions go on rising, and the old "
+        "journal is kept.",
+    )
+    _state_dir(rebuilds)
+    rebuilds.add_argument(
+        "--without", metavar="DEVICE", action="append", required=True, help="device; may be given again"
+    )
+    rebuilds.set_defaults(handler=rebuild)
+
+
+def _state_dir(parser: Any) -> None:
+    parser.add_argument(
+        "--state-dir", metavar="DIR", type=Path, required=True, help="the trainer's state directory"
+    )
+
+
+def _add_quarantine(commands: Any) -> None:
+    """``list``, and what can be decided about a device."""
+    parser = commands.add_parser(
+        "quarantine",
+        help="show and decide whose batches are kept and not learnt from",
+        description="Show and decide whose batches are kept and not learnt from; the trainer may run.",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    lists = actions.add_parser(
+        "list", help="devices with a verdict", description="Print each device with a verdict, and why."
+    )
+    _state_dir(lists)
+    lists.add_argument("--json", action="store_true", help="print JSON")
+    lists.set_defaults(handler=quarantine_list)
+    for action, text in (
+        ("release", "learn from a device again, and from what was kept of it, and never judge it by itself"),
+        ("exclude", "keep what a device sends and do not learn from it, until it is released"),
+    ):
+        decides = actions.add_parser(action, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        decides.add_argument("device", metavar="DEVICE", help="as trainer status shows it")
+        _state_dir(decides)
+        decides.set_defaults(handler=quarantine_decide, action=action)
 
 
 def _threads(text: str) -> int:
@@ -136,10 +190,53 @@ def back_up(args: argparse.Namespace) -> int:
     return 0
 
 
+def quarantine_list(args: argparse.Namespace) -> int:
+    """Print the verdicts."""
+    from side_trainer.audit import quarantined
+
+    found = quarantined(args.state_dir)
+    if args.json:
+        print(json.dumps(msgspec.to_builtins(found), indent=2))
+        return 0
+    for one in found:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.since_unix_s))
+        held = f"{one.held_batches} batches held, {one.held_samples} samples"
+        print(f"{one.device:24} {one.state:11} since {since}  {held}  {one.reason}")
+    if not found:
+        print("no device is quarantined, excluded or released")
+    return 0
+
+
+def quarantine_decide(args: argparse.Namespace) -> int:
+    """Release or exclude a device."""
+    from side_trainer.audit import decide
+
+    decide(args.state_dir, args.device, "released" if args.action == "release" else "excluded")
+    print(f"{args.device} is {args.action}d; a running trainer follows within seconds")
+    return 0
+
+
+def rebuild(args: argparse.Namespace) -> int:
+    """Take devices out of the journal."""
+    from side_trainer.rebuild import rebuild as take_out
+
+    done = take_out(args.state_dir, args.without)
+    print(f"took out {done.batches} batches, {done.samples} samples, of {', '.join(args.without)}")
+    print(f"{done.records} records stay; versions go on above {done.version_base}")
+    print(f"the old journal is {done.kept}")
+    return 0
+
+
 def export(args: argparse.Namespace) -> int:
     """Write the weights."""
     from side_trainer.audit import export as write
+    from side_trainer.audit import export_tuned
 
+    if args.format == "hf":
+        exported = export_tuned(args.state_dir, args.out, args.tier)
+        print(f"wrote {args.out}: tier {exported.tier}, beside {exported.tier_plan.backbone}; load it with")
+        print(f"    import edge_agent\n    model, tokenizer = edge_agent.load_tuned({str(args.out)!r})")
+        return 0
     about = write(args.state_dir, args.out)
     tiers = ", ".join(about.tiers)
     print(f"wrote {args.out}: version {about.version}, {len(about.labels)} labels, tiers {tiers}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -34,6 +34,12 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
+_WORD_LADDER: Final = tuple(
+    Rung(sampling="all", codec=codec) for codec in (Codec.INT8, Codec.INT4, Codec.INT2)
+)
+"""Where every word has a label, every word travels."""
+
+
 class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the devices of one tier do; a table ``[tiers.<name>]``."""
 
@@ -46,8 +52,9 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     with this backbone, and the tier's own last."""
     align: str = ""
     """Tiers with the same name share one alignment map; default: the tiers with the same backbone do."""
-    sampling: str = "segments:4"
-    """Which token vectors travel: pivot, mean, segments:n, random:n, important:n or all."""
+    sampling: str = ""
+    """Which token vectors travel: pivot, mean, segments:n, random:n, important:n or all; default: segments:4,
+    or all where the task has a label for every word."""
     codec: Codec = Codec.INT4
     """How they are quantised: f32, f16, int8, int4, nf4 or int2."""
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
@@ -59,28 +66,36 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ladder: tuple[tuple[str, Codec], ...] = ()
     """Ways to send for devices with a byte budget, the richest first, such as
     ``[["all", "int4"], ["segments:8", "int4"], ["mean", "int2"]]``; default: a ladder from all tokens in int8
-    to their mean in int2. Devices without a budget send by sampling and codec."""
+    to their mean in int2 (to all in int2 where every word has a label). Devices without a budget send by
+    sampling and codec."""
     precision: Precision = "f32"
     """How devices keep the backbone: f32, bf16, or int8 (its linear layers quantised dynamically)."""
     head: str = ""
     """In a language-model job, where this machine has the backbone, whose output head the trainer needs: a
     folder, package:NAME, or a model in the hub's cache; default: what backbone says."""
 
-    def to_plan(self) -> TierPlan:
+    def to_plan(self, task: Task = Task.TEXT_CLASSIFICATION) -> TierPlan:
         """The tier as devices see it before the first of them has come."""
+        per_vector = TASKS[task].per_vector
+        ladder = tuple(Rung(sampling=sampling, codec=codec) for sampling, codec in self.ladder)
         align = self.align or re.sub(r"[^A-Za-z0-9._-]+", "-", self.backbone).strip("-._")[-64:].strip("-._")
         return TierPlan(
             backbone=self.backbone,
             layers=self.layers,
             align=align or "default",
-            sampling=self.sampling,
+            sampling=self.sampling or ("all" if per_vector else "segments:4"),
             codec=self.codec,
             batch_size=self.batch_size,
             max_tokens=self.max_tokens,
             fingerprint=self.fingerprint,
-            ladder=tuple(Rung(sampling=sampling, codec=codec) for sampling, codec in self.ladder),
+            ladder=ladder or (_WORD_LADDER if per_vector else ()),
             precision=self.precision,
         )
+
+    def samplings(self) -> list[tuple[str, str]]:
+        """The policies that were written down, each with the field it stands in."""
+        own = [("sampling", self.sampling)] if self.sampling else []
+        return [*own, *(("ladder", sampling) for sampling, _ in self.ladder)]
 
 
 class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,6 +135,17 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     """Gradients are clipped to this norm."""
 
 
+class SigningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What plan and weights are signed with; the table ``[signing]``."""
+
+    key_file: str = ""
+    """PEM file of the Ed25519 private key, readable by its owner only; sidestream fleet init makes one.
+    Empty: nothing is signed, and devices that were given a key to trust adopt nothing."""
+    public_keys_file: str = ""
+    """PEM file of the public keys that devices shall trust from now on, that of key_file among them; it is
+    how a new key is made known before it is used. Empty: that of key_file only."""
+
+
 class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of trainer.toml."""
 
@@ -129,6 +155,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Journal and checkpoints; default: ``~/.local/state/sidestream/trainer/<job>``."""
     broker: BrokerSettings = BrokerSettings()
     """Where the broker is."""
+    signing: SigningConfig = SigningConfig()
+    """What plan and weights are signed with."""
     broker_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0
     """Give up if the broker cannot be reached for so long after the start; 0 tries for ever. Once connected,
     the trainer always tries for ever."""
@@ -167,6 +195,12 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Passes over the journal start when nothing came for so long."""
     max_backlog: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     """Pause the devices when the learner is so many records behind the journal."""
+    max_batches_per_s: Annotated[float, msgspec.Meta(ge=0)] = 200.0
+    """A device that sends more batches than that has the others dropped, and sends them again; 0 for no
+    limit. Five seconds' worth may come at once."""
+    quarantine: bool = True
+    """Keep, but do not learn from, what a device sends that is nothing like the other devices' of its tier;
+    ``sidestream trainer quarantine`` shows and decides."""
     cache_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
     """Memory for decoded rows."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
@@ -207,9 +241,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ConfigError(
                     f"tiers.{name}.backbone", "is empty; name a model, a folder or package:NAME"
                 )
-            _check_sampling(self.task, tier.sampling, f"tiers.{name}.sampling")
-            for sampling, _ in tier.ladder:
-                _check_sampling(self.task, sampling, f"tiers.{name}.ladder")
+            for field, sampling in tier.samplings():
+                _check_sampling(self.task, sampling, f"tiers.{name}.{field}")
             if tier.head and not TASKS[self.task].generates:
                 raise ConfigError(f"tiers.{name}.head", f"{self.task.value} needs none; leave it out")
             if len(tier.ladder) > MAX_RUNGS:
@@ -228,7 +261,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                     f"tiers.{name}.taps", f"layer {tier.taps[-1]} lies beyond layers = {tier.layers}"
                 )
             try:
-                unpack(TierPlan, pack(tier.to_plan()))
+                unpack(TierPlan, pack(tier.to_plan(self.task)))
             except WireError as exc:
                 raise ConfigError(f"tiers.{name}", str(exc)) from exc
         try:
@@ -257,11 +290,13 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def _check_sampling(task: Task, text: str, field: str) -> None:
-    """A policy, and one that suits the task: only real tokens have one that follows."""
+    """A policy that suits the task: only real tokens have one that follows, and every word has a label."""
     kind = parse_sampling(text, field).kind
     if TASKS[task].generates and kind not in TOKEN_KINDS:
         raise ConfigError(
             field, f"{text!r} does not suit {task.value}; write all, random:0.5 or hardest:0.25"
         )
+    if task is Task.TOKEN_CLASSIFICATION and kind != "all":
+        raise ConfigError(field, f"{text!r} does not suit {task.value}: every word has a label; write all")
     if kind == "hardest" and not TASKS[task].generates:
         raise ConfigError(field, f"{task.value} has no loss on the device; write another policy")

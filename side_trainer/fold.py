@@ -29,7 +29,7 @@ from contract.errors import StateError, WireError
 from contract.output_head import OutputHead
 from contract.plan import SideNetworkSpec
 from contract.side_network import SideNetwork
-from contract.tasks import TASKS, Task
+from contract.tasks import TASKS, Scale, Task
 from contract.tensors import Floats
 from contract.wire import Message
 from side_trainer.config import LearnerSettings
@@ -82,6 +82,8 @@ class TierRecord(Message, frozen=True, kw_only=True):
     """Of its output head, where the task goes by one."""
     vocabulary: int = 0
     """Tokens that the head can foretell."""
+    backbone: str = ""
+    """Where the trainer's machine has it, for exports."""
 
 
 class IdleRecord(Message, frozen=True, kw_only=True):
@@ -244,9 +246,10 @@ class Fold:
         loss, shown = self._loss(batch)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
-        self._optimiser.step()
-        self._move_average()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
+        if torch.isfinite(norm):  # one step with what is no number would leave nothing but that, for ever
+            self._optimiser.step()
+            self._move_average()
         return {
             tier: float(np.mean([value for value, of in zip(shown, batch.tiers, strict=True) if of == tier]))
             for tier in sorted(set(batch.tiers))
@@ -278,7 +281,8 @@ class Fold:
         if batch.per_vector:
             adjustment = adjustment[:, None]
         own = _own_answers(answers, [(len(taps), taps.shape[1]) for _, taps in families]) + adjustment
-        losses = self._objective.losses(own, batch.targets, settings.label_smoothing)
+        targets = self._scaled(batch.targets)
+        losses = self._objective.losses(own, targets, settings.label_smoothing)
         total = losses.sum()
         for taps in sorted(exits):
             deeper = sum(
@@ -286,9 +290,8 @@ class Fold:
             )
             if deeper:
                 early = answers[taps][:deeper] + adjustment[:deeper]
-                targets = batch.targets[:deeper]
-                hard = self._objective.losses(early, targets, settings.label_smoothing).sum()
-                soft = self._objective.distilled(early, own[:deeper], targets).sum()
+                hard = self._objective.losses(early, targets[:deeper], settings.label_smoothing).sum()
+                soft = self._objective.distilled(early, own[:deeper], targets[:deeper]).sum()
                 share = settings.distillation
                 total = total + settings.exit_weight * ((1 - share) * hard + share * soft)
         return total / len(batch.targets), losses.detach().numpy()
@@ -296,10 +299,24 @@ class Fold:
     def _adjustment(self, tiers: list[str]) -> torch.Tensor:
         """[K, C]: the label prior of each row's tier, less the fleet's."""
         objective = self._objective
-        none = objective.no_counts(len(self.labels))
-        fleet = objective.prior(sum(self._counts.values(), none))
+        fleet = objective.prior(self._all_counts)
         own = {tier: objective.prior(self._counts[tier]) - fleet for tier in set(tiers)}
         return torch.from_numpy(np.stack([own[tier] for tier in tiers]).astype(np.float32))
+
+    def _scaled(self, targets: torch.Tensor) -> torch.Tensor:
+        """Targets in the measure of answers."""
+        scale = self.scale
+        return targets if scale == Scale() else (targets - scale.mean) / scale.deviation
+
+    @property
+    def scale(self) -> Scale:
+        """What answers are measured in, by the targets folded so far."""
+        return self._objective.scale(self._all_counts)
+
+    @property
+    def _all_counts(self) -> Counts:
+        none = self._objective.no_counts(len(self.labels))
+        return sum(self._counts.values(), none)
 
     def _mini_batch(self, rows: npt.NDArray[np.int64]) -> MiniBatch:
         picks = ((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))

@@ -10,18 +10,23 @@ import threading
 from collections import deque
 from typing import Final
 
+import numpy as np
+
 from broker_config.transport import Event, Received
 from contract.errors import ConfigError, DecodeError
 from contract.messages import ActivationBatch
 from contract.plan import Plan, labels_id
 from contract.sampling import parse_sampling
-from contract.tasks import TASKS, check_targets
+from contract.tasks import TASKS, Task, check_targets
 from contract.tensors import decode
 from contract.wire import MAX_MESSAGE_BYTES, unpack
 from metrics.catalogue import Reason
 
 MAX_MESSAGES: Final = 4096
 MAX_BYTES: Final = 64 * 2**20
+MAX_ACTIVATION: Final = 1e6
+"""Larger ones are refused: their squares, which normalising takes, would leave float32 sooner or later. The
+"massive activations" of real transformers stay below 1e5."""
 
 
 class Refused(Exception):  # noqa: N818 - not an error of ours: the sender's message is at fault
@@ -84,6 +89,15 @@ def admit(payload: bytes, tier_name: str, plan: Plan) -> ActivationBatch:
     Raises:
         Refused: whatever the payload is, if it is not a batch that the journal may keep.
     """
+    return examine(payload, tier_name, plan)[0]
+
+
+def examine(payload: bytes, tier_name: str, plan: Plan) -> tuple[ActivationBatch, float]:
+    """As :func:`admit`; return also the root mean square of the activations.
+
+    Raises:
+        Refused: as :func:`admit`.
+    """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise Refused(Reason.OVERSIZE, f"{len(payload)} bytes; a message holds at most {MAX_MESSAGE_BYTES}")
     try:
@@ -92,10 +106,13 @@ def admit(payload: bytes, tier_name: str, plan: Plan) -> ActivationBatch:
         raise Refused(Reason.UNDECODABLE, str(exc)) from exc
     _check_plan(batch, tier_name, plan)
     try:
-        decode(batch.activations)
+        values = decode(batch.activations)
     except DecodeError as exc:
         raise Refused(Reason.NONFINITE, str(exc), batch) from exc
-    return batch
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > MAX_ACTIVATION:
+        raise Refused(Reason.NONFINITE, f"an activation of {largest:.3g}: no backbone has any such", batch)
+    return batch, float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
 def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan) -> None:
@@ -130,8 +147,10 @@ def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan) -> None:
         raise Refused(Reason.MISMATCH, str(exc), batch) from exc
     # Any policy will do, not only the tier's: a device with a byte budget goes by a ladder.
     try:
-        parse_sampling(batch.sampling)
+        sampling = parse_sampling(batch.sampling)
     except ConfigError as exc:
         raise Refused(Reason.MISMATCH, str(exc), batch) from exc
+    if plan.task is Task.TOKEN_CLASSIFICATION and sampling.kind != "all":
+        raise Refused(Reason.MISMATCH, f"{plan.task.value} needs every vector, not {batch.sampling}", batch)
     if int(batch.row_lengths.max()) > tier.max_tokens:
         raise Refused(Reason.MISMATCH, f"a row has more vectors than the plan's {tier.max_tokens}", batch)

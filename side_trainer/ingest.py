@@ -39,11 +39,15 @@ from metrics.telemetry import FleetExporter
 from metrics.view import RefusalView, RefusedView, TrainerView
 from side_trainer.config import TrainerConfig
 from side_trainer.gate import Gate
-from side_trainer.inbox import Inbox, Refused, admit
+from side_trainer.inbox import Inbox, Refused, examine
 from side_trainer.job import Job
 from side_trainer.journal import Journal
+from side_trainer.quarantine import Quarantine
+from side_trainer.rate import RateLimit
 from side_trainer.retained import Retained
+from side_trainer.seal import Seal
 from side_trainer.standing import Standing
+from side_trainer.suspicion import Suspicion
 
 _log = logging.getLogger(__name__)
 _EXPORT_EVERY_S: Final = 1.0
@@ -52,6 +56,7 @@ _STORAGE_RETRY_S: Final = 5.0
 _REPAIR_EVERY_S: Final = 5.0
 _ANSWER_EVERY_S: Final = 0.2
 _HELD: Final = 256
+_OWNERS: Final = 10_000
 
 
 class Ingest:
@@ -68,9 +73,12 @@ class Ingest:
         board: Shown the fleet once a second.
         broker_figures: Told what the broker says of itself.
         retained: Knows what is ours on the broker.
+        seal: Signs the plan.
         status: The trainer's status, announced on every connection and when it changes.
         learner_woken: Called after new records, and after each new connection with ``True``.
         trace: Told what is done when.
+        max_batches_per_s: A device's; 0 for no limit.
+        judges: Whether devices are quarantined that send nothing like the others.
     """
 
     def __init__(
@@ -86,9 +94,12 @@ class Ingest:
         board: Board,
         broker_figures: BrokerFigures,
         retained: Retained,
+        seal: Seal,
         status: Callable[[], TrainerStatus],
         learner_woken: Callable[[bool], None],
         trace: Trace,
+        max_batches_per_s: float = 0.0,
+        judges: bool = True,
     ) -> None:
         self._journal = journal
         self._job = job
@@ -103,15 +114,23 @@ class Ingest:
         self._board = board
         self._broker_figures = broker_figures
         self._retained = retained
+        self._seal = seal
         self._status = status
         self._learner_woken = learner_woken
         self._trace = trace
         self._topics = Topics(job.plan.job)
-        self._exporter = FleetExporter(metrics)
+        self._exporter = FleetExporter(metrics, job.plan.task)
         self._exported = 0.0
         self._told: TrainerStatus | None = None
         self._answered = -_ANSWER_EVERY_S
         self._births: dict[tuple[str, str], Status] = {}
+        self._quarantine = Quarantine(journal)
+        self._suspicion = Suspicion()
+        self._suspects: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._owners: dict[str, str] = {}
+        self._judges = judges
+        self._rate = RateLimit(max_batches_per_s)
+        self._limited: set[str] = set()
         self._rejections = 0
         self._paused = False
         self._connections = 0
@@ -136,6 +155,8 @@ class Ingest:
 
     def step(self, timeout_s: float = 0.2) -> None:
         """Handle what is in the inbox, waiting so long for the first of it."""
+        while not self._suspects.empty():
+            self._quarantine_now(*self._suspects.get())
         while not self._reconfigured.empty():
             self._add_tiers(self._reconfigured.get())
         events = self._inbox.take(timeout_s)
@@ -145,7 +166,10 @@ class Ingest:
             uplink = self._route(event)
             if uplink is not None:
                 assert isinstance(event, Received)
-                batches.append((uplink, event))
+                if self._rate.allows(uplink.device, arrived):
+                    batches.append((uplink, event))
+                else:
+                    self._limit(uplink)
         self._stand(arrived)
         if not self._standing.active:  # the devices send again what finds no room here
             self._held = (self._held + batches)[:_HELD]
@@ -307,9 +331,16 @@ class Ingest:
         admitted: list[tuple[Uplink, Received, ActivationBatch]] = []
         for uplink, event in arrived:
             try:
-                admitted.append((uplink, event, admit(event.payload, uplink.tier, self.plan)))
+                batch, size = examine(event.payload, uplink.tier, self.plan)
             except Refused as exc:
                 self._refuse(uplink, event, exc)
+                continue
+            admitted.append((uplink, event, batch))
+            if self._judges and not self._quarantine.holds(uplink.device):
+                # Means of tokens are smaller than tokens: like is held against like.
+                kind = f"{uplink.tier} {batch.sampling}"
+                if why := self._suspicion.note_size(kind, uplink.device, size):
+                    self._suspects.put((uplink.device, why))
         if not admitted:
             return
         started = time.monotonic()
@@ -343,6 +374,7 @@ class Ingest:
                         sequence=batch.sequence,
                         floor=batch.floor,
                         samples=len(batch.sample_ids),
+                        held=self._quarantine.holds(uplink.device),
                     )
                 except MismatchError as exc:
                     self._reject(uplink, event, Reason.MISMATCH, str(exc), batch)
@@ -351,10 +383,10 @@ class Ingest:
                 fresh.append(new)
         for (uplink, event, batch), new in zip(settled, fresh, strict=True):
             self._metrics.up_bytes.labels(uplink.tier).inc(len(event.payload))
-            if new:
+            if new and not self._quarantine.holds(uplink.device):
                 self._metrics.messages_journaled.labels(uplink.tier).inc()
                 self._metrics.samples_journaled.labels(uplink.tier).inc(len(batch.sample_ids))
-            else:
+            elif not new:
                 self._metrics.messages_duplicate.labels(uplink.tier).inc()
         return settled
 
@@ -373,6 +405,51 @@ class Ingest:
         self._pause(True)
         time.sleep(_STORAGE_RETRY_S)
         self._pause(False)
+
+    # --- devices that are up to no good --------------------------------------------------------------
+
+    def judge_loss(self, tier: str, stream: str, loss: float) -> None:
+        """Hold the loss of a batch against the fleet's; for the learner's thread."""
+        device = self._device_of(stream)
+        if not self._judges or self._quarantine.holds(device):
+            return
+        if why := self._suspicion.note_loss(tier, device, loss):
+            self._suspects.put((device, why))
+
+    def _device_of(self, stream: str) -> str:
+        if stream not in self._owners:
+            state = self._journal.stream(stream)
+            assert state is not None
+            if len(self._owners) > _OWNERS:
+                self._owners.clear()
+            self._owners[stream] = state.device
+        return self._owners[stream]
+
+    def _quarantine_now(self, device: str, why: str) -> None:
+        try:
+            if self._quarantine.suspect(device, why):
+                _log.error(
+                    "device %s is quarantined: %s. What it sends is kept and not learnt from; see sidestream "
+                    "trainer quarantine",
+                    *(device, why),
+                )
+        except StateError as exc:
+            self._on_storage_failure(exc)
+
+    def _limit(self, uplink: Uplink) -> None:
+        """Drop a message of a device that sends too many; an honest one repeats it."""
+        self._metrics.messages_rejected.labels(Kind(uplink.kind), Reason.RATE).inc()
+        if uplink.device not in self._limited:
+            self._limited.add(uplink.device)
+            _log.warning("device %s sends more than max_batches_per_s; the rest is dropped", uplink.device)
+
+    def _follow_operator(self) -> None:
+        """Do what was decided on the command line meanwhile."""
+        try:
+            self._quarantine.refresh()
+        except StateError as exc:
+            self._on_storage_failure(exc)
+        self._metrics.quarantined.set(self._quarantine.count)
 
     # --- refusals ------------------------------------------------------------------------------------
 
@@ -435,7 +512,7 @@ class Ingest:
     # --- announcements -------------------------------------------------------------------------------
 
     def _announce_plan(self) -> None:
-        plan = pack(msgspec.structs.replace(self.plan, fence=self._standing.fence))
+        plan = self._seal.plan(msgspec.structs.replace(self.plan, fence=self._standing.fence))
         self._retained.publishing(self._topics.plan, plan)
         self._plan_due = not self._send(self._topics.plan, plan, retain=True)
         self._learner_woken(False)
@@ -472,6 +549,7 @@ class Ingest:
     def _export(self, now: float) -> None:
         """Bring the metrics and the trainer's retained status up to date."""
         self._exported = now
+        self._follow_operator()
         if self._plan_due:
             self._announce_plan()
         self._tell_status()
@@ -484,7 +562,12 @@ class Ingest:
         summaries = self._exporter.update(self._fleet, version=published, now=now)
         self._online = {name: tier.devices_online for name, tier in summaries.items()}
         self._board.update(
-            self._fleet, summaries, self._trainer_view(status, published), now=now, unix_s=time.time()
+            self._fleet,
+            summaries,
+            self._trainer_view(status, published),
+            now=now,
+            unix_s=time.time(),
+            held=self._quarantine.holds,
         )
 
     def _trainer_view(self, status: TrainerStatus, published: int) -> TrainerView:
@@ -494,7 +577,7 @@ class Ingest:
             connected=self._transport.connected,
             version=status.version,
             published=published,
-            backlog=self._journal.tail - status.version,
+            backlog=self._journal.version_base + self._journal.tail - status.version,
             final=status.final,
             samples=status.samples,
             messages=int(values(metrics.messages_received)[(Kind.ACTIVATIONS.value,)]),

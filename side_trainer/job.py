@@ -184,7 +184,12 @@ class Job:
         if head is None and TASKS[self._config.task].generates:
             return False
         if head is not None:
-            record = msgspec.structs.replace(record, head=head.fingerprint, vocabulary=head.vocabulary)
+            record = msgspec.structs.replace(
+                record,
+                head=head.fingerprint,
+                vocabulary=head.vocabulary,
+                backbone=configured.head or configured.backbone,
+            )
             if head.width != status.width:
                 _log.error("tier %s cannot join: width %d, its head takes %d", name, status.width, head.width)
                 return False
@@ -242,7 +247,7 @@ class Job:
         )
 
     def _tier(self, name: str, record: TierRecord | None) -> TierPlan:
-        plan = self._config.tiers[name].to_plan()
+        plan = self._config.tiers[name].to_plan(self._config.task)
         if (head := self._heads.get(name)) is not None:
             plan = msgspec.structs.replace(plan, head=head.fingerprint, vocabulary=head.vocabulary)
         if record is None:

@@ -22,7 +22,7 @@ from contract.errors import MismatchError, StateError
 
 FILE_NAME: Final = "journal.db"
 _FORMAT: Final = 1
-_COLUMNS: Final = "offset, kind, tier, samples, payload, digest"
+_COLUMNS: Final = "offset, kind, tier, samples, payload, stream, digest"
 _REMEDY: Final = "; restore the state directory from a backup"
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -47,6 +47,22 @@ CREATE TABLE streams (
 ) WITHOUT ROWID;
 """
 
+_QUARANTINE_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS held (
+    number INTEGER PRIMARY KEY,
+    stream TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    tier TEXT NOT NULL,
+    samples INTEGER NOT NULL,
+    payload BLOB NOT NULL,
+    UNIQUE (stream, sequence)
+);
+CREATE TABLE IF NOT EXISTS verdicts (
+    device TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL
+) WITHOUT ROWID
+"""
+"""Batches that are kept and are no records, and why; :mod:`side_trainer.quarantine` fills them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -62,6 +78,8 @@ class Record:
     """In a batch."""
     payload: bytes
     """A batch as it came over the wire; JSON otherwise."""
+    stream: str | None = None
+    """Of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +139,8 @@ class Journal:
             self._create()
             if not self._has_digests():
                 self._db.execute("ALTER TABLE records ADD COLUMN digest BLOB")
+            for statement in _QUARANTINE_SCHEMA.split(";"):
+                self._db.execute(statement)
             self._check()
         self._columns = _COLUMNS if self._has_digests() else _COLUMNS.replace("digest", "NULL")
         self.run: str = self._meta("run")
@@ -169,23 +189,57 @@ class Journal:
                 return self._insert(kind, payload, tier=tier)
 
     def append_batch(
-        self, payload: bytes, *, tier: str, device: str, stream: str, sequence: int, floor: int, samples: int
+        self,
+        payload: bytes,
+        *,
+        tier: str,
+        device: str,
+        stream: str,
+        sequence: int,
+        floor: int,
+        samples: int,
+        held: bool = False,
     ) -> bool:
         """Append a batch within a :meth:`transaction`; return False if it is there already.
+
+        A ``held`` one is kept beside the records, and becomes one when its device is released.
 
         Raises:
             MismatchError: if the stream belongs to another device.
         """
         if not self._claim(stream, device, sequence, floor):
             return False
+        if held:
+            self._db.execute(
+                "INSERT INTO held (stream, sequence, tier, samples, payload) VALUES (?, ?, ?, ?, ?)",
+                (stream, sequence, tier, samples, payload),
+            )
+        else:
+            self._append_batch(payload, tier, stream, sequence, samples)
+        self._advance(stream, floor)
+        return True
+
+    def _append_batch(self, payload: bytes, tier: str, stream: str, sequence: int, samples: int) -> None:
         self._insert("batch", payload, tier=tier, stream=stream, sequence=sequence, samples=samples)
         self._db.execute(
             "UPDATE streams SET batches = batches + 1, samples = samples + ?, bytes = bytes + ? "
             "WHERE stream = ?",
             (samples, len(payload), stream),
         )
-        self._advance(stream, floor)
-        return True
+
+    def release(self, device: str) -> int:
+        """Make records of what is held of a device, in the order in which it came; return how many."""
+        with self.transaction():
+            held = self._db.execute(
+                "SELECT payload, tier, stream, sequence, held.samples FROM held JOIN streams USING (stream) "
+                "WHERE device = ? ORDER BY number",
+                (device,),
+            ).fetchall()
+            for row in held:
+                self._append_batch(*row)
+            streams = "SELECT stream FROM streams WHERE device = ?"
+            self._db.execute(f"DELETE FROM held WHERE stream IN ({streams})", (device,))
+        return len(held)
 
     def _claim(self, stream: str, device: str, sequence: int, floor: int) -> bool:
         """Bind a new stream to its device; say whether the sequence is new."""
@@ -200,7 +254,9 @@ class Journal:
         if sequence <= watermark:
             return False
         known = self._one(
-            "SELECT EXISTS (SELECT 1 FROM records WHERE stream = ? AND sequence = ?)", (stream, sequence)
+            "SELECT EXISTS (SELECT 1 FROM records WHERE stream = ?1 AND sequence = ?2) "
+            "OR EXISTS (SELECT 1 FROM held WHERE stream = ?1 AND sequence = ?2)",
+            (stream, sequence),
         )
         if known:
             self._advance(stream, floor)
@@ -210,7 +266,8 @@ class Journal:
         """Raise the stream's watermark over the sequences that are settled without a gap."""
         watermark = max(floor - 1, self._one("SELECT watermark FROM streams WHERE stream = ?", (stream,)))
         for (sequence,) in self._db.execute(
-            "SELECT sequence FROM records WHERE stream = ? AND sequence > ? ORDER BY sequence",
+            "SELECT sequence FROM records WHERE stream = ?1 AND sequence > ?2 "
+            "UNION SELECT sequence FROM held WHERE stream = ?1 AND sequence > ?2 ORDER BY sequence",
             (stream, watermark),
         ):
             if sequence != watermark + 1:
@@ -275,12 +332,19 @@ class Journal:
         return [self._record(*row) for row in rows]
 
     def _record(
-        self, offset: int, kind: str, tier: str | None, samples: int, payload: bytes, digest: bytes | None
+        self,
+        offset: int,
+        kind: str,
+        tier: str | None,
+        samples: int,
+        payload: bytes,
+        stream: str | None,
+        digest: bytes | None,
     ) -> Record:
         """A record as it was written: a disk that changed a byte of it is noticed here."""
         if digest is not None and digest != _digest(payload):
             raise StateError(f"journal {self._path} is damaged: record {offset} has changed{_REMEDY}")
-        return Record(offset=offset, kind=kind, tier=tier, samples=samples, payload=payload)
+        return Record(offset=offset, kind=kind, tier=tier, samples=samples, payload=payload, stream=stream)
 
     def stream(self, stream: str) -> StreamState | None:
         """One stream's state, or None if nothing of it came yet."""
@@ -309,6 +373,39 @@ class Journal:
         with self._reading():
             return self._one("SELECT coalesce(sum(samples), 0) FROM streams")
 
+    # --- quarantine ----------------------------------------------------------------------------------
+
+    def set_verdict(self, device: str, state: str, reason: str, since: float) -> None:
+        """Note what was decided about a device, over what was before."""
+        with self.transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?)", (device, state, reason, since)
+            )
+
+    def verdicts(self) -> list[tuple[str, str, str, float]]:
+        """``(device, state, reason, since)`` of every device about which something was decided."""
+        with self._reading() as db:
+            if not self._one("SELECT count(*) FROM sqlite_master WHERE name = 'verdicts'"):
+                return []  # written by an older version, and looked at only
+            return db.execute("SELECT * FROM verdicts ORDER BY device").fetchall()
+
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Batches and samples that are held, by device."""
+        with self._reading() as db:
+            if not self._one("SELECT count(*) FROM sqlite_master WHERE name = 'held'"):
+                return {}
+            rows = db.execute(
+                "SELECT device, count(*), sum(held.samples) FROM held JOIN streams USING (stream) "
+                "GROUP BY device"
+            ).fetchall()
+        return {device: (batches, samples) for device, batches, samples in rows}
+
+    @property
+    def version_base(self) -> int:
+        """What a weights version counts beside records: raised by a rebuild, so that versions only rise."""
+        with self._reading():
+            return int(self._meta("version_base", "0"))
+
     # --- small facts ---------------------------------------------------------------------------------
 
     def next_epoch(self) -> int:
@@ -321,14 +418,12 @@ class Journal:
     @property
     def fence(self) -> int:
         """The highest fence that a trainer of this journal ever had."""
-        with self._reading() as db:
-            row = db.execute("SELECT value FROM meta WHERE key = 'fence'").fetchone()
-        return int(row[0]) if row else 0
+        with self._reading():
+            return int(self._meta("fence", "0"))
 
     @fence.setter
     def fence(self, fence: int) -> None:
-        with self.transaction():
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('fence', ?)", (str(fence),))
+        self._set_meta("fence", str(fence))
 
     @property
     def published(self) -> dict[int, dict[str, int]]:
@@ -368,13 +463,13 @@ class Journal:
         if found != "ok":
             raise StateError(f"journal {self._path} is damaged: {found.splitlines()[-1]}{_REMEDY}")
 
-    def _meta(self, key: str) -> str:
+    def _meta(self, key: str, default: str = "") -> str:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return str(row[0])
+        return str(row[0]) if row else default
 
     def _set_meta(self, key: str, value: str) -> None:
         with self.transaction():
-            self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

@@ -47,6 +47,7 @@ class Learner:
         online: How many devices are online by tier, asked for then too.
         directory: Where checkpoints are kept.
         trace: Told what is done when.
+        judge: Told of each batch's tier, stream, and loss before it was learnt.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Learner:
         online: Callable[[], Mapping[str, int]] = dict,
         directory: Path,
         trace: Trace,
+        judge: Callable[[str, str, float], None] = lambda tier, stream, loss: None,
     ) -> None:
         self._config = config
         self._journal = journal
@@ -69,11 +71,13 @@ class Learner:
         self._online = online
         self._directory = directory
         self._trace = trace
+        self._judge = judge
         self._wake = threading.Event()
         self._fold = Fold(journal, cache_bytes=config.cache_mib * 2**20)
         found = resume(directory, self._fold, journal.run, journal.tail)
         if found is not None:
             _log.info("resumed at record %d of %d", found.about.offset, journal.tail)
+        self._base = journal.version_base
         self._never_below = max(journal.published, default=0)
         self._published: Mapping[str, Floats] = {}
         self._published_offset = -1
@@ -100,8 +104,8 @@ class Learner:
 
     @property
     def version(self) -> int:
-        """Journal records folded in."""
-        return self._fold.offset
+        """Journal records folded in, and what a rebuild has added to that."""
+        return self._base + self._fold.offset
 
     @property
     def backlog(self) -> int:
@@ -160,6 +164,8 @@ class Learner:
             metrics.updates.labels(Source.REPLAY).inc(step.updates - 1)
             for tier, loss in step.losses.items():
                 metrics.observe_loss(tier, loss)
+                if record.stream is not None:
+                    self._judge(tier, record.stream, loss)
         elif record.kind == "idle":
             metrics.updates.labels(Source.IDLE).inc(step.updates)
         if time.monotonic() - self._told > _PROGRESS_EVERY_S and step.updates:
@@ -211,7 +217,7 @@ class Learner:
 
         None but a repeat before the last one can be everywhere.
         """
-        offset, tiers = self._fold.offset, set(self._fold.tiers)
+        offset, tiers = self.version, set(self._fold.tiers)
         if self._fold.updates == 0 or offset < self._never_below:
             return
         again = self._republish or tiers != self._published_tiers
@@ -239,10 +245,11 @@ class Learner:
             return
         self._tried_at = self._published_at = time.monotonic()
         version = Version(
-            number=self._fold.offset,
+            number=self.version,
             weights=weights,
             state_digest=state_digest(weights),
             samples=len(self._fold.rows),
+            scale=self._fold.scale,
             final=self.final,
         )
         self._republish = False  # before publishing: a connection that comes up meanwhile asks for it again

@@ -2,7 +2,7 @@
 
 Knows nothing of records, tiers or optimisers; :mod:`side_trainer.fold` asks.
 
-Legend: K rows, C outputs of the side-network, which are the labels.
+Legend: K rows, N vectors a row (padded), C outputs of the side-network: its labels, or one number.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional
 
-from contract.tasks import Task
+from contract.tasks import NO_TARGET, Scale, Task
 
 Counts = npt.NDArray[np.float64]
+_LEAST: Final = 1e-6
 
 
 class Objective(Protocol):
@@ -31,8 +32,12 @@ class Objective(Protocol):
     def prior(self, counts: Counts) -> npt.NDArray[np.float64]:
         """[C]: what answers lean by where targets have such statistics, to be added to them."""
 
+    def scale(self, counts: Counts) -> Scale:
+        """What answers are measured in, where targets have such statistics."""
+        return Scale()
+
     def losses(self, answers: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """[K]: how far each row's answers are from its targets."""
+        """[K]: how far each row's answers are from its targets, which are in the answers' measure."""
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         """[K]: how far each row's answers are from better ones, which learn nothing by it."""
@@ -78,9 +83,99 @@ class NextToken(Objective):
         raise AssertionError("a language model's answers are never all there at once")
 
 
+class TokenClassification(Classification):
+    """One of C labels a vector: its mean cross-entropy over a row's vectors. Statistics are of vectors."""
+
+    def losses(self, answers: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        by_vector = functional.cross_entropy(
+            answers.transpose(1, 2),
+            targets,
+            reduction="none",
+            label_smoothing=smoothing,
+            ignore_index=NO_TARGET,
+        )
+        return _mean_of_real(by_vector, targets)
+
+    def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        shares = teacher.detach().softmax(dim=-1).transpose(1, 2)
+        by_vector = functional.cross_entropy(answers.transpose(1, 2), shares, reduction="none")
+        return _mean_of_real(by_vector, targets)
+
+
+class MultiLabel(Objective):
+    """Any of C labels a row: mean binary cross-entropy over them.
+
+    Statistics are how often each label was there, and how many rows there were; the prior is each label's log
+    odds.
+    """
+
+    def no_counts(self, labels: int) -> Counts:
+        return np.zeros(labels + 1)
+
+    def count(self, targets: npt.NDArray[Any], labels: int) -> Counts:
+        return np.append(targets[:, :labels].sum(axis=0), len(targets)).astype(np.float64)
+
+    def prior(self, counts: Counts) -> npt.NDArray[np.float64]:
+        there, rows = counts[:-1], counts[-1]
+        odds: npt.NDArray[np.float64] = np.log((there + 1.0) / (rows - there + 1.0))
+        return odds
+
+    def losses(self, answers: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        wanted = targets[:, : answers.shape[1]] * (1 - smoothing) + smoothing / 2
+        return _binary(answers, wanted)
+
+    def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        return _binary(answers, teacher.detach().sigmoid())
+
+
+class Regression(Objective):
+    """A number a row: Huber's loss, in standard deviations of the targets so far.
+
+    Statistics are how many there were, their sum, and that of their squares. There is no prior correction: a
+    tier's own mean is as likely a fact about its samples as an accident.
+    """
+
+    def no_counts(self, labels: int) -> Counts:
+        return np.zeros(3)
+
+    def count(self, targets: npt.NDArray[Any], labels: int) -> Counts:
+        wide = targets.astype(np.float64)
+        return np.array([len(wide), wide.sum(), wide @ wide])
+
+    def prior(self, counts: Counts) -> npt.NDArray[np.float64]:
+        return np.zeros(1)
+
+    def scale(self, counts: Counts) -> Scale:
+        number, total, squares = counts
+        if not number:
+            return Scale()
+        mean = total / number
+        deviation = float(np.sqrt(max(0.0, squares / number - mean**2)))
+        return Scale(mean=float(mean), deviation=deviation if deviation > _LEAST * (1 + abs(mean)) else 1.0)
+
+    def losses(self, answers: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        return functional.huber_loss(answers[:, 0], targets, reduction="none")
+
+    def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        return functional.huber_loss(answers, teacher.detach(), reduction="none")[:, 0]
+
+
+def _mean_of_real(by_vector: Tensor, targets: Tensor) -> Tensor:
+    """[K, N] -> [K], over the vectors that have a target."""
+    real = (targets != NO_TARGET).to(by_vector.dtype)
+    return (by_vector * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+
+def _binary(answers: Tensor, wanted: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(answers, wanted, reduction="none").mean(dim=1)
+
+
 OBJECTIVES: Final[dict[Task, Objective]] = {
     Task.TEXT_CLASSIFICATION: Classification(),
     Task.CAUSAL_LM: NextToken(),
+    Task.MULTI_LABEL: MultiLabel(),
+    Task.REGRESSION: Regression(),
+    Task.TOKEN_CLASSIFICATION: TokenClassification(),
 }
 if set(OBJECTIVES) != set(Task):  # pragma: no cover
     raise AssertionError("every Task needs an entry in OBJECTIVES")

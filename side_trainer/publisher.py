@@ -17,6 +17,7 @@ from contract.errors import BrokerError
 from contract.messages import WeightsChunk, WeightsManifest
 from contract.plan import Plan
 from contract.side_network import align_of, first_blocks
+from contract.tasks import Scale
 from contract.tensors import Floats
 from contract.topics import Topics
 from contract.wire import TARGET_MESSAGE_BYTES, pack
@@ -25,6 +26,7 @@ from side_trainer.fold import TierRecord
 from side_trainer.gate import Gate
 from side_trainer.journal import Journal
 from side_trainer.retained import Retained
+from side_trainer.seal import Seal
 
 _log = logging.getLogger(__name__)
 CHUNK_BYTES: Final = TARGET_MESSAGE_BYTES - 1024
@@ -43,6 +45,8 @@ class Version:
     """Of all of them."""
     samples: int
     """Distinct samples in the journal."""
+    scale: Scale
+    """What answers are measured in."""
     final: bool
     """Whether training has gone idle with it."""
 
@@ -55,6 +59,7 @@ class Publisher:
         journal: Remembers what was published.
         metrics: Counts it.
         retained: Told of everything before it is published.
+        seal: Signs the manifests.
         codec: How weights are written.
     """
 
@@ -64,6 +69,7 @@ class Publisher:
         journal: Journal,
         metrics: TrainerMetrics,
         retained: Retained,
+        seal: Seal,
         *,
         codec: WeightsCodec,
     ) -> None:
@@ -71,6 +77,7 @@ class Publisher:
         self._journal = journal
         self._metrics = metrics
         self._retained = retained
+        self._seal = seal
         self._codec: WeightsCodec = codec
         self.sizes: Mapping[str, int] = {}
         """Bytes of the last version's bundle, by tier."""
@@ -113,7 +120,7 @@ class Publisher:
             chunk = pack(WeightsChunk(run=run, version=version.number, index=index, data=part))
             self._retain(topics.weights_chunk(tier, version.number, index), chunk)
             self._metrics.down_bytes.labels(tier, Content.WEIGHTS).inc(len(chunk))
-        manifest = pack(
+        manifest = self._seal.manifest(
             WeightsManifest(
                 run=run,
                 version=version.number,
@@ -124,7 +131,8 @@ class Publisher:
                 bundle=b"" if chunks else bundle,
                 samples=version.samples,
                 final=version.final,
-            )
+            ),
+            tier,
         )
         self._retain(topics.weights(tier), manifest)
         self._metrics.down_bytes.labels(tier, Content.WEIGHTS).inc(len(manifest))
@@ -145,6 +153,7 @@ class Publisher:
             version=version.number,
             labels=plan.labels,
             task=plan.task,
+            scale=version.scale,
             side_network=msgspec.structs.replace(plan.side_network, blocks=blocks),
             aligns={align: next(iter(members.values())).width},
             tiers=dict.fromkeys(members, align),

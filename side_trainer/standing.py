@@ -41,6 +41,7 @@ class Standing:
         """Whether anything may be published and receipted."""
         self._take_over = take_over
         self._established = False
+        self._highest = 0
         self._asked_s = float("-inf")
         self._heard = False
         self._rival: TrainerStatus | None = None
@@ -71,6 +72,7 @@ class Standing:
         """
         if status.instance == self.instance:
             return False
+        self._highest = max(self._highest, status.fence)
         if status.state == "online":
             if self._established and self._outranked(status):
                 self.active = False
@@ -100,8 +102,9 @@ class Standing:
                 )
             if not self._take_over and waited_s < ANSWER_S:
                 return False
-        if rival is not None:
-            self.fence = max(self.fence, rival.fence + 1)
+        # Also above one that has left: devices have seen its fence, and on a new journal the clock alone may
+        # not lie above it.
+        self.fence = max(self.fence, self._highest + 1)
         self.active = self._established = True
         return True
 

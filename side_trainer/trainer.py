@@ -39,6 +39,7 @@ from side_trainer.learner import Learner
 from side_trainer.publisher import Publisher
 from side_trainer.reload import SettingsFile
 from side_trainer.retained import Retained
+from side_trainer.seal import open_seal
 from side_trainer.standing import Standing
 
 _log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def run_trainer(
     """
     config = config.checked()
     torch.set_num_threads(config.threads)
+    seal = open_seal(config.job, config.signing)
     directory = prepare(state_dir_of(config))
     with ExitStack() as stack:
         stack.enter_context(locked(directory, "a trainer"))
@@ -129,7 +131,7 @@ def run_trainer(
         transport = connect(config, f"sidestream-trainer-{config.job}-{standing.instance[:8]}", will)
         gate = Gate(transport, standing)
         retained = Retained()
-        publisher = Publisher(gate, journal, metrics, retained, codec=config.weights_codec)
+        publisher = Publisher(gate, journal, metrics, retained, seal, codec=config.weights_codec)
         learner = Learner(
             config=config,
             journal=journal,
@@ -139,6 +141,7 @@ def run_trainer(
             online=lambda: ingest.online,
             trace=trace,
             directory=directory,
+            judge=lambda tier, stream, loss: ingest.judge_loss(tier, stream, loss),
         )
         inbox = Inbox()
         ingest = Ingest(
@@ -152,9 +155,12 @@ def run_trainer(
             board=board,
             broker_figures=broker_figures,
             retained=retained,
+            seal=seal,
             status=status,
             learner_woken=learner.wake,
             trace=trace,
+            max_batches_per_s=config.max_batches_per_s,
+            judges=config.quarantine,
         )
         _Threads(config, settings_file, transport, standing, inbox, ingest, learner, status).run(
             stop, lambda: started(url, page_url)

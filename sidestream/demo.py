@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from broker_config.embedded import EmbeddedBroker
 from broker_config.settings import BrokerSettings, masked_url
+from contract.quality import HEADLINE
 from side_trainer.audit import read_state
 from sidestream.children import Children
 from sidestream.fleet_files import DemoSettings, FleetFiles
@@ -75,7 +76,7 @@ class Demo:
             trainer_peak = children.peak_rss_bytes("trainer")
             children.close()
             return Report(
-                fleet=summarise(watch.devices()),
+                fleet=summarise(watch.devices(), self._settings.task),
                 tiers=self._by_tier(watch),
                 state=read_state(files.trainer_state),
                 messages_received=int(figures.get("sidestream_messages_received_total{activations}", 0)),
@@ -96,10 +97,9 @@ class Demo:
         files = self._files
         self._tell(
             f"data      {len(files.train)} samples to train, {len(files.evaluation)} to evaluate; "
-            f"{len(files.labels)} labels"
+            + (f"{len(files.labels)} labels" if files.labels else self._settings.task.value)
         )
-        strange = sum(example.label not in files.labels for example in files.evaluation)
-        if strange:
+        if strange := files.strange():
             self._tell(f"          {strange} of the evaluation samples have labels that are never trained")
         sizes = ", ".join(f"{len(devices)} {tier}" for tier, devices in files.devices.items())
         self._tell(
@@ -110,7 +110,10 @@ class Demo:
 
     def _by_tier(self, watch: Watch) -> dict[str, TierReport]:
         said = watch.devices()
-        return {tier: summarise([one for one in said if one.tier == tier]) for tier in self._files.devices}
+        task = self._settings.task
+        return {
+            tier: summarise([one for one in said if one.tier == tier], task) for tier in self._files.devices
+        }
 
     # --- processes -----------------------------------------------------------------------------------
 
@@ -161,7 +164,11 @@ class Demo:
             raise KeyboardInterrupt
 
     def _progress(self, elapsed_s: float, figures: Mapping[str, float], watch: Watch, rate: float) -> str:
-        accuracy = "  ".join(f"{name} {_ratio(tier.accuracy)}" for name, tier in self._by_tier(watch).items())
+        headline = HEADLINE[self._settings.task]
+        named = headline.replace("_", " ")
+        quality = "  ".join(
+            f"{name} {_ratio(tier.quality.get(headline))}" for name, tier in self._by_tier(watch).items()
+        )
         losses = [value for name, value in figures.items() if name.startswith("sidestream_training_loss{")]
         losses = [value for value in losses if np.isfinite(value)]
         return (
@@ -170,7 +177,7 @@ class Demo:
             f"   {rate:.1f} messages/s"
             f"   up {figures.get('sidestream_up_bytes_total', 0) / 2**20:.1f} MiB"
             f"   version {figures.get('sidestream_weights_version', 0):.0f}"
-            f"   loss {_ratio(float(np.mean(losses)) if losses else None)}   accuracy {accuracy}"
+            f"   loss {_ratio(float(np.mean(losses)) if losses else None)}   {named} {quality}"
         )
 
 

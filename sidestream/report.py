@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 
 from contract.messages import Telemetry
+from contract.quality import total
+from contract.tasks import Task
 from metrics.fleet import Device
 from side_trainer.audit import TrainerState
 
@@ -18,7 +20,10 @@ class TierReport(msgspec.Struct, frozen=True, kw_only=True):
     devices: int
     """How many."""
     accuracy: float | None
-    """On the evaluation data, measured on the devices with the weights that they adopted."""
+    """On the evaluation data, measured on the devices with the weights that they adopted; None if the task
+    has none."""
+    quality: dict[str, float]
+    """Every measure of the task, the headline first (:mod:`contract.quality`)."""
     samples: int
     """Forwarded for training."""
     bytes_up: int
@@ -77,14 +82,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return self.fleet.samples / trained if trained else 0.0
 
 
-def summarise(devices: Sequence[Device]) -> TierReport:
+def summarise(devices: Sequence[Device], task: Task) -> TierReport:
     """Sum up what devices said last."""
     told = [device.telemetry for device in devices if device.telemetry is not None]
-    judged = [(one.accuracy, one.evaluation_samples) for one in told if one.accuracy is not None]
-    judges = sum(weight for _, weight in judged)
+    quality = total(one.tally for one in told if one.tally is not None).measures(task)
     return TierReport(
         devices=len(devices),
-        accuracy=sum(accuracy * weight for accuracy, weight in judged) / judges if judges else None,
+        accuracy=quality.get("accuracy"),
+        quality=quality,
         samples=_sum(told, "samples_forwarded"),
         bytes_up=_sum(told, "bytes_up"),
         bytes_down=_sum(told, "bytes_down"),
@@ -104,6 +109,10 @@ def to_json(report: Report) -> dict[str, Any]:
         "accuracy": {
             "overall": report.fleet.accuracy,
             "tiers": {name: tier.accuracy for name, tier in report.tiers.items()},
+        },
+        "quality": {
+            "overall": report.fleet.quality,
+            "tiers": {name: tier.quality for name, tier in report.tiers.items()},
         },
         "samples": {
             "sent": report.fleet.samples,
@@ -130,10 +139,12 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def to_table(report: Report) -> str:
     """The report for a person."""
+    measures = list(report.fleet.quality)
+    shown = [measure.replace("_", " ") for measure in measures]
     rows = [
-        ("tier", "devices", "accuracy", "samples", "bytes up/sample", "down/device", "peak memory"),
-        *(_row(name, tier) for name, tier in report.tiers.items()),
-        _row("all", report.fleet),
+        ("tier", "devices", *shown, "samples", "bytes up/sample", "down/device", "peak memory"),
+        *(_row(name, tier, measures) for name, tier in report.tiers.items()),
+        _row("all", report.fleet, measures),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -155,11 +166,11 @@ def to_table(report: Report) -> str:
     )
 
 
-def _row(name: str, tier: TierReport) -> tuple[str, ...]:
+def _row(name: str, tier: TierReport, measures: Sequence[str]) -> tuple[str, ...]:
     return (
         name,
         str(tier.devices),
-        "-" if tier.accuracy is None else f"{tier.accuracy:.3f}",
+        *(f"{tier.quality[measure]:.3f}" if measure in tier.quality else "-" for measure in measures),
         str(tier.samples),
         f"{tier.bytes_up_per_sample:,.0f}",
         _size(tier.bytes_down / tier.devices if tier.devices else 0),

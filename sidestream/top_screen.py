@@ -23,8 +23,9 @@ STATES: Final = {
     "silent": "yellow",
     "lost": "red",
     "gone": "bright_black",
+    "quarantined": "magenta",
 }
-_TROUBLED: Final = ("lost", "silent", "gone", "online", "finished")
+_TROUBLED: Final = ("lost", "silent", "quarantined", "gone", "online", "finished")
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _SPARK: Final = 24
 _DIM: Final = "bright_black"

@@ -12,17 +12,26 @@ from contract.topics import Topics
 from sidestream.cli import build_parser
 
 COMMANDS = {
-    "agent predict": ["--backbone", "--file", "--json", "--state-dir"],
+    "agent generate": [
+        *("--backbone", "--max-tokens", "--seed", "--state-dir", "--stop", "--temperature"),
+        *("--top-k", "--top-p"),
+    ],
+    "agent predict": ["--backbone", "--file", "--json", "--pair", "--state-dir"],
     "agent run": None,
     "broker render": ["--out"],
     "broker run": ["--data-dir", "--host", "--kind", "--log-format", "--log-level", "--port"],
     "demo": [
         *("--alpha", "--broker", "--data", "--devices", "--eval", "--json", "--keep", "--label-column"),
-        *("--max-samples", "--method", "--metrics-port", "--seed", "--text-column", "--trace"),
+        *("--max-samples", "--method", "--metrics-port", "--seed", "--task", "--text-column"),
+        *("--text-pair-column", "--trace"),
     ],
     "metrics render": ["--out", "--target"],
     "trainer backup": ["--out", "--state-dir"],
-    "trainer export": ["--out", "--state-dir"],
+    "trainer export": ["--format", "--out", "--state-dir", "--tier"],
+    "trainer quarantine exclude": ["--state-dir"],
+    "trainer quarantine list": ["--json", "--state-dir"],
+    "trainer quarantine release": ["--state-dir"],
+    "trainer rebuild": ["--state-dir", "--without"],
     "trainer run": None,
     "trainer status": ["--json", "--state-dir"],
     "trainer verify": ["--state-dir", "--threads"],
@@ -103,4 +112,4 @@ def test_topics_are_these() -> None:
 
 
 def test_the_python_interface_is_this() -> None:
-    assert edge_agent.__all__ == ["Prediction", "Predictor", "load"]
+    assert edge_agent.__all__ == ["Prediction", "Predictor", "load", "load_tuned"]

@@ -5,7 +5,7 @@ import { Fleet } from "./fleet.js";
 import { bytes, capital, clock, figure, node, rate, span, whole } from "./format.js";
 import { Table } from "./table.js";
 
-const STATES = ["online", "finished", "silent", "lost", "gone"];
+const STATES = ["online", "finished", "silent", "lost", "quarantined", "gone"];
 const MOST_DOTS = 600;
 const by = (id) => document.getElementById(id);
 const fleet = new Fleet();
@@ -56,11 +56,11 @@ function showTiles(view) {
   const states = all.states ?? {};
   const known = Object.values(states).reduce((sum, count) => sum + count, 0);
   big("t-devices", whole(all.online ?? 0), `of ${whole(known)}`);
-  const troubled = (states.lost ?? 0) + (states.silent ?? 0);
-  say("t-devices-sub", troubled ? `${whole(states.lost ?? 0)} lost, ${whole(states.silent ?? 0)} silent` : `${whole(states.finished ?? 0)} finished`, `sub ${troubled ? "bad" : ""}`);
+  const troubled = ["lost", "silent", "quarantined"].filter((state) => states[state]);
+  say("t-devices-sub", troubled.length ? troubled.map((state) => `${whole(states[state])} ${state}`).join(", ") : `${whole(states.finished ?? 0)} finished`, `sub ${troubled.length ? "bad" : ""}`);
   say("t-quality-name", capital(view.measure));
   big("t-quality", figure(all.quality));
-  say("t-quality-sub", all.evaluation_samples ? `on ${whole(all.evaluation_samples)} held-out samples` : "nothing measured yet");
+  say("t-quality-sub", all.evaluation_samples ? `on ${whole(all.evaluation_samples)} held-out samples` : (all.online ? "nothing measured yet" : "no device is there to measure it"));
   big("t-loss", figure(all.loss));
   say("t-loss-sub", `${whole(trainer.backlog ?? 0)} records to learn`);
   const last = fleet.points.length - 1;

@@ -3,7 +3,7 @@
 import { bytes, capital, figure, node, span, whole } from "./format.js";
 
 const ROWS = 50;
-const STATES = ["online", "finished", "silent", "lost", "gone"];
+const STATES = ["online", "finished", "silent", "lost", "quarantined", "gone"];
 const order = new Intl.Collator("en", { numeric: true });
 
 const COLUMNS = [

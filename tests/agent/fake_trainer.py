@@ -24,6 +24,7 @@ from contract.messages import (
 )
 from contract.plan import FlowPlan, Plan, SideNetworkSpec, TierPlan, tap_layers
 from contract.side_network import SideNetwork
+from contract.signing import Scope, Signer
 from contract.tasks import Task
 from contract.topics import Topics
 from contract.wire import Message, pack, unpack
@@ -67,6 +68,8 @@ class FakeTrainer:
         self.plan = plan_for(backbone)
         self.topics = Topics(JOB)
         self.receipts = True
+        self.signer: Signer | None = None
+        """Signs plan and manifests, if there is one."""
         self.received: list[tuple[str, ActivationBatch]] = []
         """Every batch that arrived, repeats included, with its device."""
         self.journal: dict[tuple[str, int], ActivationBatch] = {}
@@ -101,8 +104,16 @@ class FakeTrainer:
     # --- what it says ------------------------------------------------------------------------------------
 
     def send(self, topic: str, message: Message | bytes, *, retain: bool = True) -> None:
-        payload = message if isinstance(message, bytes) else pack(message)
+        payload = message if isinstance(message, bytes) else self.written(message)
         self._transport.publish(topic, payload, retain=retain)
+
+    def written(self, message: Message) -> bytes:
+        """A message as it travels."""
+        if self.signer is not None and isinstance(message, Plan):
+            return self.signer.seal(message, Scope(kind="plan", job=JOB))
+        if self.signer is not None and isinstance(message, WeightsManifest):
+            return self.signer.seal(message, Scope(kind="weights", job=JOB, tier=TIER))
+        return pack(message)
 
     def publish_plan(self, **changes: Any) -> None:
         self.plan = msgspec.structs.replace(self.plan, **changes)
@@ -121,10 +132,13 @@ class FakeTrainer:
             for index in range(chunks)
         ]
         for index, part in enumerate(parts):
-            chunk = WeightsChunk(run=self.plan.run, version=version, index=index, data=part)
-            self.send(self.topics.weights_chunk(TIER, version, index), chunk)
+            self.publish_chunk(version, index, part)
         self.send(self.topics.weights(TIER), self.manifest(version, bundle, final=final, chunks=chunks))
         return bundle
+
+    def publish_chunk(self, version: int, index: int, data: bytes) -> None:
+        chunk = WeightsChunk(run=self.plan.run, version=version, index=index, data=data)
+        self.send(self.topics.weights_chunk(TIER, version, index), chunk)
 
     def bundle(self, version: int, *, favour: int = 0, **about: Any) -> bytes:
         tier = self.plan.tiers[TIER]

@@ -42,5 +42,5 @@ def test_the_drops_reach_telemetry_and_the_agents_metrics(tmp_path: Path) -> Non
     outbox.close()
     assert (told.messages_dropped, told.outbox_max_bytes) == (2, 5000)
     registry = CollectorRegistry()
-    DeviceExporter(AgentMetrics(registry)).update(told)
+    DeviceExporter(AgentMetrics(registry)).update(told, {})
     assert registry.get_sample_value("sidestream_agent_messages_dropped_total") == 2

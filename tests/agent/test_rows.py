@@ -21,7 +21,7 @@ ROWS = st.lists(st.tuples(TEXTS, TEXTS.filter(lambda text: bool(text.strip()))),
 
 def parse(data: bytes, kind: Format, cuts: Sequence[int] = ()) -> tuple[list[Row], RowParser]:
     """Feed ``data`` in the pieces that ``cuts`` make of it."""
-    parser = RowParser("x", kind, "text", "label")
+    parser = RowParser("x", kind, "text", "label", "text_pair")
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     rows = [row for start, end in itertools.pairwise(places) for row in parser.feed(data[start:end])]
     return [*rows, *parser.feed(b"", final=True)], parser
@@ -92,7 +92,11 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm() -> None:
         ("jsonl", b"{not json"),
         ("jsonl", b"[1, 2]"),
         ("jsonl", b'{"label": "on"}'),
-        ("jsonl", b'{"text": ["a"], "label": "on"}'),
+        ("jsonl", b'{"text": ["a", "b c"], "label": "on"}'),
+        ("jsonl", b'{"text": ["a", ""], "label": "on"}'),
+        ("jsonl", b'{"text": [["a"]], "label": "on"}'),
+        ("jsonl", b'{"text": "a", "label": [["b"]]}'),
+        ("jsonl", b'{"text": "a", "text_pair": {}, "label": "b"}'),
         ("jsonl", b'{"text": "a", "label": {"b": 1}}'),
         ("jsonl", b"\xff\xfe"),
         ("csv", b"too,many,fields"),
@@ -146,3 +150,21 @@ def test_an_unknown_column_is_an_error_that_names_the_columns_there_are(
     )
     with pytest.raises(DataError, match=wanted):
         list(parser.feed(b"text,label\na,b\n"))
+
+
+def test_a_list_of_words_is_a_text_and_a_list_of_labels_stays_one() -> None:
+    lines = b'{"tokens": ["Ada", "wrote"], "labels": ["PER", "O"]}\n{"tokens": ["so"], "labels": []}\n'
+    rows, parser = parse(lines, "jsonl")
+    assert rows == [Row("Ada wrote", '["PER", "O"]'), Row("so", "[]")] and parser.broken == 0
+
+
+def test_a_second_text_makes_a_pair_where_there_is_one() -> None:
+    rows, _ = parse(b"text,text_pair,label\na,b,on\nc,,off\n", "csv")
+    assert rows == [Row("a", "on", "b"), Row("c", "off", None)]
+    assert [row.input for row in rows] == [("a", "b"), "c"]
+
+
+def test_objects_without_labels_are_read_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    rows, parser = parse(b'{"text": "a"}\n{"text": "b", "label": "on"}\n', "jsonl")
+    assert rows == [Row("a", None), Row("b", "on")] and parser.broken == 0
+    assert "no 'label'" in caplog.text

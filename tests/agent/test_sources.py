@@ -49,10 +49,14 @@ def test_keys_do_not_depend_on_the_order_of_rows(rows: list[str], order: Any) ->
 
 
 def test_the_held_out_share_is_about_its_size_and_equal_texts_fall_together() -> None:
-    held = [is_held_out(f"text {number}", 0.1) for number in range(5000)]
+    held = [is_held_out(Row(f"text {number}", None), 0.1) for number in range(5000)]
     assert 400 < sum(held) < 600
-    assert held == [is_held_out(f"text {number}", 0.1) for number in range(5000)]
-    assert not any(is_held_out(f"text {number}", 0.0) for number in range(100))
+    assert held == [is_held_out(Row(f"text {number}", None), 0.1) for number in range(5000)]
+    assert not any(is_held_out(Row(f"text {number}", None), 0.0) for number in range(100))
+
+
+def one_name(label: str) -> tuple[str, ...]:
+    return (label,)
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -62,7 +66,7 @@ def test_a_file_is_read_once_and_its_labels_are_listed(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", ["one", "two"])
     jsonl(path, ["three"], label="off", mode="a")
     source = open_source(DataConfig(path=str(path)))
-    assert source.labels() == ("off", "on")
+    assert source.labels(one_name) == ("off", "on")
     assert texts_of(source) == ["one", "two", "three"] and source.ended
 
 
@@ -159,7 +163,7 @@ def test_the_format_may_be_given_where_the_name_does_not_tell(tmp_path: Path) ->
 
 def test_without_data_there_are_no_samples() -> None:
     source = open_source(DataConfig())
-    assert source.ended and texts_of(source) == [] and source.labels() == ()
+    assert source.ended and texts_of(source) == [] and source.labels(one_name) == ()
 
 
 # --- standard input --------------------------------------------------------------------------------------
@@ -192,11 +196,11 @@ def test_standard_input_is_read_as_it_comes_and_never_waited_for(pipe: tuple[int
 
 def test_labels_on_standard_input_are_listed_and_their_rows_still_read(pipe: tuple[int, int]) -> None:
     source = StreamSource(DataConfig(path="-"), descriptor=pipe[0])
-    assert source.labels() == ()
+    assert source.labels(one_name) == ()
     os.write(pipe[1], b"text,label\none,on\ntwo,off\n")
-    assert source.labels() == ("off", "on")
+    assert source.labels(one_name) == ("off", "on")
     os.write(pipe[1], b"three,dim\n")
-    assert source.labels() == ("dim", "off", "on")
+    assert source.labels(one_name) == ("dim", "off", "on")
     assert texts_of(source) == ["one", "two", "three"]
 
 

@@ -10,7 +10,7 @@ from contract.messages import ActivationBatch
 from contract.wire import unpack
 from edge_agent.backbone import Backbone
 from edge_agent.outbox import Outbox
-from edge_agent.samples import is_held_out
+from edge_agent.samples import Row, is_held_out
 from tests.agent.fake_trainer import JOB, TIER
 from tests.agent.fleet import sentence, write_samples
 
@@ -38,7 +38,7 @@ def test_killed_at_random_moments_every_sample_is_in_exactly_one_batch(
     for _ in range(2):
         live(state, data, bert.name, for_s=moments.uniform(0.0, 0.25))
     live(state, data, bert.name, for_s=None)
-    held = sum(is_held_out(sentence(number), 0.2) for number in range(SAMPLES))
+    held = sum(is_held_out(Row(sentence(number), None), 0.2) for number in range(SAMPLES))
     with Outbox(state, job=JOB, device="pi", tier=TIER, max_bytes=1) as outbox:
         waiting = outbox.pending(0, 10_000)
         counters = outbox.counters()

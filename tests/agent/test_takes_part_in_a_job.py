@@ -17,7 +17,7 @@ from contract.messages import ActivationBatch, refusal_digest
 from contract.plan import FlowPlan, Rung, labels_id
 from contract.tensors import Codec, decode
 from contract.wire import TARGET_MESSAGE_BYTES, pack, unpack
-from edge_agent import session
+from edge_agent import plan_inbox
 from edge_agent.backbone import Backbone, load_backbone
 from edge_agent.outbox import Outbox
 from tests.agent.fake_trainer import JOB, LABELS, TIER, FakeTrainer
@@ -115,7 +115,7 @@ def test_useless_samples_are_skipped_and_counted(
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
     told = trainer.telemetry["pi-1"]
     assert (told.samples_read, told.samples_skipped, told.samples_forwarded) == (6, 4, 2)
-    assert "label 'dim' are skipped" in caplog.text
+    assert "label 'dim' is not one of the job's 2 labels" in caplog.text
     assert trainer.rows() == 2
 
 
@@ -241,7 +241,7 @@ def test_births_deaths_and_wills_are_told(
         trainer.wait(lambda t: t.statuses and t.statuses[-1][1].fingerprint)
         online = trainer.statuses[-1][1]
         assert (online.state, online.depth, online.width) == ("online", 4, 32)
-        assert online.labels == ("off", "on") and online.fingerprint == bert.fingerprint
+        assert online.labels == () and online.fingerprint == bert.fingerprint  # the job has its labels
         broker.drop(agent.client_id)
         trainer.wait(lambda t: any(s.state == "offline" and s.reason == "lost" for _, s in t.statuses))
         trainer.wait(lambda t: t.statuses[-1][1].state == "online")
@@ -373,7 +373,7 @@ def test_a_tier_that_the_plan_does_not_know_is_told_with_those_it_does(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(session, "_TIER_WAIT_S", 0.3)
+    monkeypatch.setattr(plan_inbox, "_TIER_WAIT_S", 0.3)
     trainer.publish_plan(tiers={"pi5": trainer.plan.tiers[TIER]})
     with (
         Running(broker, bert, tmp_path) as agent,

@@ -99,7 +99,7 @@ def test_a_row_gone_wrong_is_found_and_spoils_no_other(policy: str) -> None:
     taps = taps_of([3, 3, 2])
     taps.activations[1, 1, :] = float("inf")
     sampled = sample_tokens(taps, parse_sampling(policy), is_decoder=False)
-    assert sampled.finite_rows().tolist() == [True, False, True]
+    assert sampled.usable_rows().tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("policy", ["pivot", "mean", "segments:2", "random:2"])

@@ -23,11 +23,11 @@ class Waiting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbone, name)
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, *args: Any, **options: Any) -> Any:
         self._passes += 1
         if self._passes == 2:
             self._trainer.wait(lambda trainer: len(trainer.received) == 1)
-        return self._backbone.forward(*args)
+        return self._backbone.forward(*args, **options)
 
 
 def test_the_next_batch_is_computed_while_the_last_one_is_sent_and_awaits_its_receipt(

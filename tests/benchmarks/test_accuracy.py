@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from benchmarks import narrow
 from benchmarks.accuracy import main
 from benchmarks.fleet import make_fleet
 from benchmarks.metered import Turns
 from benchmarks.result import Measured
 from benchmarks.rows import ROWS
 from benchmarks.table import accuracy_table, equal_accuracy, gaps
-from benchmarks.workload import Workload, parse_tiers
+from benchmarks.workload import Workload, parse_tiers, read_examples
+from edge_agent.backbone import load_backbone
 from sidestream.shards import Example
 
 
@@ -55,6 +58,32 @@ def test_devices_may_leave_and_join(arguments: list[str], tmp_path: Path) -> Non
 def test_every_tier_may_have_a_job_of_its_own(arguments: list[str], tmp_path: Path) -> None:
     found = _run(arguments, tmp_path, "--rows", "fleet-per-tier", "--seeds", "0")
     assert set(found["results"][0]["accuracy"]) == {"whole", "half"}
+
+
+def test_a_tier_may_have_a_backbone_of_another_width(arguments: list[str], tmp_path: Path) -> None:
+    """Made narrower without gradients or labels: what is left tells most of what the whole one does."""
+    whole, small = tmp_path / "backbone", tmp_path / "narrow"
+    made = ["--backbone", str(whole), "--texts", str(tmp_path / "train.jsonl"), "--heads", "3"]
+    assert narrow.main([*made, "--out", str(small)]) == 0
+    backbones = [load_backbone(str(one)) for one in (whole, small)]
+    assert [one.width for one in backbones] == [32, 24]
+    texts = [example.text for example in read_examples(str(tmp_path / "eval.jsonl"))]
+    taken = [one.forward(texts, [one.depth], 32) for one in backbones]
+    target, values = (one.values[0, one.mask] for one in taken)
+    values = torch.cat([values, torch.ones(len(values), 1)], dim=1)
+    left = target - values @ torch.linalg.lstsq(values, target).solution
+    assert left.square().sum() < 0.2 * (target - target.mean(dim=0)).square().sum()
+    other = ("--tiers", "whole:0,narrow:0", "--tier-backbone", f"narrow={small}")
+    found = _run(arguments, tmp_path, "--rows", "central,fleet", "--seeds", "0", *other)
+    for result in found["results"]:
+        assert min(result["accuracy"].values()) > 0.8, result
+
+
+def test_a_backbone_for_a_tier_that_is_none_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--tier-backbone", "narrow=/x"]) == 1
+    assert "'narrow' is none of the tiers whole, half" in capsys.readouterr().err
 
 
 def test_the_backbone_itself_is_tuned_for_comparison(arguments: list[str], tmp_path: Path) -> None:

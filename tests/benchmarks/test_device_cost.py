@@ -12,11 +12,13 @@ from benchmarks.shapes import random_backbone, random_texts
 from benchmarks.steps import STEPS, layers_on_device
 
 
+@pytest.mark.parametrize("shape", ["tiny", "tiny-projected"])
 @pytest.mark.parametrize("method", STEPS)
-def test_every_step_runs(method: str) -> None:
+def test_every_step_runs(method: str, shape: str) -> None:
+    """Also on a backbone like OPT-350M's, whose embeddings are narrower than its layers."""
     if method != "agent":
         pytest.importorskip("peft")
-    backbone = random_backbone("tiny", lambda depth: layers_on_device(method, depth))
+    backbone = random_backbone(shape, lambda depth: layers_on_device(method, depth))
     step = STEPS[method](backbone, 16)
     step.warm(["w1 w2"])
     traffic = step.run(random_texts(4, 16))

@@ -14,6 +14,7 @@ from typing import Any, Final, get_args
 
 import msgspec
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from contract.bundle import About, WeightsCodec, decode_bundle, encode_bundle
 from contract.messages import (
@@ -30,7 +31,9 @@ from contract.messages import (
     to_bin,
 )
 from contract.plan import FlowPlan, Plan, Rung, SideNetworkSpec, TierPlan
-from contract.tasks import write_tokens
+from contract.quality import Tally
+from contract.signing import Scope, Signer
+from contract.tasks import TargetForm, write_tokens
 from contract.tensors import Codec, Floats, Tensor, decode, encode
 from contract.wire import Message, pack
 
@@ -98,7 +101,7 @@ def plan(**changes: Any) -> Plan:
 
 EXAMPLES: Final[dict[str, Message]] = {
     **{f"batch of labels in {codec.value}": batch(codec) for codec in Codec},
-    "plan of a language model": plan(
+    "plan of a language model, unsigned": plan(
         task="causal-lm",
         labels=(),
         tiers={
@@ -111,7 +114,12 @@ EXAMPLES: Final[dict[str, Message]] = {
     "batch of tokens of a large vocabulary": batch(
         target_form="tokens", targets=write_tokens(np.arange(6) * 40_000, 256_000)
     ),
-    "plan with a fence and no heads": plan(fence=8),
+    "plan, unsigned": plan(fence=8),
+    "batch of label sets": batch(targets=bytes([0b101, 0, 0b10]), target_form=TargetForm.LABEL_SETS),
+    "batch of values": batch(targets=struct.pack("<3f", 1.5, -2.0, 0.0), target_form=TargetForm.VALUES),
+    "batch of token labels": batch(
+        sampling="all", targets=to_bin([0, 1, 2, 2, 1, 0], "<u2"), target_form=TargetForm.TOKEN_LABELS
+    ),
     "receipt with a fence": Receipt(stream=STREAM, upto=12, fence=8),
     "status online, one process": Status(
         state="online",
@@ -126,7 +134,7 @@ EXAMPLES: Final[dict[str, Message]] = {
     "status offline, one process": Status(
         state="offline", birth=3, stream=STREAM, reason="lost", instance="a1"
     ),
-    "telemetry with the outbox's cap": Telemetry(
+    "telemetry with a tally": Telemetry(
         stream=STREAM,
         samples_read=100,
         bytes_up=2**40,
@@ -135,12 +143,24 @@ EXAMPLES: Final[dict[str, Message]] = {
         finished=True,
         outbox_max_bytes=2**28,
         messages_dropped=3,
+        weights_refused=2,
+        tally=Tally(
+            units=20,
+            correct=10,
+            right=to_bin([6, 4], "<u4"),
+            answered=to_bin([12, 8], "<u4"),
+            actual=to_bin([10, 10], "<u4"),
+        ),
     ),
-    "telemetry of a newborn with nothing dropped": Telemetry(stream=STREAM),
-    "manifest, inline": WeightsManifest(
+    "telemetry of a regression": Telemetry(
+        stream=STREAM, tally=Tally(units=2, moments=(3.0, 4.0, 5.0, 10.0, 7.0, 1.0))
+    ),
+    "telemetry of a language model": Telemetry(stream=STREAM, tally=Tally(units=3, correct=1, nll=5.5)),
+    "telemetry of a newborn without a tally": Telemetry(stream=STREAM),
+    "manifest, inline, unsigned": WeightsManifest(
         run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=3, bundle=b"\x00\xff\x80"
     ),
-    "manifest of chunks": WeightsManifest(
+    "manifest of chunks, unsigned": WeightsManifest(
         run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=900_000, chunks=4
     ),
     "chunk": WeightsChunk(run=STREAM, version=9, index=3, data=b"\x00\x01"),
@@ -153,6 +173,13 @@ EXAMPLES: Final[dict[str, Message]] = {
 }
 
 KINDS: Final[dict[str, type[Message]]] = {type(one).__name__: type(one) for one in EXAMPLES.values()}
+
+SIGNER: Final = Signer(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+SIGNED: Final[dict[str, tuple[Message, str]]] = {
+    "plan": (plan(fence=8, keys=(SIGNER.public,)), ""),
+    "weights": (EXAMPLES["manifest, inline, unsigned"], "full"),
+}
+"""What is signed, by kind, with its tier."""
 
 SHAPES: Final = ((1,), (2, 3), (5, 13), (2, 2, 16), (1, 2, 3, 43))
 
@@ -204,6 +231,18 @@ def _bundle_vector(codec: WeightsCodec) -> dict[str, Any]:
     }
 
 
+def _signed_vector(kind: str) -> dict[str, Any]:
+    message, tier = SIGNED[kind]
+    sealed = SIGNER.seal(message, Scope(kind=kind, job="assist", tier=tier))
+    return {
+        "name": kind,
+        "type": type(message).__name__,
+        "tier": tier,
+        "public_key": SIGNER.public.hex(),
+        "hex": sealed.hex(),
+    }
+
+
 def load(file: str) -> list[dict[str, Any]]:
     """The vectors of one file."""
     path = GOLDEN / file
@@ -223,4 +262,5 @@ def _append(file: str, vectors: list[dict[str, Any]]) -> None:
 if __name__ == "__main__":
     _append("codecs.json", [_codec_vector(codec, shape) for codec in Codec for shape in SHAPES])
     _append("bundles.json", [_bundle_vector(codec) for codec in get_args(WeightsCodec)])
+    _append("signed.json", [_signed_vector(kind) for kind in SIGNED])
     _append("messages.json", [_message_vector(name, message) for name, message in EXAMPLES.items()])

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from contract.bundle import About, WeightsCodec, decode_bundle
+from contract.signing import Scope, open_sealed
 from contract.tensors import Codec, Tensor, decode, encode
 from contract.wire import pack, unpack
-from tests.contract.examples import KINDS, load
+from tests.contract.examples import KINDS, SIGNER, load
 
 CODECS = load("codecs.json")
 MESSAGES = load("messages.json")
 BUNDLES = load("bundles.json")
+SIGNED = load("signed.json")
 
 
 def _named(vectors: list[dict[str, Any]]) -> pytest.MarkDecorator:
@@ -67,6 +69,14 @@ def test_another_msgpack_library_reads_the_same(vector: dict[str, Any]) -> None:
     body = msgpack.unpackb(bytes.fromhex(vector["hex"]))
     assert body.pop("v") == 1
     assert msgspec.to_builtins(body) == vector["value"]
+
+
+@_named(SIGNED)
+def test_what_was_signed_once_is_read_and_believed_for_ever(vector: dict[str, Any]) -> None:
+    sealed, kind = bytes.fromhex(vector["hex"]), KINDS[vector["type"]]
+    scope = Scope(kind=vector["name"], job="assist", tier=vector["tier"])
+    message = open_sealed(kind, sealed, scope, [bytes.fromhex(vector["public_key"])])
+    assert SIGNER.seal(message, scope) == sealed
 
 
 def test_every_codec_of_weights_has_a_vector() -> None:

@@ -86,19 +86,19 @@ def test_a_refusal_names_a_batch_by_its_content_but_for_the_floor() -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("manifest, inline", {"bundle": b"\x00\xff"}),
-        ("manifest, inline", {"bundle": b""}),
-        ("manifest, inline", {"chunks": 2}),
-        ("manifest of chunks", {"chunks": 0}),
-        ("manifest of chunks", {"run": "1"}),
+        ("manifest, inline, unsigned", {"bundle": b"\x00\xff"}),
+        ("manifest, inline, unsigned", {"bundle": b""}),
+        ("manifest, inline, unsigned", {"chunks": 2}),
+        ("manifest of chunks, unsigned", {"chunks": 0}),
+        ("manifest of chunks, unsigned", {"run": "1"}),
         ("chunk", {"run": STREAM[:-1]}),
         ("trainer status with a fence", {"run": ""}),
         ("receipt with a fence", {"stream": STREAM + "0"}),
         ("status online, one process", {"labels": ("on", "on")}),
         ("status online, one process", {"labels": ("",)}),
         ("status online, one process", {"labels": ("x" * 129,)}),
-        ("telemetry with the outbox's cap", {"accuracy": float("nan")}),
-        ("telemetry with the outbox's cap", {"temperature_celsius": float("inf")}),
+        ("telemetry with a tally", {"accuracy": float("nan")}),
+        ("telemetry with a tally", {"temperature_celsius": float("inf")}),
     ],
 )
 def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[str, Any]) -> None:
@@ -109,15 +109,15 @@ def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[s
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("telemetry with the outbox's cap", {"accuracy": 1.5}),
-        ("telemetry with the outbox's cap", {"forward_seconds": -1.0}),
-        ("telemetry with the outbox's cap", {"bytes_up": 2**63}),
+        ("telemetry with a tally", {"accuracy": 1.5}),
+        ("telemetry with a tally", {"forward_seconds": -1.0}),
+        ("telemetry with a tally", {"bytes_up": 2**63}),
         ("status online, one process", {"state": "asleep"}),
         ("status online, one process", {"width": 65537}),
         ("status online, one process", {"labels": [f"l{n}" for n in range(1025)]}),
         ("flow", {"window": 0}),
         ("chunk", {"index": -1}),
-        ("manifest, inline", {"bundle_bytes": 0}),
+        ("manifest, inline, unsigned", {"bundle_bytes": 0}),
         ("rejection", {"reason": "x" * 513}),
     ],
 )

@@ -104,7 +104,7 @@ def test_a_plan_that_no_job_may_have_is_refused(changes: dict[str, Any]) -> None
         (("flow", "retry_s"), 0.0),
         (("flow", "retry_s"), float("nan")),
         (("flow", "retry_s"), float("inf")),
-        (("task",), "regression"),
+        (("task",), "haruspicy"),
     ],
 )
 def test_a_value_outside_its_bounds_is_refused_on_arrival(path: tuple[str, ...], value: Any) -> None:

@@ -173,3 +173,17 @@ def test_a_device_that_never_measured_has_no_quality_series() -> None:
     crowd.update()
     text = generate_latest(registry).decode()
     assert "sidestream_one_device_quality{" not in text and "sidestream_one_device_online{" in text
+
+
+def test_a_device_in_quarantine_is_shown_so_whatever_it_is_up_to() -> None:
+    crowd = Crowd(3)
+    crowd.update()
+    seen = crowd.board.view()
+    crowd.board.update(
+        crowd.fleet, crowd.fleet.summaries(0.0), TrainerView(), now=0.0, unix_s=T0, held="d1".__eq__
+    )
+    news = _news(crowd.board, seen)
+    assert [(device.name, device.state, device.online) for device in news.devices] == [
+        ("d1", "quarantined", True)
+    ]
+    assert news.tiers[0].states == {"quarantined": 1}

@@ -53,10 +53,12 @@ TRAINER = {
     "sidestream_learner_backlog_records": (),
     "sidestream_journal_bytes": (),
     "sidestream_device_accuracy_ratio": ("tier",),
+    "sidestream_device_quality": ("tier", "measure"),
     "sidestream_device_evaluation_samples": ("tier",),
     "sidestream_device_weights_lag_records": ("tier",),
     "sidestream_device_weights_lag_seconds": ("tier",),
     "sidestream_devices_online": ("tier",),
+    "sidestream_devices_quarantined": (),
     "sidestream_devices_known": ("tier",),
     "sidestream_devices_finished": ("tier",),
     "sidestream_devices_lost": ("tier",),
@@ -76,6 +78,7 @@ TRAINER = {
     "sidestream_device_sent_bytes_total": ("tier",),
     "sidestream_device_received_bytes_total": ("tier",),
     "sidestream_device_messages_dropped_total": ("tier",),
+    "sidestream_device_weights_refused_total": ("tier",),
     "sidestream_device_forward_seconds_total": ("tier",),
 }
 BROKER = (
@@ -109,7 +112,6 @@ AGENT = (
     "sidestream_agent_receipt_seconds",
     "sidestream_agent_evaluation_seconds",
     "sidestream_agent_weights_adopted_total",
-    "sidestream_agent_weights_refused_total",
     "sidestream_agent_broker_reconnects_total",
     "sidestream_agent_broker_connected",
     "sidestream_agent_plan_revision",
@@ -117,6 +119,7 @@ AGENT = (
     "sidestream_agent_outbox_bytes",
     "sidestream_agent_weights_version",
     "sidestream_agent_accuracy_ratio",
+    "sidestream_agent_quality",
     "sidestream_agent_evaluation_samples",
     "sidestream_agent_temperature_celsius",
     "sidestream_agent_finished",
@@ -131,6 +134,7 @@ AGENT = (
     "sidestream_agent_sent_bytes_total",
     "sidestream_agent_received_bytes_total",
     "sidestream_agent_messages_dropped_total",
+    "sidestream_agent_weights_refused_total",
     "sidestream_agent_forward_seconds_total",
 )
 
@@ -243,7 +247,7 @@ def test_labels_come_from_closed_sets_only() -> None:
 def test_every_counter_of_telemetry_is_shown_and_summed() -> None:
     last_words = {"outbox_batches", "outbox_bytes", "rss_bytes", "peak_rss_bytes", "temperature_celsius"}
     last_words |= {"stream", "weights_version", "accuracy", "evaluation_samples", "finished"}
-    last_words |= {"outbox_max_bytes"}
+    last_words |= {"outbox_max_bytes", "tally"}
     counters = {field.name for field in msgspec.structs.fields(Telemetry)} - last_words
     assert counters == set(DEVICE_COUNTERS) == set(COUNTERS)
 

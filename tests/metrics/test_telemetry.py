@@ -118,7 +118,7 @@ def test_an_agent_shows_its_own_telemetry() -> None:
         stream=A, samples_read=20, forward_seconds=1.5, accuracy=0.5, weights_version=7, finished=True
     )
     for _ in range(2):
-        exporter.update(told)
+        exporter.update(told, {})
     assert _value(registry, "agent_samples_read_total", None) == 20
     assert _value(registry, "agent_forward_seconds_total", None) == 1.5
     assert _value(registry, "agent_accuracy_ratio", None) == 0.5

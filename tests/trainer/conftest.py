@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from broker_config.inprocess import InProcessBroker
 from contract.messages import ActivationBatch, Status, to_bin
 from contract.plan import Plan, labels_id
 from contract.tensors import Codec, encode
@@ -129,6 +130,12 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     opened = Journal(tmp_path / FILE_NAME)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def broker() -> Iterator[InProcessBroker]:
+    with InProcessBroker() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,7 @@ class LmDevice(conftest.FakeDevice):
             stream=self.stream,
             sequence=self.sequence,
             floor=1,
-            fingerprint="lm",
+            fingerprint=plan.tiers[self.tier].fingerprint,
             labels_id=labels_id(()),
             taps=taps,
             sampling="all",

@@ -114,12 +114,6 @@ def trainer(
         raise failures[0]
 
 
-@pytest.fixture
-def broker() -> Iterator[InProcessBroker]:
-    with InProcessBroker() as running:
-        yield running
-
-
 def born(listener: Listener, fleet: list[FakeDevice], labels: tuple[str, ...] = ()) -> Plan:
     for device in fleet:
         birth = pack(device.birth(labels=labels))

@@ -15,13 +15,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from broker_config.embedded import EmbeddedBroker, find_mosquitto
 from broker_config.inprocess import InProcessBroker
+from broker_config.settings import BrokerSettings
 from broker_config.transport import Received, Transport, Will
 from contract.messages import TrainerStatus
 from host.trace import Trace
 from metrics.board import Board
 from metrics.broker_figures import BrokerFigures
-from metrics.catalogue import TrainerMetrics, total
+from metrics.catalogue import BROKER_FIGURES, TrainerMetrics, total
 from metrics.fleet import Fleet
 from metrics.view import FleetView
 from side_trainer.config import TrainerConfig
@@ -31,28 +33,23 @@ from side_trainer.ingest import Ingest
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.retained import Retained
+from side_trainer.seal import Seal
 from side_trainer.standing import Standing
-from side_trainer.trainer import run_trainer
+from side_trainer.trainer import connect_mqtt, run_trainer
 from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, send, until
 
 
-@pytest.fixture
-def broker() -> Iterator[InProcessBroker]:
-    with InProcessBroker() as running:
-        yield running
-
-
 @contextmanager
-def watched(broker: InProcessBroker, settings: TrainerConfig) -> Iterator[str]:
+def watched(broker: InProcessBroker | None, settings: TrainerConfig) -> Iterator[str]:
     """A running trainer; yields its metrics' URL, or its page's where it has one."""
     stop, urls = threading.Event(), queue.SimpleQueue[str]()
 
     def started(metrics_url: str, page_url: str) -> None:
         urls.put(page_url or metrics_url)
 
-    def connect(_config: TrainerConfig, client_id: str, will: Will) -> Transport:
-        return broker.transport(client_id, will=will)
+    def connect(config: TrainerConfig, client_id: str, will: Will) -> Transport:
+        return broker.transport(client_id, will=will) if broker else connect_mqtt(config, client_id, will)
 
     thread = threading.Thread(
         target=run_trainer, args=(settings, stop), kwargs={"connect": connect, "started": started}
@@ -90,6 +87,17 @@ def test_the_brokers_own_figures_and_single_devices_are_in_the_scrape(
         until(lambda: scrape(url).get("sidestream_broker_publishes_dropped_total{}") == 12, "the figure")
 
 
+@pytest.mark.mosquitto
+@pytest.mark.skipif(find_mosquitto() is None, reason="there is no mosquitto binary")
+def test_a_real_mosquitto_has_every_one_of_the_figures(tmp_path: Path) -> None:
+    with EmbeddedBroker(data_dir=tmp_path / "broker", kind="mosquitto") as broker:
+        settings = config(tmp_path / "trainer", metrics_port=0, broker=BrokerSettings(url=broker.url))
+        with watched(None, settings) as url:
+            names = {f"{metric.name}{{}}" for metric in BROKER_FIGURES.values()}
+            until(lambda: names <= scrape(url).keys(), "the broker has published them all")
+            until(lambda: scrape(url)["sidestream_broker_clients_connected{}"] >= 1, "and goes on to")
+
+
 def test_a_device_whose_status_is_cleared_is_forgotten(broker: InProcessBroker, tmp_path: Path) -> None:
     with watched(broker, config(tmp_path, metrics_port=0)) as url:
         listener, fleet = Listener(broker.transport("watch")), devices()
@@ -117,6 +125,7 @@ def test_messages_that_find_the_inbox_full_are_counted_in_the_metrics(
         board=Board("colours", unix_s=0.0),
         broker_figures=BrokerFigures(),
         retained=Retained(),
+        seal=Seal("colours"),
         status=lambda: TrainerStatus(state="online", run=journal.run, epoch=1),
         learner_woken=lambda connected: None,
         trace=Trace(),

@@ -1,0 +1,168 @@
+"""The plan as it comes: whether it may be believed, whether work can go on under it, what it lacks for us.
+
+Belongs to one thread, but for :attr:`PlanInbox.plan` and :meth:`PlanInbox.check_backbone`.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from contract.errors import BackboneError, ConfigError, UntrustedError
+from contract.plan import Plan, TierPlan
+from edge_agent.outbox import Outbox
+from edge_agent.trust import Trust
+
+if TYPE_CHECKING:
+    from edge_agent.backbone import Backbone  # at run time it brings transformers, and those are slow
+
+_WAITING_S = 10.0  # how often it says what it waits for
+_TIER_WAIT_S = 30.0  # a plan without our tier may be about to change
+log = logging.getLogger(__name__)
+
+
+class Verdict(enum.Enum):
+    """What a plan that came means."""
+
+    UNTRUSTED = "not adopted"
+    IGNORED = "ignored"
+    IN_FORCE = "in force"
+    START_OVER = "start over"
+
+
+class PlanInbox:
+    """Hears of plans.
+
+    Args:
+        job: The job's name.
+        tier: The device's tier.
+        outbox: Told which journal it sends to.
+        trust: Says whose plans are believed.
+    """
+
+    def __init__(self, job: str, tier: str, outbox: Outbox, trust: Trust) -> None:
+        self.plan: Plan | None = None
+        """The plan in force."""
+        self._job = job
+        self._tier = tier
+        self._outbox = outbox
+        self._trust = trust
+        self._fence = 0  # the highest of a trainer's that was seen
+        self._refused = ""
+        self._waiting_s = time.monotonic()
+        self._missing_s: float | None = None
+
+    @property
+    def tier(self) -> TierPlan | None:
+        """What the plan says of our tier."""
+        return self.plan.tiers.get(self._tier) if self.plan is not None else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the plan in force lets our tier compute."""
+        return self.plan is not None and self.plan.ready_for(self._tier)
+
+    def is_deposed(self, fence: int) -> bool:
+        """Whether it is the fence of a trainer that another one has taken over from."""
+        return fence < self._fence
+
+    def on_plan(self, payload: bytes, *, working: bool) -> Verdict:
+        """A plan came.
+
+        Args:
+            payload: As it was received.
+            working: Whether a plan that was ready for our tier was acted on; it then has to stay as it is.
+
+        Raises:
+            DecodeError: it is none.
+        """
+        try:
+            plan = self._trust.open_plan(payload)
+        except UntrustedError as exc:
+            self._refuse(str(exc))
+            return Verdict.UNTRUSTED
+        before = self.plan
+        if plan.job != self._job or (
+            before is not None and before.run == plan.run and plan.revision < before.revision
+        ):
+            log.error("ignored a plan of job %r, revision %d", plan.job, plan.revision)
+            return Verdict.IGNORED
+        if self.is_deposed(plan.fence):
+            log.error("ignored a plan of a trainer that another one has taken over from")
+            return Verdict.IGNORED
+        self._fence, self._refused = plan.fence, ""
+        self._trust.adopted_plan(plan)
+        if before is not None and self._essence(before, working) != self._essence(plan, working):
+            log.info("the job's plan has changed: starting over with it")
+            return Verdict.START_OVER
+        if before is None and self._outbox.begin_run(plan.run):
+            log.warning("the trainer has started a new journal: all samples are computed for it anew")
+            return Verdict.START_OVER
+        self.plan = plan
+        return Verdict.IN_FORCE
+
+    def check_tier(self, now: float, *, working: bool, labels_known: bool) -> None:
+        """Say what is being waited for, and give up on a plan that does not know our tier.
+
+        Raises:
+            ConfigError: our tier is not in the plan, and has not been for a while.
+        """
+        if not working and now - self._waiting_s > _WAITING_S:
+            self._waiting_s = now
+            log.info("waiting %s", self._waits_for(labels_known))
+        if self.plan is None or self.tier is not None:
+            self._missing_s = None
+            return
+        message = f"{self._tier!r} is no tier of the job; its plan has: {', '.join(sorted(self.plan.tiers))}"
+        if self._missing_s is None:
+            self._missing_s = now
+            log.error("tier: %s (waiting %.0f s for another plan)", message, _TIER_WAIT_S)
+        elif now - self._missing_s > _TIER_WAIT_S:
+            raise ConfigError("tier", message)
+
+    def check_backbone(self, backbone: Backbone | None) -> None:
+        """Refuse to work with a backbone that is not the job's.
+
+        Raises:
+            BackboneError: it has other weights, or another shape.
+        """
+        wanted = self.tier
+        if backbone is None or wanted is None:
+            return
+        if wanted.fingerprint:
+            backbone.check(wanted.fingerprint)
+        if wanted.settled and (wanted.depth, wanted.width) != (backbone.depth, backbone.width):
+            raise BackboneError(
+                f"{backbone.name} has {backbone.depth} layers of width {backbone.width}, the plan's tier "
+                f"{self._tier!r} has {wanted.depth} of {wanted.width}"
+            )
+
+    def _waits_for(self, labels_known: bool) -> str:
+        if self.plan is None:
+            trouble = f"one came, but {self._refused}" if self._refused else "is its trainer running?"
+            return f"for the plan of job {self._job!r}: {trouble}"
+        what = "the labels" if self.plan.lacks_labels else "the tier"
+        hint = (
+            ""
+            if not self.plan.lacks_labels or labels_known
+            else (
+                "; none are in this device's data yet: other devices may bring some, or the trainer's "
+                "settings give them"
+            )
+        )
+        return f"until the trainer has settled {what} of job {self._job!r}{hint}"
+
+    def _refuse(self, why: str) -> None:
+        """Say it once; a stranger who can publish may send many."""
+        if why != self._refused:
+            log.error("a plan is not adopted: %s", why)
+        self._refused = why
+
+    def _essence(self, plan: Plan, working: bool) -> object:
+        """What no session outlives a change of."""
+        tier = plan.tiers.get(self._tier)
+        if working:
+            return (plan.run, tier, plan.task, plan.labels, plan.side_network)
+        return (plan.run, tier and (tier.backbone, tier.layers, tier.precision))

@@ -1,0 +1,81 @@
+"""Puts the trainer's signature under plan and weights, where it has a key."""
+
+from __future__ import annotations
+
+import logging
+import stat
+from pathlib import Path
+
+import msgspec
+
+from contract.errors import ConfigError
+from contract.messages import WeightsManifest
+from contract.plan import Plan
+from contract.signing import Scope, Signer, key_id, read_public_keys
+from contract.wire import pack
+from side_trainer.config import SigningConfig
+
+_log = logging.getLogger(__name__)
+
+
+class Seal:
+    """Encodes what devices adopt, signed or not.
+
+    Args:
+        job: The job's name.
+        signer: The key; None signs nothing.
+        keys: Public keys that devices may trust from now on; that of ``signer`` is always among them.
+    """
+
+    def __init__(self, job: str, signer: Signer | None = None, keys: tuple[bytes, ...] = ()) -> None:
+        self._job = job
+        self._signer = signer
+        self._keys = () if signer is None else tuple(dict.fromkeys((signer.public, *keys)))
+
+    def plan(self, plan: Plan) -> bytes:
+        """A plan as it travels."""
+        if self._signer is None:
+            return pack(plan)
+        plan = msgspec.structs.replace(plan, keys=self._keys)
+        return self._signer.seal(plan, Scope(kind="plan", job=self._job))
+
+    def manifest(self, manifest: WeightsManifest, tier: str) -> bytes:
+        """A manifest as it travels to one tier."""
+        if self._signer is None:
+            return pack(manifest)
+        return self._signer.seal(manifest, Scope(kind="weights", job=self._job, tier=tier))
+
+
+def open_seal(job: str, config: SigningConfig) -> Seal:
+    """Read the keys that the settings name.
+
+    Raises:
+        ConfigError: a file cannot be read, holds no such key, or lets others read the private one.
+    """
+    if not config.key_file:
+        if config.public_keys_file:
+            raise ConfigError("signing.key_file", "is empty, but public_keys_file is given; name both")
+        return Seal(job)
+    path = Path(config.key_file).expanduser()
+    pem = _read(path, "signing.key_file")
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise ConfigError("signing.key_file", f"others than its owner can read {path}; run chmod 600 {path}")
+    signer = Signer.from_pem(pem, "signing.key_file")
+    keys: tuple[bytes, ...] = ()
+    if config.public_keys_file:
+        path = Path(config.public_keys_file).expanduser()
+        keys = read_public_keys(_read(path, "signing.public_keys_file"), "signing.public_keys_file")
+        if signer.public not in keys:
+            raise ConfigError(
+                "signing.public_keys_file",
+                f"does not hold key {key_id(signer.public)}, that of key_file: devices would adopt nothing",
+            )
+    _log.info("plan and weights are signed with key %s", key_id(signer.public))
+    return Seal(job, signer, keys)
+
+
+def _read(path: Path, field: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise ConfigError(field, f"{path} cannot be read: {exc.strerror or exc}") from exc

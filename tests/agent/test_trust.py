@@ -1,0 +1,229 @@
+"""A device that was given a key adopts nothing but what is signed with it, nothing older than it has had."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from broker_config.inprocess import InProcessBroker
+from contract.errors import ConfigError, StateError, UntrustedError
+from contract.messages import WeightsManifest
+from contract.signing import Scope, Signer, public_pem
+from contract.wire import pack
+from edge_agent.adopted import load_adopted
+from edge_agent.backbone import Backbone
+from edge_agent.trust import Trust
+from tests.agent.fake_trainer import JOB, RUN, TIER, FakeTrainer
+from tests.agent.fleet import Running
+
+OLD, NEW, STRANGER = Signer.new(), Signer.new(), Signer.new()
+OTHER_RUN = "cd" * 16
+PLAN_SCOPE = Scope(kind="plan", job=JOB)
+WEIGHTS_SCOPE = Scope(kind="weights", job=JOB, tier=TIER)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> str:
+    path = tmp_path / "keys.pem"
+    path.write_bytes(public_pem(OLD.public))
+    return str(path)
+
+
+def in_use(tmp_path: Path) -> int:
+    kept = load_adopted(tmp_path / "state-pi-1")
+    return kept.adopted.version if kept is not None else 0
+
+
+def refusals(trainer: FakeTrainer, count: int) -> bool:
+    return trainer.telemetry["pi-1"].weights_refused == count
+
+
+def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_signed_plan_and_weights_are_adopted_whole_and_in_parts(
+    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path, keys: str
+) -> None:
+    trainer.signer = OLD
+    trainer.publish_plan()
+    with Running(broker, bert, tmp_path, trusted_keys_file=keys):
+        trainer.publish_weights(3)
+        until(lambda: in_use(tmp_path) == 3)
+        trainer.publish_weights(4, chunks=3, final=True)
+        until(lambda: in_use(tmp_path) == 4)
+
+
+def test_weights_unsigned_altered_of_a_stranger_for_another_or_cut_short_are_not_adopted(
+    broker: InProcessBroker,
+    trainer: FakeTrainer,
+    bert: Backbone,
+    tmp_path: Path,
+    keys: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    trainer.signer = OLD
+    trainer.publish_plan()
+    with Running(broker, bert, tmp_path, trusted_keys_file=keys):
+        trainer.publish_weights(5)
+        until(lambda: in_use(tmp_path) == 5)
+        manifest = trainer.manifest(9, trainer.bundle(9))
+        signed = OLD.seal(manifest, WEIGHTS_SCOPE)
+        chunked = trainer.manifest(9, trainer.bundle(9), chunks=1)
+        bad = [
+            pack(manifest),
+            STRANGER.seal(manifest, WEIGHTS_SCOPE),
+            signed.replace(b"head.bias", b"head.bIas"),
+            signed[:-1],
+            OLD.seal(manifest, Scope(kind="weights", job="other", tier=TIER)),
+            OLD.seal(manifest, Scope(kind="weights", job=JOB, tier="pi5")),
+            OLD.seal(manifest, PLAN_SCOPE),
+        ]
+        for count, payload in enumerate(bad, start=1):
+            trainer.send(trainer.topics.weights(TIER), payload)
+            trainer.wait(partial(refusals, count=count))
+        assert caplog.text.count("weights are not adopted") == len(bad)
+        # A manifest that is signed, and a chunk that is not the one it names.
+        trainer.send(trainer.topics.weights(TIER), chunked)
+        part = bytearray(trainer.bundle(9))
+        part[-1] ^= 1
+        trainer.publish_chunk(9, 0, bytes(part))
+        until(lambda: "version 9 refused" in caplog.text)
+        assert in_use(tmp_path) == 5
+        trainer.publish_weights(6)
+        until(lambda: in_use(tmp_path) == 6)
+
+
+def test_a_plan_that_is_not_signed_is_not_worked_by_and_the_log_says_why(
+    broker: InProcessBroker,
+    trainer: FakeTrainer,
+    bert: Backbone,
+    tmp_path: Path,
+    keys: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trainer.publish_plan()
+    with Running(broker, bert, tmp_path, trusted_keys_file=keys) as agent:
+        until(lambda: "a plan is not adopted: it is not signed" in caplog.text)
+        assert not agent.asked
+        trainer.signer = STRANGER
+        trainer.publish_plan(revision=2)
+        until(lambda: "which this device does not trust" in caplog.text)
+        assert not agent.asked
+        trainer.signer = OLD
+        trainer.publish_plan(revision=3)
+        until(lambda: agent.asked)
+
+
+def test_a_device_without_a_key_takes_part_in_a_signed_job(
+    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+) -> None:
+    trainer.signer = OLD
+    trainer.publish_plan()
+    with Running(broker, bert, tmp_path):
+        trainer.publish_weights(3)
+        until(lambda: in_use(tmp_path) == 3)
+
+
+# --- older, across restarts ------------------------------------------------------------------------------
+
+
+def trust(folder: Path, *given: bytes) -> Trust:
+    return Trust(folder, job=JOB, tier=TIER, given=given or (OLD.public,))
+
+
+def sealed_plan(trainer: FakeTrainer, signer: Signer = OLD, **changes: object) -> bytes:
+    return signer.seal(msgspec.structs.replace(trainer.plan, **changes), PLAN_SCOPE)
+
+
+def sealed_weights(run: str, version: int) -> bytes:
+    manifest = WeightsManifest(
+        run=run, version=version, state_digest="a", bundle_digest="b", bundle_bytes=1, bundle=b"x"
+    )
+    return OLD.seal(manifest, WEIGHTS_SCOPE)
+
+
+def test_an_older_plan_is_refused_after_a_restart_too(trainer: FakeTrainer, tmp_path: Path) -> None:
+    device = trust(tmp_path)
+    device.adopted_plan(device.open_plan(sealed_plan(trainer, fence=100, revision=7)))
+    for again in (device, trust(tmp_path)):
+        again.open_plan(sealed_plan(trainer, fence=100, revision=7))
+        for fence, revision in ((100, 6), (99, 8)):
+            with pytest.raises(UntrustedError, match="older"):
+                again.open_plan(sealed_plan(trainer, fence=fence, revision=revision))
+
+
+def test_a_new_journal_starts_over_and_what_the_one_before_published_stays_refused(
+    trainer: FakeTrainer, tmp_path: Path
+) -> None:
+    device = trust(tmp_path)
+    before = sealed_plan(trainer, fence=100, revision=7)
+    device.adopted_plan(device.open_plan(before))
+    device.adopted_weights(RUN, 900)
+    anew = sealed_plan(trainer, fence=101, revision=1, run=OTHER_RUN)
+    device.adopted_plan(device.open_plan(anew))
+    device.open_manifest(sealed_weights(OTHER_RUN, 1))
+    device.adopted_weights(OTHER_RUN, 1)
+    with pytest.raises(UntrustedError, match="older"):
+        trust(tmp_path).open_plan(before)
+
+
+def test_older_weights_are_refused_though_the_adopted_ones_were_lost(tmp_path: Path) -> None:
+    trust(tmp_path).adopted_weights(RUN, 40)
+    again = trust(tmp_path)
+    with pytest.raises(UntrustedError, match="version 39 is older than 40"):
+        again.open_manifest(sealed_weights(RUN, 39))
+    assert again.open_manifest(sealed_weights(RUN, 40)).version == 40
+
+
+# --- keys change -----------------------------------------------------------------------------------------
+
+
+def test_a_new_key_is_learnt_from_a_plan_of_the_old_one_and_both_are_good_until_the_old_one_is_dropped(
+    trainer: FakeTrainer, tmp_path: Path
+) -> None:
+    both = (OLD.public, NEW.public)
+    device = trust(tmp_path)
+    with pytest.raises(UntrustedError):
+        device.open_plan(sealed_plan(trainer, NEW, fence=9))
+    device.adopted_plan(device.open_plan(sealed_plan(trainer, OLD, fence=1, keys=both)))
+    for signer in (NEW, OLD):
+        again = trust(tmp_path)
+        again.adopted_plan(again.open_plan(sealed_plan(trainer, signer, fence=2, keys=both)))
+    device = trust(tmp_path)
+    device.adopted_plan(device.open_plan(sealed_plan(trainer, NEW, fence=3, keys=(NEW.public,))))
+    with pytest.raises(UntrustedError):
+        trust(tmp_path).open_plan(sealed_plan(trainer, OLD, fence=4, keys=both))
+
+
+def test_other_keys_in_the_settings_take_the_place_of_those_that_were_learnt(
+    trainer: FakeTrainer, tmp_path: Path
+) -> None:
+    device = trust(tmp_path)
+    device.adopted_plan(device.open_plan(sealed_plan(trainer, OLD, fence=1, keys=(NEW.public,))))
+    assert trust(tmp_path).keys == (NEW.public,)
+    assert trust(tmp_path, STRANGER.public).keys == (STRANGER.public,)
+
+
+def test_settings_and_state_that_cannot_be_read_are_named(
+    broker: InProcessBroker, bert: Backbone, tmp_path: Path, keys: str
+) -> None:
+    for file in (tmp_path / "missing.pem", tmp_path):
+        with (
+            pytest.raises(ConfigError, match="trusted_keys_file"),
+            Running(broker, bert, tmp_path, trusted_keys_file=str(file)) as agent,
+        ):
+            agent.join()
+    (tmp_path / "trust.json").write_text('{"fence": ')
+    with pytest.raises(StateError, match=r"trust\.json"):
+        trust(tmp_path)

@@ -1,0 +1,257 @@
+"""Devices that send nonsense are noticed, kept apart, decided about, and can be taken out again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_config.inprocess import InProcessBroker
+from contract.errors import ConfigError, StateError
+from contract.messages import ActivationBatch
+from contract.plan import Plan
+from contract.tensors import Codec, Tensor, decode, encode
+from contract.wire import pack
+from side_trainer.audit import decide, quarantined, read_state, verify
+from side_trainer.fold import Fold
+from side_trainer.inbox import MAX_ACTIVATION, Refused, admit
+from side_trainer.job import Job
+from side_trainer.journal import FILE_NAME, Journal
+from side_trainer.quarantine import Quarantine
+from side_trainer.rate import RateLimit
+from side_trainer.rebuild import rebuild
+from side_trainer.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion
+from tests.trainer.conftest import FakeDevice, append, config, fold_all, settle
+from tests.trainer.test_trainer import Listener, born, final, receipted, send, trainer, until
+
+
+def fleet() -> list[FakeDevice]:
+    return [
+        FakeDevice(name=f"dev-{index}", tier="big", stream=f"{index:032x}", seed=index) for index in range(5)
+    ]
+
+
+def scaled(batch: ActivationBatch, factor: float) -> ActivationBatch:
+    return msgspec.structs.replace(batch, activations=encode(decode(batch.activations) * factor, Codec.INT8))
+
+
+# --- suspicion ---------------------------------------------------------------------------------------
+
+
+def test_another_size_of_activations_is_noticed_after_a_few_batches() -> None:
+    suspicion = Suspicion()
+    for _ in range(SIZE_BATCHES):
+        for device in range(LEAST_DEVICES):
+            assert not suspicion.note_size("t", f"dev-{device}", 1.0 + device / 20)
+    said = [suspicion.note_size("t", "odd", 50.0) for _ in range(SIZE_BATCHES)]
+    assert said[:-1] == [""] * (SIZE_BATCHES - 1) and "times as large" in said[-1]
+
+
+def test_a_fleet_too_small_to_compare_with_is_never_judged() -> None:
+    suspicion = Suspicion()
+    for _ in range(20):
+        for device in range(LEAST_DEVICES - 1):
+            suspicion.note_size("t", f"dev-{device}", 1.0)
+            suspicion.note_loss("t", f"dev-{device}", 0.1)
+        assert not suspicion.note_size("t", "odd", 1e4) and not suspicion.note_loss("t", "odd", 9.0)
+
+
+@given(st.integers(0, 2**31))
+def test_a_device_with_rare_labels_that_learns_late_is_left_alone(seed: int) -> None:
+    """Losses fall from 3.2 to 1 within forty batches; one device's stay up to .8 above the others'."""
+    rng, suspicion = np.random.default_rng(seed), Suspicion()
+    for step in range(40):
+        usual = 1.0 + 2.2 * np.exp(-step / 12)
+        for device in range(6):
+            behind = 0.8 if device == 5 else 0.0
+            loss = usual + behind + rng.normal(0.0, 0.3)
+            assert not suspicion.note_loss("t", f"dev-{device}", loss)
+
+
+def test_a_flood_from_one_device_does_not_make_it_the_measure_of_the_others() -> None:
+    suspicion, said = Suspicion(), []
+    for _ in range(LOSS_BATCHES):
+        for device in range(LEAST_DEVICES):
+            for _ in range(2):
+                assert not suspicion.note_loss("t", f"dev-{device}", 1.0)
+        said += [suspicion.note_loss("t", "flood", 3.2) for _ in range(20)]
+    assert said[-1] and not any(said[: LOSS_BATCHES - 1])
+
+
+def test_a_rate_limit_lets_a_burst_through_and_then_its_rate() -> None:
+    limit = RateLimit(10.0)
+    assert sum(limit.allows("a", 0.0) for _ in range(200)) == 50
+    assert sum(limit.allows("a", 1.0) for _ in range(200)) == 10
+    assert limit.allows("b", 1.0)
+    assert all(RateLimit(0.0).allows("a", 0.0) for _ in range(1000))
+
+
+# --- huge values -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [1.1 * MAX_ACTIVATION, 1e30, 3e38])
+def test_values_that_no_backbone_has_are_refused(journal: Journal, tmp_path: Path, value: float) -> None:
+    job, device = Job(config(tmp_path), journal), fleet()[0]
+    settle(job, [device])
+    batch = device.batch(job.plan)
+    data = np.full(batch.activations.shape, value, "<f4")
+    huge = msgspec.structs.replace(
+        batch, activations=Tensor(codec=Codec.F32, shape=data.shape, data=data.tobytes())
+    )
+    with pytest.raises(Refused, match="no backbone has"):
+        admit(pack(huge), "big", job.plan)
+
+
+@pytest.mark.parametrize("kind", ["largest", "constant", "zero", "one spike"])
+def test_the_worst_that_is_let_in_leaves_finite_weights(journal: Journal, tmp_path: Path, kind: str) -> None:
+    job, device = Job(config(tmp_path), journal), fleet()[0]
+    settle(job, [device])
+    for index in range(6):
+        batch = device.batch(job.plan)
+        values = np.asarray(decode(batch.activations)).copy()
+        if kind == "largest":
+            values = np.sign(values) * MAX_ACTIVATION
+        elif kind == "one spike":
+            values[..., 0] = MAX_ACTIVATION
+        else:
+            values[:] = 0.0 if kind == "zero" else MAX_ACTIVATION
+        if index % 2:
+            batch = msgspec.structs.replace(batch, activations=encode(values, Codec.F32))
+        admit(pack(batch), "big", job.plan)
+        append(journal, device, batch)
+    fold = fold_all(journal, Fold(journal))
+    assert all(np.isfinite(array).all() for array in fold.weights().values())
+
+
+# --- the trainer -------------------------------------------------------------------------------------
+
+
+def test_a_device_of_another_size_is_quarantined_receipted_and_released(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    with trainer(broker, config(tmp_path)):
+        listener, devices = Listener(broker.transport("watch")), fleet()
+        plan: Plan = born(listener, devices)
+        odd = devices[-1]
+        for _ in range(SIZE_BATCHES):
+            for device in devices[:-1]:
+                send(listener, device, device.batch(plan))
+        until(lambda: all(receipted(listener, one) == SIZE_BATCHES for one in devices[:-1]), "the others")
+        for _ in range(SIZE_BATCHES):
+            send(listener, odd, scaled(odd.batch(plan), 100.0))
+        until(lambda: quarantined(tmp_path), "it is quarantined")
+        for _ in range(4):
+            send(listener, odd, scaled(odd.batch(plan), 100.0))
+        until(lambda: receipted(listener, odd) == odd.sequence, "what is held is receipted all the same")
+        found = quarantined(tmp_path)[0]
+        assert (found.device, found.state) == (odd.name, "quarantined") and "times as large" in found.reason
+        assert found.held_batches >= 4
+        decide(tmp_path, odd.name, "released")
+        final(listener, 8 * (4 * SIZE_BATCHES + odd.sequence))
+        assert quarantined(tmp_path)[0].held_batches == 0
+    assert read_state(tmp_path).samples_unique == 8 * (4 * SIZE_BATCHES + odd.sequence)
+    assert verify(tmp_path).matches
+
+
+def test_what_is_held_is_not_journaled_twice_and_counts_for_the_watermark(
+    journal: Journal, tmp_path: Path
+) -> None:
+    job, device = Job(config(tmp_path), journal), fleet()[0]
+    settle(job, [device])
+    batches = [device.batch(job.plan) for _ in range(4)]
+    append(journal, device, batches[0])
+    held = Quarantine(journal)
+    assert held.suspect(device.name, "because") and not held.suspect(device.name, "again")
+    for batch in (batches[1], batches[2], batches[1]):
+        with journal.transaction():
+            journal.append_batch(
+                pack(batch),
+                tier="big",
+                device=device.name,
+                stream=batch.stream,
+                sequence=batch.sequence,
+                floor=1,
+                samples=8,
+                held=held.holds(device.name),
+            )
+    state = journal.stream(device.stream)
+    assert state is not None and (state.watermark, state.batches) == (3, 1)
+    assert journal.held() == {device.name: (2, 16)}
+    held.decide(device.name, "released", "by a test")
+    held.refresh()
+    assert (
+        journal.held() == {}
+        and not append(journal, device, batches[2])
+        and append(journal, device, batches[3])
+    )
+    state = journal.stream(device.stream)
+    assert state is not None and (state.watermark, state.batches) == (4, 4)
+
+
+def test_a_decision_about_a_device_that_never_sent_is_refused_by_name(
+    journal: Journal, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="no batch of 'nobody'"):
+        decide(tmp_path, "nobody", "excluded")
+
+
+# --- rebuild -----------------------------------------------------------------------------------------
+
+
+def test_a_rebuild_gives_the_weights_of_a_job_that_never_had_the_device(tmp_path: Path) -> None:
+    digests = {}
+    for name in ("with", "never"):
+        folder = tmp_path / name
+        folder.mkdir()
+        journal, devices = Journal(folder / FILE_NAME), fleet()
+        job = Job(config(folder), journal)
+        settle(job, devices)
+        for _ in range(4):
+            for device in devices:
+                batch = device.batch(job.plan)
+                if name == "with" or device.name != "dev-2":
+                    append(journal, device, batch)
+        if name == "with":
+            journal.append("idle", b'{"phase":7,"position":0,"rows":8,"total":16}')
+        digests[name] = fold_all(journal, Fold(journal)).digest()
+        journal.close()
+    assert digests["with"] != digests["never"]
+    done = rebuild(tmp_path / "with", ["dev-2"])
+    assert (done.batches, done.samples) == (4, 32)
+    again = Journal(tmp_path / "with" / FILE_NAME)
+    assert fold_all(again, Fold(again)).digest() == digests["never"]
+    assert again.held() == {"dev-2": (4, 32)} and Quarantine(again).holds("dev-2")
+    assert again.version_base == done.version_base > again.tail
+    again.close()
+    old = Journal(Path(done.kept), read_only=True)
+    assert fold_all(old, Fold(old)).digest() == digests["with"]
+    old.close()
+
+
+def test_after_a_rebuild_versions_go_on_rising_and_the_device_stays_out(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    listener, devices = Listener(broker.transport("watch")), fleet()[:3]
+    with trainer(broker, config(tmp_path)):
+        plan = born(listener, devices)
+        for device in devices:
+            send(listener, device, device.batch(plan))
+        before = final(listener, 24)
+        with pytest.raises(StateError, match="in use by a trainer"):
+            rebuild(tmp_path, ["dev-1"])
+    with pytest.raises(ConfigError, match="nobody"):
+        rebuild(tmp_path, ["nobody"])
+    rebuild(tmp_path, ["dev-1"])
+    listener.seen.clear()
+    with trainer(broker, config(tmp_path)):
+        plan = born(listener, devices)
+        after = final(listener, 16)
+        assert after.version > before.version and after.run == before.run
+        send(listener, devices[1], devices[1].batch(plan))
+        until(lambda: receipted(listener, devices[1]) == 2, "its batches are receipted")
+    assert read_state(tmp_path).samples == 16 and quarantined(tmp_path)[0].held_batches == 2
+    assert verify(tmp_path).matches

@@ -1,0 +1,94 @@
+"""The trainer signs what devices adopt, and a device that trusts its key follows it through every restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker_config.inprocess import InProcessBroker
+from contract.errors import ConfigError, UntrustedError
+from contract.messages import WeightsManifest
+from contract.plan import Plan
+from contract.signing import Scope, Signer, open_sealed, public_pem
+from side_trainer.config import SigningConfig
+from side_trainer.seal import open_seal
+from tests.trainer.conftest import config, devices
+from tests.trainer.test_trainer import TOPICS, Listener, born, send, trainer, until
+
+PLAN = Scope(kind="plan", job="colours")
+
+
+def key_files(folder: Path, signer: Signer, *more: Signer) -> SigningConfig:
+    key, public = folder / "signing.key", folder / "signing.pem"
+    key.write_bytes(signer.to_pem())
+    key.chmod(0o600)
+    public.write_bytes(b"".join(public_pem(one.public) for one in (signer, *more)))
+    return SigningConfig(key_file=str(key), public_keys_file=str(public))
+
+
+def payload(listener: Listener, topic: str) -> bytes:
+    until(lambda: any(event.topic == topic and event.payload for event in list(listener.seen)), topic)
+    return [event.payload for event in listener.seen if event.topic == topic and event.payload][-1]
+
+
+def test_plan_and_weights_of_every_tier_are_signed_for_that_tier(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    signer, successor = Signer.new(), Signer.new()
+    settings = config(tmp_path / "state", signing=key_files(tmp_path, signer, successor))
+    with trainer(broker, settings):
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        plan = born(listener, fleet)
+        for device in fleet:
+            send(listener, device, device.batch(plan))
+        for tier in ("big", "small"):
+            manifest = payload(listener, TOPICS.weights(tier))
+            scope = Scope(kind="weights", job="colours", tier=tier)
+            assert open_sealed(WeightsManifest, manifest, scope, [signer.public]).version > 0
+            with pytest.raises(UntrustedError):
+                open_sealed(WeightsManifest, manifest, Scope(kind="weights", job="colours"), [signer.public])
+        sealed = open_sealed(Plan, payload(listener, TOPICS.plan), PLAN, [signer.public])
+        assert sealed.keys == (signer.public, successor.public)
+
+
+def test_every_restart_outranks_the_one_before_on_whatever_journal(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    signer = Signer.new()
+    signing = key_files(tmp_path, signer)
+    seen: list[tuple[int, int]] = []
+    for state in ("one", "one", "two"):
+        with trainer(broker, config(tmp_path / state, signing=signing)):
+            listener = Listener(broker.transport(f"watch-{len(seen)}"))
+
+            def newer(listener: Listener = listener) -> bool:
+                plan = listener.plan()
+                return plan is not None and (plan.fence, plan.revision) > max(seen, default=(0, 0))
+
+            until(newer, "a newer plan")
+            plan = open_sealed(Plan, payload(listener, TOPICS.plan), PLAN, [signer.public])
+            seen.append((plan.fence, plan.revision))
+    assert seen == sorted(set(seen))
+
+
+def test_a_key_that_others_can_read_or_that_is_none_is_refused_by_its_setting(tmp_path: Path) -> None:
+    signing = key_files(tmp_path, Signer.new())
+    Path(signing.key_file).chmod(0o640)
+    with pytest.raises(ConfigError, match=r"signing\.key_file.*chmod 600"):
+        open_seal("colours", signing)
+    Path(signing.key_file).write_text("no key")
+    Path(signing.key_file).chmod(0o600)
+    with pytest.raises(ConfigError, match=r"signing\.key_file"):
+        open_seal("colours", signing)
+    with pytest.raises(ConfigError, match=r"signing\.key_file"):
+        open_seal("colours", SigningConfig(key_file=str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match="name both"):
+        open_seal("colours", SigningConfig(public_keys_file="keys.pem"))
+
+
+def test_a_list_of_keys_without_the_signing_one_would_lock_the_devices_out(tmp_path: Path) -> None:
+    signing = key_files(tmp_path, Signer.new())
+    Path(signing.public_keys_file).write_bytes(public_pem(Signer.new().public))
+    with pytest.raises(ConfigError, match=r"signing\.public_keys_file.*adopt nothing"):
+        open_seal("colours", signing)
