@@ -17,9 +17,10 @@ from typing import Final, Literal, TextIO, TypeAlias
 LogFormat: TypeAlias = Literal["text", "json"]
 """How a process logs."""
 
-_ROOMS: Final = (
+ROOMS: Final = (
     *("sidestream", "edge_agent", "side_trainer", "broker_config", "metrics", "host", "contract"),
 )
+"""The loggers that are ours."""
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _log = logging.getLogger("sidestream")
 
@@ -75,7 +76,7 @@ def set_up(level: str, form: LogFormat = "text", **about: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for room in _ROOMS:
+    for room in ROOMS:
         logging.getLogger(room).setLevel(level.upper())
     warnings.simplefilter("ignore")
 

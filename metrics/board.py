@@ -6,12 +6,18 @@ saw revision n is given what changed after it.
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+import msgspec
+
+from contract.messages import Telemetry
+from contract.quality import HEADLINE, Tally, total
+from contract.tasks import Task
 from metrics.fleet import Device, Fleet, TierSummary, outbox_fill
 from metrics.history import History
 from metrics.view import DeviceView, FleetView, Point, RefusalView, TierView, TrainerView
@@ -27,13 +33,14 @@ class Board:
     Args:
         job: The job's name.
         unix_s: The time.
-        measure: What devices' figures of merit are.
+        task: What the job learns: its headline measure is what devices are shown by.
     """
 
-    def __init__(self, job: str, *, unix_s: float, measure: str = "accuracy") -> None:
+    def __init__(self, job: str, *, unix_s: float, task: Task = Task.TEXT_CLASSIFICATION) -> None:
+        self.task = task
+        """May be changed by the thread that updates, before any device has measured."""
         self._job = job
         self._id = secrets.token_hex(8)
-        self._measure = measure
         self._started_unix_s = self._now_unix_s = unix_s
         self._lock = threading.Lock()
         self._revision = 0
@@ -73,13 +80,13 @@ class Board:
                 if self._signatures.get(key) != (entry.heard, state, online):
                     self._signatures[key] = (entry.heard, state, online)
                     heard_unix_s = round(unix_s - (now - entry.heard), 1)
-                    self._devices[key] = _device(entry, state, online, heard_unix_s, self._revision)
+                    self._devices[key] = self._device(entry, state, online, heard_unix_s)
             self._trainer = trainer
             self._tiers = tuple(
-                _tier(tier, summary, states[tier], trainer.loss.get(tier))
+                _tier(tier, summary, states[tier], trainer.loss.get(tier), self._quality(summary))
                 for tier, summary in summaries.items()
             )
-            self._fleet = _whole(self._tiers)
+            self._fleet = _whole(self._tiers, self._headline(total(one.tally for one in summaries.values())))
             self._history.add(self._point(unix_s))
 
     def refuse(self, refusal: RefusalView) -> None:
@@ -101,7 +108,7 @@ class Board:
                 revision=self._revision,
                 now_unix_s=self._now_unix_s,
                 started_unix_s=self._started_unix_s,
-                measure=self._measure,
+                measure=HEADLINE[self.task],
                 trainer=self._trainer,
                 fleet=self._fleet,
                 tiers=self._tiers,
@@ -116,6 +123,47 @@ class Board:
         with self._lock:
             devices = list(self._devices.values())
         return devices[:most], max(0, len(devices) - most)
+
+    def _headline(self, tally: Tally | None) -> float | None:
+        """The measure that the task is judged by first; None if it is not known, or not defined."""
+        value = (tally or Tally()).measures(self.task).get(HEADLINE[self.task])
+        return value if value is not None and math.isfinite(value) else None
+
+    def _quality(self, told: Telemetry | TierSummary) -> float | None:
+        """The headline; of agents that do not count yet, their accuracy where that is the headline."""
+        quality = self._headline(told.tally)
+        return told.accuracy if quality is None and HEADLINE[self.task] == "accuracy" else quality
+
+    def _device(self, device: Device, state: str, online: bool, heard_unix_s: float) -> DeviceView:
+        known = DeviceView(
+            tier=device.tier,
+            name=device.name,
+            state=state,
+            online=online,
+            heard_unix_s=heard_unix_s,
+            reason=device.reason,
+            software=device.software,
+            revision=self._revision,
+        )
+        told = device.telemetry
+        if told is None:
+            return known
+        quality = self._quality(told)
+        return msgspec.structs.replace(
+            known,
+            samples=told.samples_forwarded,
+            samples_dropped=told.samples_dropped,
+            batches_refused=told.batches_refused,
+            bytes_up=told.bytes_up,
+            bytes_down=told.bytes_down,
+            outbox_bytes=told.outbox_bytes,
+            outbox_fill=round(outbox_fill(told), 3),
+            weights_version=told.weights_version,
+            quality=None if quality is None else round(quality, 4),
+            evaluation_samples=told.evaluation_samples,
+            rss_bytes=told.rss_bytes,
+            temperature_celsius=told.temperature_celsius,
+        )
 
     def _point(self, unix_s: float) -> Point:
         trainer = self._trainer
@@ -133,38 +181,9 @@ class Board:
         )
 
 
-def _device(device: Device, state: str, online: bool, heard_unix_s: float, revision: int) -> DeviceView:
-    known = {
-        "tier": device.tier,
-        "name": device.name,
-        "state": state,
-        "heard_unix_s": heard_unix_s,
-        "online": online,
-        "reason": device.reason,
-        "software": device.software,
-        "revision": revision,
-    }
-    told = device.telemetry
-    if told is None:
-        return DeviceView(**known)  # type: ignore[arg-type]
-    return DeviceView(
-        **known,  # type: ignore[arg-type]
-        samples=told.samples_forwarded,
-        samples_dropped=told.samples_dropped,
-        batches_refused=told.batches_refused,
-        bytes_up=told.bytes_up,
-        bytes_down=told.bytes_down,
-        outbox_bytes=told.outbox_bytes,
-        outbox_fill=round(outbox_fill(told), 3),
-        weights_version=told.weights_version,
-        quality=None if told.accuracy is None else round(told.accuracy, 4),
-        evaluation_samples=told.evaluation_samples,
-        rss_bytes=told.rss_bytes,
-        temperature_celsius=told.temperature_celsius,
-    )
-
-
-def _tier(name: str, summary: TierSummary, states: Counter[str], loss: float | None) -> TierView:
+def _tier(
+    name: str, summary: TierSummary, states: Counter[str], loss: float | None, quality: float | None
+) -> TierView:
     return TierView(
         name=name,
         states=dict(states),
@@ -176,20 +195,21 @@ def _tier(name: str, summary: TierSummary, states: Counter[str], loss: float | N
         outbox_bytes=summary.outbox_bytes,
         version_min=summary.version_min,
         version_max=summary.version_max,
-        quality=summary.accuracy,
+        quality=quality,
         evaluation_samples=summary.evaluation_samples,
         loss=loss,
     )
 
 
-def _whole(tiers: Iterable[TierView]) -> TierView:
-    """The tiers' sum."""
+def _whole(tiers: Iterable[TierView], quality: float | None) -> TierView:
+    """The tiers' sum; where nobody counts what adds up to a quality, the mean of theirs."""
     tiers = list(tiers)
     states: Counter[str] = Counter()
     for tier in tiers:
         states.update(tier.states)
     judged = [(tier.quality, tier.evaluation_samples) for tier in tiers if tier.quality is not None]
     weight = sum(samples for _, samples in judged)
+    mean = sum(value * samples for value, samples in judged) / weight if weight else None
     oldest = [tier.version_min for tier in tiers if tier.version_min is not None]
     newest = [tier.version_max for tier in tiers if tier.version_max is not None]
     losses = [tier.loss for tier in tiers if tier.loss is not None]
@@ -204,7 +224,7 @@ def _whole(tiers: Iterable[TierView]) -> TierView:
         outbox_bytes=sum(tier.outbox_bytes for tier in tiers),
         version_min=min(oldest, default=None),
         version_max=max(newest, default=None),
-        quality=sum(q * n for q, n in judged) / weight if weight else None,
-        evaluation_samples=weight,
+        quality=mean if quality is None else quality,
+        evaluation_samples=sum(tier.evaluation_samples for tier in tiers),
         loss=sum(losses) / len(losses) if losses else None,
     )

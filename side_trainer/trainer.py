@@ -101,7 +101,7 @@ def run_trainer(
         trace = stack.enter_context(open_trace(config.trace_path))
         metrics = TrainerMetrics(CollectorRegistry())
         metrics.set_tiers(config.tiers)
-        board, broker_figures = Board(config.job, unix_s=time.time()), BrokerFigures()
+        board, broker_figures = Board(config.job, unix_s=time.time(), task=config.task), BrokerFigures()
         metrics.registry.register(broker_figures)
         metrics.registry.register(DeviceSeries(board, config.metrics_devices))
         url = ""

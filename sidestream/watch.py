@@ -14,7 +14,8 @@ from broker_config.settings import BrokerSettings
 from broker_config.transport import Event, Received
 from contract.errors import BrokerError, DecodeError, MismatchError
 from contract.messages import Rejection, Status, Telemetry, TrainerStatus
-from contract.plan import MAX_TIERS
+from contract.plan import MAX_TIERS, Plan
+from contract.tasks import Task
 from contract.topics import Topics
 from contract.wire import unpack
 from metrics.board import Board
@@ -49,6 +50,7 @@ class Watch:
         self._topics = Topics(job)
         self._fleet = Fleet(tiers or ())
         self._any_tier = tiers is None
+        self._task = Task.TEXT_CLASSIFICATION
         self._on_rejection = on_rejection
         self._trainer: TrainerStatus | None = None
         self._retained: set[str] = set()
@@ -57,7 +59,12 @@ class Watch:
         filters = [f"{self._topics.base}/#"]
         if self._any_tier:  # no weights: they are large, and nobody here wants them
             reports = (self._topics.uplink_filter(kind) for kind in ("status", "telemetry"))
-            filters = [self._topics.trainer_status, *reports, self._topics.rejected("+", "+")]
+            filters = [
+                self._topics.plan,
+                self._topics.trainer_status,
+                *reports,
+                self._topics.rejected("+", "+"),
+            ]
         for topic_filter in filters:
             self._transport.subscribe(topic_filter)
         self._transport.start(self._on_event)
@@ -83,6 +90,7 @@ class Watch:
         """Bring a board up to date."""
         now = time.monotonic()
         with self._lock:
+            board.task = self._task
             board.update(self._fleet, self._fleet.summaries(now), trainer, now=now, unix_s=time.time())
 
     def devices(self) -> list[Device]:
@@ -111,6 +119,9 @@ class Watch:
     def _note(self, event: Received) -> None:
         if event.topic == self._topics.trainer_status:
             self._trainer = unpack(TrainerStatus, event.payload)
+            return
+        if event.topic == self._topics.plan:
+            self._task = unpack(Plan, event.payload).task
             return
         rejected = f"{self._topics.base}/rejected/"
         if event.topic.startswith(rejected):

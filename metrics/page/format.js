@@ -30,7 +30,7 @@ export const figure = (value) => (value == null || !Number.isFinite(value) ? "â€
 export const clock = (unix_s, withSeconds = false) =>
   new Date(unix_s * 1000).toLocaleTimeString("en-GB", withSeconds ? {} : { hour: "2-digit", minute: "2-digit" });
 
-export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1).replaceAll("_", " ");
 
 export function node(name, className = "", text = "") {
   const made = document.createElement(name);

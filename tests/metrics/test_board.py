@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
 from contract.messages import Status, Telemetry
+from contract.quality import Tally
+from contract.tasks import Task
 from metrics.board import MAX_REFUSALS, Board
 from metrics.device_series import DeviceSeries
 from metrics.fleet import Fleet
@@ -187,3 +191,31 @@ def test_a_device_in_quarantine_is_shown_so_whatever_it_is_up_to() -> None:
         ("d1", "quarantined", True)
     ]
     assert news.tiers[0].states == {"quarantined": 1}
+
+
+def test_a_job_of_another_task_is_shown_by_the_measure_that_it_is_judged_by() -> None:
+    fleet, board = Fleet(["big"]), Board("story", unix_s=T0, task=Task.CAUSAL_LM)
+    for number, nll in enumerate((10.0, 30.0)):
+        told = Telemetry(
+            stream=f"{number:032x}",
+            accuracy=0.1,
+            evaluation_samples=10,
+            tally=Tally(units=10, correct=1, nll=nll),
+        )
+        born = Status(state="online", birth=1, stream=f"{number:032x}")
+        fleet.on_status("big", f"d{number}", born, 0.0)
+        fleet.on_telemetry("big", f"d{number}", told, 0.0)
+    board.update(fleet, fleet.summaries(0.0), TrainerView(), now=0.0, unix_s=T0)
+    view = board.view()
+    assert view.measure == "perplexity"
+    assert [device.quality for device in view.devices] == [round(math.e, 4), round(math.e**3, 4)]
+    assert view.fleet.quality == view.tiers[0].quality == pytest.approx(math.e**2), (
+        "counts add up, ratios do not"
+    )
+
+
+def test_devices_that_count_nothing_have_no_quality_where_accuracy_is_not_it() -> None:
+    fleet, board = Fleet(["big"]), Board("numbers", unix_s=T0, task=Task.REGRESSION)
+    fleet.on_telemetry("big", "d", Telemetry(stream="a" * 32, accuracy=0.5, evaluation_samples=3), 0.0)
+    board.update(fleet, fleet.summaries(0.0), TrainerView(), now=0.0, unix_s=T0)
+    assert board.view().devices[0].quality is None and board.view().fleet.quality is None

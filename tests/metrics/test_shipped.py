@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import yaml
 
 from broker_config.inprocess import InProcessBroker
 from contract.errors import ConfigError
 from contract.messages import Telemetry
+from contract.quality import tally_labels
 from contract.wire import pack
 from metrics.catalogue import (
     BROKER_FIGURES,
@@ -161,7 +163,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             plan = born(listener, fleet)
             for device in fleet:
                 told = Telemetry(stream=device.stream, accuracy=0.75, evaluation_samples=10)
-                told = msgspec.structs.replace(told, temperature_celsius=50.0, outbox_max_bytes=100)
+                tally = tally_labels(np.array([0, 1, 2, 3]), np.array([0, 1, 2, 2]), 4)
+                told = msgspec.structs.replace(
+                    told, temperature_celsius=50.0, outbox_max_bytes=100, tally=tally
+                )
                 listener.transport.publish(TOPICS.telemetry(device.tier, device.name), pack(told))
                 send(listener, device, device.batch(plan))
             final(listener, 24)

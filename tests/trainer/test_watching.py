@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import socket
 import threading
@@ -165,6 +166,6 @@ def test_a_page_whose_port_is_taken_is_no_reason_not_to_train(
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         settings = config(tmp_path, page=True, page_port=port, metrics_port=0)
-        with watched(broker, settings) as url:
+        with caplog.at_level(logging.WARNING, "side_trainer"), watched(broker, settings) as url:
             assert url.endswith("/metrics")
     assert f"port {port} is in use" in caplog.text
