@@ -91,6 +91,8 @@ class Bench(Processes):
         self.settings: dict[str, str] = {}
         """More lines of trainer.toml, by what stands before the ``=``."""
         self.agent_settings: dict[str, str] = {}
+        self.labels: tuple[str, ...] = _LABELS
+        """The job's."""
         self.protocol = "auto"
         """MQTT version of the agents."""
         self.tier_settings: dict[str, str] = {"batch_size": "4"}
@@ -117,7 +119,7 @@ class Bench(Processes):
         lines = {
             "job": json.dumps(self.job),
             "state_dir": json.dumps(str(self.trainer_state)),
-            "labels": json.dumps(_LABELS),
+            "labels": json.dumps(self.labels),
             "metrics_port": "-1",
             "page": "false",
             "checkpoint_every_s": "0.5",
