@@ -192,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table)
     print(
         f"{args.messages:,} messages in {time.monotonic() - started_s:.0f} s; memory "
-        f"grew by {grown:.1f} MiB; weights after {len(admitted)} admitted ones: {'finite' if finite else 'NOT FINITE'}"
+        f"grew by {grown:.1f} MiB; weights after {len(admitted)} admitted ones: "
+        f"{'finite' if finite else 'NOT FINITE'}"
     )
     if args.json:
         write_json(args.json, about, {"outcomes": outcomes, "grown_mib": grown, "finite": finite})

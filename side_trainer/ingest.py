@@ -171,6 +171,7 @@ class Ingest:
                 else:
                     self._limit(uplink)
         self._stand(arrived)
+        self._settle_job(arrived)  # births come before the batches that go by what they settle
         if not self._standing.active:  # the devices send again what finds no room here
             self._held = (self._held + batches)[:_HELD]
             batches = []
@@ -180,7 +181,6 @@ class Ingest:
             self._take_batches(batches)
             self._metrics.ingest_seconds.observe(time.monotonic() - arrived)
         now = time.monotonic()
-        self._settle_job(now)
         if now - self._exported >= _EXPORT_EVERY_S:
             self._export(now)
 
