@@ -162,7 +162,7 @@ def _fit(
     began, told_s = time.thread_time(), time.monotonic()
     for step, batch in enumerate(batches):
         for group, full in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = full * _schedule(step, len(batches)) if decay else full
+            group["lr"] = full * schedule(step, len(batches)) if decay else full
         texts, targets = [one.text for one in batch], [index[one.label] for one in batch]
         optimiser.zero_grad(set_to_none=True)
         loss_of(classifier, texts, targets).backward()  # type: ignore[no-untyped-call]
@@ -175,7 +175,8 @@ def _fit(
     return time.thread_time() - began
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
+    """The learning rate's share: a short warm-up, then a straight line down to 0."""
     warmup = max(1, int(_WARMUP * steps))
     return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 

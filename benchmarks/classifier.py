@@ -7,17 +7,13 @@ Legend: K texts, T tokens, d hidden size, C labels.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from contract.errors import ConfigError
+from benchmarks.lora import add_lora
 from edge_agent.backbone import Backbone
-
-_RANK = 8
-_ATTENTION = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("c_attn",))
 
 
 class Classifier(nn.Module):
@@ -58,21 +54,12 @@ class Classifier(nn.Module):
 
 
 def with_lora(classifier: Classifier) -> Classifier:
-    """Freeze the backbone and train LoRA, r = 8, on attention's queries and values, beside the head.
+    """Freeze the backbone and train LoRA on attention's queries and values, beside the head.
 
     Raises:
-        ConfigError: if peft is missing, or the model's attention is not known.
+        ConfigError: as :func:`benchmarks.lora.add_lora`.
     """
-    try:
-        peft = importlib.import_module("peft")
-    except ImportError as exc:
-        raise ConfigError("--rows", "LoRA needs peft; install it with: pip install peft") from exc
-    names = {name.rpartition(".")[2] for name, _ in classifier.model.named_modules()}
-    targets = next((list(pair) for pair in _ATTENTION if set(pair) <= names), None)
-    if targets is None:
-        raise ConfigError("--rows", f"no LoRA: {type(classifier.model).__name__}'s attention is not known")
-    config = peft.LoraConfig(r=_RANK, lora_alpha=2 * _RANK, lora_dropout=0.05, target_modules=targets)
-    peft.inject_adapter_in_model(config, classifier.model)
+    add_lora(classifier.model)
     return classifier
 
 

@@ -18,11 +18,14 @@ from statistics import median
 
 import msgspec
 import torch
+from transformers import AutoModelForCausalLM
 
-from benchmarks.shapes import random_backbone
-from benchmarks.steps import STEPS, layers_on_device
+from benchmarks.lm_steps import LM_STEPS, Loaded
+from benchmarks.shapes import random_backbone, random_decoder
+from benchmarks.steps import STEPS, Step, layers_on_device
 from contract.errors import SidestreamError
-from edge_agent.backbone import Backbone, load_backbone
+from edge_agent.backbone import Backbone, load_backbone, read_model
+from edge_agent.language_model import LanguageModel
 
 _ROOT = Path(__file__).resolve().parents[1]
 _STATUS = Path("/proc/self/status")
@@ -93,7 +96,7 @@ def main() -> int:
 
 
 def _probe(request: Request) -> Cost:
-    step = STEPS[request.method](_load(request), request.max_tokens)
+    step = _step(request)
     step.warm([" ".join(request.batches[0][0].split()[:4])])
     loaded = _settle()
     seconds, up, down, samples = [], 0, 0, 0
@@ -110,6 +113,20 @@ def _probe(request: Request) -> Cost:
         down_bytes_per_sample=down / samples,
         trainable=step.trainable,
     )
+
+
+def _step(request: Request) -> Step:
+    if request.method in LM_STEPS:
+        return LM_STEPS[request.method](_load_decoder(request), request.max_tokens)
+    return STEPS[request.method](_load(request), request.max_tokens)
+
+
+def _load_decoder(request: Request) -> Loaded:
+    if request.shape:
+        whole, tokenizer = random_decoder(request.shape)
+    else:
+        whole, tokenizer = read_model(request.backbone, AutoModelForCausalLM)
+    return Loaded(whole, LanguageModel(whole, tokenizer, name=request.shape or request.backbone))
 
 
 def _load(request: Request) -> Backbone:

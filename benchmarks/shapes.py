@@ -8,7 +8,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, OPTConfig, OPTModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    OPTConfig,
+    OPTModel,
+    PreTrainedTokenizerFast,
+)
 
 from edge_agent.backbone import Backbone
 
@@ -59,6 +66,13 @@ def random_backbone(shape: str, layers: Callable[[int], int] = lambda depth: 0) 
     _, make = SHAPES[shape]
     model = make()
     return Backbone(model, _tokenizer(), layers=layers(int(model.config.num_hidden_layers)), name=shape)
+
+
+def random_decoder(shape: str) -> tuple[Any, Any]:
+    """A causal language model of a shape, with its head, and a tokenizer."""
+    torch.manual_seed(0)
+    _, make = SHAPES[shape]
+    return AutoModelForCausalLM.from_config(make().config), _tokenizer()
 
 
 def random_texts(count: int, tokens: int) -> list[str]:

@@ -10,11 +10,13 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from benchmarks.classifier import Classifier, loss_of, with_all, with_lora
 from contract.plan import Plan, SideNetworkSpec, TierPlan, tap_layers
 from contract.tasks import Task
-from contract.tensors import Codec, Tensor, decode, encode
+from contract.tensors import Codec, decode, encode
+from contract.tensors import Tensor as Encoded
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.backbone import Backbone
 from edge_agent.outbox import Slot
@@ -79,12 +81,19 @@ class AgentStep:
 
 
 class TrainStep:
-    """Trains the backbone on the device: LoRA, or every weight."""
+    """Trains a model on the device.
 
-    def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier.train()
-        self._optimiser = torch.optim.AdamW(classifier.trained(), lr=1e-4)
-        self.trainable = sum(parameter.numel() for parameter in classifier.trained())
+    Args:
+        model: What of it asks for gradients is trained.
+        loss: Of a batch of texts.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[[Sequence[str]], Tensor]) -> None:
+        model.train()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._loss = loss
+        self._optimiser = torch.optim.AdamW(trained, lr=1e-4)
+        self.trainable = sum(parameter.numel() for parameter in trained)
 
     def warm(self, texts: Sequence[str]) -> None:
         self._backward(texts)
@@ -97,7 +106,7 @@ class TrainStep:
         return Traffic(up=0, down=0)
 
     def _backward(self, texts: Sequence[str]) -> None:
-        loss_of(self._classifier, texts, [0] * len(texts)).backward()  # type: ignore[no-untyped-call]
+        self._loss(texts).backward()  # type: ignore[no-untyped-call]
 
 
 class SplitStep:
@@ -111,7 +120,7 @@ class SplitStep:
         classifier.head.requires_grad_(False)
         self._optimiser = torch.optim.AdamW(classifier.trained(), lr=1e-4)
         self.trainable = sum(parameter.numel() for parameter in classifier.trained())
-        self._gradient: Tensor | None = None
+        self._gradient: Encoded | None = None
 
     def warm(self, texts: Sequence[str]) -> None:
         self._pass(texts)
@@ -131,7 +140,7 @@ class SplitStep:
         cut.backward(torch.from_numpy(decode(answer)))  # type: ignore[no-untyped-call]
         return Traffic(up=_size(sent), down=_size(answer))
 
-    def _server(self, sent: Tensor) -> Tensor:
+    def _server(self, sent: Encoded) -> Encoded:
         """A gradient of the right shape; what a server computes does not cost the device anything."""
         if self._gradient is None or self._gradient.shape != sent.shape:
             rng = np.random.default_rng(0)
@@ -141,8 +150,8 @@ class SplitStep:
 
 STEPS: Final[Mapping[str, Callable[[Backbone, int], Step]]] = {
     "agent": AgentStep,
-    "lora": lambda backbone, tokens: TrainStep(with_lora(Classifier(backbone, _LABELS, tokens))),
-    "full": lambda backbone, tokens: TrainStep(with_all(Classifier(backbone, _LABELS, tokens))),
+    "lora": lambda backbone, tokens: _trained(with_lora(Classifier(backbone, _LABELS, tokens))),
+    "full": lambda backbone, tokens: _trained(with_all(Classifier(backbone, _LABELS, tokens))),
     "split-lora": lambda backbone, tokens: SplitStep(with_lora(Classifier(backbone, _LABELS, tokens))),
 }
 """Methods by name: made from a loaded backbone and the most tokens of a text."""
@@ -153,5 +162,9 @@ def layers_on_device(method: str, depth: int) -> int:
     return max(1, depth // 2) if method == "split-lora" else 0
 
 
-def _size(tensor: Tensor) -> int:
+def _trained(classifier: Classifier) -> Step:
+    return TrainStep(classifier, lambda texts: loss_of(classifier, texts, [0] * len(texts)))
+
+
+def _size(tensor: Encoded) -> int:
     return len(tensor.data) + len(tensor.scales)
