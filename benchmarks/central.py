@@ -24,8 +24,8 @@ from contract.plan import Plan
 from contract.tensors import Codec, decode, encode
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.backbone import Backbone, shared_backbone
+from edge_agent.batch_maker import BatchMaker
 from edge_agent.outbox import Slot
-from edge_agent.producer import BatchMaker
 from edge_agent.taps import Sampled, pad
 from side_trainer.config import TrainerConfig
 from side_trainer.job import Job

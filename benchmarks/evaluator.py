@@ -13,8 +13,8 @@ from contract.tasks import Task
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.adopted import Kept
 from edge_agent.backbone import shared_backbone
+from edge_agent.batch_maker import BatchMaker
 from edge_agent.evaluation import EvaluationSet
-from edge_agent.producer import BatchMaker
 
 
 class Evaluator:

@@ -21,6 +21,7 @@ from broker_config.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
 from contract.errors import StateError
 from contract.plan import Precision
+from contract.tasks import Task
 from edge_agent.adopted import Kept, load_adopted
 from edge_agent.agent import Agent
 from edge_agent.backbone import Backbone, shared_backbone
@@ -111,7 +112,7 @@ class _Crew:
         def connect(_: AgentConfig, client_id: str, will: Will | None) -> Transport:
             return self._broker.transport(client_id, will=will)
 
-        def load(reference: str, layers: int, precision: Precision) -> Backbone:
+        def load(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
             member.backbone = self._meter(shared_backbone(reference, layers, precision), member, stop)
             return member.backbone
 

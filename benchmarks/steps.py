@@ -19,8 +19,8 @@ from contract.tensors import Codec, decode, encode
 from contract.tensors import Tensor as Encoded
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.backbone import Backbone
+from edge_agent.batch_maker import BatchMaker
 from edge_agent.outbox import Slot
-from edge_agent.producer import BatchMaker
 
 _LABELS: Final = 2
 _TIER: Final = "tier"

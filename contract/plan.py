@@ -55,6 +55,17 @@ DEFAULT_LADDER: Final = (
 """What a device with a byte budget chooses from where its tier has no ladder."""
 
 
+TOKEN_LADDER: Final = (
+    Rung(sampling="all", codec=Codec.INT8),
+    Rung(sampling="all", codec=Codec.INT4),
+    Rung(sampling="hardest:0.5", codec=Codec.INT4),
+    Rung(sampling="hardest:0.25", codec=Codec.INT4),
+    Rung(sampling="hardest:0.125", codec=Codec.INT4),
+    Rung(sampling="hardest:0.0625", codec=Codec.INT4),
+)
+"""The same in a language-model job."""
+
+
 class TierPlan(Message, frozen=True, kw_only=True):
     """What the devices of one tier do."""
 
@@ -82,7 +93,7 @@ class TierPlan(Message, frozen=True, kw_only=True):
     """Of the backbone's weights, given or learnt from the first device; devices with others are refused."""
     ladder: Annotated[tuple[Rung, ...], msgspec.Meta(max_length=MAX_RUNGS)] = ()
     """Ways to send, the richest first, for devices that have a byte budget; the others send by
-    ``sampling`` and ``codec``. Empty: :data:`DEFAULT_LADDER`."""
+    ``sampling`` and ``codec``. Empty: :data:`DEFAULT_LADDER`, or :data:`TOKEN_LADDER`."""
     precision: Precision = "f32"
     """How devices keep the backbone in memory: int8 quantises its linear layers dynamically. The fingerprint
     is that of the weights as they were loaded, whatever the precision."""

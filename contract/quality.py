@@ -163,6 +163,11 @@ def tally_values(answers: npt.NDArray[Any], targets: npt.NDArray[Any]) -> Tally:
     return Tally(units=len(y), moments=tuple(float(one) for one in sums))
 
 
+def tally_tokens(losses: npt.NDArray[Any], hits: npt.NDArray[np.bool_]) -> Tally:
+    """Of a language model's tokens [N]: losses in nats, and whether the likeliest one was right."""
+    return Tally(units=len(hits), correct=int(hits.sum()), nll=float(losses.astype(np.float64).sum()))
+
+
 def _macro_f1(right: Counts, answered: Counts, actual: Counts) -> float:
     seen = (answered + actual) > 0
     return float(np.mean(2 * right[seen] / (answered + actual)[seen])) if seen.any() else 0.0

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from broker_config.connection import Connection
 from broker_config.transport import Transport, Will
 from contract.plan import Precision
+from contract.tasks import TASKS, Task
 from contract.topics import Topics
 from edge_agent.board import detect_tier, machine_id
 from edge_agent.budget import LinkBudget
@@ -36,11 +37,14 @@ log = logging.getLogger(__name__)
 _MIB = 1024 * 1024
 
 
-def load_shared(reference: str, layers: int, precision: Precision) -> Backbone:
+def load_shared(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
     """Load a backbone, once for all agents of the process."""
     # Here, on the producer's thread: importing transformers takes longer than adopting retained weights.
     from edge_agent.backbone import shared_backbone
+    from edge_agent.language_model import shared_language_model
 
+    if TASKS[task].generates:
+        return shared_language_model(reference, layers, precision)
     return shared_backbone(reference, layers, precision)
 
 

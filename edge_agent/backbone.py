@@ -133,6 +133,15 @@ class Backbone:
                 f"job's ({fingerprint[:8]}…): install the same model, or point --backbone at it"
             )
 
+    def check_head(self, fingerprint: str) -> None:
+        """Refuse to be used where an output head is wanted; of none, the fingerprint is empty.
+
+        Raises:
+            BackboneError: saying what to do.
+        """
+        if fingerprint:
+            raise BackboneError(f"{self.name}: was loaded without its output head")
+
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight in use, by name."""
         return self._model.named_parameters()

@@ -54,6 +54,8 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A file of samples that measure accuracy instead of a held-out share."""
     evaluation_max_samples: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1000
     """Measure accuracy on at most so many samples."""
+    evaluation_max_tokens: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 4096
+    """Measure a language model on at most so many of their tokens; what they need is kept in memory."""
     evaluation_part: str = "0/1"
     """k/n: use every n-th row of the evaluation file, from row k on, so that n devices share one file."""
     plugin: str = ""

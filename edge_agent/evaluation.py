@@ -17,7 +17,7 @@ from contract.quality import Tally
 from contract.side_network import SideNetwork
 from contract.tasks import Task
 from contract.tensors import Codec, Tensor, decode, encode
-from edge_agent.producer import BatchMaker
+from edge_agent.batch_maker import BatchMaker
 from edge_agent.samples import Row
 from edge_agent.taps import pad
 from edge_agent.targets import Target, Unusable

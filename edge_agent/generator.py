@@ -31,7 +31,7 @@ class GenerationOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Draw from the so many likeliest tokens only; 0: from all."""
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """Draw from the fewest tokens only that have so much probability together."""
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] | None = None
     """The same seed draws the same tokens; none: other ones every time."""
     stop: tuple[str, ...] = ()
     """Texts that end the generation; they are not given out."""

@@ -15,7 +15,7 @@ import secrets
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,27 +178,33 @@ class Outbox:
     # --- batches -----------------------------------------------------------------------------------------
 
     def append(self, pack: Callable[[Slot], bytes], samples: int, taken: Taken) -> int:
-        """Add a batch and consume its samples, in one transaction.
+        """As :meth:`append_all`, of one batch; return its sequence number."""
+        return self.append_all([(pack, samples)], taken)[0]
+
+    def append_all(self, batches: Sequence[tuple[Callable[[Slot], bytes], int]], taken: Taken) -> list[int]:
+        """Add batches and consume their samples in one transaction: after a crash all is there, or nothing.
 
         Args:
-            pack: Makes the payload for the place in the stream that the batch gets.
-            samples: How many it holds.
-            taken: Its samples' keys among others, and counts.
+            batches: What makes each payload, for the place in the stream that it gets, and samples in it.
+            taken: Their samples' keys among others, and counts.
 
         Returns:
-            The batch's sequence number.
+            The batches' sequence numbers.
         """
         with self._transaction() as db:
-            sequence = self.next_sequence
-            first = int(self._meta("next_sample"))
-            payload = pack(Slot(self.stream, sequence, self.floor, first))
-            if self._when_full == "drop_oldest":
-                self._make_room(len(payload))
-            db.execute("INSERT INTO batches VALUES (?, ?, ?)", (sequence, samples, payload))
-            self._set_meta("next_sequence", str(sequence + 1))
-            self._set_meta("next_sample", str(first + samples))
+            sequences: list[int] = []
+            for pack, samples in batches:
+                sequence = self.next_sequence
+                first = int(self._meta("next_sample"))
+                payload = pack(Slot(self.stream, sequence, self.floor, first))
+                if self._when_full == "drop_oldest":
+                    self._make_room(len(payload))
+                db.execute("INSERT INTO batches VALUES (?, ?, ?)", (sequence, samples, payload))
+                self._set_meta("next_sequence", str(sequence + 1))
+                self._set_meta("next_sample", str(first + samples))
+                sequences.append(sequence)
             self._consume(taken)
-        return sequence
+        return sequences
 
     def pending(self, after: int, limit: int) -> list[Waiting]:
         """Up to ``limit`` waiting batches with sequences over ``after``, in order."""

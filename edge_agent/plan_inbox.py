@@ -165,4 +165,4 @@ class PlanInbox:
         tier = plan.tiers.get(self._tier)
         if working:
             return (plan.run, tier, plan.task, plan.labels, plan.side_network)
-        return (plan.run, tier and (tier.backbone, tier.layers, tier.precision))
+        return (plan.run, plan.task, tier and (tier.backbone, tier.layers, tier.precision, tier.head))

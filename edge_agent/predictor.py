@@ -65,8 +65,7 @@ class Predictor:
 
     def __init__(self, adopted: Adopted, bundle: Bundle, backbone: Backbone) -> None:
         backbone.check(adopted.tier_plan.fingerprint)
-        if isinstance(backbone, LanguageModel):
-            backbone.check_head(adopted.tier_plan.head)
+        backbone.check_head(adopted.tier_plan.head)
         self.version = adopted.version
         """Of the weights."""
         self.labels = bundle.about.labels

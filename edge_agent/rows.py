@@ -18,6 +18,7 @@ from edge_agent.samples import Row
 
 MAX_ROW_BYTES = 1024 * 1024
 _USUAL = {"_text_column": "text", "_label_column": "label"}
+_PROMPTED = {"prompt", "completion"}  # instead of a text, for a language model
 _SHOWN = 3  # broken rows that are told of one by one
 _NAME = re.compile(r"[^\W\d][\w.-]{0,31}")  # what looks like a column's name
 _BOM = b"\xef\xbb\xbf"
@@ -145,6 +146,8 @@ class RowParser:
     def _usable(self, named: Mapping[str, Any]) -> Row:
         text, pair = named.get(self._text_column), named.get(self._pair_column)
         label = named.get(self._label_column)
+        if text is None and self._text_column == _USUAL["_text_column"] and named.keys() >= _PROMPTED:
+            return Row(_text_of(named["prompt"]), None, _text_of(named["completion"]))
         return Row(
             _text_of(text),
             None if label is None else _label_of(label) or None,
@@ -155,6 +158,9 @@ class RowParser:
         for usual, of_words in (("_text_column", "tokens"), ("_label_column", "labels")):
             if getattr(self, usual) == _USUAL[usual] and _USUAL[usual] not in names and of_words in names:
                 setattr(self, usual, of_words)
+        if self._text_column == _USUAL["_text_column"] and {*names} >= _PROMPTED:
+            self._names = names
+            return
         wanted = (("data.text_column", self._text_column), ("data.label_column", self._label_column))
         for field, column in wanted:
             if column and column not in names:
@@ -167,7 +173,7 @@ class RowParser:
         """An object may lack a label where others have one; a header speaks for all rows."""
         if self._kind == "jsonl" and field == "data.label_column":
             log.warning(
-                "%s: the first object has no %r (%s); rows without one are kept until they get a label",
+                "%s: the first object has no %r (%s); where labels are needed, such rows wait for one",
                 *(self.name, column, there),
             )
             return

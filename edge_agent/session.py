@@ -36,6 +36,7 @@ from contract.messages import (
     refusal_digest,
 )
 from contract.plan import Plan, Precision, TierPlan
+from contract.tasks import Task
 from contract.topics import Topics
 from contract.wire import TARGET_MESSAGE_BYTES, unpack
 from edge_agent.adoption import Adopter, InUse
@@ -45,12 +46,14 @@ from edge_agent.evaluation import EvaluationSet
 from edge_agent.mailbox import Mailbox
 from edge_agent.outbox import Outbox
 from edge_agent.plan_inbox import PlanInbox, Verdict
-from edge_agent.producer import BatchMaker, Producer
+from edge_agent.producer import Producer
 from edge_agent.reporter import Reporter
 from edge_agent.samples import Row
 from edge_agent.sender import Sender
 from edge_agent.sources import Source, open_source
 from edge_agent.targets import names_in
+from edge_agent.token_evaluation import TokenEvaluation
+from edge_agent.token_maker import TokenMaker, maker_of
 from edge_agent.trust import Trust
 from edge_agent.weights_inbox import WeightsInbox
 from host.trace import Trace
@@ -67,7 +70,7 @@ _TELEMETRY_SHARE = 0.1  # of a budget for the link
 log = logging.getLogger(__name__)
 
 Connect = Callable[[AgentConfig, str, Will | None], Transport]
-LoadBackbone = Callable[[str, int, Precision], "Backbone"]
+LoadBackbone = Callable[[str, int, Precision, Task], "Backbone"]
 
 
 class Outcome(enum.Enum):
@@ -429,7 +432,9 @@ class Session:
         tier = self._plan.tiers[self._tier]
         if self._plans.ready and self._weights.newest is not None:
             self._adopted.wait(_ADOPT_FIRST_S)
-        backbone = self._device.load_backbone(self._reference(tier), tier.layers, tier.precision)
+        task = self._plan.task
+        backbone = self._device.load_backbone(self._reference(tier), tier.layers, tier.precision, task)
+        backbone.check_head(tier.head)
         self._reporter.backbone = backbone
         self._birth_due = True
         while not self._ready.wait(_TICK_S):
@@ -459,15 +464,14 @@ class Session:
             self._produced = self._telemetry_due = True
 
     def _evaluation(self, plan: Plan, backbone: Backbone) -> EvaluationSet:
-        limit = self._config.data.evaluation_max_samples
-        given = self._device.evaluation_rows
-        return EvaluationSet(
-            BatchMaker(backbone, plan, self._tier, self._max_message_bytes),
-            plan.tiers[self._tier].codec,
-            plan.task,
-            (lambda: given) if given is not None else (lambda: self._outbox.held_out(limit)),
-            stopped=self._stopped,
-        )
+        data, given = self._config.data, self._device.evaluation_rows
+        limit = data.evaluation_max_samples
+        rows = (lambda: given) if given is not None else (lambda: self._outbox.held_out(limit))
+        maker = maker_of(backbone, plan, self._tier, self._max_message_bytes)
+        if isinstance(maker, TokenMaker):
+            return TokenEvaluation(maker, rows, data.evaluation_max_tokens, stopped=self._stopped)
+        codec = plan.tiers[self._tier].codec
+        return EvaluationSet(maker, codec, plan.task, rows, stopped=self._stopped)
 
     @property
     def _held_out_share(self) -> float:

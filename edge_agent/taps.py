@@ -40,6 +40,8 @@ class Sampled:
     """What the forward pass took, tokenising and sampling included."""
     targets: Tensor | None = None
     """[K, N] int64, in a language model: the token that follows; :data:`NO_TARGET` under the mask."""
+    owners: npt.NDArray[np.int64] | None = None
+    """[K] where rows were cut into several: whose each one is, as an index into what was computed."""
 
     def ragged(self) -> tuple[Floats, npt.NDArray[np.int64]]:
         """What the wire takes: the real vectors [B, V, d], sample after sample, and how many each has [K]."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from contract.errors import ConfigError
-from contract.tasks import Task
+from contract.tasks import TASKS, Task
 from host.logs import set_up
 from host.signals import stop_event
 
@@ -65,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add(
         "--task",
-        choices=[task.value for task in Task],
+        choices=[task.value for task in Task if not TASKS[task].generates],
         default=Task.TEXT_CLASSIFICATION.value,
         help="what to learn (default: text-classification); see docs/tasks.md for the data that each takes",
     )

@@ -12,6 +12,7 @@ from typing import Any
 from broker_config.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
 from contract.plan import Precision
+from contract.tasks import Task
 from edge_agent.agent import Agent
 from edge_agent.backbone import Backbone
 from edge_agent.config import AgentConfig, DataConfig
@@ -68,7 +69,7 @@ class Running:
         def connect(config: AgentConfig, client_id: str, will: Will | None) -> Transport:
             return broker.transport(client_id, will=will)
 
-        def load(reference: str, layers: int, precision: Precision) -> Backbone:
+        def load(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
             self.asked.append((reference, layers, precision))
             return backbone
 

@@ -17,7 +17,7 @@ from contract.sampling import parse_sampling
 from contract.side_network import SideNetwork
 from contract.tasks import NO_TARGET, Task
 from edge_agent.backbone import load_backbone
-from edge_agent.generator import GenerationOptions, Generator
+from edge_agent.generator import GenerationOptions, Generator, read_options
 from edge_agent.language_model import LanguageModel, load_language_model
 from edge_agent.windows import Window
 from side_trainer.heads import read_head
@@ -250,3 +250,12 @@ def test_a_stop_ends_the_text_and_nothing_of_it_shows() -> None:
     assert "".join(streamed("one two. three. four", ". t")) == "one two"
     assert "".join(streamed("abcabd", "abd", "zz")) == "abc"
     assert "".join(streamed("no stop here ab", "abd")) == "no stop here ab"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("top_p", 0), ("temperature", -1), ("max_tokens", "x"), ("seed", -1), ("beams", 4)]
+)
+def test_an_option_that_is_none_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=name):
+        read_options({name: value})
+    assert read_options({"max_tokens": 3, "stop": ["a"]}).stop == ("a",)

@@ -12,6 +12,7 @@ from broker_config.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
 from contract.messages import Status, Telemetry
 from contract.plan import Plan, Precision
+from contract.tasks import Task
 from contract.topics import Topics
 from contract.wire import unpack
 from edge_agent.agent import Agent
@@ -90,7 +91,7 @@ def agent(
         between: Transport = transport(broker.transport(client_id, will=will))
         return between
 
-    def load(reference: str, layers: int, precision: Precision) -> Backbone:
+    def load(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
         between: Backbone = backbone(shared_backbone(reference, layers, precision))
         return between
 

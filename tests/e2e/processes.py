@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from contract.tasks import TASKS, Task
 from side_trainer.audit import TrainerState, read_state
 from tests.agent.tiny import save_tiny
+from tests.agent.tiny_lm import save_tiny_lm
 
 ROOT = Path(__file__).parents[2]
 LABELS = ("cold", "dark", "loud")
@@ -45,28 +47,55 @@ def write_samples(path: Path, samples: int, *, seed: str) -> Path:
     return path
 
 
-class Processes:
-    """Starts and ends processes, and knows where everything lies."""
+def write_texts(path: Path, samples: int, *, seed: str) -> Path:
+    """JSONL for a language model: plain texts, and prompts with completions."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(samples):
+        words = rng.choices(WORDS[rng.choice(LABELS)], k=rng.randint(2, 6))
+        plain = {"text": " ".join(["the", *words])}
+        rows.append(plain if number % 2 else {"prompt": "please", "completion": " " + " ".join(words)})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
-    def __init__(self, folder: Path, url: str, *, job: str = "e2e") -> None:
+
+class Processes:
+    """Starts and ends processes, and knows where everything lies.
+
+    Args:
+        folder: Where everything is written.
+        url: The broker's.
+        job: The job's name.
+        task: What it learns: to classify texts, or to go on from them.
+    """
+
+    def __init__(
+        self, folder: Path, url: str, *, job: str = "e2e", task: Task = Task.TEXT_CLASSIFICATION
+    ) -> None:
+        self.task = task
         self.folder = folder
         self.url = url
         self.job = job
         self.backbone = folder / "model"
         if not self.backbone.exists():
-            save_tiny(self.backbone, "bert")
+            if TASKS[task].generates:
+                save_tiny_lm(self.backbone, "llama")
+            else:
+                save_tiny(self.backbone, "bert")
         self.trainer_state = folder / "trainer"
         self._running: list[subprocess.Popen[bytes]] = []
 
     def write_data(self, device: str, samples: int) -> Path:
-        return write_samples(self.folder / f"{device}.jsonl", samples, seed=device)
+        write = write_texts if TASKS[self.task].generates else write_samples
+        return write(self.folder / f"{device}.jsonl", samples, seed=device)
 
     def trainer(self, *flags: str) -> subprocess.Popen[bytes]:
         config = self.folder / "trainer.toml"
         if not config.exists():
             config.write_text(
-                f'job = "{self.job}"\nstate_dir = "{self.trainer_state}"\nlabels = {json.dumps(LABELS)}\n'
-                f'metrics_port = 0\npage_port = 0\n[broker]\nurl = "{self.url}"\n[learner]\npasses = 2\n'
+                f'job = "{self.job}"\nstate_dir = "{self.trainer_state}"\ntask = "{self.task.value}"\n'
+                + (f"labels = {json.dumps(LABELS)}\n" if TASKS[self.task].named else "")
+                + f'metrics_port = 0\npage_port = 0\n[broker]\nurl = "{self.url}"\n[learner]\npasses = 2\n'
                 f'[flow]\nretry_s = 1.0\n[tiers.small]\nbackbone = "{self.backbone}"\nbatch_size = 4\n'
             )
         return self.start("trainer", "trainer", "run", str(config), *flags)
@@ -111,6 +140,14 @@ class Processes:
         assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
+
+    def answer(self, device: str, text: str) -> str:
+        """What a device says with the weights that it adopted."""
+        state = str(self.folder / device)
+        if TASKS[self.task].generates:
+            return self.run("agent", "generate", "--state-dir", state, "--max-tokens", "8", text)
+        label: str = json.loads(self.run("agent", "predict", "--state-dir", state, "--json", text))["label"]
+        return label
 
     def state(self) -> TrainerState | None:
         """What the trainer's directory holds; None while there is nothing to read."""

@@ -16,6 +16,7 @@ from broker_config.embedded import EmbeddedBroker
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Event, Received
 from contract.messages import ActivationBatch
+from contract.tasks import Task
 from contract.tensors import Codec, Tensor, encode
 from contract.topics import Topics
 from contract.wire import pack, unpack
@@ -24,10 +25,10 @@ from tests.e2e.processes import Processes, until
 COUNT = 1000
 
 
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Processes]:
+@pytest.fixture(params=[Task.TEXT_CLASSIFICATION, Task.CAUSAL_LM], ids=lambda task: task.value)
+def fleet(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Processes]:
     with EmbeddedBroker(data_dir=tmp_path / "broker") as broker:
-        processes = Processes(tmp_path, broker.url)
+        processes = Processes(tmp_path, broker.url, task=request.param)
         yield processes
         processes.close()
 

@@ -18,6 +18,7 @@ from broker_config.inprocess import InProcessBroker
 from broker_config.transport import Event, Received, Transport, Will
 from contract.messages import ActivationBatch, Telemetry, WeightsManifest
 from contract.plan import Plan, Precision
+from contract.tasks import Task
 from contract.topics import Topics
 from contract.wire import unpack
 from edge_agent.agent import Agent
@@ -145,7 +146,7 @@ def test_an_agent_of_today_takes_part_in_the_job_of_a_trainer_of_then(
     def connect(config: AgentConfig, client_id: str, will: Will | None) -> Transport:
         return broker.transport(client_id, will=will)
 
-    def load(reference: str, layers: int, precision: Precision) -> Backbone:
+    def load(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
         return backbone
 
     settings = AgentConfig(
