@@ -235,6 +235,29 @@ def test_five_hundred_devices_are_paged_filtered_sorted_and_asked_for_once() -> 
         assert text_of(document, "f-count") == "6 of 500 devices"
 
 
+class Silent(Board):
+    """Answers nothing after the first time."""
+
+    asked = 0
+
+    def view(self, *, board: str = "", since: int = 0) -> FleetView:
+        self.asked += 1
+        if self.asked > 1:
+            raise RuntimeError("out of order")
+        return super().view(board=board, since=since)
+
+
+@needs_chromium
+def test_a_trainer_that_answers_no_more_is_told_and_what_it_said_last_stays() -> None:
+    crowd = Crowd(3)
+    crowd.board = Silent("colours", unix_s=T0)
+    crowd.update()
+    with serve_page(crowd.board, 0) as page:
+        document = look(page.url, may_complain=True)
+    assert "The trainer does not answer" in text_of(document, "notice")
+    assert text_of(document, "state") == "no answer" and len(rows_of(document, "table")) == 3
+
+
 @needs_chromium
 def test_it_is_drawn_in_light_and_in_dark(page: PageServer, tmp_path: Path) -> None:
     light = picture(page.url, tmp_path / "light.png", dark=False)
