@@ -29,7 +29,6 @@ from contract.errors import ConfigError
 from metrics.board import Board
 from metrics.server import why_not
 
-FIELD: Final = "page_port"
 _FILES: Final = {
     "index.html": "text/html",
     "page.css": "text/css",
@@ -186,6 +185,9 @@ def serve_page(board: Board, port: int, host: str = "127.0.0.1") -> PageServer:
             listening.close()
             raise
     except (OSError, UnicodeError) as exc:
-        error = PortInUseError if getattr(exc, "errno", None) == errno.EADDRINUSE else ConfigError
-        raise error(FIELD, why_not(exc, port, host)) from exc
+        number = getattr(exc, "errno", None)
+        if number == errno.EADDRINUSE:
+            raise PortInUseError("page_port", why_not(exc, port, host)) from exc
+        field = "page_port" if number == errno.EACCES else "page_host"
+        raise ConfigError(field, why_not(exc, port, host)) from exc
     return PageServer(application(board, loopback=_is_loopback(str(address[0]))), listening)

@@ -121,7 +121,7 @@ def test_a_port_in_use_is_told_apart_from_a_wrong_setting(crowd: Crowd, page: Pa
     port = int(page.url.rstrip("/").rpartition(":")[2])
     with pytest.raises(PortInUseError, match=f"page_port: port {port} is in use"):
         serve_page(crowd.board, port)
-    with pytest.raises(ConfigError, match="page_port: cannot listen on"):
+    with pytest.raises(ConfigError, match="page_host: cannot listen on"):
         serve_page(crowd.board, 0, "203.0.113.7")
 
 
