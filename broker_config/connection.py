@@ -86,6 +86,11 @@ class Connection:
         """See :class:`~broker_config.transport.Transport`."""
         return self._last_error
 
+    @property
+    def refused(self) -> int:
+        """See :class:`~broker_config.transport.Transport`."""
+        return self.counters["publishes_refused"]
+
     def start(self, on_event: Callable[[Event], None]) -> None:
         """See :class:`~broker_config.transport.Transport`."""
         if self._thread is not None or self._closing.is_set():

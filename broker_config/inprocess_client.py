@@ -111,6 +111,11 @@ class InProcessTransport:
         """See :class:`~broker_config.transport.Transport`."""
         return "" if self.connected else "the in-process broker is down, or this client is closed"
 
+    @property
+    def refused(self) -> int:
+        """See :class:`~broker_config.transport.Transport`; this broker refuses nothing."""
+        return 0
+
     def start(self, on_event: Callable[[Event], None]) -> None:
         """See :class:`~broker_config.transport.Transport`."""
         if self._on_event is not None or self._ended:

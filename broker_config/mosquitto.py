@@ -42,6 +42,9 @@ autosave_on_changes false
 """
 
 _MAX_QUEUED_BYTES = 64 * 1024 * 1024
+FLEET_PACKET_BYTES = 1024 * 1024
+"""Of one device's packet in a fleet with certificates: four times what an agent sends."""
+_FLEET_QUEUED_BYTES = 16 * 1024 * 1024
 
 
 def is_loopback(host: str) -> bool:
@@ -153,6 +156,51 @@ log_type notice
 connection_messages false
 """
     return [_write(out_dir / "mosquitto.conf", text)]
+
+
+def render_fleet(folder: str, *, port: int, user: str) -> str:
+    """The configuration of a fleet's broker: encrypted, everybody known by a certificate, nobody else let in.
+
+    Args:
+        folder: Where it stands on the broker's machine, with certificates and access list beside it.
+        port: TCP port, on all interfaces.
+        user: Who owns that folder.
+    """
+    common = _COMMON.format(max_packet_bytes=FLEET_PACKET_BYTES, max_queued_bytes=_FLEET_QUEUED_BYTES)
+    return f"""\
+# Mosquitto for a Sidestream fleet; written by "sidestream fleet". For Mosquitto 2.0 and later.
+#   mosquitto -c {folder}/mosquitto.conf
+
+# The fleet: encrypted, each client known by its certificate.
+listener {port}
+cafile {folder}/ca.crt
+certfile {folder}/broker.crt
+keyfile {folder}/broker.key
+tls_version tlsv1.2
+# Whoever shows no certificate of the fleet's authority, or a revoked one, is not let in.
+require_certificate true
+crlfile {folder}/crl.pem
+# The certificate's common name is the user name,
+use_identity_as_username true
+allow_anonymous false
+# by which this list says who may read and write what.
+acl_file {folder}/acl
+# Started by root, Mosquitto becomes this user, who owns these files.
+user {user}
+
+# ---- What one client may have: packets, messages under way, messages that wait for it.
+{common}
+# Sessions of clients that never came back are forgotten. (Sidestream's own clients keep no session.)
+persistent_client_expiration 14d
+
+{_PERSISTENCE.format(directory=folder + "/data")}
+# Errors, warnings and starts, to the system's journal. Connections are left out: a fleet makes many.
+log_dest stderr
+log_type error
+log_type warning
+log_type notice
+connection_messages false
+"""
 
 
 def _write(path: Path, text: str) -> Path:

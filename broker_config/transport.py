@@ -95,6 +95,10 @@ class Transport(Protocol):
     def last_error(self) -> str:
         """Why there is no connection, and what to do about it; empty while all is well."""
 
+    @property
+    def refused(self) -> int:
+        """Messages that the broker refused, as far as it tells: MQTT 3.1.1 has no way to."""
+
     def start(self, on_event: Callable[[Event], None]) -> None:
         """Begin connecting, and keep connecting until closed. Returns at once.
 

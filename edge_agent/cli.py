@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from contract.errors import DataError
+from edge_agent import setup_cli
 from edge_agent.config import AgentConfig
 from edge_agent.generate_cli import add_generate
 from edge_agent.samples import Text
@@ -76,6 +77,7 @@ def add_parser(subparsers: Any) -> None:
     _add_run(commands)
     _add_predict(commands)
     add_generate(commands)
+    setup_cli.add_commands(commands)
 
 
 def _add_run(commands: Any) -> None:

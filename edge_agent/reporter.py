@@ -100,6 +100,10 @@ class Reporter:
             instance=self._instance,
         )
 
+    def is_own(self, status: Status) -> bool:
+        """Whether a status is one that this process said."""
+        return status.instance == self._instance and status.birth == self._birth
+
     def gives_way_to(self, status: Status) -> bool:
         """Whether a status on this device's topic is another agent's, to which this one gives way."""
         return status.instance != self._instance and ranks_above(

@@ -56,6 +56,7 @@ from edge_agent.token_evaluation import TokenEvaluation
 from edge_agent.token_maker import TokenMaker, maker_of
 from edge_agent.trust import Trust
 from edge_agent.weights_inbox import WeightsInbox
+from edge_agent.write_check import WriteCheck
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
@@ -130,6 +131,7 @@ class Session:
             device.config, f"sidestream-{device.config.job}-{device.name}", self._reporter.will()
         )
         self._weights = WeightsInbox(self._transport, self._topics.weights(device.tier))
+        self._writes = WriteCheck(device.name, device.tier, device.metrics)
         self._plans = PlanInbox(device.config.job, device.tier, device.outbox, device.trust)
         self._flow: Flow | None = None
         self._sender: Sender | None = None
@@ -237,6 +239,8 @@ class Session:
         self._weights.tick()
         if self._birth_due and not self._namesake and self._publish(self._reporter.birth()):
             self._birth_due = False
+            self._writes.said(now)
+        self._writes.check(now, self._transport.refused)
         if self._telemetry_due or now - self._telemetry_s >= self._telemetry_every_s:
             self._telemetry_due, self._telemetry_s = False, now
             word = self._telemetry()
@@ -251,6 +255,7 @@ class Session:
             self._on_connected(event)
         elif isinstance(event, Disconnected):
             self._set_connected(False)
+            self._writes.disconnected()
         elif event.payload:  # an empty one only says that a retained message was taken back
             self._on_message(event)
 
@@ -275,7 +280,7 @@ class Session:
         elif event.topic == topics.receipt(tier, self._device.name):
             self._on_receipt(unpack(Receipt, event.payload))
         elif event.topic == topics.status(tier, self._device.name):
-            self._on_own_status(unpack(Status, event.payload))
+            self._on_own_status(unpack(Status, event.payload), retained=event.retained)
         elif event.topic == topics.flow(tier):
             self._on_flow(unpack(Flow, event.payload))
         elif event.topic == topics.weights(tier):
@@ -284,8 +289,10 @@ class Session:
             topics.parse_weights_chunk(event.topic)
             self._weights.on_chunk(unpack(WeightsChunk, event.payload))
 
-    def _on_own_status(self, status: Status) -> None:
+    def _on_own_status(self, status: Status, *, retained: bool) -> None:
         """What stands there is ours, an earlier life's, or another agent's under the same name."""
+        if not retained and self._reporter.is_own(status):
+            self._writes.heard()
         if self._connections > 1 and self._reporter.gives_way_to(status):
             self._namesake = True
 

@@ -59,11 +59,19 @@ def locked(path: Path, holder: str) -> Iterator[None]:
         yield
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file's content as a whole and durably: after a crash it is the old one or the new one."""
+def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Replace the file's content as a whole and durably: after a crash it is the old one or the new one.
+
+    Args:
+        path: The file.
+        data: Its content.
+        private: Only its owner may read it, from its first byte on.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as handle:
+        temporary.unlink(missing_ok=True)
+        mode = 0o600 if private else 0o666
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as handle:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())

@@ -413,6 +413,9 @@ class AgentMetrics(_Holder):
     )
 
     broker_connected: Gauge = _gauge("agent_broker_connected", "1 while connected to the broker")
+    writes_denied: Gauge = _gauge(
+        "agent_writes_denied", "1 when the broker's access list denied what the device wrote last"
+    )
     plan_revision: Gauge = _gauge("agent_plan_revision", "Revision of the plan in force")
     outbox_batches: Gauge = _gauge("agent_outbox_batches", "Batches waiting for a receipt")
     outbox_bytes: Gauge = _gauge("agent_outbox_bytes", "Bytes waiting for a receipt")

@@ -30,13 +30,14 @@ class Seal:
     def __init__(self, job: str, signer: Signer | None = None, keys: tuple[bytes, ...] = ()) -> None:
         self._job = job
         self._signer = signer
-        self._keys = () if signer is None else tuple(dict.fromkeys((signer.public, *keys)))
+        self.keys = () if signer is None else tuple(dict.fromkeys((signer.public, *keys)))
+        """What the plan names; the signing one first."""
 
     def plan(self, plan: Plan) -> bytes:
         """A plan as it travels."""
         if self._signer is None:
             return pack(plan)
-        plan = msgspec.structs.replace(plan, keys=self._keys)
+        plan = msgspec.structs.replace(plan, keys=self.keys)
         return self._signer.seal(plan, Scope(kind="plan", job=self._job))
 
     def manifest(self, manifest: WeightsManifest, tier: str) -> bytes:

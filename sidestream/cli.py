@@ -13,6 +13,7 @@ import edge_agent.cli
 import metrics.cli
 import side_trainer.cli
 import sidestream.demo_cli
+import sidestream.fleet_cli
 import sidestream.top_cli
 from contract.errors import SidestreamError
 from host.logs import fail
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for room in (
         sidestream.demo_cli,
+        sidestream.fleet_cli,
         broker_config.cli,
         side_trainer.cli,
         edge_agent.cli,

@@ -114,6 +114,7 @@ AGENT = (
     "sidestream_agent_weights_adopted_total",
     "sidestream_agent_broker_reconnects_total",
     "sidestream_agent_broker_connected",
+    "sidestream_agent_writes_denied",
     "sidestream_agent_plan_revision",
     "sidestream_agent_outbox_batches",
     "sidestream_agent_outbox_bytes",
