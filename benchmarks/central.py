@@ -136,7 +136,7 @@ def run_central(work: Workload, features: TierFeatures, seed: int, folder: Path,
     run = run_fleet(config, [FleetDevice(name=_DEVICE, tier=features.tier, examples=[])], folder, tell)
     run.bytes_up = sent.payload_bytes
     run.device_cpu_s = features.forward_cpu_s + sent.cpu_s
-    run.texts_forwarded = len(work.train)
+    run.rows_forwarded = len(work.train)
     return run
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/device_cost.py --shapes minilm opt-125m --seq 64 256
 
+Methods that begin with ``lm-`` are of a language-model job: a decoder with its head, all tokens foretold.
 Random weights of the real classes, one thread, each measurement in a process of its own. Compare the ratios:
 they are taken within a run, and hold on other machines better than the figures do.
 """
@@ -19,6 +20,7 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
+from benchmarks.lm_steps import LM_STEPS
 from benchmarks.probe import Cost, ProbeError, Request, measure
 from benchmarks.result import about_this_run, write_json
 from benchmarks.shapes import SHAPES, random_texts
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     continue
                 request = Request(
                     method=method,
-                    batches=[random_texts(args.batch, tokens)] * (args.steps + 1),
+                    batches=[random_texts(args.batch, tokens + 1)] * (args.steps + 1),
                     max_tokens=tokens,
                     shape=shape,
                 )
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _entry(shape: str, tokens: int, method: str, costs: dict[tuple[str, int, str], Cost]) -> dict[str, Any]:
-    cost, lora = costs[shape, tokens, method], costs.get((shape, tokens, "lora"))
+    cost, lora = costs[shape, tokens, method], costs.get((shape, tokens, _lora(method)))
     return {
         "shape": shape,
         "tokens": tokens,
@@ -106,13 +108,18 @@ def _table(costs: dict[tuple[str, int, str], Cost]) -> str:
     return render(_HEADINGS, rows)
 
 
+def _lora(method: str) -> str:
+    """What a method is held against."""
+    return "lm-lora" if method in LM_STEPS else "lora"
+
+
 def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
 def _lacking(shape: str, method: str) -> str:
     """Why a measurement does not fit into memory, or nothing."""
-    needed = 4 * SHAPES[shape][0] * _COPIES[method] + (
+    needed = 4 * SHAPES[shape][0] * _COPIES[method.removeprefix("lm-")] + (
         _ACTIVATIONS_BYTES if not shape.startswith("tiny") else 0
     )
     for line in Path("/proc/meminfo").read_text().splitlines():
@@ -129,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seq", nargs="+", type=int, default=[64, 256], help="tokens a sample")
     add("--batch", type=int, default=8, help="samples a step")
     add("--steps", type=int, default=5, help="measured, after one that is not")
-    add("--methods", nargs="+", choices=list(STEPS), default=list(STEPS))
+    add("--methods", nargs="+", choices=[*STEPS, *LM_STEPS], default=list(STEPS))
     add("--json", type=Path, metavar="FILE", help="write everything there")
     return parser
 

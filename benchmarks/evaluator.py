@@ -9,7 +9,6 @@ import msgspec
 from benchmarks.workload import Workload
 from contract.plan import Plan
 from contract.side_network import SideNetwork, from_bundle
-from contract.tasks import Task
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.adopted import Kept
 from edge_agent.backbone import shared_backbone
@@ -34,15 +33,7 @@ class Evaluator:
         adopted, work = kept.adopted, self._work
         key = msgspec.json.encode(adopted.tier_plan)
         if key not in self._sets:
-            plan = Plan(
-                job=kept.bundle.about.job,
-                run=adopted.run,
-                revision=0,
-                task=Task.TEXT_CLASSIFICATION,
-                labels=work.labels,
-                tiers={adopted.tier: adopted.tier_plan},
-                side_network=kept.bundle.about.side_network,
-            )
+            plan = plan_of(kept)
             backbone = shared_backbone(work.backbone_of(adopted.tier), work.tiers[adopted.tier])
             rows = [example.row for example in work.evaluation]
             self._sets[key] = EvaluationSet(
@@ -53,6 +44,20 @@ class Evaluator:
                 stopped=lambda: False,
             )
         return self._sets[key]
+
+
+def plan_of(kept: Kept) -> Plan:
+    """The plan that adopted weights go by, as far as their own tier sees it."""
+    about = kept.bundle.about
+    return Plan(
+        job=about.job,
+        run=kept.adopted.run,
+        revision=0,
+        task=about.task,
+        labels=about.labels,
+        tiers={kept.adopted.tier: kept.adopted.tier_plan},
+        side_network=about.side_network,
+    )
 
 
 def trainable(kept: Kept) -> int:

@@ -30,6 +30,13 @@ class FleetDevice:
     """It stops for good half-way through its data."""
     joins_after: str = ""
     """It starts when this device leaves; empty: at the beginning."""
+    windows: int = 0
+    """Of a language model: pieces that its data goes through the backbone in; 0: every example is one."""
+
+    @property
+    def rows(self) -> int:
+        """What goes through its backbone."""
+        return self.windows or len(self.examples)
 
 
 def make_fleet(work: Workload, *, devices: int, alpha: float, seed: int, churn: bool) -> list[FleetDevice]:

@@ -14,18 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.fleet import FleetDevice
-from benchmarks.metered import MeteredBackbone, Turns
+from benchmarks.metered import Meter, MeteredBackbone, MeteredModel, Turns
 from benchmarks.onlooker import Onlooker
 from benchmarks.workload import JOB, write_examples
 from broker_config.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
 from contract.errors import StateError
 from contract.plan import Precision
-from contract.tasks import Task
+from contract.tasks import TASKS, Task
 from edge_agent.adopted import Kept, load_adopted
 from edge_agent.agent import Agent
 from edge_agent.backbone import Backbone, shared_backbone
 from edge_agent.config import AgentConfig, DataConfig
+from edge_agent.language_model import shared_language_model
 from side_trainer.config import TrainerConfig
 from side_trainer.trainer import run_trainer
 
@@ -46,8 +47,10 @@ class FleetRun:
     """Payload bytes published by all devices."""
     bytes_down: int
     """Payload bytes that all devices received."""
-    texts_forwarded: int
+    rows_forwarded: int
     """For training."""
+    tokens_forwarded: int
+    """Of a language model: those foretold in these rows."""
     wall_s: float
     """From start to end."""
 
@@ -59,7 +62,7 @@ class _Member:
     device: FleetDevice
     folder: Path
     thread: threading.Thread | None = None
-    backbone: MeteredBackbone | None = None
+    meter: Meter | None = None
     gone: threading.Event = field(default_factory=threading.Event)
 
 
@@ -88,8 +91,12 @@ class _Crew:
         return any(one.thread is None or one.thread.is_alive() for one in self.members.values())
 
     @property
-    def texts(self) -> int:
-        return sum(one.backbone.texts for one in self.members.values() if one.backbone)
+    def meters(self) -> list[Meter]:
+        return [one.meter for one in self.members.values() if one.meter is not None]
+
+    @property
+    def rows(self) -> int:
+        return sum(meter.rows for meter in self.meters)
 
     def _run(self, member: _Member) -> None:
         device = member.device
@@ -113,8 +120,10 @@ class _Crew:
             return self._broker.transport(client_id, will=will)
 
         def load(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
-            member.backbone = self._meter(shared_backbone(reference, layers, precision), member, stop)
-            return member.backbone
+            member.meter = self._meter(member, stop)
+            if TASKS[task].generates:
+                return MeteredModel(shared_language_model(reference, layers, precision), member.meter)
+            return MeteredBackbone(shared_backbone(reference, layers, precision), member.meter)
 
         try:
             Agent(config, stop=stop, connect=connect, load_backbone=load).run()
@@ -123,20 +132,20 @@ class _Crew:
         finally:
             self._turns.leave(device.name)
 
-    def _meter(self, inner: Backbone, member: _Member, stop: threading.Event) -> MeteredBackbone:
+    def _meter(self, member: _Member, stop: threading.Event) -> Meter:
         device = member.device
 
-        def before(texts: int) -> None:
-            self._turns.take(device.name, texts / device.speed)
+        def before(rows: int) -> None:
+            self._turns.take(device.name, rows / device.speed)
 
-        def after(texts: int) -> None:
-            if device.leaves and texts >= len(device.examples) / 2:
+        def after(rows: int) -> None:
+            if device.leaves and rows >= device.rows / 2:
                 stop.set()
                 member.gone.set()
-            if stop.is_set() or texts >= len(device.examples):
+            if stop.is_set() or rows >= device.rows:
                 self._turns.leave(device.name)
 
-        return MeteredBackbone(inner, before, after)
+        return Meter(before, after)
 
 
 def run_fleet(config: TrainerConfig, devices: Sequence[FleetDevice], folder: Path, tell: Tell) -> FleetRun:
@@ -174,20 +183,21 @@ def run_fleet(config: TrainerConfig, devices: Sequence[FleetDevice], folder: Pat
         stack.callback(trainer.join, _START_S)
         stack.callback(stop_trainer.set)
         up.wait(_START_S)
-        _follow(crew, onlooker, sum(len(device.examples) for device in devices), tell)
+        _follow(crew, onlooker, sum(device.rows for device in devices), tell)
         broker.settle()
         told = [one.telemetry for one in onlooker.devices() if one.telemetry is not None]
         return FleetRun(
             adopted=_newest(crew),
-            device_cpu_s=sum(one.backbone.cpu_s for one in crew.members.values() if one.backbone),
+            device_cpu_s=sum(meter.cpu_s for meter in crew.meters),
             bytes_up=sum(one.bytes_up for one in told),
             bytes_down=sum(one.bytes_down for one in told),
-            texts_forwarded=crew.texts,
+            rows_forwarded=crew.rows,
+            tokens_forwarded=sum(meter.tokens for meter in crew.meters),
             wall_s=time.monotonic() - started,
         )
 
 
-def _follow(crew: _Crew, onlooker: Onlooker, samples: int, tell: Tell) -> None:
+def _follow(crew: _Crew, onlooker: Onlooker, rows: int, tell: Tell) -> None:
     told_s = time.monotonic()
     while crew.running:
         if crew.failure is not None:
@@ -196,7 +206,7 @@ def _follow(crew: _Crew, onlooker: Onlooker, samples: int, tell: Tell) -> None:
         time.sleep(0.05)
         if time.monotonic() - told_s > _TELL_EVERY_S:
             told_s = time.monotonic()
-            forwarded = f"{crew.texts} of {samples} samples forwarded, " if samples else ""
+            forwarded = f"{crew.rows} of {rows} samples forwarded, " if rows else ""
             tell(f"{forwarded}version {onlooker.newest_version} in use")
     if crew.failure is not None:
         raise crew.failure

@@ -3,9 +3,11 @@
     python benchmarks/lm.py --pretrain wikitext2_valid.txt wikitext2_test.txt --adapt tinyshakespeare.txt
 
 First a small decoder is pretrained on the one text (once: it is cached), then it is adapted to the other,
-whose last tenth is held out. Rows: ``frozen``, the model as it is; ``lora``, r = 8 on attention, and
-``full``, every weight, both on one machine that has all of the text. Perplexity is a token's, over the same
-windows for all. Memory is measured in a process of its own.
+whose last tenth is held out. Rows: ``frozen``, the model as it is; ``fleet``, real agents on disjoint parts
+of the text and the real trainer; ``central``, the same from one device that has all of it; ``lora``, r = 8 on
+attention, and ``full``, every weight, both on one machine that has all of it. Perplexity is a token's, over
+the same windows for all. Device CPU seconds are summed over all devices, memory is measured in a process of
+its own, bytes are payloads.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
-from benchmarks.lm_data import read_lm_workload
+from benchmarks.lm_data import read_lm_workload, trainer_settings
 from benchmarks.lm_pretrain import PretrainSettings, Tell, pretrained, read_text
 from benchmarks.lm_rows import ROWS, LmBench, LmOptions
 from benchmarks.lm_table import LmMeasured, fleet_over_central, gap_closed, lm_table
@@ -50,7 +52,8 @@ def _run(args: argparse.Namespace) -> str:
     def tell(text: str) -> None:
         print(f"{time.monotonic() - started:6.0f} s  {text}", file=sys.stderr, flush=True)
 
-    read_text(args.adapt)  # before anything that takes long
+    read_text(args.adapt)  # what may be wrong, before anything that takes long
+    trainer_settings("none yet", args.max_tokens, dict(args.set))
     backbone, model = _model(args, tell)
     work = read_lm_workload(
         args.adapt, backbone=backbone, devices=args.devices, max_tokens=args.max_tokens, share=args.share
@@ -61,6 +64,7 @@ def _run(args: argparse.Namespace) -> str:
         lora_rate=args.lora_rate,
         full_epochs=args.full_epochs,
         full_rate=args.full_rate,
+        settings=dict(args.set),
         memory=not args.no_memory,
     )
     results: list[LmMeasured] = []
@@ -122,6 +126,13 @@ def _rows(text: str) -> list[str]:
     return names
 
 
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE")
+    return name, value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lm", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
@@ -144,6 +155,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--lora-rate", type=float, default=2e-3, help="learning rate of LoRA")
     add("--full-epochs", type=float, default=3.0, help="of full fine-tuning")
     add("--full-rate", type=float, default=5e-4, help="learning rate of full fine-tuning")
+    add(
+        "--set",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the trainer, such as learner.passes=3 or tier.codec=int4",
+    )
     add("--no-memory", action="store_true", help="do not measure memory")
     add("--json", type=Path, metavar="FILE", help="write everything there")
     return parser

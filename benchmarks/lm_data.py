@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Final
 
 from benchmarks.lm_pretrain import read_text
+from benchmarks.workload import JOB
 from contract.errors import DataError
+from contract.tasks import Task
 from edge_agent.language_model import LanguageModel
 from edge_agent.windows import Window
+from host.toml import load_config
+from side_trainer.config import TrainerConfig
+from side_trainer.implied import with_implied
+
+TIER: Final = "devices"
+_OF_TIER: Final = "tier."
 
 _DOCUMENT_CHARS = 2000
 _HELD_OUT = 0.1
@@ -34,6 +42,11 @@ class LmWorkload:
     def train(self) -> list[str]:
         """Every device's documents."""
         return [document for shard in self.shards for document in shard]
+
+    def config(self, state_dir: Path, seed: int, settings: Mapping[str, str]) -> TrainerConfig:
+        """The trainer's settings, as :func:`trainer_settings`."""
+        own = {"state_dir": str(state_dir), "learner.seed": str(seed), "log_level": "warning"}
+        return trainer_settings(self.backbone, self.max_tokens, {**own, **settings})
 
     def windows(self, model: LanguageModel, documents: Sequence[str]) -> list[Window]:
         """Documents as every method sees them."""
@@ -69,11 +82,24 @@ def read_lm_workload(
     )
 
 
-def write_documents(path: Path, documents: Sequence[str]) -> Path:
-    """Write JSONL that an agent reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": one}) + "\n" for one in documents), encoding="utf-8")
-    return path
+def trainer_settings(backbone: str, max_tokens: int, settings: Mapping[str, str]) -> TrainerConfig:
+    """What the task implies, and what ``settings`` say by dotted name; ``tier.…`` is of the only tier.
+
+    Raises:
+        ConfigError: if one of them is none.
+    """
+    tier: dict[str, Any] = {"backbone": backbone, "max_tokens": max_tokens}
+    general = {"job": JOB, "task": Task.CAUSAL_LM.value, "metrics_port": "-1", "page": "false"}
+    for name, value in settings.items():
+        if name.startswith(_OF_TIER):
+            tier[name.removeprefix(_OF_TIER)] = int(value) if value.isdigit() else value
+        else:
+            general[name] = value
+    return load_config(
+        TrainerConfig,
+        overrides=general,
+        complete=lambda given: with_implied({**given, "tiers": {TIER: tier}}),
+    ).checked()
 
 
 def _documents(text: str) -> list[str]:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from benchmarks.fleet_run import Tell
-from benchmarks.lm_data import LmWorkload
+import numpy as np
+
+from benchmarks.evaluator import plan_of, trainable
+from benchmarks.fleet import FleetDevice
+from benchmarks.fleet_run import Tell, run_fleet
+from benchmarks.lm_data import TIER, LmWorkload
 from benchmarks.lm_table import LmMeasured
 from benchmarks.lm_tuned import BATCH, LmTuned, Tuner
 from benchmarks.probe import ProbeError, Request, measure
+from contract.side_network import from_bundle
+from contract.wire import TARGET_MESSAGE_BYTES
+from edge_agent.adopted import Kept
 from edge_agent.language_model import shared_language_model
+from edge_agent.samples import Row
+from edge_agent.token_evaluation import TokenEvaluation
+from edge_agent.token_maker import TokenMaker
+from sidestream.shards import Example
 
-_METHODS: Final = {"lora": "lm-lora", "full": "lm-full"}
+_METHODS: Final = {"fleet": "lm-agent", "central": "lm-agent", "lora": "lm-lora", "full": "lm-full"}
 _BATCHES: Final = 4
+_EVERY_TOKEN: Final = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +44,8 @@ class LmOptions:
     """Of full fine-tuning."""
     full_rate: float = 5e-4
     """Its learning rate."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """The trainer's, by dotted name, where they are not its defaults."""
     memory: bool = True
     """Whether to measure memory."""
 
@@ -50,7 +65,8 @@ class LmBench:
         self._options = options
         self._folder = folder
         self._tell = tell
-        self._tuner = Tuner(work, shared_language_model(work.backbone), tell)
+        self._model = shared_language_model(work.backbone)
+        self._tuner = Tuner(work, self._model, tell)
         self._peaks: dict[str, int | None] = {}
 
     @property
@@ -80,6 +96,54 @@ class LmBench:
         """Every weight, all of the text on one machine."""
         epochs = self._options.full_epochs
         return _tuned("full", seed, self._tuner.full(seed, epochs, self._options.full_rate), epochs)
+
+    def fleet(self, seed: int) -> LmMeasured:
+        """Every device with its own part of the text."""
+        shards = self._work.shards
+        devices = [self._device(f"device-{number}", shard) for number, shard in enumerate(shards, start=1)]
+        return self._side_network("fleet", seed, devices)
+
+    def central(self, seed: int) -> LmMeasured:
+        """One device with all of the text, in random order."""
+        order = np.random.default_rng([seed, 3]).permutation(len(self._work.train))
+        documents = [self._work.train[index] for index in order]
+        return self._side_network("central", seed, [self._device("central", documents)])
+
+    def _device(self, name: str, documents: Sequence[str]) -> FleetDevice:
+        return FleetDevice(
+            name=name,
+            tier=TIER,
+            examples=[Example(document, "") for document in documents],
+            windows=len(self._work.windows(self._model, documents)),
+        )
+
+    def _side_network(self, row: str, seed: int, devices: Sequence[FleetDevice]) -> LmMeasured:
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        config = self._work.config(folder / "trainer", seed, self._options.settings)
+        run = run_fleet(config, devices, folder, lambda text: self._tell(f"{row}, seed {seed}: {text}"))
+        kept = run.adopted[TIER]
+        return LmMeasured(
+            row=row,
+            seed=seed,
+            perplexity=self._perplexity(kept),
+            trainable=trainable(kept),
+            device_cpu_s=run.device_cpu_s,
+            up_per_token=run.bytes_up / self.tokens,
+            down_per_token=run.bytes_down / self.tokens,
+            forwards=run.tokens_forwarded / self.tokens,
+            backwards=0.0,
+        )
+
+    def _perplexity(self, kept: Kept) -> float:
+        """Of adopted weights, by the agent's own measure, over all held-out documents."""
+        adopted = kept.adopted
+        rows = [Row(document, None) for document in self._work.held_out]
+        maker = TokenMaker(self._model, plan_of(kept), adopted.tier, TARGET_MESSAGE_BYTES)
+        score = TokenEvaluation(maker, lambda: rows, _EVERY_TOKEN, stopped=lambda: False).measure(
+            from_bundle(kept.bundle), adopted.tier_plan.align
+        )
+        assert score is not None, "nobody stops it"
+        return score.measures["perplexity"]
 
     def _peak_bytes(self, method: str) -> int | None:
         """Peak memory above the loaded model over a few batches of windows; measured once a method."""
@@ -113,6 +177,8 @@ def _tuned(row: str, seed: int, tuned: LmTuned, epochs: float) -> LmMeasured:
 
 ROWS: Final[Mapping[str, Callable[[LmBench, int], LmMeasured]]] = {
     "frozen": LmBench.frozen,
+    "fleet": LmBench.fleet,
+    "central": LmBench.central,
     "lora": LmBench.lora,
     "full": LmBench.full,
 }

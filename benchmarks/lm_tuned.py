@@ -20,6 +20,7 @@ from benchmarks.baselines import schedule
 from benchmarks.fleet_run import Tell
 from benchmarks.lm_data import LmWorkload
 from benchmarks.lora import add_lora
+from benchmarks.metered import count_targets
 from contract.tasks import NO_TARGET
 from edge_agent.backbone import read_model
 from edge_agent.language_model import LanguageModel
@@ -127,11 +128,6 @@ def window_loss(model: Any, windows: Sequence[Window]) -> Tensor:
     mask = torch.arange(ids.shape[1])[None, :] < lengths[:, None]
     logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits  # [K, T, V]
     return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET)
-
-
-def count_targets(window: Window) -> int:
-    """Tokens of it that are foretold."""
-    return sum(target != NO_TARGET for target in window.targets)
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
 from contract.sampling import EVERY_TOKEN, Sampling
+from contract.tasks import NO_TARGET
 from edge_agent.backbone import Backbone
+from edge_agent.language_model import LanguageModel
 from edge_agent.samples import Text
 from edge_agent.taps import Sampled
+from edge_agent.windows import Window
 
 _STALL_S = 3.0  # a device whose turn it is may be busy elsewhere; the others wait no longer than this
 
@@ -54,25 +58,42 @@ class Turns:
         return name not in self._clocks or self._clocks[name] <= min(self._clocks.values())
 
 
-class MeteredBackbone(Backbone):
-    """The same weights as another backbone; made on the thread that will use it.
+class Meter:
+    """Counts what a backbone does for one device; made on the thread that will use it.
 
     Args:
-        inner: A loaded backbone; it is not copied.
-        before: Called with the number of texts before a pass.
-        after: Called with the number of texts passed so far, after a pass.
+        before: Called with the number of rows, texts or windows, before a pass.
+        after: Called with the number of rows passed so far, after a pass.
     """
 
-    def __init__(self, inner: Backbone, before: Callable[[int], None], after: Callable[[int], None]) -> None:
-        vars(self).update(vars(inner))
+    def __init__(self, before: Callable[[int], None], after: Callable[[int], None]) -> None:
         self._before = before
         self._after = after
         self._cpu_started_s = time.thread_time()
         self.cpu_s = 0.0
         """CPU time of the thread from when this was made to the end of the last pass: sampling, quantising
         and the outbox are in it, but for the last batch's."""
-        self.texts = 0
-        """Texts passed."""
+        self.rows = 0
+        """Rows passed."""
+        self.tokens = 0
+        """Of windows: the tokens foretold in them."""
+
+    @contextmanager
+    def passing(self, rows: int) -> Iterator[None]:
+        """Around a pass."""
+        self._before(rows)
+        yield
+        self.cpu_s = time.thread_time() - self._cpu_started_s
+        self.rows += rows
+        self._after(self.rows)
+
+
+class MeteredBackbone(Backbone):
+    """The same weights as another backbone, which is not copied."""
+
+    def __init__(self, inner: Backbone, meter: Meter) -> None:
+        vars(self).update(vars(inner))
+        self._meter = meter
 
     def forward(
         self,
@@ -83,9 +104,28 @@ class MeteredBackbone(Backbone):
         *,
         words: bool = False,
     ) -> Sampled:
-        self._before(len(texts))
-        read = super().forward(texts, taps, max_tokens, choose, words=words)
-        self.cpu_s = time.thread_time() - self._cpu_started_s
-        self.texts += len(texts)
-        self._after(self.texts)
-        return read
+        with self._meter.passing(len(texts)):
+            return super().forward(texts, taps, max_tokens, choose, words=words)
+
+
+class MeteredModel(LanguageModel):
+    """The same for a language model."""
+
+    def __init__(self, inner: LanguageModel, meter: Meter) -> None:
+        vars(self).update(vars(inner))
+        self._meter = meter
+
+    def forward_windows(
+        self,
+        windows: Sequence[Window],
+        taps: Sequence[int],
+        choose: Callable[[npt.NDArray[np.int64]], Sampling],
+    ) -> Sampled:
+        with self._meter.passing(len(windows)):
+            self._meter.tokens += sum(map(count_targets, windows))
+            return super().forward_windows(windows, taps, choose)
+
+
+def count_targets(window: Window) -> int:
+    """Tokens of it that are foretold."""
+    return sum(target != NO_TARGET for target in window.targets)

@@ -166,7 +166,7 @@ class Bench:
             device_cpu_s=cpu_s / len(runs) if row == "central" else cpu_s,
             bytes_up=sum(run.bytes_up for run in runs) / devices,
             bytes_down=sum(run.bytes_down for run in runs) / devices,
-            forwards=sum(run.texts_forwarded for run in runs) / passes,
+            forwards=sum(run.rows_forwarded for run in runs) / passes,
             backwards=0.0,
         )
 

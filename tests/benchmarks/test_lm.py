@@ -13,7 +13,10 @@ import pytest
 from benchmarks.lm import main
 from benchmarks.lm_data import read_lm_workload
 from benchmarks.lm_rows import ROWS
+from benchmarks.lm_steps import LM_STEPS, Loaded
 from benchmarks.lm_table import LmMeasured, fleet_over_central, gap_closed, lm_table
+from benchmarks.shapes import random_decoder, random_texts
+from edge_agent.language_model import LanguageModel
 from tests.agent.tiny import WORDS
 
 _FEW = ["--vocabulary", "300", "--width", "32", "--layers", "2", "--pretrain-minutes", "0.02", "--no-memory"]
@@ -23,10 +26,10 @@ _FEW = ["--vocabulary", "300", "--width", "32", "--layers", "2", "--pretrain-min
 def arguments(tmp_path: Path) -> list[str]:
     """What the program is started with, but for the rows."""
     before = _write(tmp_path / "before.txt", WORDS[:12], 600)
-    after = _write(tmp_path / "after.txt", ["thou", "shalt", "heat", *WORDS[8:12]], 1200)
+    after = _write(tmp_path / "after.txt", ["thou", "shalt", "heat", *WORDS[8:12]], 500)
     return [
         *("--pretrain", str(before), "--adapt", str(after), "--cache", str(tmp_path / "cache")),
-        *("--devices", "3", "--threads", "1", "--max-tokens", "32", *_FEW),
+        *("--devices", "2", "--threads", "1", "--max-tokens", "32", *_FEW),
     ]
 
 
@@ -58,6 +61,35 @@ def test_the_model_itself_is_tuned_for_comparison(
     assert "| lora" in printed.out and "pretraining into" in printed.err
     _run(arguments, tmp_path, "--rows", "frozen")
     assert "pretraining into" not in capsys.readouterr().err, "it is cached"
+
+
+def test_side_networks_learn_centrally_and_in_a_fleet(arguments: list[str], tmp_path: Path) -> None:
+    few = [f"--set={name}" for name in ("learner.replay=0", "learner.learning_rate=0.01", "tier.codec=int4")]
+    found = _run(arguments, tmp_path, "--rows", "frozen,fleet,central", *few)
+    by_row = {result["row"]: result for result in found["results"]}
+    for row in ("fleet", "central"):
+        assert by_row[row]["perplexity"] < 0.8 * by_row["frozen"]["perplexity"]
+        assert by_row[row]["forwards"] == 1 and by_row[row]["backwards"] == 0
+        assert by_row[row]["up_per_token"] > 32 * 2 / 2 and by_row[row]["down_per_token"] > 0
+    assert abs(found["fleet_over_central"]) < 0.2
+
+
+@pytest.mark.parametrize("method", LM_STEPS)
+def test_every_step_runs(method: str) -> None:
+    if method != "lm-agent":
+        pytest.importorskip("peft")
+    whole, tokenizer = random_decoder("tiny-projected")
+    step = LM_STEPS[method](Loaded(whole, LanguageModel(whole, tokenizer)), 16)
+    step.warm(["w1 w2"])
+    traffic = step.run(random_texts(4, 17))
+    assert (traffic.up > 4 * 16 * 64) == (step.trainable == 0) == (method == "lm-agent")
+
+
+def test_a_setting_of_the_trainer_that_is_none_is_named(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--rows", "fleet", "--set", "learner.pases=3"]) == 1
+    assert "pases" in capsys.readouterr().err
 
 
 def test_no_line_goes_to_two_devices_or_is_held_out_too(tmp_path: Path) -> None:
