@@ -312,6 +312,9 @@ class TrainerMetrics(_Holder):
     training_loss: Gauge = _gauge(
         "training_loss", "Exponential mean of the loss of updates", "tier", unreported=True
     )
+    head_bytes: Gauge = _gauge(
+        "head_bytes", "Memory that decoders' output heads take, in a language-model job"
+    )
     weights_version: Gauge = _gauge("weights_version", "Version last published: journal records folded in")
     broker_connected: Gauge = _gauge("broker_connected", "1 while connected to the broker")
     inbox_messages: Gauge = _gauge("inbox_messages", "Messages received and not yet handled")

@@ -193,6 +193,9 @@ class Job:
             if head.width != status.width:
                 _log.error("tier %s cannot join: width %d, its head takes %d", name, status.width, head.width)
                 return False
+            if record.taps[-1] != status.depth:
+                _log.error("tier %s cannot join: taps must end with its last layer, %d", name, status.depth)
+                return False
         try:
             self._build_plan({**self._settled, name: record}, revision=0)
         except WireError as exc:

@@ -131,6 +131,7 @@ class Learner:
                 stop.wait(_STORAGE_RETRY_S)
             self._checkpoint_if_due()
             self._metrics.learner_backlog_records.set(self.backlog)
+            self._metrics.head_bytes.set(self._fold.heads.nbytes)
             if not busy:
                 self._wake.wait(0.1)
                 self._wake.clear()

@@ -47,6 +47,7 @@ TRAINER = {
     "sidestream_checkpoint_seconds": (),
     "sidestream_checkpoint_timestamp_seconds": (),
     "sidestream_training_loss": ("tier",),
+    "sidestream_head_bytes": (),
     "sidestream_weights_version": (),
     "sidestream_broker_connected": (),
     "sidestream_inbox_messages": (),

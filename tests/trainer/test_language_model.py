@@ -201,6 +201,16 @@ def test_the_plan_names_the_head_and_a_backbone_of_another_width_cannot_join(
     assert Job(only, journal).plan.tiers["full"] == job.plan.tiers["full"]
 
 
+def test_the_last_tap_has_to_be_the_last_layer(
+    journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = lm_config(tmp_path)
+    tiers = {"full": msgspec.structs.replace(settings.tiers["full"], taps=(1, 3))}
+    job = Job(msgspec.structs.replace(settings, tiers=tiers), journal)
+    assert not job.on_birth("full", "dev", LmDevice("dev", "full", "a" * 32).birth(), 0.0)
+    assert "taps must end with its last layer, 4" in caplog.text
+
+
 def test_a_tier_whose_head_is_not_here_joins_no_running_job(
     journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
