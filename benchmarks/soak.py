@@ -60,7 +60,7 @@ class Soak:
         processes = {"trainer": bench.trainer().pid, "broker": bench.broker.pid}
         processes |= {name: bench.device(name).pid for name in self._devices}
         self._feed(_AHEAD)
-        until(lambda: bench.journaled() > 0, "the first batch", 120)
+        until(lambda: bench.journaled() > 0, "the first batch", 300)
         started_s = time.monotonic()
         while (now_s := time.monotonic() - started_s) < 60 * minutes:
             journaled = bench.journaled()
