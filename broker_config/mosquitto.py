@@ -199,6 +199,7 @@ log_dest stderr
 log_type error
 log_type warning
 log_type notice
+log_type information
 connection_messages false
 """
 

@@ -15,11 +15,13 @@ from typing import Any, Final
 
 import msgspec
 
-from contract.errors import DataError
+from broker_config.tls import tls_context
+from contract.errors import ConfigError, DataError
 from edge_agent import setup_cli
 from edge_agent.config import AgentConfig
 from edge_agent.generate_cli import add_generate
 from edge_agent.samples import Text
+from edge_agent.trust import read_trusted
 from host.flags import add_flags, overrides
 from host.logs import say, set_up
 from host.signals import stop_event
@@ -77,7 +79,7 @@ def add_parser(subparsers: Any) -> None:
     _add_run(commands)
     _add_predict(commands)
     add_generate(commands)
-    setup_cli.add_commands(commands)
+    setup_cli.add_commands(commands, short=_SHORT, secret=_SECRET)
 
 
 def _add_run(commands: Any) -> None:
@@ -91,6 +93,7 @@ def _add_run(commands: Any) -> None:
         "config", metavar="CONFIG", type=Path, nargs="?", help="the device's settings, such as agent.toml"
     )
     add_flags(parser, AgentConfig, short=_SHORT, hidden=_SECRET)
+    parser.add_argument("--check", action="store_true", help="only say whether the settings are right")
     parser.set_defaults(handler=run)
 
 
@@ -117,7 +120,11 @@ def _add_predict(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the agent until SIGINT or SIGTERM."""
     config = load_config(AgentConfig, args.config, overrides(args))
-    config.broker.endpoint()
+    endpoint = config.broker.endpoint()
+    if args.check:
+        check(config)
+        print(f"the settings are right: job {config.job!r}, broker {endpoint.address}")
+        return 0
     set_up(config.log_level, config.log_format, job=config.job, device=config.device)
     from edge_agent.agent import Agent
 
@@ -129,6 +136,21 @@ def run(args: argparse.Namespace) -> int:
     with stop_event() as stop:
         agent = Agent(config, stop=stop, started=started)
         return agent.run()
+
+
+def check(config: AgentConfig) -> None:
+    """Read what the settings name, and start nothing.
+
+    Raises:
+        SidestreamError: something is not there, or not what it should be.
+    """
+    if config.broker.endpoint().tls:
+        tls_context(config.broker)
+    read_trusted(config.trusted_keys_file)
+    for name in ("path", "evaluation_path"):
+        path = getattr(config.data, name)
+        if path not in ("", "-") and not Path(path).expanduser().exists():
+            raise ConfigError(f"data.{name}", f"{path}: there is no such file or folder")
 
 
 def predict(args: argparse.Namespace) -> int:

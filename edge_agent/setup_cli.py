@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from contract.errors import ConfigError
+from edge_agent.config import AgentConfig
 from edge_agent.enrol import SETTINGS, default_config_dir, enrol, read_bundle
+from edge_agent.service import Service
+from host.flags import add_flags, overrides
 from host.passwords import VARIABLE, asked_password, given_password
+from host.settings_init import write_settings
+from host.toml import load_config
 
 _ENROLL_HELP: Final = f"""\
 Make this device one of a fleet, with the file that "sidestream fleet add-device" wrote: puts agent.toml, the
@@ -19,14 +26,72 @@ certificates and the trainer's public keys into place, for their owner only. The
 """
 
 
-def add_commands(commands: Any) -> None:
-    """Add the commands to those of ``agent``."""
-    parser = commands.add_parser(
-        "enroll",
-        help="make this device one of a fleet",
-        description=_ENROLL_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+_INIT_HELP: Final = """\
+Write agent.toml with every setting explained; what you give is set, the rest is commented out with
+its default.
+
+    sidestream agent init agent.toml --job support-intents --broker mqtt://192.168.1.10:1883
+"""
+_INSTALL_HELP: Final = """\
+Have systemd run the agent, now and after every start of the machine, as a service with few rights and its
+state in /var/lib. It runs as the owner of the settings, or as --run-as says. With --user it is a service of
+yours: "loginctl enable-linger" lets it run while you are not logged in.
+
+    sudo sidestream agent install /etc/sidestream/agent.toml
+"""
+
+
+def add_commands(commands: Any, *, short: Mapping[str, str], secret: Collection[str]) -> None:
+    """Add the commands to those of ``agent``.
+
+    Args:
+        commands: Where to.
+        short: Further spellings of settings' flags.
+        secret: Settings that get no flag.
+    """
+    _add_enroll(commands)
+    init = _command(commands, "init", write, "write a commented agent.toml", _INIT_HELP)
+    init.add_argument("config", metavar="CONFIG", type=Path, help="file to write, such as agent.toml")
+    init.add_argument("--replace", action="store_true", help="replace a file that is there")
+    add_flags(init, AgentConfig, short=short, hidden=secret)
+    installs = _command(commands, "install", install, "have systemd run the agent", _INSTALL_HELP)
+    installs.add_argument(
+        "config",
+        metavar="CONFIG",
+        type=Path,
+        nargs="?",
+        help="the device's settings (default: where enroll put them)",
     )
+    installs.add_argument("--run-as", metavar="NAME", default="", help="who it runs as")
+    installs.add_argument("--dry-run", action="store_true", help="show the unit, and write nothing")
+    uninstalls = _command(
+        commands,
+        "uninstall",
+        uninstall,
+        "stop the service and take it away; settings and state stay",
+        "Stop the service and take it away. Settings and state stay.",
+    )
+    for parser in (installs, uninstalls):
+        parser.add_argument("--user", action="store_true", help="a service of this user, not of the machine")
+        parser.add_argument(
+            "--root",
+            metavar="DIR",
+            type=Path,
+            default=Path("/"),
+            help="root folder of another machine, such as a card's that is mounted here; nothing is started",
+        )
+
+
+def _command(commands: Any, name: str, handler: Any, text: str, about: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_enroll(commands: Any) -> None:
+    parser = _command(commands, "enroll", enroll, "make this device one of a fleet", _ENROLL_HELP)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the file that add-device wrote")
     parser.add_argument("--password-file", metavar="FILE", type=Path, help="its first line is the password")
     parser.add_argument(
@@ -37,7 +102,6 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--data", metavar="PATH", default="", help="the device's samples, for agent.toml")
     parser.add_argument("--replace", action="store_true", help="replace an agent.toml that is there")
-    parser.set_defaults(handler=enroll)
 
 
 def enroll(args: argparse.Namespace) -> int:
@@ -55,4 +119,37 @@ def enroll(args: argparse.Namespace) -> int:
     if not args.data:
         print("next: name its samples in agent.toml, [data] path")
     print(f"then: sidestream agent run {settings}")
+    return 0
+
+
+def write(args: argparse.Namespace) -> int:
+    """Write a settings file."""
+    head = f"The settings of a device's agent: sidestream agent run {args.config}"
+    write_settings(AgentConfig, args.config, overrides(args), head, replace=args.replace)
+    print(f"wrote {args.config}; see that it is right: sidestream agent run {args.config} --check")
+    return 0
+
+
+def install(args: argparse.Namespace) -> int:
+    """Write the unit and start it, or show it."""
+    settings = (args.config or default_config_dir() / SETTINGS).expanduser().absolute()
+    load_config(AgentConfig, settings)
+    service = Service(settings=settings, for_user=args.user, run_as=args.run_as, root=args.root)
+    if args.dry_run:
+        print(f"# {service.path}\n{service.text()}", end="")
+        return 0
+    if not args.user and service.user == "root":
+        print(
+            "note: the settings belong to root, so the agent runs as root; --run-as NAME, or chown them",
+            file=sys.stderr,
+        )
+    for line in service.install():
+        print(line)
+    return 0
+
+
+def uninstall(args: argparse.Namespace) -> int:
+    """Take the unit away."""
+    for line in Service(settings=Path(), for_user=args.user, root=args.root).uninstall():
+        print(line)
     return 0

@@ -14,11 +14,14 @@ from typing import Any, Final
 
 import msgspec
 
+from broker_config.tls import tls_context
 from host.flags import add_flags, overrides
 from host.logs import say, set_up
+from host.settings_init import write_settings
 from host.signals import set_on_hangup, stop_event
 from side_trainer.config import TrainerConfig
 from side_trainer.reload import SettingsFile
+from side_trainer.seal import open_seal
 
 _SHORT: Final = {"broker.url": "--broker", "learner.seed": "--seed", "metrics_port": "--metrics-port"}
 _SECRET: Final = ("broker.username", "broker.password")
@@ -59,7 +62,9 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="depose another trainer of this job that runs: it stops, and keeps what it journaled",
     )
+    runs.add_argument("--check", action="store_true", help="only say whether the settings are right")
     runs.set_defaults(handler=run)
+    _add_init(commands)
     for name, handler, text in (
         (
             "verify",
@@ -149,11 +154,38 @@ def _threads(text: str) -> int:
     return number
 
 
+def _add_init(commands: Any) -> None:
+    parser = commands.add_parser(
+        "init",
+        help="write a commented trainer.toml",
+        description="Write trainer.toml with every setting explained; what you give is set, the rest is "
+        "commented out with its default.",
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="file to write, such as trainer.toml")
+    parser.add_argument("--replace", action="store_true", help="replace a file that is there")
+    add_flags(parser, TrainerConfig, short=_SHORT, hidden=_SECRET)
+    parser.set_defaults(handler=write)
+
+
+def write(args: argparse.Namespace) -> int:
+    """Write a settings file."""
+    head = f"The settings of a job's trainer: sidestream trainer run {args.config}"
+    write_settings(TrainerConfig, args.config, overrides(args), head, replace=args.replace)
+    print(f"wrote {args.config}; see that it is right: sidestream trainer run {args.config} --check")
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the trainer until SIGINT or SIGTERM."""
     file = SettingsFile(args.config, overrides(args))
     config = file.load()
-    config.broker.endpoint()
+    endpoint = config.broker.endpoint()
+    if args.check:
+        if endpoint.tls:
+            tls_context(config.broker)
+        open_seal(config.job, config.signing)
+        print(f"the settings are right: job {config.job!r}, broker {endpoint.address}")
+        return 0
     set_up(config.log_level, config.log_format, job=config.job)
     from side_trainer.trainer import run_trainer, state_dir_of
 

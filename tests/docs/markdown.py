@@ -9,6 +9,8 @@ must succeed, unless an HTML comment just before says otherwise, which a reader 
     <!-- test: skip REASON -->            it is not run
     <!-- test: machine NAME -->           from here on, on that machine: another home and working directory
     <!-- test: data commands.csv -->      the reader has such a file: labelled commands to a home
+    <!-- test: copy MACHINE PATH -->      the reader brings that file over from there
+    <!-- test: reload NAME -->            the block tells the background command that begins so to reload
     <!-- test: wait NAME "text" -->       wait until a background command that begins so has printed this
 """
 
@@ -20,8 +22,8 @@ from dataclasses import dataclass
 
 _HINT = re.compile(r"<!-- test: (\w+) ?(.*?) -->")
 _RUNS = ("console", "python")
-KINDS = ("file", "background", "fails", "skip", "machine", "data", "wait")
-_ALONE = ("machine", "data", "wait")
+KINDS = ("file", "background", "fails", "skip", "machine", "data", "copy", "reload", "wait")
+_ALONE = ("machine", "data", "copy", "wait")
 
 
 @dataclass(frozen=True, kw_only=True)

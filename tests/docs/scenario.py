@@ -7,6 +7,7 @@ import importlib.resources
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -77,6 +78,15 @@ class Scenario:
             writer = csv.DictWriter(file, ["text", "label"], extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
+
+    def _do_copy(self, step: Step) -> None:
+        machine, path = step.words
+        shutil.copy(self._folder / machine / path, self._home / Path(path).name)
+
+    def _do_reload(self, step: Step) -> None:
+        next(one for one in self._background if one[0].startswith(step.words[0]))[1].send_signal(
+            signal.SIGHUP
+        )
 
     def _do_console(self, step: Step) -> None:
         for command in step.commands():
