@@ -54,7 +54,7 @@ class Workload:
                 tier: TierConfig(backbone=self.backbone_of(tier), layers=self.tiers[tier])
                 for tier in tiers or self.tiers
             },
-            learner=LearnerSettings(seed=seed),
+            learner=LearnerSettings(seed=seed, correction="view"),
             metrics_port=-1,
             page=False,
             log_level="warning",

@@ -126,6 +126,9 @@ class SideNetworkSpec(Message, frozen=True, kw_only=True):
     """d_s: its hidden size."""
     inner: Annotated[int, msgspec.Meta(ge=1, le=32768)] = 128
     """Inner width of an adapter."""
+    summed: bool = False
+    """Whether each block adds to the answer, or the last one gives it. Of every new job it is true; of one
+    whose journal began without, never."""
 
 
 class FlowPlan(Message, frozen=True, kw_only=True):

@@ -10,7 +10,12 @@ through an adapter that starts as the identity::
     h_b = s_b + W_up·gelu(W_down·norm(s_b))
     answer_b = head(norm(mean of h_b over the row's vectors))
 
-or, in tasks with an answer for every vector, ``head(norm(h_b))``. A language model keeps the backbone's own
+or, in tasks with an answer for every vector, ``head(norm(h_b))``. With ``summed``, each block has a norm and
+head of its own, which start at zero, and adds to the answer of the block below::
+
+    answer_b = answer_{b−1} + head_b(norm_b(mean of h_b)),   answer_0 = 0
+
+so that a deep answer that learnt nothing is the shallow one. A language model keeps the backbone's own
 head, which takes its last state with something added, nothing at first: W_out, one a backbone family, starts
 at zero (:meth:`SideNetwork.lifted`)::
 
@@ -74,6 +79,21 @@ class _Adapter(nn.Module):
         return hidden + lifted
 
 
+class _Step(nn.Module):
+    """What a block adds to the answer; nothing at first."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, hidden: Tensor, dropout: float) -> Tensor:
+        added: Tensor = self.head(functional.dropout(self.norm(hidden), dropout, self.training))
+        return added
+
+
 class SideNetwork(nn.Module):
     """The shared side-network with the alignment maps of some backbone families.
 
@@ -105,10 +125,14 @@ class SideNetwork(nn.Module):
         with _seeded(seed):
             self.gates = nn.Parameter(torch.zeros(spec.blocks - 1))
             self.adapters = nn.ModuleList(_Adapter(spec.width, spec.inner) for _ in range(spec.blocks))
-            self.norm = nn.LayerNorm(spec.width)
             if self._task.generates:
+                self.norm = nn.LayerNorm(spec.width)
                 self.outs = nn.ModuleDict()
+            elif spec.summed:
+                outputs = self._task.outputs(labels)
+                self.steps = nn.ModuleList(_Step(spec.width, outputs) for _ in range(spec.blocks))
             else:
+                self.norm = nn.LayerNorm(spec.width)
                 self.head = nn.Linear(spec.width, self._task.outputs(labels))
                 nn.init.zeros_(self.head.weight)
                 nn.init.zeros_(self.head.bias)
@@ -146,9 +170,23 @@ class SideNetwork(nn.Module):
             By number of taps b: the answers of the K_b first rows, those with b taps or more: [K_b, C], or
             [K_b, N, C] where the task has an answer for every vector.
         """
+        if self.spec.summed:
+            return self._summed(families, mask, exits)
         return {
-            taps: self._answer(hidden, mask[: len(hidden)]) for taps, hidden in self.trunk(families, exits)
+            taps: self._answer(self._pooled(hidden, mask)) for taps, hidden in self.trunk(families, exits)
         }
+
+    def _summed(
+        self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int]
+    ) -> dict[int, Tensor]:
+        wanted = {*exits, *(len(taps) for _, taps in families)}
+        answers, answer = {}, None
+        for taps, hidden in self.trunk(families, range(1, self.spec.blocks + 1)):
+            added = self.steps[taps - 1](self._pooled(hidden, mask), self.dropout)
+            answer = added if answer is None else answer[: len(added)] + added
+            if taps in wanted:
+                answers[taps] = answer
+        return answers
 
     def trunk(
         self, families: Sequence[tuple[str, Tensor]], exits: Collection[int] = ()
@@ -168,11 +206,15 @@ class SideNetwork(nn.Module):
             if tap + 1 in exits:
                 yield tap + 1, hidden
 
-    def _answer(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """[K, N, r] and [K, N] -> [K, C] or [K, N, C]."""
-        if not self._task.per_vector:
-            real = mask[..., None].to(hidden.dtype)
-            hidden = (hidden * real).sum(dim=1) / real.sum(dim=1)
+    def _pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """[K_b, N, r] and [K, N] -> [K_b, r], or as it is where every vector has an answer."""
+        if self._task.per_vector:
+            return hidden
+        real = mask[: len(hidden), :, None].to(hidden.dtype)
+        return (hidden * real).sum(dim=1) / real.sum(dim=1)
+
+    def _answer(self, hidden: Tensor) -> Tensor:
+        """[…, r] -> […, C]."""
         answers: Tensor = self.head(functional.dropout(self.norm(hidden), self.dropout, self.training))
         return answers
 
@@ -237,7 +279,7 @@ def first_blocks(tensors: Mapping[str, Floats], blocks: int) -> dict[str, Floats
     kept: dict[str, Floats] = {}
     for name, array in tensors.items():
         part, _, rest = name.partition(".")
-        if part == "adapters" and int(rest.partition(".")[0]) >= blocks:
+        if part in ("adapters", "steps") and int(rest.partition(".")[0]) >= blocks:
             continue
         kept[name] = array[: {"aligns": blocks, "gates": blocks - 1}.get(part)]
     return kept

@@ -123,6 +123,10 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     """The learning rate falls to this share of itself over the passes, along half a cosine."""
     prior_correction: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
     """Strength of the logit adjustment by each tier's label prior; 0 for plain cross-entropy."""
+    correction: Literal["tier", "view"] = "tier"
+    """view, which every new job has: answers are corrected by all rows that teach them, smoothing follows
+    the correction, and a tier short of a label keeps to a shallower answer (:mod:`side_trainer.views`). tier,
+    which journals from before have: by the tier's rows, and no more."""
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
     """Of the targets."""
     exit_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
@@ -173,9 +177,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Without ``labels``: and until no new label came for so long."""
     tiers: dict[str, TierConfig] = msgspec.field(default_factory=lambda: {"generic": TierConfig()})
     """By tier name."""
-    side_network: SideNetworkSpec = SideNetworkSpec()
+    side_network: SideNetworkSpec = SideNetworkSpec(summed=True)
     """The side-network's shape."""
-    learner: LearnerSettings = LearnerSettings()
+    learner: LearnerSettings = LearnerSettings(correction="view")
     """Optimiser, replay, passes, seed."""
     flow: FlowPlan = FlowPlan()
     """How fast devices may send."""

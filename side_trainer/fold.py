@@ -38,6 +38,7 @@ from side_trainer.journal import Journal, Record
 from side_trainer.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.rows import MiniBatch, RowStore, StoredBatch, gather
 from side_trainer.token_loss import token_loss
+from side_trainer.views import Tapped, Views
 
 _BATCH_STREAM: Final = 1
 _IDLE_STREAM: Final = 2
@@ -277,31 +278,73 @@ class Fold:
         exits = {len(tier.taps) for tier in self.tiers.values()}
         families = [(family.align, family.activations) for family in batch.families]
         answers = self.network.train()(families, batch.mask, exits)
-        adjustment = settings.prior_correction * self._adjustment(batch.tiers)
-        if batch.per_vector:
-            adjustment = adjustment[:, None]
-        own = _own_answers(answers, [(len(taps), taps.shape[1]) for _, taps in families]) + adjustment
+        raw = _own_answers(answers, [(len(taps), taps.shape[1]) for _, taps in families])
         targets = self._scaled(batch.targets)
-        losses = self._objective.losses(own, targets, settings.label_smoothing)
-        total = losses.sum()
+
+        def shaped(lean: torch.Tensor) -> torch.Tensor:
+            return lean[:, None] if batch.per_vector else lean
+
+        lean = shaped(self._leanings(batch.tiers))
+        losses = self._losses(raw, lean, targets)
+        total = self._anchored(batch, raw, answers, losses, targets).sum()
         for taps in sorted(exits):
             deeper = sum(
                 family.activations.shape[1] for family in batch.families if len(family.activations) > taps
             )
             if deeper:
-                early = answers[taps][:deeper] + adjustment[:deeper]
-                hard = self._objective.losses(early, targets[:deeper], settings.label_smoothing).sum()
-                soft = self._objective.distilled(early, own[:deeper], targets[:deeper]).sum()
+                lean = shaped(self._leanings(batch.tiers, taps))[:deeper]
+                early, own = answers[taps][:deeper], raw[:deeper]
+                hard = self._losses(early, lean, targets[:deeper]).sum()
+                soft = self._objective.distilled(early + lean, own + lean, targets[:deeper]).sum()
                 share = settings.distillation
                 total = total + settings.exit_weight * ((1 - share) * hard + share * soft)
         return total / len(batch.targets), losses.detach().numpy()
 
-    def _adjustment(self, tiers: list[str]) -> torch.Tensor:
-        """[K, C]: the label prior of each row's tier, less the fleet's."""
-        objective = self._objective
-        fleet = objective.prior(self._all_counts)
-        own = {tier: objective.prior(self._counts[tier]) - fleet for tier in set(tiers)}
-        return torch.from_numpy(np.stack([own[tier] for tier in tiers]).astype(np.float32))
+    def _losses(self, answers: torch.Tensor, lean: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """[K]: of answers that lean as the rows' labels do."""
+        smoothing = self._learner.label_smoothing
+        return self._objective.losses(answers + lean, targets, smoothing, lean if self._by_view else None)
+
+    def _anchored(
+        self,
+        batch: MiniBatch,
+        own: torch.Tensor,
+        answers: dict[int, torch.Tensor],
+        losses: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
+        """[K]: ``losses``; where a shallower answer is to be trusted more, partly the distance from that."""
+        if not self._by_view:
+            return losses
+        views, exits = self._views, answers.keys()
+        anchors = {tier: views.anchor(tier, exits, self._all_counts) for tier in set(batch.tiers)}
+        base = own.detach().clone()
+        for tier, anchor in anchors.items():
+            rows = [row for row, of in enumerate(batch.tiers) if of == tier]
+            base[rows] = answers[anchor.taps][rows].detach()
+        share = torch.tensor([anchors[tier].share for tier in batch.tiers])
+        return share * losses + (1 - share) * self._objective.distilled(own, base, targets)
+
+    def _leanings(self, tiers: list[str], taps: int = 0) -> torch.Tensor:
+        """[K, C]: what each row's answer leans by, at ``taps`` taps, or 0 for its own last."""
+        views, fleet = self._views, self._objective.prior(self._all_counts)
+        own = {
+            tier: views.lean(tier, taps or len(self.tiers[tier].taps), fleet)
+            if self._by_view
+            else self._objective.prior(self._counts[tier]) - fleet
+            for tier in set(tiers)
+        }
+        stacked = np.stack([own[tier] for tier in tiers]).astype(np.float32)
+        return self._learner.prior_correction * torch.from_numpy(stacked)
+
+    @property
+    def _views(self) -> Views:
+        tapped = {name: Tapped(tier.align, tier.taps) for name, tier in self.tiers.items()}
+        return Views(tapped, self._counts, self._objective, self._learner.exit_weight)
+
+    @property
+    def _by_view(self) -> bool:
+        return self._learner.correction == "view"
 
     def _scaled(self, targets: torch.Tensor) -> torch.Tensor:
         """Targets in the measure of answers."""

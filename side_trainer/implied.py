@@ -33,6 +33,8 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
         },
     },
 }
+_OF_EVERY_JOB: Final[Implied] = {"side_network": {"summed": True}, "learner": {"correction": "view"}}
+"""What a setting's own default is not, since that stands for journals from before there was the setting."""
 _OF_METHOD: Final[Mapping[object, Implied]] = {
     "mobillm": {"label_wait_s": 2.0, "tiers": {"sampling": "all", "codec": "nf4"}},
 }
@@ -46,7 +48,7 @@ def with_implied(settings: dict[str, Any]) -> dict[str, Any]:
     for field, implied in (("task", _OF_TASK), ("method", _OF_METHOD)):
         value = settings.get(field)
         settings = _completed(settings, implied.get(value, {}) if isinstance(value, str) else {})
-    return settings
+    return _completed(settings, _OF_EVERY_JOB)
 
 
 def _completed(settings: dict[str, Any], implied: Implied) -> dict[str, Any]:

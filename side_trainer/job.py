@@ -14,7 +14,7 @@ import msgspec
 
 from contract.errors import BackboneError, ConfigError, WireError
 from contract.messages import Status, check_labels
-from contract.plan import Plan, TierPlan, joining_taps
+from contract.plan import Plan, SideNetworkSpec, TierPlan, joining_taps
 from contract.tasks import TASKS
 from side_trainer.config import TrainerConfig
 from side_trainer.fold import LabelsRecord, SettingsRecord, TierRecord
@@ -47,6 +47,7 @@ class Job:
         self._heads: dict[str, HeadFacts] = {}
         self._labels: tuple[str, ...] = ()
         self._settled: dict[str, TierRecord] = {}
+        self._summed = config.side_network.summed  # the journal's, where it has begun
         self._recall()
         if config.labels and not self._labels:
             self._fix_labels(config.labels)
@@ -58,6 +59,10 @@ class Job:
     def plan(self) -> Plan:
         """The plan in force."""
         return self._plan
+
+    @property
+    def _side_network(self) -> SideNetworkSpec:
+        return msgspec.structs.replace(self._config.side_network, summed=self._summed)
 
     @property
     def settled(self) -> dict[str, TierRecord]:
@@ -136,6 +141,9 @@ class Job:
             else:
                 tier = msgspec.json.decode(record.payload, type=TierRecord)
                 self._settled[tier.tier] = tier
+        if last is not None:
+            self._summed = last.side_network.summed
+            settings = msgspec.structs.replace(settings, side_network=self._side_network)
         if last is not None and (last.task, last.side_network) != (settings.task, settings.side_network):
             raise ConfigError(
                 "side_network", "differs from the one that this state_dir has trained; start a new state_dir"
@@ -245,7 +253,7 @@ class Job:
             task=self._config.task,
             labels=self._labels,
             tiers={name: self._tier(name, settled.get(name)) for name in self._config.tiers},
-            side_network=self._config.side_network,
+            side_network=self._side_network,
             flow=self._config.flow,
         )
 

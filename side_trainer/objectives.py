@@ -36,8 +36,18 @@ class Objective(Protocol):
         """What answers are measured in, where targets have such statistics."""
         return Scale()
 
-    def losses(self, answers: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """[K]: how far each row's answers are from its targets, which are in the answers' measure."""
+    def divergence(self, wanted: Counts, counts: Counts) -> float:
+        """How far targets with the statistics ``counts`` are from ``wanted`` ones: 0 if alike, in nats."""
+        return 0.0
+
+    def losses(
+        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+    ) -> Tensor:
+        """[K]: how far each row's answers are from its targets, which are in the answers' measure.
+
+        ``lean`` is the part of the answers that the prior correction added: smoothing then goes towards that,
+        and not towards no opinion. Otherwise it would teach the opposite of a correction.
+        """
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         """[K]: how far each row's answers are from better ones, which learn nothing by it."""
@@ -57,7 +67,15 @@ class Classification(Objective):
         shares: npt.NDArray[np.float64] = np.log(smoothed / smoothed.sum())
         return shares
 
-    def losses(self, answers: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def divergence(self, wanted: Counts, counts: Counts) -> float:
+        log = self.prior(wanted)
+        return float(np.exp(log) @ (log - self.prior(counts)))
+
+    def losses(
+        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+    ) -> Tensor:
+        if lean is not None:
+            return _smoothed(answers, targets, smoothing, lean)
         return functional.cross_entropy(answers, targets, reduction="none", label_smoothing=smoothing)
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -76,7 +94,9 @@ class NextToken(Objective):
     def prior(self, counts: Counts) -> npt.NDArray[np.float64]:
         return np.zeros(0)
 
-    def losses(self, answers: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def losses(
+        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+    ) -> Tensor:
         raise AssertionError("a language model's answers are never all there at once")
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -86,7 +106,11 @@ class NextToken(Objective):
 class TokenClassification(Classification):
     """One of C labels a vector: its mean cross-entropy over a row's vectors. Statistics are of vectors."""
 
-    def losses(self, answers: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def losses(
+        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+    ) -> Tensor:
+        if lean is not None:
+            return _mean_of_real(_smoothed(answers, targets.clamp(min=0), smoothing, lean), targets)
         by_vector = functional.cross_entropy(
             answers.transpose(1, 2),
             targets,
@@ -120,8 +144,19 @@ class MultiLabel(Objective):
         odds: npt.NDArray[np.float64] = np.log((there + 1.0) / (rows - there + 1.0))
         return odds
 
-    def losses(self, answers: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        wanted = targets[:, : answers.shape[1]] * (1 - smoothing) + smoothing / 2
+    def divergence(self, wanted: Counts, counts: Counts) -> float:
+        odds, own = self.prior(wanted), self.prior(counts)
+        share = 1 / (1 + np.exp(-odds))
+        # log σ(a) − log σ(b) = softplus(−b) − softplus(−a), and alike for the labels that are not there.
+        there = np.logaddexp(0, -own) - np.logaddexp(0, -odds)
+        absent = np.logaddexp(0, own) - np.logaddexp(0, odds)
+        return float((share * there + (1 - share) * absent).mean())
+
+    def losses(
+        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+    ) -> Tensor:
+        middle = 0.5 if lean is None else lean.sigmoid()
+        wanted = targets[:, : answers.shape[1]] * (1 - smoothing) + smoothing * middle
         return _binary(answers, wanted)
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -153,7 +188,9 @@ class Regression(Objective):
         deviation = float(np.sqrt(max(0.0, squares / number - mean**2)))
         return Scale(mean=float(mean), deviation=deviation if deviation > _LEAST * (1 + abs(mean)) else 1.0)
 
-    def losses(self, answers: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def losses(
+        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+    ) -> Tensor:
         return functional.huber_loss(answers[:, 0], targets, reduction="none")
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -164,6 +201,13 @@ def _mean_of_real(by_vector: Tensor, targets: Tensor) -> Tensor:
     """[K, N] -> [K], over the vectors that have a target."""
     real = (targets != NO_TARGET).to(by_vector.dtype)
     return (by_vector * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+
+def _smoothed(answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor) -> Tensor:
+    """[…, C] and […] -> […]: cross-entropy with targets smoothed towards ``lean``."""
+    log = answers.log_softmax(dim=-1)
+    hit = log.gather(-1, targets[..., None])[..., 0]
+    return -(1 - smoothing) * hit - smoothing * (lean.softmax(dim=-1) * log).sum(dim=-1)
 
 
 def _binary(answers: Tensor, wanted: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def test_what_was_signed_once_is_read_and_believed_for_ever(vector: dict[str, An
     sealed, kind = bytes.fromhex(vector["hex"]), KINDS[vector["type"]]
     scope = Scope(kind=vector["name"], job="assist", tier=vector["tier"])
     message = open_sealed(kind, sealed, scope, [bytes.fromhex(vector["public_key"])])
-    assert SIGNER.seal(message, scope) == sealed
+    assert vector.get("decode_only") or SIGNER.seal(message, scope) == sealed
 
 
 def test_every_codec_of_weights_has_a_vector() -> None:

@@ -30,8 +30,8 @@ ABOUT = About(
 Array = npt.NDArray[np.float64]
 
 
-def network(*, trained: bool = True) -> SideNetwork:
-    made = SideNetwork(SPEC, labels=5, seed=3)
+def network(*, trained: bool = True, summed: bool = False) -> SideNetwork:
+    made = SideNetwork(msgspec.structs.replace(SPEC, summed=summed), labels=5, seed=3)
     made.add_align("wide", 16)
     made.add_align("nar.row", 6)
     if trained:
@@ -63,27 +63,31 @@ def reference(weights: dict[str, Floats], align: str, taps: Array, mask: npt.NDA
         mapped: Array = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
         return mapped
 
-    h = np.zeros(0)
+    h, total = np.zeros(0), np.zeros(5)
     for b, tap in enumerate(taps):
         s = norm(tap) @ weights[f"aligns.{align}.weight"][b] + weights[f"aligns.{align}.bias"][b]
         if b:
             mu = 1 / (1 + np.exp(-weights["gates"][b - 1]))
             s = (1 - mu) * s + mu * h
         h = s + linear(gelu(linear(norm(s, f"adapters.{b}.norm"), f"adapters.{b}.down")), f"adapters.{b}.up")
-    pooled = (h * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
-    return linear(norm(pooled, "norm"), "head")
+        pooled = (h * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+        if "head.weight" not in weights:
+            total = total + linear(norm(pooled, f"steps.{b}.norm"), f"steps.{b}.head")
+    return linear(norm(pooled, "norm"), "head") if "head.weight" in weights else total
 
 
+@pytest.mark.parametrize("summed", [False, True])
 @pytest.mark.parametrize("taps", [1, 2, 3])
-def test_it_equals_the_reference(taps: int) -> None:
-    made = network()
+def test_it_equals_the_reference(taps: int, summed: bool) -> None:
+    made = network(summed=summed)
     values, mask = rows(16, taps, 7, seed=2)
     expected = reference(made.arrays(), "@wide", values.double().numpy(), mask.numpy())
     np.testing.assert_allclose(made.predict("wide", values, mask).detach().numpy(), expected, atol=2e-5)
 
 
-def test_rows_of_any_families_together_answer_as_they_do_alone() -> None:
-    made = network()
+@pytest.mark.parametrize("summed", [False, True])
+def test_rows_of_any_families_together_answer_as_they_do_alone(summed: bool) -> None:
+    made = network(summed=summed)
     deep, deep_mask = rows(16, 3, 4, seed=5)
     shallow, shallow_mask = rows(6, 2, 3, seed=6)
     logits = made([("wide", deep), ("nar.row", shallow)], torch.cat([deep_mask, shallow_mask]), exits=(2,))

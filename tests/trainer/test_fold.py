@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from contract.errors import StateError
+from contract.plan import SideNetworkSpec
+from contract.tasks import Task
 from contract.wire import pack
 from side_trainer.checkpoint import resume, write_checkpoint
-from side_trainer.fold import Fold, IdleRecord
+from side_trainer.config import LearnerSettings
+from side_trainer.fold import Fold, IdleRecord, SettingsRecord
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.rows import Ints, MiniBatch, RowStore, StoredBatch, gather
@@ -91,6 +94,43 @@ def test_a_damaged_journal_is_told_and_not_folded(journal: Journal, tmp_path: Pa
         fold_all(journal, Fold(journal))
 
 
+def test_a_settings_record_from_before_views_means_what_it_meant() -> None:
+    now = SettingsRecord(
+        job="j", task=Task.TEXT_CLASSIFICATION, side_network=SideNetworkSpec(), learner=LearnerSettings()
+    )
+    before = msgspec.to_builtins(now)
+    del before["learner"]["correction"], before["side_network"]["summed"]
+    assert msgspec.convert(before, SettingsRecord) == now
+    assert now.learner.correction == "tier" and not now.side_network.summed
+
+
+def test_a_job_goes_on_with_the_answers_that_its_journal_began_with(journal: Journal, tmp_path: Path) -> None:
+    filled(journal, tmp_path, batches=1, idle=False)
+    old = config(tmp_path, side_network=SideNetworkSpec())
+    assert Job(old, journal).plan.side_network.summed
+
+
+def test_a_tier_short_of_a_label_still_answers_with_it(journal: Journal, tmp_path: Path) -> None:
+    """The deep tier's rows have one label of four but for a few; the shallow tier teaches the others."""
+    settings = config(tmp_path, learner=LearnerSettings(seed=5, correction="view", pass_rows=16))
+    job = Job(settings, journal)
+    deep, shallow, _ = fleet = devices()
+    settle(job, fleet)
+    for index in range(40):
+        assert append(journal, deep, deep.batch(job.plan, label=0 if index % 20 else 1))
+        assert append(journal, shallow, shallow.batch(job.plan))
+    rows = 8 * 80
+    record = IdleRecord(phase=journal.tail, position=0, rows=4 * rows, total=4 * rows)
+    journal.append("idle", msgspec.json.encode(record))
+    fold = fold_all(journal, Fold(journal))
+    assert fold.average is not None
+    deep.rng = np.random.default_rng(1234)
+    asked = StoredBatch.read("big", pack(deep.batch(job.plan, rows=200)))
+    batch = gather(((asked, row) for row in range(200)), lambda _: "m")
+    answers = fold.average.eval().predict("m", batch.families[0].activations, batch.mask).argmax(dim=-1)
+    assert (answers == batch.targets).float().mean() > 0.9
+
+
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     digests = set()
     for seed in (1, 2):
@@ -135,7 +175,7 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
     fleet = counts["big"] + counts["small"] + 1.0
     for tier, count in counts.items():
         expected = np.log((count + 1) / (count + 1).sum()) - np.log(fleet / fleet.sum())
-        np.testing.assert_allclose(fold._adjustment([tier])[0].numpy(), expected, rtol=1e-5)
+        np.testing.assert_allclose(fold._leanings([tier])[0].numpy(), expected, rtol=1e-5)
 
 
 def test_idle_slices_cover_every_row_once_a_pass(journal: Journal, tmp_path: Path) -> None:
