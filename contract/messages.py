@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
+import msgpack
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from contract.errors import DecodeError
 from contract.quality import Tally
 from contract.tasks import TargetForm, Targets, read_targets
 from contract.tensors import Tensor
-from contract.wire import Message, pack
+from contract.wire import Message, to_map
 
 MAX_ROWS: Final = 1024
 MAX_LABELS: Final = 1024
@@ -140,8 +141,16 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
 
 
 def refusal_digest(batch: ActivationBatch) -> str:
-    """What a refusal names a batch by: 32 hex digits, the same whatever ``floor`` it was sent with."""
-    return hashlib.sha256(pack(msgspec.structs.replace(batch, floor=1))).hexdigest()[:32]
+    """What a refusal names a batch by: 32 hex digits, the same whatever ``floor`` it was sent with.
+
+    Both ends take it, and one may be of an earlier version: a field that came later counts only where it is
+    not what its absence means.
+    """
+    fields = to_map(msgspec.structs.replace(batch, floor=1))
+    if batch.target_form is TargetForm.LABELS:
+        del fields["target_form"]
+    packed: bytes = msgpack.packb(fields, use_bin_type=True)
+    return hashlib.sha256(packed).hexdigest()[:32]
 
 
 class Receipt(Message, frozen=True, kw_only=True):

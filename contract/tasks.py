@@ -36,9 +36,9 @@ class Task(str, enum.Enum):
     """What a job learns."""
 
     TEXT_CLASSIFICATION = "text-classification"
+    """A text, or a pair of them, has one of the labels."""
     CAUSAL_LM = "causal-lm"
     """Every token of a text is foretold from those before it."""
-    """A text, or a pair of them, has one of the labels."""
     MULTI_LABEL = "multi-label-classification"
     """A text has any number of the labels, none included."""
     REGRESSION = "regression"
