@@ -12,11 +12,12 @@ from pathlib import Path
 
 from contract.errors import StateError
 from side_trainer.checkpoint import newest_files
+from side_trainer.heads import FOLDER
 from side_trainer.journal import FILE_NAME, Journal
 
 
 def backup(state_dir: Path, out: Path) -> int:
-    """Copy journal and checkpoints into ``out``, which must not exist yet; return the records in the copy.
+    """Copy journal, checkpoints and output heads into ``out``, which must not exist yet; return the records in the copy.
 
     Every record is read once, so a copy of a damaged journal is not made.
 
@@ -32,6 +33,8 @@ def backup(state_dir: Path, out: Path) -> int:
             with contextlib.suppress(FileNotFoundError):  # a newer one has just taken its place
                 shutil.copy2(path, out / path.name)
         _copy_journal(state_dir / FILE_NAME, out / FILE_NAME)
+        if (state_dir / FOLDER).is_dir():  # after the journal: those that it goes by are there by then
+            shutil.copytree(state_dir / FOLDER, out / FOLDER, ignore=shutil.ignore_patterns("*.tmp"))
         return _read_through(out / FILE_NAME)
     except FileExistsError as exc:
         raise StateError(f"{out} exists already; give a folder that does not with --out") from exc

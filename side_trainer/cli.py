@@ -71,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
             verify,
             "re-fold the journal from the start and compare with the checkpoint; 1 if it differs",
         ),
-        ("backup", back_up, "copy journal and checkpoints as of one moment; the trainer may go on meanwhile"),
+        ("backup", back_up, "copy the state directory as of one moment; the trainer may go on meanwhile"),
         ("export", export, "write the weights with their spec as one safetensors file"),
         ("status", status, "print offsets, versions and what every device contributed"),
     ):
