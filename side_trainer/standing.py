@@ -23,6 +23,8 @@ ECHO_S: Final = 5.0
 """A claim that is not heard back after so long (an access list may forbid it) is taken as heard."""
 ANSWER_S: Final = 3.0
 """A trainer whose retained status says online has so long to answer a claim."""
+HIGHEST_FENCE: Final = 2**60
+"""A higher one is no trainer's: going above it, and above that once more, would leave no fence to have."""
 
 
 class Standing:
@@ -72,6 +74,8 @@ class Standing:
         """
         if status.instance == self.instance:
             return False
+        if status.fence > HIGHEST_FENCE:
+            return self.active
         self._highest = max(self._highest, status.fence)
         if status.state == "online":
             if self._established and self._outranked(status):

@@ -96,6 +96,15 @@ def test_a_late_will_of_a_deposed_trainer_is_written_over() -> None:
     assert standing.on_status(other(fence=4, state="offline"), retained=False)
 
 
+@pytest.mark.parametrize("state", ["online", "offline"])
+def test_a_fence_that_no_trainer_can_have_leaves_room_for_those_to_come(state: str) -> None:
+    standing = Standing(instance="us", fence=5)
+    standing.on_claim(standing.connected(0.0))
+    standing.on_status(other(fence=2**62, state=state), retained=True)
+    assert standing.tick(0.1) and standing.fence == 5
+    assert standing.on_status(other(fence=2**62, state=state), retained=False) and standing.active
+
+
 def test_a_second_trainer_with_a_state_directory_of_its_own_is_refused(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:
