@@ -202,7 +202,7 @@ def _index(index: Mapping[str, int], name: str, judge: bool) -> int:
 def _list(label: str) -> list[str]:
     try:
         names = json.loads(label)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise Unusable(f"label {label[:80]!r} is no list") from exc
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise Unusable(f"label {label[:80]!r} is no list of names")

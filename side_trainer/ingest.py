@@ -259,7 +259,8 @@ class Ingest:
         """Start publishing at the moment from which this is certainly the job's one trainer."""
         if not self._standing.tick(now):
             return
-        self._journal.fence = self._standing.fence
+        if self._journal.fence != self._standing.fence:  # a full disk must not end it at a reconnect
+            self._journal.fence = self._standing.fence
         self.confirmed.set()
         self._told = None
         self._tell_status()
@@ -439,7 +440,7 @@ class Ingest:
     def _limit(self, uplink: Uplink) -> None:
         """Drop a message of a device that sends too many; an honest one repeats it."""
         self._metrics.messages_rejected.labels(Kind(uplink.kind), Reason.RATE).inc()
-        if uplink.device not in self._limited:
+        if uplink.device not in self._limited and len(self._limited) < _REJECTIONS_LOGGED:
             self._limited.add(uplink.device)
             _log.warning("device %s sends more than max_batches_per_s; the rest is dropped", uplink.device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import http.client
 import time
 import urllib.error
 import urllib.parse
@@ -59,7 +59,7 @@ class PageSource:
         try:
             with urllib.request.urlopen(f"{self._url}/api/fleet?{query}", timeout=_TIMEOUT_S) as answer:
                 view = msgspec.json.decode(answer.read(_MOST_BYTES), type=FleetView)
-        except (OSError, ValueError, json.JSONDecodeError) as exc:  # msgspec's errors are ValueErrors
+        except (OSError, ValueError, http.client.HTTPException) as exc:  # msgspec's errors are ValueErrors
             reason = getattr(exc, "reason", None) or exc
             raise SidestreamError(
                 f"no fleet page at {self._url}/ ({reason}); is the trainer running there, with page = true? "

@@ -10,10 +10,12 @@ import os
 import pty
 import re
 import select
+import socket
 import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +157,22 @@ def test_what_cannot_be_shown_is_one_line(
     assert main(["top", *arguments]) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"sidestream: error: {says}") and err.count("\n") == 1
+
+
+def test_a_port_that_speaks_something_else_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            visitor, _ = server.accept()
+            with visitor:
+                visitor.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                visitor.recv(4096)
+
+        greeter = threading.Thread(target=greet)
+        greeter.start()
+        assert main(["top", "--url", f"http://127.0.0.1:{server.getsockname()[1]}", "--once"]) == 1
+        greeter.join()
+    assert "no fleet page at" in capsys.readouterr().err
 
 
 def test_a_page_that_is_no_fleet_page_is_told(

@@ -60,6 +60,7 @@ def test_what_travels_is_what_the_labels_say(
         (Task.MULTI_LABEL, "blue|dun", "'dun' is not one of the job's 3 labels"),
         (Task.MULTI_LABEL, "[1]", "no list of names"),
         (Task.MULTI_LABEL, "[blue", "no list"),
+        (Task.MULTI_LABEL, "[" * 100_000, "no list"),
         (Task.REGRESSION, "many", "is no number"),
         (Task.REGRESSION, "nan", "no finite number"),
         (Task.REGRESSION, "1e39", "no finite number"),
