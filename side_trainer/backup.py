@@ -17,9 +17,9 @@ from side_trainer.journal import FILE_NAME, Journal
 
 
 def backup(state_dir: Path, out: Path) -> int:
-    """Copy journal, checkpoints and output heads into ``out``, which must not exist yet; return the records in the copy.
+    """Copy journal, checkpoints and output heads into ``out``; return the records in the copy.
 
-    Every record is read once, so a copy of a damaged journal is not made.
+    ``out`` must not exist yet. Every record is read once, so a copy of a damaged journal is not made.
 
     Raises:
         StateError: if there is no journal, it is damaged, or the copy cannot be written.
