@@ -2,7 +2,7 @@
 
 A device is named by its certificate. It writes its own uploads, status and telemetry, and reads the plan, the
 trainer's status, its tier's weights and flow, and its own receipts and status (by which it notices a
-namesake, and that its words arrive). What no line allows is denied.
+namesake, and that its words arrive), and an echo topic to try the broker with. What no line allows is denied.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def _device(topics: Topics, member: Member) -> list[str]:
         f"topic write {topics.activations(tier, name)}",
         f"topic write {topics.telemetry(tier, name)}",
         f"topic readwrite {topics.status(tier, name)}",
+        f"topic readwrite {topics.echo(tier, name)}",
         f"topic read {topics.plan}",
         f"topic read {topics.trainer_status}",
         f"topic read {topics.weights(tier)}",

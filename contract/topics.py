@@ -80,6 +80,14 @@ class Topics:
     def telemetry(self, tier: str, device: str) -> str:
         return f"{self.base}/up/{tier}/{device}/telemetry"
 
+    def echo(self, tier: str, device: str) -> str:
+        """Where a device hears only itself: what ``sidestream doctor`` tries a broker with."""
+        return f"{self.base}/up/{tier}/{device}/echo"
+
+    @property
+    def trainer_echo(self) -> str:
+        return f"{self.base}/trainer/echo"
+
     def uplink_filter(self, kind: str) -> str:
         """The filter for one kind of message from every device."""
         assert kind in _UP_KINDS

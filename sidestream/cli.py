@@ -13,6 +13,7 @@ import edge_agent.cli
 import metrics.cli
 import side_trainer.cli
 import sidestream.demo_cli
+import sidestream.doctor_cli
 import sidestream.fleet_cli
 import sidestream.top_cli
 from contract.errors import SidestreamError
@@ -29,6 +30,8 @@ publishes it back; devices predict with both.
   sidestream trainer run trainer.toml    the trainer of a job
   sidestream agent run agent.toml        the agent on a device
   sidestream top                         the fleet in a terminal
+  sidestream fleet init DIR              certificates, access and keys of a fleet
+  sidestream doctor agent.toml           whether machine and broker are fit
   sidestream agent predict --state-dir DIR "some text"
 """
 
@@ -53,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     for room in (
         sidestream.demo_cli,
         sidestream.fleet_cli,
+        sidestream.doctor_cli,
         broker_config.cli,
         side_trainer.cli,
         edge_agent.cli,

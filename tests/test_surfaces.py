@@ -29,6 +29,7 @@ COMMANDS = {
         *("--max-samples", "--method", "--metrics-port", "--seed", "--task", "--text-column"),
         *("--text-pair-column", "--trace"),
     ],
+    "doctor": ["--broker", "--json", "--quick", "--trainer"],
     "fleet add-device": ["--again", "--out", "--password-file", "--tier"],
     "fleet init": ["--broker-dir", "--broker-user", "--host", "--job", "--port", "--tier"],
     "fleet list": ["--json"],
@@ -106,6 +107,8 @@ def test_topics_are_these() -> None:
         topics.receipt("t", "d"),
         topics.flow("t"),
         topics.rejected("t", "d"),
+        topics.echo("t", "d"),
+        topics.trainer_echo,
     ] == [
         "sidestream/v1/job/plan",
         "sidestream/v1/job/trainer/status",
@@ -118,6 +121,8 @@ def test_topics_are_these() -> None:
         "sidestream/v1/job/down/t/device/d/receipt",
         "sidestream/v1/job/down/t/flow",
         "sidestream/v1/job/rejected/t/d",
+        "sidestream/v1/job/up/t/d/echo",
+        "sidestream/v1/job/trainer/echo",
     ]
 
 

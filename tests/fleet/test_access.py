@@ -31,6 +31,7 @@ def tree(job: str) -> list[str]:
                 topics.activations(tier, device),
                 topics.status(tier, device),
                 topics.telemetry(tier, device),
+                topics.echo(tier, device),
                 topics.receipt(tier, device),
                 topics.rejected(tier, device),
                 f"{topics.base}/up/{tier}/{device}/other",
@@ -46,7 +47,7 @@ def may_write(actor: str, topic: str) -> bool:
     if actor == TRAINER:
         return topic.startswith(f"sidestream/v1/{JOB}/")
     own = f"sidestream/v1/{JOB}/up/{DEVICES[actor]}/{actor}"
-    return topic in (f"{own}/activations", f"{own}/status", f"{own}/telemetry")
+    return topic in tuple(f"{own}/{kind}" for kind in ("activations", "status", "telemetry", "echo"))
 
 
 def may_read(actor: str, topic: str) -> bool:
@@ -61,6 +62,7 @@ def may_read(actor: str, topic: str) -> bool:
         f"{base}/down/{tier}/flow",
         f"{base}/down/{tier}/device/{actor}/receipt",
         f"{base}/up/{tier}/{actor}/status",
+        f"{base}/up/{tier}/{actor}/echo",
     )
 
 
