@@ -12,7 +12,8 @@ A policy is written ``kind`` or ``kind:count``. This module knows names and coun
                  the last tapped layer
 ``all``          every token, up to the tier's ``max_tokens``
 ``random:s``     a share s of the tokens, 0 to 1 with a point: ``random:0.5``
-``hardest:s``    a language model's: the share s of tokens that its own forward pass foretells worst
+``hardest:s``    a language model's: the share s of tokens that its own forward pass foretells worst; what is
+                 learnt from these alone leans to surprises, and does worse than a random share
 ================ ===================================================================================
 
 A policy picks the same positions at every tap, keeps them in the order of the text, and takes all tokens of a
@@ -77,7 +78,7 @@ def parse_sampling(text: str, field: str = "sampling") -> Sampling:
     if kind in SHARED and "." in count:
         return Sampling(kind=kind, share=_share(text, count, field))
     if kind not in KINDS or kind == "hardest" or (colon != "") != (kind in COUNTED):
-        known = "pivot, mean, segments:4, random:4, random:0.5, important:4, hardest:0.25 or all"
+        known = "pivot, mean, segments:4, random:4, random:0.5, important:4 or all"
         raise ConfigError(field, f"{text[:80]!r} is no policy; write {known}")
     if not colon:
         return Sampling(kind=kind)

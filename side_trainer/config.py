@@ -297,9 +297,7 @@ def _check_sampling(task: Task, text: str, field: str) -> None:
     """A policy that suits the task: only real tokens have one that follows, and every word has a label."""
     kind = parse_sampling(text, field).kind
     if TASKS[task].generates and kind not in TOKEN_KINDS:
-        raise ConfigError(
-            field, f"{text!r} does not suit {task.value}; write all, random:0.5 or hardest:0.25"
-        )
+        raise ConfigError(field, f"{text!r} does not suit {task.value}; write all or random:0.5")
     if task is Task.TOKEN_CLASSIFICATION and kind != "all":
         raise ConfigError(field, f"{text!r} does not suit {task.value}: every word has a label; write all")
     if kind == "hardest" and not TASKS[task].generates:

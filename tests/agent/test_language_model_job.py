@@ -204,7 +204,7 @@ def test_a_share_of_the_tokens_is_what_travels(
     assert len(told(work.sent())) == pytest.approx(149 * share, abs=5)
 
 
-def test_a_byte_budget_sends_the_hardest_tokens_only(model: LanguageModel, tmp_path: Path) -> None:
+def test_a_byte_budget_sends_only_some_of_the_tokens(model: LanguageModel, tmp_path: Path) -> None:
     texts = [f"{LONG} {word}" for word in WORDS]
     path = write(tmp_path / "x.jsonl", *({"text": text} for text in texts))
     budget = 700  # bytes a window of 20 tokens; all of them in int4 take more
