@@ -22,7 +22,7 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
         "tiers": {"sampling": "all", "codec": "int8", "batch_size": 8, "max_tokens": 256},
         "side_network": {"width": 256, "inner": 256},
         "learner": {
-            "learning_rate": 1e-3,
+            "learning_rate": 2e-3,
             "weight_decay": 0.05,
             "dropout": 0.0,
             "label_smoothing": 0.0,
