@@ -27,7 +27,7 @@ from benchmarks.shapes import SHAPES, random_texts
 from benchmarks.steps import STEPS
 from benchmarks.table import render
 
-_COPIES: Final = {"agent": 1.3, "lora": 1.6, "full": 4.3, "split-lora": 1.6}
+_COPIES: Final = {"agent": 1.3, "trainer": 1.3, "lora": 1.6, "full": 4.3, "split-lora": 1.6}
 """Memory that a method may need, in models: weights, gradients, the optimiser's two moments."""
 _ACTIVATIONS_BYTES: Final = 2**30
 _HEADINGS: Final = (

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
+import torch
 from torch import Tensor
 
 from benchmarks.lm_data import TIER, trainer_settings
@@ -15,11 +16,14 @@ from benchmarks.lora import add_lora
 from benchmarks.steps import Step, Traffic, TrainStep
 from benchmarks.workload import JOB
 from contract.plan import Plan, tap_layers
+from contract.side_network import SideNetwork
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.language_model import LanguageModel
 from edge_agent.outbox import Slot
 from edge_agent.samples import Sample
 from edge_agent.token_maker import TokenMaker
+from side_trainer.rows import FamilyRows, MiniBatch
+from side_trainer.token_loss import token_loss
 
 
 class Loaded(NamedTuple):
@@ -63,6 +67,39 @@ class TokenStep:
         return Traffic(up=up, down=0)
 
 
+class LearnStep:
+    """Not a device's: the trainer's update on the tokens of such a batch, with the frozen head alone."""
+
+    def __init__(self, loaded: Loaded, tokens: int) -> None:
+        config, self._model, self._tokens = trainer_settings("measured", tokens, {}), loaded.model, tokens
+        self._network = SideNetwork(config.side_network, labels=0, seed=0, task=config.task)
+        self._network.add_align(TIER, loaded.model.width)
+        self._taps = len(tap_layers(loaded.model.depth, config.side_network.blocks))
+        self._optimiser = torch.optim.AdamW(self._network.parameters(), lr=1e-4, fused=True)
+        self.trainable = sum(parameter.numel() for parameter in self._network.parameters())
+
+    def warm(self, texts: Sequence[str]) -> None:
+        self._learn(len(texts), 4)
+
+    def run(self, texts: Sequence[str]) -> Traffic:
+        self._learn(len(texts), self._tokens)
+        return Traffic(up=0, down=0)
+
+    def _learn(self, rows: int, tokens: int) -> None:
+        taps = torch.randn(self._taps, rows, tokens, self._model.width)
+        batch = MiniBatch(
+            families=[FamilyRows(align=TIER, activations=taps)],
+            mask=torch.ones(rows, tokens, dtype=torch.bool),
+            targets=torch.randint(self._model.head.vocabulary, (rows, tokens)),
+            tiers=[TIER] * rows,
+            per_vector=True,
+        )
+        self._optimiser.zero_grad(set_to_none=True)
+        loss, _ = token_loss(self._network, batch, lambda align: self._model.head, 0.0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+
+
 def _lora(loaded: Loaded, tokens: int) -> Step:
     add_lora(loaded.whole)
     return TrainStep(loaded.whole, _loss(loaded, tokens))
@@ -82,7 +119,8 @@ def _loss(loaded: Loaded, tokens: int) -> Callable[[Sequence[str]], Tensor]:
 
 LM_STEPS: Final[Mapping[str, Callable[[Loaded, int], Step]]] = {
     "lm-agent": TokenStep,
+    "lm-trainer": LearnStep,
     "lm-lora": _lora,
     "lm-full": _full,
 }
-"""Methods by name: made from a loaded decoder and the most tokens of a window."""
+"""Methods by name, the trainer's beside them: made from a loaded decoder and the most tokens of a window."""
