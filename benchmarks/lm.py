@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=2, help="of pretraining; everything else has one")
     add("--cache", type=Path, default=Path.home() / ".cache" / "sidestream", help="for pretrained models")
     add("--lora-epochs", type=float, default=3.0, help="of LoRA")
-    add("--lora-rate", type=float, default=2e-3, help="learning rate of LoRA")
+    add("--lora-rate", type=float, default=8e-3, help="learning rate of LoRA")
     add("--full-epochs", type=float, default=3.0, help="of full fine-tuning")
     add("--full-rate", type=float, default=5e-4, help="learning rate of full fine-tuning")
     add(

@@ -38,7 +38,7 @@ class LmOptions:
 
     lora_epochs: float = 3.0
     """Of LoRA."""
-    lora_rate: float = 2e-3
+    lora_rate: float = 8e-3
     """Its learning rate."""
     full_epochs: float = 3.0
     """Of full fine-tuning."""
