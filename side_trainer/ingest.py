@@ -447,9 +447,13 @@ class Ingest:
     def _follow_operator(self) -> None:
         """Do what was decided on the command line meanwhile."""
         try:
-            self._quarantine.refresh()
+            let_go = self._quarantine.refresh()
         except StateError as exc:
+            let_go = []
             self._on_storage_failure(exc)
+        for tier, samples in let_go:
+            self._metrics.messages_journaled.labels(tier).inc()
+            self._metrics.samples_journaled.labels(tier).inc(samples)
         self._metrics.quarantined.set(self._quarantine.count)
 
     # --- refusals ------------------------------------------------------------------------------------

@@ -227,19 +227,23 @@ class Journal:
             (samples, len(payload), stream),
         )
 
-    def release(self, device: str) -> int:
-        """Make records of what is held of a device, in the order in which it came; return how many."""
+    def release(self, device: str) -> list[tuple[str, int]]:
+        """Make records of what is held of a device, in the order in which it came.
+
+        Returns:
+            Tier and samples of each batch.
+        """
         with self.transaction():
             held = self._db.execute(
-                "SELECT payload, tier, stream, sequence, held.samples FROM held JOIN streams USING (stream) "
+                "SELECT number, tier, held.samples FROM held JOIN streams USING (stream) "
                 "WHERE device = ? ORDER BY number",
                 (device,),
             ).fetchall()
-            for row in held:
-                self._append_batch(*row)
-            streams = "SELECT stream FROM streams WHERE device = ?"
-            self._db.execute(f"DELETE FROM held WHERE stream IN ({streams})", (device,))
-        return len(held)
+            for number, _, _ in held:  # one at a time: there may be more of them than memory
+                row = "SELECT payload, tier, stream, sequence, samples FROM held WHERE number = ?"
+                self._append_batch(*self._db.execute(row, (number,)).fetchone())
+                self._db.execute("DELETE FROM held WHERE number = ?", (number,))
+        return [(tier, samples) for _, tier, samples in held]
 
     def _claim(self, stream: str, device: str, sequence: int, floor: int) -> bool:
         """Bind a new stream to its device; say whether the sequence is new."""
@@ -375,12 +379,27 @@ class Journal:
 
     # --- quarantine ----------------------------------------------------------------------------------
 
-    def set_verdict(self, device: str, state: str, reason: str, since: float) -> None:
-        """Note what was decided about a device, over what was before."""
+    def set_verdict(
+        self, device: str, state: str, reason: str, since: float, *, replace: bool = True
+    ) -> bool:
+        """Note what was decided about a device.
+
+        Args:
+            device: Its id.
+            state: What was decided,
+            reason: why,
+            since: and when.
+            replace: Also over what was decided before.
+
+        Returns:
+            Whether it was noted.
+        """
         with self.transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?)", (device, state, reason, since)
+            cursor = self._db.execute(
+                f"INSERT OR {'REPLACE' if replace else 'IGNORE'} INTO verdicts VALUES (?, ?, ?, ?)",
+                (device, state, reason, since),
             )
+            return cursor.rowcount > 0
 
     def verdicts(self) -> list[tuple[str, str, str, float]]:
         """``(device, state, reason, since)`` of every device about which something was decided."""

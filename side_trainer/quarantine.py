@@ -45,12 +45,18 @@ class Quarantine:
         self._states: dict[str, State] = {}
         self._read()
 
-    def refresh(self) -> None:
-        """Look at what the operator has decided meanwhile, and let go of what is held of released devices."""
+    def refresh(self) -> list[tuple[str, int]]:
+        """Look at what the operator has decided meanwhile, and let go of what is held of released devices.
+
+        Returns:
+            Tier and samples of each batch that became a record.
+        """
         self._read()
+        let_go: list[tuple[str, int]] = []
         for device in self._journal.held():
             if self._states.get(device, "released") == "released":
-                self._journal.release(device)
+                let_go += self._journal.release(device)
+        return let_go
 
     def holds(self, device: str) -> bool:
         """Whether a device's batches are kept and not folded."""
@@ -68,8 +74,10 @@ class Quarantine:
         """Quarantine a device, unless the operator has decided about it; return whether it was."""
         if device in self._states:
             return False
-        self.decide(device, "quarantined", reason)
-        return True
+        # The operator may have decided since we looked, in another process.
+        noted = self._journal.set_verdict(device, "quarantined", reason, time.time(), replace=False)
+        self._read()
+        return noted
 
     def decide(self, device: str, state: State, reason: str) -> None:
         """Note a decision."""

@@ -21,7 +21,7 @@ from side_trainer.fold import Fold
 from side_trainer.inbox import MAX_ACTIVATION, Refused, admit
 from side_trainer.job import Job
 from side_trainer.journal import FILE_NAME, Journal
-from side_trainer.quarantine import Quarantine
+from side_trainer.quarantine import Quarantine, judgements
 from side_trainer.rate import RateLimit
 from side_trainer.rebuild import rebuild
 from side_trainer.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion
@@ -182,7 +182,7 @@ def test_what_is_held_is_not_journaled_twice_and_counts_for_the_watermark(
     assert state is not None and (state.watermark, state.batches) == (3, 1)
     assert journal.held() == {device.name: (2, 16)}
     held.decide(device.name, "released", "by a test")
-    held.refresh()
+    assert held.refresh() == [("big", 8), ("big", 8)]
     assert (
         journal.held() == {}
         and not append(journal, device, batches[2])
@@ -190,6 +190,16 @@ def test_what_is_held_is_not_journaled_twice_and_counts_for_the_watermark(
     )
     state = journal.stream(device.stream)
     assert state is not None and (state.watermark, state.batches) == (4, 4)
+
+
+def test_what_the_operator_decides_at_the_same_moment_stands(journal: Journal, tmp_path: Path) -> None:
+    job, device = Job(config(tmp_path), journal), fleet()[0]
+    settle(job, [device])
+    append(journal, device, device.batch(job.plan))
+    judge = Quarantine(journal)
+    decide(tmp_path, device.name, "released")
+    assert not judge.suspect(device.name, "because") and not judge.holds(device.name)
+    assert [one.state for one in judgements(journal)] == ["released"]
 
 
 def test_a_decision_about_a_device_that_never_sent_is_refused_by_name(
