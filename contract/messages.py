@@ -220,7 +220,7 @@ class Telemetry(Message, frozen=True, kw_only=True):
     samples_skipped: Count = 0
     """Of those, unusable: empty, or with a label that the job does not have."""
     samples_forwarded: Count = 0
-    """Samples that went through the backbone for training."""
+    """Samples that went through the backbone for training; one without a label counts once that has come."""
     samples_dropped: Count = 0
     """Samples in batches that a full outbox dropped."""
     batches_dropped: Count = 0
@@ -261,6 +261,12 @@ class Telemetry(Message, frozen=True, kw_only=True):
     """Plans and weights that were not adopted: not signed, altered, older than adopted ones, or unfit."""
     tally: Tally | None = None
     """What that version answered on those samples."""
+    samples_unlabelled: Count = 0
+    """Of the samples read, those that came without a label, were forwarded once and kept until one comes."""
+    unlabelled_waiting: Count = 0
+    """How many of them have none yet."""
+    unlabelled_dropped: Count = 0
+    """Of them, those that were dropped for want of room."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
@@ -120,6 +120,34 @@ def encoded_sizes(codec: Codec, shape: tuple[int, ...]) -> tuple[int, int]:
         return count, 2 * (count // shape[-1])
     bits = _CODECS[codec].bits
     return -(-count * bits // 8), 2 * -(-count // BLOCK) if bits < 8 else 0
+
+
+def joinable(codec: Codec, shape: tuple[int, ...]) -> bool:
+    """Whether no block of such a tensor [B, V, d] holds values of two different taps."""
+    return _CODECS[codec].bits >= 8 or (shape[1] * shape[2]) % BLOCK == 0
+
+
+def join(tensors: Sequence[Tensor]) -> Tensor:
+    """Put tensors [B, V, d] one after another along V, as they are written: no value is quantised again.
+
+    Args:
+        tensors: Of one codec, B and d, each of them :func:`joinable` unless it is alone.
+    """
+    if len(tensors) == 1:
+        return tensors[0]
+    codec, (taps, _, width) = tensors[0].codec, tensors[0].shape
+    assert all(one.codec is codec and joinable(codec, one.shape) for one in tensors)
+    return Tensor(
+        codec=codec,
+        shape=(taps, sum(one.shape[1] for one in tensors), width),
+        data=_by_tap([one.data for one in tensors], taps),
+        scales=_by_tap([one.scales for one in tensors], taps),
+    )
+
+
+def _by_tap(parts: Sequence[bytes], taps: int) -> bytes:
+    rows = [np.frombuffer(part, np.uint8).reshape(taps, len(part) // taps) for part in parts]
+    return np.concatenate(rows, axis=1).tobytes()
 
 
 def error_bound(values: npt.NDArray[Any], codec: Codec) -> Floats:

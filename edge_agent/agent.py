@@ -110,6 +110,7 @@ class Agent:
                 tier=self.tier,
                 max_bytes=config.outbox_max_mib * _MIB,
                 when_full=config.when_full,
+                unlabelled_max_bytes=config.unlabelled_max_mib * _MIB,
             )
             stack.callback(outbox.close)
             data = config.data

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from contract.messages import ActivationBatch, to_bin
-from contract.plan import Plan, Rung, TierPlan, labels_id
+from contract.plan import Plan, Rung, TierPlan
 from contract.sampling import Sampling, parse_sampling
-from contract.tasks import TASKS, Task
+from contract.tasks import Task
 from contract.tensors import encode, encoded_sizes
-from contract.wire import pack
+from edge_agent import kept
+from edge_agent.message import Letterhead
 from edge_agent.outbox import Slot
 from edge_agent.samples import Sample, Text
 from edge_agent.taps import Sampled
@@ -37,9 +37,14 @@ class Ready(NamedTuple):
     key: bytes
     """What it is consumed by."""
     target: Any
-    """What the maker needs to know of it beside the text."""
+    """What the maker needs to know of it beside the text; None if its label has yet to come."""
     length: int
     """How long it is: similar ones are computed together."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether its label has yet to come."""
+        return self.target is None
 
 
 class BatchMaker:
@@ -61,8 +66,7 @@ class BatchMaker:
         self._rung = rung or Rung(sampling=self._tier.sampling, codec=self._tier.codec)
         self.sampling = parse_sampling(self._rung.sampling)
         """Which tokens travel."""
-        self._labels_id = labels_id(plan.labels)
-        self._form = TASKS[plan.task].form
+        self._letterhead = Letterhead.of(plan, tier, backbone.fingerprint)
         self._words = plan.task is Task.TOKEN_CLASSIFICATION
         self._task, self._labels = plan.task, plan.labels
         self._most_bytes = max_message_bytes - _HEADER_BYTES
@@ -136,23 +140,19 @@ class BatchMaker:
         packed_targets = self._written([targets[row] for row in rows], chosen)
 
         def packed(slot: Slot) -> bytes:
-            batch = ActivationBatch(
-                stream=slot.stream,
-                sequence=slot.sequence,
-                floor=slot.floor,
-                fingerprint=self._backbone.fingerprint,
-                labels_id=self._labels_id,
-                taps=self._tier.taps,
+            return self._letterhead.write(
+                slot,
                 sampling=self._rung.sampling,
-                samples=to_bin(np.arange(slot.first_sample, slot.first_sample + len(rows)), "<u4"),
-                lengths=to_bin(lengths, "<u2"),
+                lengths=lengths.tolist(),
                 targets=packed_targets,
-                target_form=self._form,
                 activations=tensor,
             )
-            return pack(batch)
 
         return packed
+
+    def keep(self, sampled: Sampled, row: int) -> bytes:
+        """Quantise one row now, for the day when its label comes."""
+        return kept.write(sampled, row, self._rung.sampling, self._rung.codec)
 
     def _written(self, targets: Sequence[Any], chosen: Sampled) -> bytes:
         """Targets as they travel."""

@@ -179,6 +179,11 @@ class Ladder:
             rung = max(rung, choose(costs, self._link.allowance(costs, self._backlog())))
         return rung
 
+    def set_aside(self, body_bytes: float, samples: int) -> None:
+        """A batch was kept, to be sent once its labels come."""
+        if self._sample is not None:
+            self._sample.spent(round(body_bytes) + self._overhead, samples)
+
     def spent(self, payload_bytes: int, body_bytes: float, samples: int) -> None:
         """A message was made of a batch, or of a part of one, that holds ``body_bytes`` of arrays."""
         overhead = int(payload_bytes - body_bytes)

@@ -21,6 +21,7 @@ from edge_agent import setup_cli
 from edge_agent.config import AgentConfig
 from edge_agent.generate_cli import add_generate
 from edge_agent.samples import Text
+from edge_agent.samples_cli import add_label, add_samples
 from edge_agent.trust import read_trusted
 from host.flags import add_flags, overrides
 from host.logs import say, set_up
@@ -72,7 +73,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``agent`` with its commands; the chosen handler arrives as ``args.handler``."""
     parser = subparsers.add_parser(
         "agent",
-        help="run the agent of a device, predict or generate with what it adopted",
+        help="run the agent of a device, predict or generate with what it adopted, label samples late",
         description="Run the agent of a device, and predict or generate with the weights it adopted.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -80,6 +81,8 @@ def add_parser(subparsers: Any) -> None:
     _add_predict(commands)
     add_generate(commands)
     setup_cli.add_commands(commands, short=_SHORT, secret=_SECRET)
+    add_samples(commands)
+    add_label(commands)
 
 
 def _add_run(commands: Any) -> None:

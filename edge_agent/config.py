@@ -93,6 +93,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Processor threads for the backbone; 0 leaves it to torch."""
     outbox_max_mib: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
     """Batches that wait for the trainer take up this much disk space at most."""
+    unlabelled_max_mib: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 64
+    """Samples that wait for a label take up this much disk space at most, with their activations; beyond it
+    the oldest are dropped and counted. 0: samples without a label are skipped."""
     bytes_per_sample: Annotated[int, msgspec.Meta(ge=0)] = 0
     """A sample's upload may take so many bytes, in the mean. The agent sends as much of each sample as that
     allows, by the ladder in the job's plan. 0: no such budget."""

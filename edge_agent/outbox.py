@@ -24,6 +24,8 @@ from typing import Literal, NamedTuple
 
 from contract.errors import MismatchError, StateError, StorageError
 from edge_agent.samples import Row, Sample
+from edge_agent.shelf import SCHEMA as SHELF_SCHEMA
+from edge_agent.shelf import Kept, Labelled, Shelf, staying
 
 FILE_NAME = "agent.db"
 _SCHEMA_VERSION = 1
@@ -67,6 +69,10 @@ class Taken:
     counts: Counter[str] = field(default_factory=Counter)
     """What to add to the counters; names as in :class:`contract.messages.Telemetry`."""
     forward_seconds: float = 0.0
+    kept: list[Kept] = field(default_factory=list)
+    """Of them, those that wait for their labels."""
+    labelled: list[Labelled] = field(default_factory=list)
+    """Samples that have waited for theirs until now."""
 
 
 class Outbox:
@@ -80,6 +86,7 @@ class Outbox:
         max_bytes: Room for waiting batches.
         when_full: ``pause``: :meth:`has_room` says so and the caller waits. ``drop_oldest``: appending drops
             the oldest batches, and counts them.
+        unlabelled_max_bytes: Room for samples that wait for their labels.
 
     Raises:
         StateError: the directory cannot be used, or belongs to another job, device or tier.
@@ -94,8 +101,10 @@ class Outbox:
         tier: str,
         max_bytes: int,
         when_full: Literal["pause", "drop_oldest"] = "pause",
+        unlabelled_max_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self.folder = folder
+        self.unlabelled_max_bytes = unlabelled_max_bytes
         self._max_bytes = max_bytes
         self._when_full = when_full
         self._lock = threading.RLock()
@@ -174,6 +183,12 @@ class Outbox:
         with self._reading() as db:
             found = db.execute("SELECT text, label, pair FROM held_out ORDER BY rowid LIMIT ?", (limit,))
             return [Row(*row) for row in found.fetchall()]
+
+    @contextmanager
+    def shelf(self, *, writes: bool = False) -> Iterator[Shelf]:
+        """What waits for labels, to look at, or in a transaction of its own to change."""
+        with self._transaction() if writes else self._reading() as db:
+            yield Shelf(db)
 
     # --- batches -----------------------------------------------------------------------------------------
 
@@ -306,18 +321,21 @@ class Outbox:
         owner = {name: self._meta(name) for name in ("job", "device", "tier")}
         births = self._meta("births")
         self.consume(Taken())  # saves the counters
-        self._db.close()
-        try:
-            path, kept = self.folder / FILE_NAME, self._kept(run)
-            path.rename(self._kept(known)) if known else path.unlink()
-            if kept.exists():
-                kept.rename(path)
-        except OSError as exc:
-            raise StateError(f"{self.folder}: {exc.strerror or exc}") from exc
-        self._db = self._open()
+        with staying(self.folder, alone=True):
+            labels = Shelf(self._db).labels()
+            self._db.close()
+            try:
+                path, kept = self.folder / FILE_NAME, self._kept(run)
+                path.rename(self._kept(known)) if known else path.unlink()
+                if kept.exists():
+                    kept.rename(path)
+            except OSError as exc:
+                raise StateError(f"{self.folder}: {exc.strerror or exc}") from exc
+            self._db = self._open()
         self._bind(**owner)
-        with self._transaction():
+        with self._transaction() as db:
             self._set_meta("births", births)
+            Shelf(db).take_over(labels)
 
     def _open(self) -> sqlite3.Connection:
         path = self.folder / FILE_NAME
@@ -329,7 +347,7 @@ class Outbox:
             if version not in (0, _SCHEMA_VERSION):
                 db.close()
                 raise StateError(f"{path}: written by another version of Sidestream (schema {version})")
-            db.executescript(_SCHEMA)
+            db.executescript(_SCHEMA + SHELF_SCHEMA)
             if "pair" not in [column[1] for column in db.execute("PRAGMA table_info(held_out)")]:
                 db.execute("ALTER TABLE held_out ADD COLUMN pair TEXT")  # a file from before there were pairs
             db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
@@ -363,6 +381,14 @@ class Outbox:
         for name, amount in (*taken.counts.items(), *self._volatile.items()):
             self._add(name, amount)
         self._add("forward_us", round(taken.forward_seconds * 1e6))
+        shelf = Shelf(self._db)
+        shelf.settle(taken.labelled)
+        if dropped := shelf.put(taken.kept, self.unlabelled_max_bytes):
+            self._add("unlabelled_dropped", dropped)
+            log.warning(
+                "%d samples without a label, the oldest, were dropped: unlabelled_max_mib is %d",
+                *(dropped, self.unlabelled_max_bytes >> 20),
+            )
         self._saving = Counter(self._volatile)
 
     def _make_room(self, needed: int) -> None:

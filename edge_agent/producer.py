@@ -18,10 +18,12 @@ from contract.errors import StorageError
 from contract.plan import DEFAULT_LADDER, TOKEN_LADDER, Plan, Rung
 from contract.sampling import Sampling
 from contract.tasks import TASKS
+from edge_agent import kept
 from edge_agent.batch_maker import BatchMaker, Ready
 from edge_agent.budget import Ladder, LinkBudget, SampleBudget
 from edge_agent.outbox import Outbox, Slot, Taken
 from edge_agent.samples import Sample, is_held_out
+from edge_agent.shelf import Kept
 from edge_agent.sources import Source
 from edge_agent.taps import Sampled
 from edge_agent.targets import Unusable
@@ -100,6 +102,9 @@ class Producer:
             link=link,
             backlog=lambda: outbox.size()[1],
         )
+        self._waiting_max_bytes = 0 if TASKS[plan.task].generates else outbox.unlabelled_max_bytes
+        self._made_by = kept.made_by(plan.tiers[tier], plan.task)
+        self._again: set[bytes] = set()  # keys of samples that wait for a label, and for activations
         self._told: set[str] = set()
         self._pool: list[Ready] = []
         self._waiting: set[bytes] = set()  # keys in the pool or in _taken: neither computed nor consumed yet
@@ -119,6 +124,7 @@ class Producer:
             self._source.give_back([ready.sample for ready in self._pool])
 
     def _work_off(self) -> None:
+        self._renew_kept()
         while not self._stopped():
             for sample in self._source.read():
                 self._take(sample)
@@ -134,11 +140,12 @@ class Producer:
         if sample.key in self._waiting or self._outbox.is_consumed(sample.key):
             return
         self._waiting.add(sample.key)
-        if is_held_out(sample.row, self._held_out_share):
+        waits = sample.label is None and bool(sample.text.strip()) and self._waiting_max_bytes > 0
+        if is_held_out(sample.row, self._held_out_share) and not waits:
             self._set_aside(sample, "samples_held_out")
             return
         try:
-            ready = self._maker.ready(sample)
+            ready = [_waiting(sample)] if waits else self._maker.ready(sample)
         except Unusable as exc:
             self._tell_unusable(str(exc))
             self._set_aside(sample, "samples_skipped")
@@ -146,6 +153,22 @@ class Producer:
         self._pool += [one for one in ready if not self._outbox.is_consumed(one.key)]
         if len(self._pool) >= _LOOK_AHEAD * self._batch_size:
             self._compute(self._pool)
+
+    def _renew_kept(self) -> None:
+        """Compute anew what was kept for another backbone or other taps."""
+        if not self._waiting_max_bytes:
+            return
+        samples = [sample for found in self._patiently(self._without_activations) for sample in found]
+        self._again = {sample.key for sample in samples}
+        step = _LOOK_AHEAD * self._batch_size
+        for start in range(0, len(samples), step):
+            self._compute([_waiting(sample) for sample in samples[start : start + step]])
+
+    def _without_activations(self) -> list[Sample]:
+        with self._outbox.shelf(writes=True) as shelf:
+            if stale := shelf.clear_stale(self._made_by):
+                log.warning("the plan has changed: %d samples that wait for a label are computed anew", stale)
+            return shelf.without_activations()
 
     def _tell_unusable(self, why: str) -> None:
         """Say once for each of the first few reasons why samples are skipped."""
@@ -174,12 +197,14 @@ class Producer:
     def _compute(self, pool: list[Ready]) -> None:
         """Batch, forward and append everything in the pool, similar lengths together."""
         pool.sort(key=lambda ready: ready.length)
-        for start in range(0, len(pool), self._batch_size):
-            while not self._outbox.has_room() and not self._stopped():
-                time.sleep(_WAIT_S)
-            if self._stopped():
-                return
-            self._forward(pool[start : start + self._batch_size])
+        for waits in (False, True):
+            group = [ready for ready in pool if ready.waits is waits]
+            for start in range(0, len(group), self._batch_size):
+                while not self._outbox.has_room() and not self._stopped():
+                    time.sleep(_WAIT_S)
+                if self._stopped():
+                    return
+                self._forward(group[start : start + self._batch_size])
         pool.clear()
 
     def _forward(self, batch: Sequence[Ready]) -> None:
@@ -193,7 +218,9 @@ class Producer:
             self._refuse([batch[owner] for owner in sorted(broken)])
         rows = np.array([row for row, owner in enumerate(owners.tolist()) if owner not in broken], int)
         batches: tuple[list[int], ...] = ()
-        if len(rows):
+        if len(rows) and batch[0].waits:
+            self._keep(sampled, batch, rows)
+        elif len(rows):
             batches = self._append(sampled, batch, owners, rows)
         told = [sequence for sequences in batches for sequence in sequences]
         self._trace.add("forward", "compute", started, ended, batches=told, samples=len(batch))
@@ -207,8 +234,16 @@ class Producer:
     def _refuse(self, batch: Sequence[Ready]) -> None:
         log.warning("%d samples skipped: their activations are not finite, or too large to send", len(batch))
         for ready in batch:
+            if ready.key in self._again:
+                self._patiently(partial(self._forget, ready.key))
+                continue
             self._taken.counts["samples_forwarded"] += 1
             self._set_aside(ready.sample._replace(key=ready.key), "samples_skipped")
+
+    def _forget(self, key: bytes) -> None:
+        with self._outbox.shelf(writes=True) as shelf:
+            shelf.drop([key])
+        self._outbox.count("unlabelled_dropped", 1)
 
     def _append(
         self,
@@ -242,6 +277,22 @@ class Producer:
             self._waiting.difference_update(taken.keys)
             self._on_batch()
         return done
+
+    def _keep(self, sampled: Sampled, batch: Sequence[Ready], rows: npt.NDArray[np.int64]) -> None:
+        """Keep rows of a batch whose labels may come later."""
+        taken = Taken(forward_seconds=sampled.seconds)
+        for row in rows.tolist():
+            sample, again = batch[row].sample, batch[row].key in self._again
+            held_out = is_held_out(sample.row, self._held_out_share)
+            activations = self._maker.keep(sampled, row)
+            taken.kept.append(Kept(sample, held_out, self._made_by, activations, again))
+            if not again:
+                taken.keys.append(sample.key)
+                taken.counts.update({"samples_read": 1, "samples_unlabelled": 1})
+                taken.counts["samples_held_out"] += held_out
+        if self._patiently(partial(self._outbox.consume, taken)):
+            self._waiting.difference_update(taken.keys)
+            self._ladder.set_aside(self._maker.body_bytes(sampled.mask[rows].sum(dim=1).numpy()), len(rows))
 
     def _packer(
         self,
@@ -283,3 +334,8 @@ class Producer:
         until_s = time.monotonic() + seconds
         while not self._stopped() and (left_s := until_s - time.monotonic()) > 0:
             time.sleep(min(_WAIT_S, left_s))
+
+
+def _waiting(sample: Sample) -> Ready:
+    """A sample whose label may come later."""
+    return Ready(sample, sample.key, None, sample.row.characters)

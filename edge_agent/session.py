@@ -36,13 +36,14 @@ from contract.messages import (
     refusal_digest,
 )
 from contract.plan import Plan, Precision, TierPlan
-from contract.tasks import Task
+from contract.tasks import TASKS, Task
 from contract.topics import Topics
 from contract.wire import TARGET_MESSAGE_BYTES, unpack
 from edge_agent.adoption import Adopter, InUse
 from edge_agent.budget import LinkBudget
 from edge_agent.config import AgentConfig
 from edge_agent.evaluation import EvaluationSet
+from edge_agent.late_labels import LateLabels
 from edge_agent.mailbox import Mailbox
 from edge_agent.outbox import Outbox
 from edge_agent.plan_inbox import PlanInbox, Verdict
@@ -214,7 +215,9 @@ class Session:
     def _is_done(self) -> bool:
         """Everything is receipted, and the version in use is final, has learnt from it, and is measured."""
         in_use, newest = self._in_use, self._weights.newest
-        if not self._produced or self._outbox.size()[0] or in_use is None or in_use.score is None:
+        if not self._produced or in_use is None or in_use.score is None:
+            return False
+        if self._labels_pending() or self._outbox.size()[0]:
             return False
         if newest is None or not newest.final or newest.version != in_use.version:
             return False
@@ -222,6 +225,10 @@ class Session:
             return True
         version_then, receipt_s = self._last_receipt
         return newest.version > version_then or time.monotonic() - receipt_s > _SETTLE_S
+
+    def _labels_pending(self) -> bool:
+        with self._outbox.shelf() as shelf:
+            return shelf.pending() > 0
 
     @property
     def _plan(self) -> Plan | None:
@@ -341,6 +348,16 @@ class Session:
         self._ready.set()
         self._start(self._adopter.run, "adopter")
         self._start(self._sender.run, "sender")
+        if not TASKS[plan.task].generates:
+            late_labels = LateLabels(
+                self._outbox,
+                plan,
+                self._tier,
+                max_message_bytes=self._max_message_bytes,
+                stopped=self._stopped,
+                on_batch=self._sender.wake,
+            )
+            self._start(late_labels.run, "labels")
         self._weights.begin(plan.run, self._adopter)
 
     def _reference(self, tier: TierPlan) -> str:

@@ -12,7 +12,7 @@ from edge_agent.outbox import Outbox
 _COUNTERS = (
     *("samples_read", "samples_held_out", "samples_skipped", "samples_forwarded", "samples_dropped"),
     *("batches_dropped", "batches_refused", "batches_sent", "bytes_up", "bytes_down", "messages_dropped"),
-    "weights_refused",
+    *("weights_refused", "samples_unlabelled", "unlabelled_dropped"),
 )
 
 
@@ -21,6 +21,8 @@ def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) 
     counters = outbox.counters()
     batches, size = outbox.size()
     rss, peak_rss = memory_bytes()
+    with outbox.shelf() as shelf:
+        waiting = shelf.waiting()
     score = in_use.score if in_use is not None else None
     return Telemetry(
         stream=outbox.stream,
@@ -37,6 +39,7 @@ def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) 
         tally=score.tally if score is not None else None,
         evaluation_samples=score.samples if score is not None else 0,
         finished=source_ended and batches == 0,
+        unlabelled_waiting=waiting,
     )
 
 
@@ -49,9 +52,10 @@ def progress_line(telemetry: Telemetry, measures: Mapping[str, float]) -> str:
     """
     uploaded = f"{telemetry.samples_forwarded} samples forwarded, {telemetry.samples_held_out} held out"
     skipped = f", {telemetry.samples_skipped} skipped" if telemetry.samples_skipped else ""
+    late = f", {telemetry.unlabelled_waiting} wait for a label" if telemetry.samples_unlabelled else ""
     lost = f", {telemetry.samples_dropped} DROPPED" if telemetry.samples_dropped else ""
     quality = "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in measures.items())
     return (
-        f"{uploaded}{skipped}{lost}; {telemetry.outbox_batches} batches in the outbox; "
+        f"{uploaded}{skipped}{late}{lost}; {telemetry.outbox_batches} batches in the outbox; "
         f"weights version {telemetry.weights_version}{quality}"
     )

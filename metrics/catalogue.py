@@ -152,6 +152,8 @@ DEVICE_COUNTERS: Final[dict[str, tuple[str, str]]] = {
         "weights_refused_total",
         "Plans and weights not adopted: unsigned, altered, older or unfit",
     ),
+    "samples_unlabelled": ("samples_unlabelled_total", "Samples without a label, kept until one comes"),
+    "unlabelled_dropped": ("unlabelled_dropped_total", "Of them, those dropped for want of room"),
     "forward_seconds": ("forward_seconds_total", "Time in the backbone's forward pass for training"),
 }
 """Counters of :class:`contract.messages.Telemetry`: a field, its metric's name and help.

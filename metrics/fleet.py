@@ -64,6 +64,10 @@ class Counts:
     messages_dropped: int = 0
     weights_refused: int = 0
     """Messages that found a device's mailbox full."""
+    samples_unlabelled: int = 0
+    """Samples that came without a label and were kept until one comes."""
+    unlabelled_dropped: int = 0
+    """Of them, those dropped for want of room."""
     forward_seconds: float = 0.0
     """Time in the forward pass for training."""
 
