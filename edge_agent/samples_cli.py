@@ -37,8 +37,8 @@ List the samples that came to this device without a label: id, status, label, te
     sidestream agent samples --state-dir DIR --unlabelled --predict
     sidestream agent samples --state-dir DIR --json
 
-Status: waiting (no label yet), labelled (one came, and is not taken up yet), sent (in a batch with its
-label), evaluation (it measures with its label, and never leaves the device), refused (its label is of no use).
+Status: waiting (no label yet), labelled (one came, and is not taken up yet), sent (in a batch with it),
+evaluation (it measures with its label, and never leaves the device), refused (its label is of no use).
 --predict shows what the adopted weights answer, from activations that are kept: the backbone is not run.
 """
 

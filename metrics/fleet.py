@@ -62,8 +62,9 @@ class Counts:
     bytes_down: int = 0
     """Payload bytes received."""
     messages_dropped: int = 0
-    weights_refused: int = 0
     """Messages that found a device's mailbox full."""
+    weights_refused: int = 0
+    """Plans and weights that were not adopted."""
     samples_unlabelled: int = 0
     """Samples that came without a label and were kept until one comes."""
     unlabelled_dropped: int = 0

@@ -1,11 +1,14 @@
 """A producer in a process of its own, for killing: ``agent_process.py STATE_DIR DATA BACKBONE``.
 
+Labels that come later are taken up on a thread beside it; it ends once both have nothing left to do.
+
 No network: batches pile up in the outbox, so that a test can look at what every life left behind.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -14,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from edge_agent.backbone import load_backbone
 from edge_agent.config import DataConfig
+from edge_agent.late_labels import LateLabels
 from edge_agent.outbox import Outbox
 from edge_agent.producer import Producer
 from edge_agent.sources import open_source
@@ -28,15 +32,22 @@ def main(state_dir: str, data: str, reference: str) -> None:
     backbone = load_backbone(reference)
     plan = plan_for(backbone)
     small = {TIER: msgspec.structs.replace(plan.tiers[TIER], batch_size=2)}
+    plan = msgspec.structs.replace(plan, tiers=small)
     folder = prepare(Path(state_dir))
     with locked(folder, "an agent"):
         outbox = Outbox(folder, job=JOB, device="pi", tier=TIER, max_bytes=10**9)
+        over = threading.Event()
+        late = LateLabels(
+            outbox, plan, TIER, max_message_bytes=100_000, stopped=over.is_set, on_batch=lambda: None
+        )
+        labels = threading.Thread(target=late.run)
+        labels.start()
         print("ready", flush=True)
         Producer(
             open_source(DataConfig(path=data)),
             outbox,
             backbone,
-            msgspec.structs.replace(plan, tiers=small),
+            plan,
             TIER,
             held_out_share=0.2,
             poll_s=1.0,
@@ -46,6 +57,10 @@ def main(state_dir: str, data: str, reference: str) -> None:
             metrics=AgentMetrics(CollectorRegistry()),
             trace=Trace(),
         ).run()
+        over.set()
+        labels.join()
+        while late.take_up():
+            pass
         outbox.close()
 
 

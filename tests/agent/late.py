@@ -43,7 +43,7 @@ def give(state: Path, labels: dict[str, str]) -> None:
 def tables(state: Path) -> tuple[int, int]:
     """Samples that wait, and activations that are kept."""
     with sqlite3.connect(state / "agent.db") as db:
-        return tuple(  # type: ignore[return-value]
+        return tuple(
             db.execute(f"SELECT COUNT(*) FROM {what}").fetchone()[0]
             for what in ("unlabelled WHERE state = 'waiting'", "kept")
         )

@@ -24,7 +24,7 @@ from tests.agent.fleet import Running, sentence, write_samples
 from tests.agent.late import give, listed, tables, write_rows, write_unlabelled
 
 
-def vectors(trainer: FakeTrainer) -> dict[bytes, int | float | bytes]:
+def vectors(trainer: FakeTrainer) -> dict[bytes, Any]:
     """Every trained row: its decoded activations, and its target."""
     found: dict[bytes, Any] = {}
     for batch in trainer.journal.values():
@@ -96,7 +96,8 @@ def test_what_travels_late_is_what_would_have_travelled_at_once(
     data = write_rows(tmp_path / "labelled.jsonl", rows)
     with Running(broker, bert, tmp_path, device="early", data={"path": str(data)}):
         trainer.wait(lambda t: t.rows() == 6)
-    early, _ = vectors(trainer), trainer.journal.clear()
+    early = vectors(trainer)
+    trainer.journal.clear()
     bare = write_rows(tmp_path / "bare.jsonl", [{"text": text} for text in texts])
     with Running(broker, bert, tmp_path, device="late", data={"path": str(bare)}) as agent:
         trainer.wait(lambda t: t.telemetry["late"].unlabelled_waiting == 6)
@@ -216,8 +217,8 @@ def test_labels_may_come_late_in_every_task(
         trainer.wait(lambda t: t.rows() == 2)
     found = list(vectors(trainer).values())
     if kind is Task.MULTI_LABEL:
-        found = [one[:2] for one in found]  # type: ignore[index]
-    assert sorted(found) == sorted(targets)  # type: ignore[type-var]
+        found = [one[:2] for one in found]
+    assert sorted(found) == sorted(targets)
 
 
 def test_the_oldest_are_dropped_where_there_is_no_room(
@@ -289,7 +290,7 @@ def test_a_new_journal_of_the_trainer_gets_what_was_labelled_late_too(
         trainer.publish_plan(run="cd" * 16)
         trainer.wait(lambda t: t.rows() == 2)
         wait_for(lambda: {one.row.text: one.id for one in listed(agent.config.state_path)} == ids)
-    assert sorted(vectors(trainer).values()) == [0, 1]  # type: ignore[type-var]
+    assert sorted(vectors(trainer).values()) == [0, 1]
 
 
 def test_a_full_outbox_keeps_labels_waiting(

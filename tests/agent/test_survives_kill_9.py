@@ -4,21 +4,33 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from contract.errors import DataError
 from contract.messages import ActivationBatch
 from contract.wire import unpack
 from edge_agent.backbone import Backbone
 from edge_agent.outbox import Outbox
 from edge_agent.samples import Row, is_held_out
-from tests.agent.fake_trainer import JOB, TIER
+from edge_agent.samples_cli import _shelf
+from tests.agent.fake_trainer import JOB, LABELS, TIER
 from tests.agent.fleet import sentence, write_samples
+from tests.agent.late import listed, write_unlabelled
 
 SAMPLES = 300
+LATE = 120
 ROOT = Path(__file__).parents[2]
 
 
-def live(state: Path, data: Path, reference: str, *, for_s: float | None) -> None:
+def live(
+    state: Path,
+    data: Path,
+    reference: str,
+    *,
+    for_s: float | None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     """One life of a producer; killed after ``for_s``, or left to finish."""
     command = [sys.executable, "-m", "tests.agent.agent_process", str(state), str(data), reference]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
@@ -26,6 +38,7 @@ def live(state: Path, data: Path, reference: str, *, for_s: float | None) -> Non
         if for_s is None:
             assert process.wait(60) == 0
         else:
+            meanwhile()
             time.sleep(for_s)
             process.kill()
 
@@ -50,3 +63,47 @@ def test_killed_at_random_moments_every_sample_is_in_exactly_one_batch(
     assert ids == list(range(SAMPLES - held))
     assert counters["samples_forwarded"] == SAMPLES - held
     assert counters["samples_held_out"] == held and counters["samples_read"] == SAMPLES
+
+
+def test_killed_at_random_moments_every_label_that_came_late_is_trained_exactly_once(
+    tmp_path: Path, bert: Backbone
+) -> None:
+    """Labels come between lives and beside them; some are corrected, some samples never get one."""
+    data = write_unlabelled(tmp_path / "train.jsonl", LATE)
+    state, moments = tmp_path / "state", random.Random(2)
+    live(state, data, bert.name, for_s=0.2)
+    labels: dict[str, str] = {}
+
+    def label() -> None:
+        waiting = [one for one in listed(state) if one.status in ("waiting", "labelled")]
+        for one in moments.sample(waiting, len(waiting) // 2):
+            labels[one.row.text] = moments.choice(LABELS)
+            give_one(state, one.id, labels, one.row.text)
+
+    label()
+    live(state, data, bert.name, for_s=moments.uniform(0.0, 0.3), meanwhile=label)
+    label()
+    live(state, data, bert.name, for_s=None)
+    with Outbox(state, job=JOB, device="pi", tier=TIER, max_bytes=1) as outbox:
+        batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 10_000)]
+        counters = outbox.counters()
+    found = listed(state)
+    assert len(found) == LATE == counters["samples_read"] == counters["samples_unlabelled"]
+    assert {one.row.text for one in found} == {sentence(number) for number in range(LATE)}
+    done = {one.row.text: one.row.label for one in found if one.status in ("sent", "evaluation")}
+    assert done == labels and 0 < len(done) < LATE
+    sent = [one for one in found if one.status == "sent"]
+    ids = [sample for batch in batches for sample in batch.sample_ids.tolist()]
+    assert ids == list(range(len(sent))) and counters["samples_forwarded"] == len(sent)
+    on = sum(one.row.label == "on" for one in sent)
+    assert sum(int(batch.read_targets().sum()) for batch in batches) == on
+
+
+def give_one(state: Path, name: str, labels: dict[str, str], text: str) -> None:
+    """Give a label as the command line does; one that comes too late is taken back."""
+    try:
+        with _shelf(state, writes=True) as shelf:
+            shelf.text_of(name)
+            shelf.label(name, labels[text])
+    except DataError:
+        labels[text] = next(one.row.label or "" for one in listed(state) if one.id == name)

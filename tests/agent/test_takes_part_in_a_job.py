@@ -114,7 +114,8 @@ def test_useless_samples_are_skipped_and_counted(
     with Running(broker, bert, tmp_path, data={"path": str(data)}):
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
     told = trainer.telemetry["pi-1"]
-    assert (told.samples_read, told.samples_skipped, told.samples_forwarded) == (6, 4, 2)
+    assert (told.samples_read, told.samples_skipped, told.samples_forwarded) == (6, 3, 2)
+    assert told.samples_unlabelled == told.unlabelled_waiting == 1
     assert "label 'dim' is not one of the job's 2 labels" in caplog.text
     assert trainer.rows() == 2
 

@@ -134,7 +134,7 @@ EXAMPLES: Final[dict[str, Message]] = {
     "status offline, one process": Status(
         state="offline", birth=3, stream=STREAM, reason="lost", instance="a1"
     ),
-    "telemetry with a tally": Telemetry(
+    "telemetry with samples that wait for a label": Telemetry(
         stream=STREAM,
         samples_read=100,
         bytes_up=2**40,
@@ -151,12 +151,17 @@ EXAMPLES: Final[dict[str, Message]] = {
             answered=to_bin([12, 8], "<u4"),
             actual=to_bin([10, 10], "<u4"),
         ),
+        samples_unlabelled=40,
+        unlabelled_waiting=30,
+        unlabelled_dropped=4,
     ),
-    "telemetry of a regression": Telemetry(
+    "telemetry of a regression, none waiting": Telemetry(
         stream=STREAM, tally=Tally(units=2, moments=(3.0, 4.0, 5.0, 10.0, 7.0, 1.0))
     ),
-    "telemetry of a language model": Telemetry(stream=STREAM, tally=Tally(units=3, correct=1, nll=5.5)),
-    "telemetry of a newborn without a tally": Telemetry(stream=STREAM),
+    "telemetry of a language model, none waiting": Telemetry(
+        stream=STREAM, tally=Tally(units=3, correct=1, nll=5.5)
+    ),
+    "telemetry of a newborn, none waiting": Telemetry(stream=STREAM),
     "manifest, inline, unsigned": WeightsManifest(
         run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=3, bundle=b"\x00\xff\x80"
     ),

@@ -97,8 +97,8 @@ def test_a_refusal_names_a_batch_by_its_content_but_for_the_floor() -> None:
         ("status online, one process", {"labels": ("on", "on")}),
         ("status online, one process", {"labels": ("",)}),
         ("status online, one process", {"labels": ("x" * 129,)}),
-        ("telemetry with a tally", {"accuracy": float("nan")}),
-        ("telemetry with a tally", {"temperature_celsius": float("inf")}),
+        ("telemetry with samples that wait for a label", {"accuracy": float("nan")}),
+        ("telemetry with samples that wait for a label", {"temperature_celsius": float("inf")}),
     ],
 )
 def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[str, Any]) -> None:
@@ -109,9 +109,9 @@ def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[s
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("telemetry with a tally", {"accuracy": 1.5}),
-        ("telemetry with a tally", {"forward_seconds": -1.0}),
-        ("telemetry with a tally", {"bytes_up": 2**63}),
+        ("telemetry with samples that wait for a label", {"accuracy": 1.5}),
+        ("telemetry with samples that wait for a label", {"forward_seconds": -1.0}),
+        ("telemetry with samples that wait for a label", {"bytes_up": 2**63}),
         ("status online, one process", {"state": "asleep"}),
         ("status online, one process", {"width": 65537}),
         ("status online, one process", {"labels": [f"l{n}" for n in range(1025)]}),

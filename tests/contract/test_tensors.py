@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import DecodeError
-from contract.tensors import MAX_VALUES, Codec, Floats, Tensor, decode, encode, encoded_sizes, error_bound
+from contract.tensors import (
+    MAX_VALUES,
+    Codec,
+    Floats,
+    Tensor,
+    decode,
+    encode,
+    encoded_sizes,
+    error_bound,
+    join,
+    joinable,
+)
 
 CODECS = st.sampled_from(list(Codec))
 MAGNITUDES = (0.0, 1e-45, 1e-40, 1e-38, 1e-20, 1e-3, 1.0, 448.0, 65504.0, 1e20, 3e38, 3.4028234e38)
@@ -168,3 +179,22 @@ def _decode_or_refuse(tensor: Tensor) -> None:
     except DecodeError:
         return
     assert values.shape == tensor.shape and np.isfinite(values).all()
+
+
+@given(
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    taps=st.integers(1, 3),
+    width=st.sampled_from([16, 32, 48, 64, 128]),
+    codec=CODECS,
+    seed=st.integers(0, 2**32),
+)
+def test_joined_tensors_hold_each_others_values_bit_by_bit(
+    lengths: list[int], taps: int, width: int, codec: Codec, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = [rng.standard_normal((taps, length, width)) for length in lengths]
+    fit = [one for one in values if joinable(codec, one.shape)] or values[:1]
+    joined = join([encode(one, codec) for one in fit])
+    assert np.array_equal(decode(joined), np.concatenate([decode(encode(one, codec)) for one in fit], axis=1))
+    if width % 64 == 0:
+        assert joined == encode(np.concatenate(fit, axis=1), codec), "as if written at once"

@@ -80,6 +80,8 @@ TRAINER = {
     "sidestream_device_received_bytes_total": ("tier",),
     "sidestream_device_messages_dropped_total": ("tier",),
     "sidestream_device_weights_refused_total": ("tier",),
+    "sidestream_device_samples_unlabelled_total": ("tier",),
+    "sidestream_device_unlabelled_dropped_total": ("tier",),
     "sidestream_device_forward_seconds_total": ("tier",),
 }
 BROKER = (
@@ -137,6 +139,8 @@ AGENT = (
     "sidestream_agent_received_bytes_total",
     "sidestream_agent_messages_dropped_total",
     "sidestream_agent_weights_refused_total",
+    "sidestream_agent_samples_unlabelled_total",
+    "sidestream_agent_unlabelled_dropped_total",
     "sidestream_agent_forward_seconds_total",
 )
 
