@@ -80,9 +80,12 @@ class LabelTargets(Targets):
 
     @staticmethod
     def names(label: str) -> Sequence[str]:
+        if label.startswith('["'):
+            raise Unusable(f"label {label[:80]!r} is a list; this job has one label a sample")
         return (label,)
 
     def read(self, label: str, text: str, *, judge: bool = False) -> Target:
+        self.names(label)
         return np.array(_index(self._index, label, judge))
 
     def pack(self, stacked: Target) -> bytes:

@@ -57,6 +57,7 @@ def test_what_travels_is_what_the_labels_say(
     ("task", "label", "reason"),
     [
         (Task.TEXT_CLASSIFICATION, "dun", "not one of the job's 3 labels"),
+        (Task.TEXT_CLASSIFICATION, '["blue"]', "is a list; this job has one label a sample"),
         (Task.MULTI_LABEL, "blue|dun", "'dun' is not one of the job's 3 labels"),
         (Task.MULTI_LABEL, "[1]", "no list of names"),
         (Task.MULTI_LABEL, "[blue", "no list"),
