@@ -173,8 +173,9 @@ class Ingest:
         self._stand(arrived)
         self._settle_job(arrived)  # births come before the batches that go by what they settle
         if not self._standing.active:  # the devices send again what finds no room here
-            self._held = (self._held + batches)[:_HELD]
-            batches = []
+            self._held += batches
+            self._inbox.dropped += len(self._held[_HELD:])
+            self._held, batches = self._held[:_HELD], []
         elif self._held:
             batches, self._held = self._held + batches, []
         if batches:
