@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect
 
-from contract import bundle, messages, plan, tasks, tensors, topics
+from contract import bundle, messages, plan, quality, signing, tasks, tensors, topics
 from contract.wire import MAX_MESSAGE_BYTES, TARGET_MESSAGE_BYTES, WIRE_VERSION, Message
 from host.flags import field_help
 
@@ -25,8 +25,8 @@ A payload is one msgpack map. Its key `v` holds the schema version, {WIRE_VERSIO
 fields below. Unknown keys are stepped over, missing ones take their default, and one without a default makes
 the message unreadable: so a field may be added at the end of a message, and none is ever retyped or given
 another meaning. No message is larger than {MAX_MESSAGE_BYTES:,} bytes; senders stay under
-{TARGET_MESSAGE_BYTES:,}. Integers in `bytes` are little-endian. `tests/contract/golden` holds messages of every
-kind byte by byte.
+{TARGET_MESSAGE_BYTES:,}. Integers in `bytes` are little-endian. `tests/contract/golden` holds messages of
+every kind byte by byte.
 """
 
 
@@ -39,7 +39,9 @@ def page() -> str:
         "## Messages\n\n" + "\n\n".join(_section(kind) for kind in kinds),
         f"## Tensors\n\n{_verbatim(tensors)}\n\n{_section(tensors.Tensor)}",
         f"## Targets\n\n{_verbatim(tasks)}",
+        f"## Quality\n\n{_verbatim(quality)}\n\n{_section(quality.Tally)}",
         f"## Weights\n\n{_verbatim(bundle)}\n\n{_section(bundle.About)}",
+        f"## Signatures\n\n{_verbatim(signing)}",
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
