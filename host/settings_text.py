@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
 def tables(kind: type[msgspec.Struct]) -> list[Table]:
     """Every table of a settings file, the head first, in the order of the fields."""
-    return list(_tables(kind, "", ""))
+    return list(_tables(kind, "", "", None))
 
 
 def settings_file(kind: type[msgspec.Struct], values: Mapping[str, Any], head: str) -> str:
@@ -92,27 +92,29 @@ def toml_value(value: Any) -> str:
     return f"[{', '.join(map(toml_value, value))}]"
 
 
-def _tables(kind: type[msgspec.Struct], name: str, about: str) -> Iterator[Table]:
+def _tables(kind: type[msgspec.Struct], name: str, about: str, default: object) -> Iterator[Table]:
+    """``default`` is the whole table's, where the struct that holds it says so."""
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
     helps = field_help(kind)
     plain: list[Setting] = []
-    below: list[tuple[type[msgspec.Struct], str, str]] = []
+    below: list[tuple[type[msgspec.Struct], str, str, object]] = []
     for field in info.fields:
         dotted = f"{name}.{field.encode_name}".lstrip(".")
         text = helps.get(field.name, "")
         if isinstance(field.type, inspect.StructType):
-            below.append((field.type.cls, dotted, text))
+            whole = None if field.default is msgspec.NODEFAULT else field.default
+            below.append((field.type.cls, dotted, text, whole))
         elif isinstance(field.type, inspect.DictType) and isinstance(
             field.type.value_type, inspect.StructType
         ):
-            below.append((field.type.value_type.cls, f"{dotted}.*", text))
+            below.append((field.type.value_type.cls, f"{dotted}.*", text, None))
         else:
-            default = None if field.required else msgspec.to_builtins(field.default)
-            plain.append(Setting(field.encode_name, field.type, text, field.required, default))
+            own = None if field.required else msgspec.to_builtins(getattr(default, field.name, field.default))
+            plain.append(Setting(field.encode_name, field.type, text, field.required, own))
     yield Table(name, about, tuple(plain))
-    for cls, dotted, text in below:
-        yield from _tables(cls, dotted, text)
+    for cls, dotted, text, whole in below:
+        yield from _tables(cls, dotted, text, whole)
 
 
 def _instances(table: str, values: Mapping[str, Any]) -> list[str]:

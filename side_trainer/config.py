@@ -125,7 +125,7 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     """Strength of the logit adjustment by each tier's label prior; 0 for plain cross-entropy."""
     correction: Literal["tier", "view"] = "tier"
     """view, which every new job has: answers are corrected by all rows that teach them, smoothing follows
-    the correction, and a tier short of a label keeps to a shallower answer (:mod:`side_trainer.views`). tier,
+    the correction, and a tier short of a label keeps to a shallower answer. tier,
     which journals from before have: by the tier's rows, and no more."""
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
     """Of the targets."""

@@ -14,6 +14,7 @@ from edge_agent.config import AgentConfig
 from host.settings_text import reference, settings_file, tables, toml_value
 from host.toml import load_config
 from side_trainer.config import TrainerConfig
+from side_trainer.reload import SettingsFile
 from sidestream.cli import main
 from sidestream.configuration_page import page
 
@@ -35,7 +36,8 @@ def uncommented(text: str) -> str:
 def test_a_file_with_everything_commented_out_means_the_defaults(kind: Any, tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(settings_file(kind, {"job": "lights"}, "Hello"))
-    assert load_config(kind, path) == kind(job="lights")
+    read = SettingsFile(path).load() if kind is TrainerConfig else load_config(kind, path)
+    assert read == kind(job="lights")
 
 
 @KINDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect as python_inspect
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -136,7 +137,7 @@ def _verbatim(module: Any) -> str:
     return f"```text\n{python_inspect.cleandoc(module.__doc__)}\n```"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 

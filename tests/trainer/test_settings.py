@@ -59,7 +59,7 @@ def test_one_devices_method_fills_in_what_the_settings_leave_out_and_nothing_els
     assert SettingsFile(path).load().tiers["generic"].sampling == "all"
     path.write_text('job = "a"\n')
     fleet = SettingsFile(path).load()
-    assert (fleet.method, fleet.tiers["generic"].sampling, fleet.label_wait_s) == (
+    assert (fleet.method, fleet.tiers["generic"].to_plan().sampling, fleet.label_wait_s) == (
         "fed-mobillm",
         "segments:4",
         20.0,
