@@ -59,7 +59,10 @@ def _topics() -> str:
         tree.receipt("<tier>", "<device>"): "Receipt, retained",
         tree.flow("<tier>"): "Flow, retained",
         tree.trainer_status: "TrainerStatus, retained; also the last will",
+        tree.trainer_claim: "TrainerClaim",
         tree.rejected("<tier>", "<device>"): "Rejection",
+        tree.echo("<tier>", "<device>"): "any bytes: a device asks whether it may write and read here",
+        tree.trainer_echo: "any bytes: the trainer asks the same",
     }
     shown = [(f"`{topic.replace('JOB', '<job>')}`", what) for topic, what in rows.items()]
     return _table(("topic", "payload"), shown)
