@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from benchmarks.evaluator import Load
 from benchmarks.fleet import FleetDevice
 from benchmarks.fleet_run import FleetRun, Tell, run_fleet
 from benchmarks.workload import Workload
@@ -53,13 +55,20 @@ class TierFeatures:
         examples: The samples.
         folder: For scratch files.
         tell: Given progress.
+        load: Gives the backbone of a reference and so many layers.
     """
 
     def __init__(
-        self, work: Workload, tier: str, examples: Sequence[Example], folder: Path, tell: Tell
+        self,
+        work: Workload,
+        tier: str,
+        examples: Sequence[Example],
+        folder: Path,
+        tell: Tell,
+        load: Load = shared_backbone,
     ) -> None:
         self.tier = tier
-        self._backbone = shared_backbone(work.backbone_of(tier), work.tiers[tier])
+        self._backbone = load(work.backbone_of(tier), work.tiers[tier])
         folder.mkdir(parents=True)
         journal = Journal(folder / FILE_NAME)
         plan = _settle(journal, work.config(folder, seed=0), tier, self._backbone)
@@ -101,14 +110,11 @@ class TierFeatures:
         """Journal every sample once, in random order, as a device would have sent them."""
         _settle(journal, config, self.tier, self._backbone)
         order = np.random.default_rng([seed, 3]).permutation(len(self._samples))
-        stream, total, began = secrets.token_hex(16), 0, time.thread_time()
+        stream, total, sent, began = secrets.token_hex(16), 0, 0, time.thread_time()
         with journal.transaction():
-            for number, start in enumerate(range(0, len(order), self._batch_size), start=1):
-                rows = order[start : start + self._batch_size]
-                sampled = self._sampled(rows)
-                packer = self._maker.packer(sampled, list(self.targets[rows]), np.arange(len(rows)))
-                payload = packer(Slot(stream, number, number, start))
-                total += len(payload)
+            for number, (samples, packer) in enumerate(self._packers(order), start=1):
+                payload = packer(Slot(stream, number, number, sent))
+                total, sent = total + len(payload), sent + samples
                 journal.append_batch(
                     payload,
                     tier=self.tier,
@@ -116,11 +122,19 @@ class TierFeatures:
                     stream=stream,
                     sequence=number,
                     floor=number,
-                    samples=len(rows),
+                    samples=samples,
                 )
         return Sent(total, time.thread_time() - began)
 
-    def _sampled(self, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Sampled:
+    def _packers(self, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, Callable[[Slot], bytes]]]:
+        """Each message's number of samples, and what writes it."""
+        for start in range(0, len(order), self._batch_size):
+            rows = order[start : start + self._batch_size]
+            sampled, targets = self._sampled(rows), list(self.targets[rows])
+            for part in self._maker.split(sampled, np.arange(len(rows))):
+                yield len(part), self._maker.packer(sampled, targets, part)
+
+    def _sampled(self, rows: npt.NDArray[np.int64]) -> Sampled:
         chosen = [self._samples[row] for row in rows.tolist()]
         lengths = np.array([sample.shape[1] for sample in chosen])
         return pad(torch.cat(chosen, dim=1).numpy(), lengths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -11,16 +11,24 @@ from contract.plan import Plan
 from contract.side_network import SideNetwork, from_bundle
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.adopted import Kept
-from edge_agent.backbone import shared_backbone
+from edge_agent.backbone import Backbone, shared_backbone
 from edge_agent.batch_maker import BatchMaker
 from edge_agent.evaluation import EvaluationSet
 
+Load = Callable[[str, int], Backbone]
+
 
 class Evaluator:
-    """Keeps the evaluation samples' activations: one forward pass each for a tier's taps."""
+    """Keeps the evaluation samples' activations: one forward pass each for a tier's taps.
 
-    def __init__(self, work: Workload) -> None:
+    Args:
+        work: Data and tiers.
+        load: Gives the backbone of a reference and so many layers.
+    """
+
+    def __init__(self, work: Workload, load: Load = shared_backbone) -> None:
         self._work = work
+        self._load = load
         self._sets: dict[bytes, EvaluationSet] = {}
 
     def measures(self, kept: Kept) -> Mapping[str, float]:
@@ -34,7 +42,7 @@ class Evaluator:
         key = msgspec.json.encode(adopted.tier_plan)
         if key not in self._sets:
             plan = plan_of(kept)
-            backbone = shared_backbone(work.backbone_of(adopted.tier), work.tiers[adopted.tier])
+            backbone = self._load(work.backbone_of(adopted.tier), work.tiers[adopted.tier])
             rows = [example.row for example in work.evaluation]
             self._sets[key] = EvaluationSet(
                 BatchMaker(backbone, plan, adopted.tier, TARGET_MESSAGE_BYTES),

@@ -23,6 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
+from benchmarks.drawing import drawing
 from benchmarks.fault_bench import Bench, resident_mib
 from benchmarks.result import about_this_run, write_json
 from benchmarks.table import render
@@ -109,25 +110,17 @@ def summary(samples: list[dict[str, float]]) -> list[list[str]]:
 
 def plot(samples: list[dict[str, float]], path: Path) -> None:
     """Memory above, open files below, over minutes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), constrained_layout=True)
     minutes = [one["s"] / 60 for one in samples]
-    for axis, unit in zip(axes, ("MiB", "files"), strict=True):
-        for key in samples[0]:
-            if key.endswith(f" {unit}"):
-                axis.plot(minutes, [one[key] for one in samples], label=key.removesuffix(f" {unit}"))
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-        axis.set_ylabel("resident memory, MiB" if unit == "MiB" else "open files")
-    axes[0].legend(loc="center right")
-    axes[0].set_title(f"{samples[-1]['journaled']:,.0f} samples in {minutes[-1]:.0f} minutes")
-    axes[1].set_xlabel("minutes")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with drawing(path, panels=2) as axes:
+        for axis, unit in zip(axes, ("MiB", "files"), strict=True):
+            for key in samples[0]:
+                if key.endswith(f" {unit}"):
+                    axis.plot(minutes, [one[key] for one in samples], label=key.removesuffix(f" {unit}"))
+            axis.set_ylim(bottom=0)
+            axis.set_ylabel("resident memory, MiB" if unit == "MiB" else "open files")
+        axes[0].legend(loc="center right")
+        axes[0].set_title(f"{samples[-1]['journaled']:,.0f} samples in {minutes[-1]:.0f} minutes")
+        axes[1].set_xlabel("minutes")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

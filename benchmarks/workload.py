@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from contract.errors import ConfigError, DataError
 from edge_agent.config import DataConfig
@@ -35,6 +36,9 @@ class Workload:
     backbones: Mapping[str, str] = field(default_factory=dict)
     """By tier, where it has another one."""
 
+    way: TierConfig = field(default_factory=TierConfig)
+    """How every tier taps and sends; its backbone and layers are put in."""
+
     def backbone_of(self, tier: str) -> str:
         """Reference to a tier's frozen model."""
         return self.backbones.get(tier, self.backbone)
@@ -51,7 +55,7 @@ class Workload:
             state_dir=str(state_dir),
             labels=self.labels,
             tiers={
-                tier: TierConfig(backbone=self.backbone_of(tier), layers=self.tiers[tier])
+                tier: replace(self.way, backbone=self.backbone_of(tier), layers=self.tiers[tier])
                 for tier in tiers or self.tiers
             },
             learner=LearnerSettings(seed=seed, correction="view"),

