@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from benchmarks.bytes import main
 from benchmarks.frontier import Found, frontier, frontier_text, lines_of, parse_point
 from benchmarks.recall import RecallingBackbone
-from contract.sampling import parse_sampling
+from contract.sampling import Sampling, parse_sampling
 from edge_agent.backbone import load_backbone
 from tests.agent.tiny import save_tiny
 
@@ -52,10 +55,10 @@ def test_what_is_recalled_is_what_the_backbone_gives(tmp_path: Path) -> None:
     recalling = RecallingBackbone(inner, [1, 2, 4])
     texts = ["turn the lights on now", "warm", "a light"]
     for policy, taps in (("all", [2, 4]), ("segments:2", [1, 4]), ("important:2", [4])):
-        sampling = parse_sampling(policy)
+        choose = _always(policy)
         for order in (texts, texts[::-1]):
-            wanted = inner.forward(order, taps, 32, lambda lengths, how=sampling: how)
-            given = recalling.forward(order, taps, 32, lambda lengths, how=sampling: how)
+            wanted = inner.forward(order, taps, 32, choose)
+            given = recalling.forward(order, taps, 32, choose)
             assert torch.equal(given.mask, wanted.mask)
             torch.testing.assert_close(given.values, wanted.values, rtol=2e-3, atol=2e-3)
 
@@ -104,6 +107,10 @@ def test_more_taps_than_the_network_has_blocks_are_refused(
 ) -> None:
     assert main([*data, "--points", "4/all/int4", "--seeds", "0"]) == 1
     assert "4 taps are more than side_network.blocks = 3" in capsys.readouterr().err
+
+
+def _always(policy: str) -> Callable[[npt.NDArray[np.int64]], Sampling]:
+    return lambda lengths: parse_sampling(policy)
 
 
 def _found(point: str, size: float, accuracy: float, seed: int = 0) -> Found:
