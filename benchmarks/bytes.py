@@ -32,6 +32,7 @@ from benchmarks.frontier import (
     LIMITS,
     REFERENCE,
     Found,
+    Line,
     Point,
     check_same,
     frontier,
@@ -108,21 +109,35 @@ class Bench:
 
 
 def plot(results: Sequence[Found], path: Path) -> None:
-    """Points over bytes, those that no other beats joined by a line."""
+    """Points over bytes, those that no other beats joined by a line; dotted, the limits and the reference."""
     lines = lines_of(results)
+    best = frontier(lines)
     with drawing(path) as (axis,):
-        best = frontier(lines)
-        every, unbeaten = ([line.bytes_per_sample / 1024 for line in some] for some in (lines, best))
-        accuracy = [100 * line.accuracy for line in lines]
-        axis.errorbar(every, accuracy, yerr=[100 * (line.spread or 0) for line in lines], fmt="o", capsize=3)
-        axis.plot(unbeaten, [100 * line.accuracy for line in best], drawstyle="steps-post")
-        for line, x, y in zip(lines, every, accuracy, strict=True):
-            axis.annotate(str(line.point), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.margins(x=0.15)
+        axis.plot(
+            [_kib(one) for one in best], [100 * one.accuracy for one in best], "C1", drawstyle="steps-post"
+        )
+        for line in lines:
+            x, y, unbeaten = _kib(line), 100 * line.accuracy, line in best
+            axis.errorbar(
+                x, y, yerr=100 * (line.spread or 0), fmt="o", capsize=3, color="C0" if unbeaten else "C7"
+            )
+            place: dict[str, Any] = (
+                {"xytext": (-5, 5), "ha": "right"} if unbeaten else {"xytext": (5, -11), "ha": "left"}
+            )
+            axis.annotate(str(line.point), (x, y), textcoords="offset points", fontsize=8, **place)
+            if line.point == REFERENCE:
+                axis.axhline(y, linestyle=":", color="grey")
         for limit, _ in LIMITS:
             axis.axvline(limit, linestyle=":", color="grey")
-        axis.set_xscale("log")
         axis.set_xlabel("KiB a sample")
         axis.set_ylabel("accuracy, %")
+
+
+def _kib(line: Line) -> float:
+    return line.bytes_per_sample / 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
