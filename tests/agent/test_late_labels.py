@@ -335,7 +335,10 @@ def test_the_progress_line_says_how_many_wait(
 ) -> None:
     data = write_unlabelled(tmp_path / "train.jsonl", 7)
     trainer.publish_plan()
-    with caplog.at_level(logging.INFO), Running(broker, bert, tmp_path, data={"path": str(data)}):
+    with (
+        caplog.at_level(logging.INFO, "edge_agent"),
+        Running(broker, bert, tmp_path, data={"path": str(data)}),
+    ):
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
     assert "7 wait for a label" in caplog.text
     assert json.dumps(sentence(0))[1:-1] not in caplog.text, "and quotes none"

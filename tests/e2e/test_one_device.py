@@ -50,9 +50,9 @@ def test_a_sample_is_forwarded_once_however_many_passes_the_trainer_makes(
     class Counting(Between):
         texts = 0
 
-        def forward(self, texts: Any, *rest: Any) -> Any:
+        def forward(self, texts: Any, *rest: Any, **options: Any) -> Any:
             Counting.texts += len(texts)
-            return self._inner.forward(texts, *rest)
+            return self._inner.forward(texts, *rest, **options)
 
     file = settings(tmp_path, table(tmp_path, "only", KIND), passes=passes, more=MOBILLM)
     with ExitStack() as stack:
@@ -78,12 +78,12 @@ def test_the_forward_of_the_next_batch_overlaps_with_sending_the_last_one_and_wi
     class Waiting(Between):
         passes = 0
 
-        def forward(self, *arguments: Any) -> Any:
+        def forward(self, *arguments: Any, **options: Any) -> Any:
             Waiting.passes += 1
             if Waiting.passes == 2:
                 second_began.set()
                 until(learnt, "batch 1 is learnt while the forward pass of batch 2 goes on")
-            return self._inner.forward(*arguments)
+            return self._inner.forward(*arguments, **options)
 
     class HeldBack(Between):
         def publish(self, topic: str, *rest: Any, **more: Any) -> None:
