@@ -68,7 +68,7 @@ class _Listener:
     def __init__(self, transport: Transport, *topics: str) -> None:
         self.transport = transport
         self.heard: list[Received] = []
-        self.connected: Connected | None = None
+        self._connected: Connected | None = None
         self._changed = threading.Condition()
         for topic in topics:
             transport.subscribe(topic)
@@ -79,8 +79,17 @@ class _Listener:
             if isinstance(event, Received):
                 self.heard.append(event)
             elif isinstance(event, Connected):
-                self.connected = event
+                self._connected = event
             self._changed.notify_all()
+
+    def wait_connected(self, timeout_s: float) -> Connected | None:
+        """What the broker said on connecting; None if it has not yet.
+
+        The transport may be up a moment before it has told us so.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._connected is not None, timeout_s)
+            return self._connected
 
     def wait(self, topic: str, payload: bytes | None = None, timeout_s: float = _ANSWER_S) -> Received | None:
         """The last message on a topic, with that payload if one is given."""
@@ -109,12 +118,11 @@ def examine(visit: Visit) -> tuple[list[Finding], bytes]:
     topics = [visit.echo, visit.foreign, VERSION_TOPIC, *([visit.plan] if visit.plan else [])]
     listener = _Listener(visit.connect(name), *topics)
     try:
-        if not _reached(listener.transport, visit.patience_s) or listener.connected is None:
+        connected = _reached(listener, visit.patience_s)
+        if connected is None:
             why = listener.transport.last_error or "no answer"
             remedy = "mend that; sidestream broker run starts one on this machine"
             return [failed("broker", why, remedy)], b""
-        kept = listener.wait(visit.echo, timeout_s=0.5)
-        connected = listener.connected
         findings = [
             ok("broker", f"reached, MQTT {connected.protocol}"),
             _version(listener),
@@ -124,7 +132,7 @@ def examine(visit: Visit) -> tuple[list[Finding], bytes]:
         findings += denied
         if echoes:
             findings += [
-                _persistence(visit, kept),
+                _persistence(visit, listener),
                 *_speed(visit, listener, connected),
                 _retained(visit, listener),
             ]
@@ -134,11 +142,12 @@ def examine(visit: Visit) -> tuple[list[Finding], bytes]:
         listener.transport.close()
 
 
-def _reached(transport: Transport, patience_s: float) -> bool:
+def _reached(listener: _Listener, patience_s: float) -> Connected | None:
     """Wait for the connection; once there is an error, not much longer."""
-    if transport.wait_connected(min(_ERROR_S, patience_s)):
-        return True
-    return not transport.last_error and transport.wait_connected(patience_s - _ERROR_S)
+    connected = listener.wait_connected(min(_ERROR_S, patience_s))
+    if connected is None and not listener.transport.last_error:
+        connected = listener.wait_connected(patience_s - _ERROR_S)
+    return connected
 
 
 def _version(listener: _Listener) -> Finding:
@@ -265,12 +274,15 @@ def _retained(visit: Visit, listener: _Listener) -> Finding:
     return ok("retained", "kept for who comes later")
 
 
-def _persistence(visit: Visit, kept: Received | None) -> Finding:
-    """Whether the mark of the last visit is still there."""
+def _persistence(visit: Visit, listener: _Listener) -> Finding:
+    """Whether the mark of the last visit is still there.
+
+    To be asked after a round trip on the echo topic: the broker gave what it had kept before that.
+    """
     left = _remembered(visit).get(_place(visit), "").encode()
     if not left:
         return skipped("persistence", "a mark is left at the broker now: restart it, and ask again")
-    if kept is not None and kept.payload == left:
+    if listener.wait(visit.echo, left, timeout_s=0.5) is not None:
         return ok("persistence", "the last visit's mark is still there")
     return failed(
         "persistence",

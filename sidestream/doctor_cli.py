@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from contract.topics import Topics
 from contract.wire import unpack
 from edge_agent.board import detect_tier, machine_id
 from edge_agent.config import AgentConfig
+from host.logs import silent
 from host.state_dir import default_dir
 from host.toml import load_config
 from side_trainer.config import TrainerConfig
@@ -89,8 +89,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, and say."""
-    logging.disable(logging.CRITICAL)  # what goes wrong at the broker is a finding
-    findings = look_at(msgspec.structs.replace(patient_of(args), quick=args.quick))
+    patient = msgspec.structs.replace(patient_of(args), quick=args.quick)
+    with silent():  # what goes wrong at the broker is a finding
+        findings = look_at(patient)
     if args.json:
         print(json.dumps(msgspec.to_builtins(findings), indent=2))
     else:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import DecodeError
 from contract.messages import Status
 from contract.wire import pack, unpack
-from host.logs import JsonFormatter, TextFormatter
+from host.logs import JsonFormatter, TextFormatter, silent
 
 
 def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:
@@ -55,6 +56,14 @@ def test_an_error_of_decoding_quotes_nothing_of_the_message() -> None:
         assert "hush" not in str(error) and "$.state" in str(error)
     else:
         raise AssertionError("it was taken")
+
+
+def test_silence_ends_with_the_block_that_wanted_it(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError), silent():
+        logging.getLogger("side_trainer").critical("unheard")
+        raise ValueError
+    logging.getLogger("side_trainer").critical("heard")
+    assert [line.getMessage() for line in caplog.records] == ["heard"]
 
 
 def test_an_error_that_ends_a_process_is_a_json_line_too(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import io
 import json
-import logging
 import os
 import pty
 import re
@@ -31,25 +30,12 @@ from broker_config.settings import BrokerSettings
 from contract.messages import Rejection, Status, Telemetry, TrainerStatus
 from contract.topics import Topics
 from contract.wire import pack
-from host.logs import ROOMS
 from metrics.page_server import PageServer, serve_page
 from metrics.view import RefusalView, TrainerView
 from sidestream.cli import main
 from sidestream.top_screen import SORTS, plain, screen, spark
 from sidestream.top_source import Picture
 from tests.metrics.test_board import T0, Crowd
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """What the command sets up for its process is not for the tests that follow."""
-    root = logging.getLogger()
-    rooms = [logging.getLogger(name) for name in ("", *ROOMS)]
-    levels, handlers = [room.level for room in rooms], root.handlers[:]
-    yield
-    root.handlers[:] = handlers
-    for room, level in zip(rooms, levels, strict=True):
-        room.setLevel(level)
 
 
 @pytest.fixture

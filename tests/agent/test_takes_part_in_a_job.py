@@ -544,8 +544,8 @@ def test_a_device_with_a_link_budget_sends_no_faster(
     trainer.publish_plan()
     started = time.monotonic()
     with Running(broker, bert, tmp_path, data={"path": str(data)}, max_kib_per_minute=60 * 2.0) as agent:
-        trainer.wait(lambda t: t.telemetry["pi-1"].samples_forwarded == 400)
-        took_s, sent = time.monotonic() - started, list(trainer.received)
+        trainer.wait(lambda t: t.telemetry["pi-1"].samples_forwarded == 400 and t.received)
+        sent, took_s = list(trainer.received), time.monotonic() - started
     sizes = [len(pack(batch)) for _, batch in sent]
     assert 0 < sum(sizes) <= 2 * 1024 * took_s + max(sizes)
     with Outbox(Path(agent.config.state_dir), job=JOB, device="pi-1", tier=TIER, max_bytes=1) as outbox:

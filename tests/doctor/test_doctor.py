@@ -16,7 +16,7 @@ from broker_config.connection import Connection
 from broker_config.embedded import find_mosquitto
 from broker_config.inprocess import InProcessBroker
 from broker_config.settings import BrokerSettings
-from broker_config.transport import ProtocolVersion, Transport
+from broker_config.transport import Connected, Event, ProtocolVersion, Transport
 from contract.plan import Plan, TierPlan
 from contract.topics import Topics
 from contract.wire import pack
@@ -149,6 +149,27 @@ def test_the_command_prints_lines_or_json_and_its_code_tells(
 def test_a_broker_that_cannot_be_reached_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--broker", f"mqtt://127.0.0.1:{free_port()}"]) == 1
     assert "is the broker running?" in capsys.readouterr().out
+
+
+def test_a_connection_that_is_up_before_it_says_so_is_waited_for(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    def late(client_id: str) -> Transport:
+        transport = broker.transport(client_id)
+        start = transport.start
+
+        def start_late(on_event: Callable[[Event], None]) -> None:
+            def after_a_while(event: Event) -> None:
+                time.sleep(0.1 * isinstance(event, Connected))
+                on_event(event)
+
+            start(after_a_while)
+
+        transport.start = start_late  # type: ignore[method-assign]
+        return transport
+
+    found, _ = examine(visit(late, tmp_path))
+    assert by_name(found)["broker"].state == "ok"
 
 
 def test_an_old_broker_fails(broker: InProcessBroker, tmp_path: Path) -> None:

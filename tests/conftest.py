@@ -1,0 +1,23 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from host.logs import ROOMS
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command sets up the logging of its process: here that is not for the tests that follow."""
+    root = logging.getLogger()
+    rooms = [logging.getLogger(name) for name in ("", *ROOMS)]
+    levels, handlers, disabled = [room.level for room in rooms], root.handlers[:], root.manager.disable
+    yield
+    logging.disable(disabled)
+    root.handlers[:] = handlers
+    for room, level in zip(rooms, levels, strict=True):
+        room.setLevel(level)
