@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,8 +102,9 @@ def read_workload(
 
 def read_examples(path: str) -> list[Example]:
     """Every labelled row of a JSONL, CSV or TSV file, as an agent reads it."""
-    rows = open_source(DataConfig(path=path)).read()
-    return [Example(row.text, row.label) for row in rows if row.label is not None and row.text.strip()]
+    with contextlib.closing(open_source(DataConfig(path=path))) as source:
+        rows = [row for row in source.read() if row.label is not None and row.text.strip()]
+    return [Example(row.text, row.label or "") for row in rows]
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> Path:

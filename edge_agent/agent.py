@@ -115,6 +115,9 @@ class Agent:
             stack.callback(outbox.close)
             data = config.data
             rows = read_evaluation(data, parse_part(data.evaluation_part)) if data.evaluation_path else None
+            stream = open_source(data, folder) if data.path == "-" else None
+            if stream is not None:
+                stack.callback(stream.close)
             metrics = AgentMetrics(CollectorRegistry())
             url = ""
             if config.metrics_port >= 0:
@@ -128,7 +131,7 @@ class Agent:
                 tier=self.tier,
                 outbox=outbox,
                 evaluation_rows=rows,
-                stream=open_source(data) if data.path == "-" else None,
+                stream=stream,
                 connect=self._connect,
                 load_backbone=self._load_backbone,
                 metrics=metrics,

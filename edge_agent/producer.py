@@ -137,9 +137,8 @@ class Producer:
             self._pause(self._poll_s)
 
     def _take(self, sample: Sample) -> None:
-        if sample.key in self._waiting or self._outbox.is_consumed(sample.key):
+        if self._is_known(sample.key):
             return
-        self._waiting.add(sample.key)
         waits = sample.label is None and bool(sample.text.strip()) and self._waiting_max_bytes > 0
         if is_held_out(sample.row, self._held_out_share) and not waits:
             self._set_aside(sample, "samples_held_out")
@@ -150,9 +149,14 @@ class Producer:
             self._tell_unusable(str(exc))
             self._set_aside(sample, "samples_skipped")
             return
-        self._pool += [one for one in ready if not self._outbox.is_consumed(one.key)]
+        fresh = [one for one in ready if not self._is_known(one.key)]
+        self._waiting.update(one.key for one in fresh)
+        self._pool += fresh
         if len(self._pool) >= _LOOK_AHEAD * self._batch_size:
             self._compute(self._pool)
+
+    def _is_known(self, key: bytes) -> bool:
+        return key in self._waiting or self._outbox.is_consumed(key)
 
     def _renew_kept(self) -> None:
         """Compute anew what was kept for another backbone or other taps."""
@@ -180,6 +184,7 @@ class Producer:
 
     def _set_aside(self, sample: Sample, reason: str) -> None:
         """Consume a sample that is not uploaded."""
+        self._waiting.add(sample.key)
         self._taken.keys.append(sample.key)
         self._taken.counts.update({"samples_read": 1, reason: 1})
         if reason == "samples_held_out":

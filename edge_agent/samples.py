@@ -1,9 +1,8 @@
-"""A sample, what identifies it across restarts, and whether it is held out. Pure."""
+"""A row of the data, the sample that it becomes, and whether it is held out. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from typing import NamedTuple, TypeAlias
 
 Text: TypeAlias = str | tuple[str, str]
@@ -46,36 +45,8 @@ class Sample(NamedTuple):
         return Row(self.text, self.label, self.pair)
 
 
-class Identities:
-    """Turns rows into samples by counting how often each content has occurred.
-
-    The n-th occurrence of a content always gets the same key, whatever stands between and whichever file of a
-    set it is in: reading everything again after a restart names every sample as before.
-    """
-
-    def __init__(self) -> None:
-        self._seen: Counter[bytes] = Counter()
-
-    def name(self, row: Row) -> Sample:
-        """Give the row its key."""
-        label = b"\1" + row.label.encode() if row.label is not None else b"\0"
-        pair = b"\2" + row.pair.encode() if row.pair is not None else b""
-        content = _hash(row.text.encode() + b"\0" + label + pair)
-        self._seen[content] += 1
-        key = _hash(content + self._seen[content].to_bytes(8, "little"))
-        return Sample(row.text, row.label, key, row.pair)
-
-    def forget(self) -> None:
-        """Start counting anew, before the whole source is read again."""
-        self._seen.clear()
-
-
 def is_held_out(row: Row, share: float) -> bool:
     """Whether a row belongs to the held-out share. Equal texts always fall on the same side."""
     text = row.text if row.pair is None else f"{row.text}\0{row.pair}"
     draw = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"held out").digest(), "big")
     return draw < share * 2**64
-
-
-def _hash(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()

@@ -118,7 +118,7 @@ class Session:
         self._outbox = device.outbox
         self._tier = device.tier
         self._topics = Topics(device.config.job)
-        self._source = device.stream or open_source(device.config.data)
+        self._source = device.stream or open_source(device.config.data, device.outbox.folder)
         self._mailbox = Mailbox()
         self._reporter = Reporter(
             device.outbox,
@@ -541,6 +541,8 @@ class Session:
         deadline = time.monotonic() + _JOIN_S
         for thread in self._workers:
             thread.join(max(0.0, deadline - time.monotonic()))
+        if self._device.stream is None:
+            self._source.close()
         # What stands on our topics is the other's, if there is one of our name.
         words = [] if self._namesake else [self._telemetry(qos=1), self._reporter.death(reason)]
         self._transport.close(last_words=words)

@@ -1,7 +1,7 @@
 """Where samples come from: files, a folder, standard input, a plug-in.
 
-Nothing here remembers across restarts: a source names every sample (:mod:`edge_agent.samples`) and leaves it
-to the outbox to know which were consumed.
+Nothing here remembers across restarts: a source names every sample (:mod:`edge_agent.identities`) and leaves
+it to the outbox to know which were consumed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any, Protocol, TypeAlias
 from contract.errors import ConfigError, DataError
 from contract.messages import MAX_LABEL_CHARS, MAX_LABELS
 from edge_agent.config import DataConfig
+from edge_agent.identities import Identities
 from edge_agent.rows import Format, RowParser
-from edge_agent.samples import Identities, Row, Sample
+from edge_agent.samples import Row, Sample
 
 PLUGIN_GROUP = "sidestream.sources"
 _FORMATS: Mapping[str, Format] = {
@@ -61,21 +62,46 @@ class Source(Protocol):
         """Take back samples that were read and not consumed, where they could not be read again."""
         return
 
+    def close(self) -> None:
+        """Let go of what reading took. Idempotent."""
+        return
 
-def open_source(config: DataConfig) -> Source:
-    """The source that the settings describe.
+
+def open_source(config: DataConfig, folder: Path | None = None) -> Source:
+    """The source that the settings describe; whoever has read it closes it.
+
+    Args:
+        config: The settings.
+        folder: Where it may keep what does not belong into memory; None for the system's place for that.
 
     Raises:
         DataError: there is no such file, or no row of it can be used.
         ConfigError: there is no such plug-in.
     """
     if config.plugin:
-        return PluginSource(config)
+        return PluginSource(config, Identities(folder))
     if config.path == "-":
-        return StreamSource(config)
+        return StreamSource(config, Identities(folder))
     if not config.path:
         return NoSource()
-    return FileSource(config)
+    return FileSource(config, Identities(folder))
+
+
+class NamingSource(Source):
+    """A source with rows to name.
+
+    Args:
+        config: The settings.
+        identities: Names the rows; it is closed with the source.
+    """
+
+    def __init__(self, config: DataConfig, identities: Identities) -> None:
+        self.ended = False
+        self._config = config
+        self._identities = identities
+
+    def close(self) -> None:
+        self._identities.close()
 
 
 class NoSource(Source):
@@ -90,19 +116,17 @@ class NoSource(Source):
         return iter(())
 
 
-class FileSource(Source):
+class FileSource(NamingSource):
     """One file, or the files of one folder, read once or watched for more.
 
     Raises:
         DataError: the path does not exist, a column is unknown, or (unless watched) no row can be used.
     """
 
-    def __init__(self, config: DataConfig) -> None:
-        self.ended = False
-        self._config = config
+    def __init__(self, config: DataConfig, identities: Identities) -> None:
+        super().__init__(config, identities)
         self._path = Path(config.path).expanduser()
         self._readers: dict[Path, _FileReader] = {}
-        self._identities = Identities()
         self._refused: set[Path] = set()
         if not self._path.exists():
             raise DataError(f"data.path: there is no file or folder {self._path}")
@@ -207,17 +231,15 @@ class _FileReader:
         return self._offset > 0 and (now.st_ino != self._inode or now.st_size < self._offset)
 
 
-class StreamSource(Source):
+class StreamSource(NamingSource):
     """Rows piped into standard input. Reading never blocks, so that the agent can be stopped.
 
     What was piped in cannot be read twice: one source serves all of an agent's sessions.
     """
 
-    def __init__(self, config: DataConfig, descriptor: int | None = None) -> None:
-        self.ended = False
-        self._config = config
+    def __init__(self, config: DataConfig, identities: Identities, descriptor: int | None = None) -> None:
+        super().__init__(config, identities)
         self._descriptor = sys.stdin.fileno() if descriptor is None else descriptor
-        self._identities = Identities()
         self._parser: RowParser | None = None
         self._head = b""
         self._parsed: deque[Sample] = deque()
@@ -263,17 +285,15 @@ class StreamSource(Source):
         return self._parser.feed(block, final=self._at_end)
 
 
-class PluginSource(Source):
+class PluginSource(NamingSource):
     """Samples from an installed plug-in: ``factory(DataConfig)`` gives an iterable of rows.
 
     A row is ``(text, label)``, or a mapping with the configured columns.
     """
 
-    def __init__(self, config: DataConfig) -> None:
-        self.ended = False
-        self._config = config
+    def __init__(self, config: DataConfig, identities: Identities) -> None:
+        super().__init__(config, identities)
         self._factory = _find_plugin(config.plugin)
-        self._identities = Identities()
 
     def labels(self, names_in: NamesIn) -> tuple[str, ...]:
         return ()

@@ -211,7 +211,8 @@ class FleetFiles:
             text_pair_column=settings.text_pair_column,
         )
         try:
-            rows = list(open_source(config).read())
+            with contextlib.closing(open_source(config)) as source:
+                rows = list(source.read())
         except DataError as exc:
             raise DataError(_as_flags(str(exc), flag)) from exc
         return [

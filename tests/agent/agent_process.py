@@ -44,7 +44,7 @@ def main(state_dir: str, data: str, reference: str) -> None:
         labels.start()
         print("ready", flush=True)
         Producer(
-            open_source(DataConfig(path=data)),
+            open_source(DataConfig(path=data), folder),
             outbox,
             backbone,
             plan,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from edge_agent.config import DataConfig
 from edge_agent.language_model import LanguageModel, load_language_model
 from edge_agent.outbox import Outbox, Taken
 from edge_agent.producer import Producer
-from edge_agent.samples import Row
-from edge_agent.sources import open_source
+from edge_agent.samples import Row, Sample
+from edge_agent.sources import NamesIn, Source, open_source
 from edge_agent.taps import Sampled
 from edge_agent.token_evaluation import TokenEvaluation
 from edge_agent.token_maker import TokenMaker, cut_rows
@@ -75,7 +76,7 @@ class Work:
     plan: Plan
 
     def run(
-        self, path: Path, *, stop_after: int = 10**9, message_bytes: int = MESSAGE_BYTES, **more: Any
+        self, data: Path | Source, *, stop_after: int = 10**9, message_bytes: int = MESSAGE_BYTES, **more: Any
     ) -> None:
         made = [0]
 
@@ -84,7 +85,7 @@ class Work:
 
         with self.outbox() as outbox:
             Producer(
-                open_source(DataConfig(path=str(path))),
+                open_source(DataConfig(path=str(data))) if isinstance(data, Path) else data,
                 outbox,
                 self.model,
                 self.plan,
@@ -179,6 +180,32 @@ def test_stopped_and_started_at_any_moment_each_token_is_sent_once(
     assert told(parts.sent()) == told(whole.sent())
     samples = [int(one) for batch in parts.sent() for one in batch.sample_ids]
     assert samples == list(range(len(samples)))
+
+
+class ReadTwice(Source):
+    """As of a file that was replaced by an equal one at once."""
+
+    ended = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def labels(self, names_in: NamesIn) -> tuple[str, ...]:
+        return ()
+
+    def read(self) -> Iterator[Sample]:
+        for _ in range(2):
+            yield from open_source(DataConfig(path=str(self._path))).read()
+        self.ended = True
+
+
+def test_a_long_text_that_is_read_again_before_it_is_computed_is_sent_once(
+    model: LanguageModel, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "x.jsonl", {"text": LONG})
+    work = Work(tmp_path, model, plan_for(model, batch_size=64))
+    work.run(ReadTwice(path))
+    assert told(work.sent()) == sorted(model.tokens(LONG)[1:])
 
 
 def test_a_crash_within_a_long_row_leaves_all_of_it_or_nothing(tmp_path: Path) -> None:

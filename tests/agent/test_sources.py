@@ -2,18 +2,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import tempfile
+import tracemalloc
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edge_agent.sources as sources
 from contract.errors import ConfigError, DataError
 from edge_agent.config import DataConfig, parse_part
-from edge_agent.samples import Identities, Row, is_held_out
+from edge_agent.identities import Identities
+from edge_agent.samples import Row, is_held_out
 from edge_agent.sources import StreamSource, open_source, read_evaluation
 
 
@@ -57,6 +64,59 @@ def test_the_held_out_share_is_about_its_size_and_equal_texts_fall_together() ->
 
 def one_name(label: str) -> tuple[str, ...]:
     return (label,)
+
+
+@given(
+    rows=st.lists(st.integers(0, 900), max_size=2000),
+    again=st.integers(0, 3),
+)
+@settings(max_examples=20)
+def test_keys_are_the_same_however_many_contents_were_counted_in_between(rows: list[int], again: int) -> None:
+    between = [f"other {number}" for number in range(1500)]
+    with tempfile.TemporaryDirectory() as folder:
+        few, many = Identities(), Identities(Path(folder))
+        with closing(few), closing(many):
+            for _ in range(again):
+                for row in rows:
+                    assert few.name(Row(str(row), "on")).key == many.name(Row(str(row), "on")).key
+                for text in between:
+                    many.name(Row(text, "on"))
+
+
+def test_naming_rows_takes_no_more_memory_the_more_there_are(tmp_path: Path) -> None:
+    with closing(Identities(tmp_path)) as identities:
+        tracemalloc.start()
+        try:
+            for number in range(2000):
+                identities.name(Row(f"row {number}", "on"))
+            before = tracemalloc.get_traced_memory()[0]
+            for number in range(30_000):
+                identities.name(Row(f"further row {number}", "on"))
+            grown = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+    assert grown < 200_000  # a set of their hashes would be 2,000,000 and more
+
+
+def test_nothing_is_left_of_the_counts_when_a_process_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from edge_agent.identities import Identities; from edge_agent.samples import Row\n"
+        "identities = Identities(Path(sys.argv[1]))\n"
+        "for number in range(5000): identities.name(Row(str(number), None))\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL and list(tmp_path.iterdir()) == []
+
+
+def test_counts_that_find_no_room_on_the_disk_stay_in_memory(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    with closing(Identities(gone)) as identities:
+        keys = {identities.name(Row(str(number % 1500), None)).key for number in range(3000)}
+        gone.mkdir()
+        keys |= {identities.name(Row(str(number % 1500), None)).key for number in range(3000)}
+    assert len(keys) == 6000
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -184,7 +244,7 @@ def pipe() -> Iterator[tuple[int, int]]:
     "head", ['{"text": "one", "label": "on"}\n', "text,label\none,on\n", "label\ttext\non\tone\n"]
 )
 def test_standard_input_is_read_as_it_comes_and_never_waited_for(pipe: tuple[int, int], head: str) -> None:
-    source = StreamSource(DataConfig(path="-"), descriptor=pipe[0])
+    source = StreamSource(DataConfig(path="-"), Identities(), descriptor=pipe[0])
     assert texts_of(source) == []
     os.write(pipe[1], head[:3].encode())
     assert texts_of(source) == [] and not source.ended
@@ -195,7 +255,7 @@ def test_standard_input_is_read_as_it_comes_and_never_waited_for(pipe: tuple[int
 
 
 def test_labels_on_standard_input_are_listed_and_their_rows_still_read(pipe: tuple[int, int]) -> None:
-    source = StreamSource(DataConfig(path="-"), descriptor=pipe[0])
+    source = StreamSource(DataConfig(path="-"), Identities(), descriptor=pipe[0])
     assert source.labels(one_name) == ()
     os.write(pipe[1], b"text,label\none,on\ntwo,off\n")
     assert source.labels(one_name) == ("off", "on")
@@ -205,7 +265,7 @@ def test_labels_on_standard_input_are_listed_and_their_rows_still_read(pipe: tup
 
 
 def test_standard_input_goes_on_where_reading_broke_off(pipe: tuple[int, int]) -> None:
-    source = StreamSource(DataConfig(path="-"), descriptor=pipe[0])
+    source = StreamSource(DataConfig(path="-"), Identities(), descriptor=pipe[0])
     os.write(pipe[1], b"text,label\none,on\ntwo,off\nthree,on\n")
     os.close(pipe[1])
     reading = source.read()
