@@ -102,7 +102,8 @@ class Producer:
             link=link,
             backlog=lambda: outbox.size()[1],
         )
-        self._waiting_max_bytes = 0 if TASKS[plan.task].generates else outbox.unlabelled_max_bytes
+        self._needs_labels = not TASKS[plan.task].generates
+        self._waiting_max_bytes = outbox.unlabelled_max_bytes if self._needs_labels else 0
         self._made_by = kept.made_by(plan.tiers[tier], plan.task)
         self._again: set[bytes] = set()  # keys of samples that wait for a label, and for activations
         self._told: set[str] = set()
@@ -140,6 +141,8 @@ class Producer:
         if self._is_known(sample.key):
             return
         waits = sample.label is None and bool(sample.text.strip()) and self._waiting_max_bytes > 0
+        if sample.label is None and self._needs_labels:
+            self._tell_lacking()
         if is_held_out(sample.row, self._held_out_share) and not waits:
             self._set_aside(sample, "samples_held_out")
             return
@@ -173,6 +176,12 @@ class Producer:
             if stale := shelf.clear_stale(self._made_by):
                 log.warning("the plan has changed: %d samples that wait for a label are computed anew", stale)
             return shelf.without_activations()
+
+    def _tell_lacking(self) -> None:
+        """Say once where labels were looked for."""
+        if (lacking := self._source.lacking) and lacking not in self._told:
+            self._told.add(lacking)
+            log.warning("%s; such rows wait for a label", lacking)
 
     def _tell_unusable(self, why: str) -> None:
         """Say once for each of the first few reasons why samples are skipped."""

@@ -49,6 +49,8 @@ class RowParser:
         """Usable rows given out."""
         self.broken = 0
         """Rows skipped."""
+        self.lacking = ""
+        """In words: which column was looked for, where the first object has no label."""
         self._kind = kind
         self._text_column = text_column
         self._label_column = label_column
@@ -172,10 +174,7 @@ class RowParser:
     def _on_missing(self, field: str, column: str, there: str) -> None:
         """An object may lack a label where others have one; a header speaks for all rows."""
         if self._kind == "jsonl" and field == "data.label_column":
-            log.warning(
-                "%s: the first object has no %r (%s); where labels are needed, such rows wait for one",
-                *(self.name, column, there),
-            )
+            self.lacking = f"{self.name}: the first object has no {column!r} ({there})"
             return
         hint = '; write "" if rows have no labels' if field == "data.label_column" else ""
         raise DataError(f"{field}: no column {column!r} in {self.name}; {there}{hint}")

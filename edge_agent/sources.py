@@ -45,6 +45,11 @@ class Source(Protocol):
     ended: bool
     """Whether no sample can ever come again."""
 
+    @property
+    def lacking(self) -> str:
+        """In words, what was looked for in vain where samples have no label; empty: nothing to say."""
+        return ""
+
     def labels(self, names_in: NamesIn) -> tuple[str, ...]:
         """Label names in the data that is there now, sorted; none where it cannot be looked at beforehand.
 
@@ -133,6 +138,10 @@ class FileSource(NamingSource):
         self._labels: tuple[str, ...] | None = None
         self._survey(lambda label: ())
 
+    @property
+    def lacking(self) -> str:
+        return next((found for reader in self._readers.values() if (found := reader.lacking)), "")
+
     def labels(self, names_in: NamesIn) -> tuple[str, ...]:
         if self._labels is None or self._config.watch:
             self._labels = self._survey(names_in)
@@ -205,6 +214,11 @@ class _FileReader:
         self._offset = 0
         self._inode = 0
 
+    @property
+    def lacking(self) -> str:
+        """As a source's."""
+        return self._parser.lacking
+
     def read_on(self, *, final: bool) -> Iterator[Row]:
         """The rows that were appended since the last time."""
         try:
@@ -244,6 +258,10 @@ class StreamSource(NamingSource):
         self._head = b""
         self._parsed: deque[Sample] = deque()
         self._at_end = False
+
+    @property
+    def lacking(self) -> str:
+        return self._parser.lacking if self._parser is not None else ""
 
     def labels(self, names_in: NamesIn) -> tuple[str, ...]:
         while len(self._parsed) < _PEEKED_ROWS and self._read_block():

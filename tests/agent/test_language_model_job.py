@@ -120,7 +120,7 @@ def told(batches: list[ActivationBatch]) -> list[int]:
 
 
 def test_every_token_of_long_and_short_texts_is_sent_once_in_messages_that_fit(
-    model: LanguageModel, tmp_path: Path
+    model: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = [LONG, "turn the lights on", "off now", LONG + " end"]
     work = Work(tmp_path, model, plan_for(model))
@@ -133,6 +133,7 @@ def test_every_token_of_long_and_short_texts_is_sent_once_in_messages_that_fit(
         samples = [int(one) for batch in batches for one in batch.sample_ids]
         assert samples == list(range(len(samples))) and outbox.counters()["samples_forwarded"] == len(samples)
     assert max(int(batch.row_lengths.max()) for batch in batches) < 20  # the windows were cut
+    assert not caplog.records, "a text is all that there is to say; no label is missed"
 
 
 def test_vectors_are_the_taps_before_their_targets(model: LanguageModel, tmp_path: Path) -> None:
