@@ -89,12 +89,12 @@ class LanguageModel(Backbone):
                 yield f"head.{name}", parameter
 
     def check_head(self, fingerprint: str) -> None:
-        """Refuse to be used where another head is wanted.
+        """Refuse to be used where another head is wanted; empty where the trainer has none yet.
 
         Raises:
             BackboneError: saying what to do.
         """
-        if self.head_fingerprint != fingerprint:
+        if fingerprint and self.head_fingerprint != fingerprint:
             raise BackboneError(
                 f"this device's output head ({self.head_fingerprint[:8]}…, from {self.name}) is not the one "
                 f"that the trainer learns with ({fingerprint[:8]}…): give both the same model"

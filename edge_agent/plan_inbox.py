@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from contract.errors import BackboneError, ConfigError, UntrustedError
 from contract.plan import Plan, TierPlan
+from contract.tasks import TASKS
 from edge_agent.outbox import Outbox
 from edge_agent.trust import Trust
 
@@ -143,6 +144,10 @@ class PlanInbox:
         if self.plan is None:
             trouble = f"one came, but {self._refused}" if self._refused else "is its trainer running?"
             return f"for the plan of job {self._job!r}: {trouble}"
+        if TASKS[self.plan.task].generates and self.tier is not None and not self.tier.head:
+            return (
+                "until the trainer has the output head of this tier's backbone; its log says what is missing"
+            )
         what = "the labels" if self.plan.lacks_labels else "the tier"
         hint = (
             ""

@@ -34,7 +34,8 @@ class Job:
 
     Raises:
         ConfigError: if a setting contradicts what the journal has fixed.
-        BackboneError: if the task takes the backbones' output heads, and one is not on this machine.
+        BackboneError: if the task takes the backbones' output heads, and one is not on this machine. In a
+            job that has begun, such a tier waits, as one that is added does.
     """
 
     def __init__(self, config: TrainerConfig, journal: Journal) -> None:
@@ -45,6 +46,7 @@ class Job:
         self._last_news: float | None = None
         self._told = 0.0
         self._heads: dict[str, HeadFacts] = {}
+        self._looked = 0.0
         self._labels: tuple[str, ...] = ()
         self._settled: dict[str, TierRecord] = {}
         self._summed = config.side_network.summed  # the journal's, where it has begun
@@ -52,7 +54,7 @@ class Job:
         if config.labels and not self._labels:
             self._fix_labels(config.labels)
         self._stale = False  # set while a fact is journaled and the plan does not show it yet
-        self._take_heads(config)
+        self._take_heads(patient=bool(self._settled))
         self._plan = self._next_plan()
 
     @property
@@ -84,11 +86,16 @@ class Job:
         return self._publishable(changed)
 
     def tick(self, now: float) -> bool:
-        """Fix discovered labels when it is time; return whether the plan changed.
+        """Fix discovered labels when it is time, look for missing heads; return whether the plan changed.
 
         Raises:
             StateError: as :meth:`on_birth`.
         """
+        self._looked = self._looked or now  # the first look was at the start
+        if now - self._looked >= _TELL_EVERY_S:
+            self._looked = now
+            if self._take_heads(patient=True):
+                return self._publishable(True)
         if not self._plan.lacks_labels:
             return False
         if now - self._told >= _TELL_EVERY_S:
@@ -115,11 +122,8 @@ class Job:
     def reconfigure(self, config: TrainerConfig) -> None:
         """Take in more tiers: the plan has them from now on, and the others in it stay as they are."""
         assert config.tiers.keys() >= self._config.tiers.keys()
-        try:
-            self._take_heads(config)
-        except BackboneError as exc:
-            _log.error("a tier cannot join, its output head is not here: %s; restart once it is", exc)
         self._config = config
+        self._take_heads(patient=True)
         self._plan = self._next_plan()
 
     # --- facts ---------------------------------------------------------------------------------------
@@ -158,14 +162,34 @@ class Job:
         if settings != last:
             self._journal.append("settings", msgspec.json.encode(settings))
 
-    def _take_heads(self, config: TrainerConfig) -> None:
-        """Find the output heads of tiers that have none yet; a settled tier's is in the journal's folder."""
+    def _take_heads(self, *, patient: bool) -> bool:
+        """Find the output heads of tiers that have none yet; a settled tier's is in the journal's folder.
+
+        Args:
+            patient: Say which one is missing and go on: it is looked for again.
+
+        Returns:
+            Whether one was found.
+        """
+        config, before = self._config, len(self._heads)
         if not TASKS[config.task].generates:
-            return
+            return False
         heads = Heads(self._journal.folder)
         for name, tier in config.tiers.items():
-            if name not in self._settled and name not in self._heads:
+            if name in self._settled or name in self._heads:
+                continue
+            try:
                 self._heads[name] = heads.take(tier.head or tier.backbone)
+                self._build_plan(self._settled, revision=0)
+            except (BackboneError, WireError) as exc:
+                self._heads.pop(name, None)
+                if not patient:
+                    raise
+                _log.error(
+                    "tier %s waits, its output head cannot be had: %s; looking again in %.0f s",
+                    *(name, exc, _TELL_EVERY_S),
+                )
+        return len(self._heads) > before
 
     def _fix_labels(self, labels: Iterable[str]) -> None:
         fixed = tuple(labels)

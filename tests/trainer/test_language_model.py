@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,12 +194,17 @@ def test_the_plan_names_the_head_and_a_backbone_of_another_width_cannot_join(
     assert not job.on_birth("full", "dev", msgspec.structs.replace(status, width=16), 0.0)
     assert "its head takes 32" in caplog.text
     assert job.on_birth("full", "dev", status, 0.0) and job.plan.ready_for("full")
-    for file in (tmp_path / "model").iterdir():
-        file.unlink()
-    with pytest.raises(BackboneError, match=r"no config\.json"):
-        Job(lm_config(tmp_path), journal)  # tier half is not settled yet
-    only = msgspec.structs.replace(lm_config(tmp_path), tiers={"full": lm_config(tmp_path).tiers["full"]})
-    assert Job(only, journal).plan.tiers["full"] == job.plan.tiers["full"]
+
+
+def test_a_settled_tiers_head_is_in_the_state_directory(journal: Journal, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="no such folder"):
+        Job(lm_config(tmp_path, tiers={"far": TierConfig(backbone="/nowhere")}), journal)
+    job = Job(lm_config(tmp_path), journal)
+    assert job.on_birth("full", "dev", LmDevice("dev", "full", "a" * 32).birth(), 0.0)
+    shutil.rmtree(tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    again = Job(lm_config(tmp_path), journal)
+    assert again.plan.tiers["full"] == job.plan.tiers["full"] and not again.plan.tiers["half"].head
 
 
 def test_the_last_tap_has_to_be_the_last_layer(
@@ -211,16 +217,42 @@ def test_the_last_tap_has_to_be_the_last_layer(
     assert "taps must end with its last layer, 4" in caplog.text
 
 
-def test_a_tier_whose_head_is_not_here_joins_no_running_job(
+def test_a_tier_whose_decoder_is_not_here_joins_once_it_is(
+    journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    running, far = lm_config(tmp_path), tmp_path / "far"
+    birth = msgspec.structs.replace(LmDevice("dev", "far", "a" * 32).birth(), fingerprint="far")
+    job = Job(running, journal)
+    more = {**running.tiers, "far": TierConfig(backbone=str(far), sampling="all", align="f")}
+    updated = msgspec.structs.replace(running, tiers=more)
+    job.reconfigure(updated)
+    assert (
+        not job.plan.ready_for("far") and "tier far waits" in caplog.text and "no such folder" in caplog.text
+    )
+    assert not job.on_birth("far", "dev", birth, 0.0)
+    assert job.on_birth("full", "dev", LmDevice("dev", "full", "a" * 32).birth(), 0.0)
+    for waiting in (job, Job(updated, journal)):
+        assert not waiting.plan.tiers["far"].head
+        assert not waiting.tick(1.0) and not waiting.tick(100.0)
+        save_tiny_lm(far, "gpt2", seed=1)
+        revision = waiting.plan.revision
+        assert not waiting.tick(101.0), "it is not looked for all the time"
+        assert waiting.tick(200.0) and waiting.plan.revision > revision
+        assert waiting.plan.tiers["far"].head != waiting.plan.tiers["full"].head
+        assert not waiting.tick(300.0)
+        shutil.rmtree(far)
+    assert job.on_birth("far", "dev", birth, 0.0) and job.plan.ready_for("far")
+
+
+def test_a_waiting_tier_whose_head_does_not_go_with_the_others_is_left_out(
     journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     running = lm_config(tmp_path)
     job = Job(running, journal)
-    more = {**running.tiers, "far": TierConfig(backbone="/nowhere", sampling="all")}
+    other = save_tiny_lm(tmp_path / "other", "gpt2", seed=1)
+    more = {**running.tiers, "far": TierConfig(backbone=str(other), sampling="all", align="m")}
     job.reconfigure(msgspec.structs.replace(running, tiers=more))
-    assert "its output head is not here" in caplog.text
-    assert not job.on_birth("far", "dev", LmDevice("dev", "far", "a" * 32).birth(), 0.0)
-    assert job.on_birth("full", "dev", LmDevice("dev", "full", "a" * 32).birth(), 0.0)
+    assert "give it an 'align' of its own" in caplog.text and not job.plan.tiers["far"].head
 
 
 @pytest.mark.parametrize("sampling", ["segments:4", "mean", "pivot", "important:4"])
