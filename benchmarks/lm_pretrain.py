@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.wikitext import as_written
 from contract.errors import DataError
 from host.state_dir import write_atomically
 
@@ -109,13 +110,13 @@ def pretrained(
 
 
 def read_text(path: Path) -> str:
-    """A whole file.
+    """A whole file, as people write.
 
     Raises:
         DataError: it cannot be read as UTF-8 text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return as_written(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{path}: cannot be read as text: {exc}") from exc
 
