@@ -2,11 +2,12 @@
 
     python benchmarks/accuracy.py --train train.jsonl --eval test.jsonl --seeds 0 1 2
 
-Rows: ``linear``, a linear probe on the frozen features; ``central``, the side-network trained centrally, a
-tier at a time; ``lora`` and ``full``, the backbone itself trained centrally; ``fleet``, real agents and the
-real trainer; ``fleet-per-tier``, the same with a job a tier; ``fedavg-lora``, simulated. Device CPU seconds
-are summed over all devices, memory is measured in a process of its own on the deepest backbone, bytes are
-payloads.
+Rows: ``linear``, a linear probe on the frozen features; ``central``, the side-network trained centrally;
+``lora`` and ``full``, the backbone itself trained centrally; all of these a tier's backbone at a time.
+``fleet``, real agents and the real trainer; ``fleet-per-tier``, the same with a job a tier; ``fedavg-lora``,
+simulated, with the deepest backbone on every device. Accuracies are means over tiers. Device CPU seconds are
+summed over all devices, of a centralised row they are the mean over tiers; memory is measured in a process of
+its own on the deepest backbone; bytes are payloads.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def _run(args: argparse.Namespace) -> str:
         rounds=args.rounds,
         lora_epochs=args.lora_epochs,
         full_epochs=args.full_epochs,
+        deepest_only=args.deepest_only,
     )
     about, started = about_this_run(), time.monotonic()
 
@@ -93,6 +95,7 @@ def _write(
             "labels": len(labels),
             "results": [{**asdict(one), "mean": one.mean} for one in results],
             "gaps": gaps(results),
+            "gaps_to_lora": gaps(results, "lora"),
             "equal_accuracy": equal_accuracy(results),
         },
     )
@@ -129,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=8, help="of FedAvg")
     add("--lora-epochs", type=int, default=6, help="of centralised LoRA")
     add("--full-epochs", type=int, default=3, help="of full fine-tuning")
+    add("--deepest-only", action="store_true", help="LoRA and full fine-tuning of the deepest tier alone")
     add("--no-memory", action="store_true", help="do not measure memory")
     add("--json", type=Path, metavar="FILE", help="write everything there")
     return parser

@@ -74,17 +74,17 @@ def linear_probe(
     return answers
 
 
-def central_lora(work: Workload, seed: int, epochs: int, tell: Tell) -> Tuned:
-    """LoRA and a head, all samples on one machine."""
+def central_lora(work: Workload, tier: str, seed: int, epochs: int, tell: Tell) -> Tuned:
+    """LoRA and a head on a tier's backbone, all samples on one machine."""
     torch.manual_seed(seed)
-    classifier = with_lora(_load(work))
+    classifier = with_lora(_load(work, tier))
     return _central(work, classifier, seed, epochs, _LORA_RATE, tell)
 
 
-def central_full(work: Workload, seed: int, epochs: int, tell: Tell) -> Tuned:
-    """Every weight and a head, all samples on one machine."""
+def central_full(work: Workload, tier: str, seed: int, epochs: int, tell: Tell) -> Tuned:
+    """Every weight of a tier's backbone and a head, all samples on one machine."""
     torch.manual_seed(seed)
-    classifier = with_all(_load(work))
+    classifier = with_all(_load(work, tier))
     return _central(work, classifier, seed, epochs, _FULL_RATE, tell)
 
 
@@ -97,7 +97,7 @@ def fedavg_lora(
     own samples, and sends its parameters; they are averaged, weighted by samples.
     """
     torch.manual_seed(seed)
-    classifier = with_lora(_load(work))
+    classifier = with_lora(_load(work, work.deepest))
     tuned = Tuned(trainable=_count(classifier))
     parameters = classifier.trained()
     current = [parameter.detach().clone() for parameter in parameters]
@@ -131,8 +131,8 @@ def _central(
     return Tuned(trainable=_count(classifier), cpu_s=cpu_s, accuracies=[_accuracy(work, classifier)])
 
 
-def _load(work: Workload) -> Classifier:
-    backbone = load_backbone(work.backbone, work.tiers[work.deepest])
+def _load(work: Workload, tier: str) -> Classifier:
+    backbone = load_backbone(work.backbone_of(tier), work.tiers[tier])
     return Classifier(backbone, len(work.labels))
 
 

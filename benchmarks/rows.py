@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Final
+from typing import Final, TypeAlias
 
 from benchmarks import baselines
 from benchmarks.central import TierFeatures, run_central
@@ -19,6 +19,9 @@ from benchmarks.result import Measured
 from benchmarks.workload import Workload
 from contract.quality import tally_labels
 from contract.tasks import Task
+
+CentralTuning: TypeAlias = Callable[[Workload, str, int, int, Tell], baselines.Tuned]
+"""Trains a tier's backbone, with a seed, for so many epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,8 @@ class Options:
     """Of centralised LoRA."""
     full_epochs: int = 3
     """Of full fine-tuning."""
+    deepest_only: bool = False
+    """Whether LoRA and full fine-tuning are done to the deepest tier's backbone alone."""
 
 
 class Bench:
@@ -120,14 +125,20 @@ class Bench:
         return self._side_network("fleet-per-tier", seed, runs, devices=options.devices)
 
     def lora(self, seed: int) -> Measured:
-        """LoRA on the whole backbone, all samples on one machine."""
-        epochs, say = self._options.lora_epochs, self._say(f"lora, seed {seed}")
-        return self._tuned("lora", seed, baselines.central_lora(self._work, seed, epochs, say), epochs)
+        """LoRA, a tier's backbone at a time, all samples on one machine."""
+        return self._central_tuned("lora", seed, baselines.central_lora, self._options.lora_epochs)
 
     def full(self, seed: int) -> Measured:
-        """Every weight of the whole backbone, all samples on one machine."""
-        epochs, say = self._options.full_epochs, self._say(f"full, seed {seed}")
-        return self._tuned("full", seed, baselines.central_full(self._work, seed, epochs, say), epochs)
+        """Every weight, a tier's backbone at a time, all samples on one machine."""
+        return self._central_tuned("full", seed, baselines.central_full, self._options.full_epochs)
+
+    def _central_tuned(self, row: str, seed: int, tune: CentralTuning, epochs: int) -> Measured:
+        deepest, tuned = self._work.deepest, {}
+        for tier in [deepest] if self._options.deepest_only else self._work.tiers:
+            say = self._say(f"{row} {tier}, seed {seed}")
+            tuned[tier] = tune(self._work, tier, seed, epochs, say)
+            say(f"accuracy {tuned[tier].accuracies[-1]:.4f}")
+        return self._tuned(row, seed, tuned, epochs)
 
     def fedavg_lora(self, seed: int) -> Measured:
         """LoRA on every device's whole backbone, averaged after each local epoch."""
@@ -135,18 +146,18 @@ class Bench:
         devices = make_fleet(self._work, devices=options.devices, alpha=options.alpha, seed=seed, churn=False)
         shards = [device.examples for device in devices]
         tuned = baselines.fedavg_lora(self._work, shards, seed, options.rounds, say)
-        measured = self._tuned("fedavg-lora", seed, tuned, options.rounds)
+        measured = self._tuned("fedavg-lora", seed, {self._work.deepest: tuned}, options.rounds)
         measured.rounds = tuned.accuracies
         measured.bytes_up = measured.bytes_down = 4.0 * tuned.trainable * options.rounds
         return measured
 
-    def _tuned(self, row: str, seed: int, tuned: baselines.Tuned, passes: int) -> Measured:
+    def _tuned(self, row: str, seed: int, tuned: Mapping[str, baselines.Tuned], passes: int) -> Measured:
         return Measured(
             row=row,
             seed=seed,
-            accuracy={self._work.deepest: tuned.accuracies[-1]},
-            trainable=tuned.trainable,
-            device_cpu_s=tuned.cpu_s,
+            accuracy={tier: one.accuracies[-1] for tier, one in tuned.items()},
+            trainable=tuned[self._work.deepest].trainable,
+            device_cpu_s=mean(one.cpu_s for one in tuned.values()),
             forwards=passes,
             backwards=passes,
         )

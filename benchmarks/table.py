@@ -38,24 +38,32 @@ def accuracy_table(results: Sequence[Measured]) -> str:
     return text
 
 
-def gaps(results: Sequence[Measured]) -> dict[str, Any]:
-    """Fleet less centralised, in points, by seed and over seeds; empty where either is missing."""
+def gaps(results: Sequence[Measured], base: str = "central") -> dict[str, Any]:
+    """Fleet less centralised, in points, by seed and over seeds; empty where either is missing.
+
+    Over the tiers that both have: of LoRA there may be the deepest alone.
+    """
     found: dict[str, Any] = {}
-    central = {one.seed: one for one in results if one.row == "central"}
+    central = {one.seed: one.accuracy for one in results if one.row == base}
     for name in ("fleet", "fleet-per-tier"):
-        pairs = [(one, central[one.seed]) for one in results if one.row == name and one.seed in central]
-        if not pairs:
-            continue
-        tiers = {
-            tier: mean(100 * (fleet.accuracy[tier] - base.accuracy[tier]) for fleet, base in pairs)
-            for tier in pairs[0][0].accuracy
+        by_seed = {
+            one.seed: {
+                tier: 100 * (value - central[one.seed][tier])
+                for tier, value in one.accuracy.items()
+                if tier in central[one.seed]
+            }
+            for one in results
+            if one.row == name and one.seed in central
         }
-        worst = min(tiers, key=lambda tier: tiers[tier])
+        if not by_seed:
+            continue
+        shared = list(next(iter(by_seed.values())))
+        tiers = {tier: mean(gap[tier] for gap in by_seed.values()) for tier in shared}
         found[name] = {
             "mean": mean(tiers.values()),
-            "by_seed": {str(fleet.seed): 100 * (fleet.mean - base.mean) for fleet, base in pairs},
+            "by_seed": {str(seed): mean(gap.values()) for seed, gap in by_seed.items()},
             "by_tier": tiers,
-            "worst_tier": worst,
+            "worst_tier": min(tiers, key=lambda tier: tiers[tier]),
         }
     return found
 
@@ -86,12 +94,13 @@ def equal_accuracy(results: Sequence[Measured]) -> dict[str, Any]:
 def gap_text(results: Sequence[Measured]) -> str:
     """Gaps and equal accuracy as lines."""
     lines = []
-    for name, gap in gaps(results).items():
+    found = [(name, base, gap) for base in ("central", "lora") for name, gap in gaps(results, base).items()]
+    for name, base, gap in found:
         seeds = "  ".join(f"seed {seed} {value:+.2f}" for seed, value in gap["by_seed"].items())
         tiers = "  ".join(f"{tier} {value:+.2f}" for tier, value in gap["by_tier"].items())
         worst = gap["worst_tier"]
         lines.append(
-            f"gap, {name} less central, points: mean {gap['mean']:+.2f} ({seeds}); "
+            f"gap, {name} less {base}, points: mean {gap['mean']:+.2f} ({seeds}); "
             f"worst tier {worst} {gap['by_tier'][worst]:+.2f} ({tiers})"
         )
     if equal := equal_accuracy(results):

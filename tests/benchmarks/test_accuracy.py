@@ -15,7 +15,7 @@ from benchmarks.fleet import make_fleet
 from benchmarks.metered import Turns
 from benchmarks.result import Measured
 from benchmarks.rows import ROWS
-from benchmarks.table import accuracy_table, equal_accuracy, gaps
+from benchmarks.table import accuracy_table, equal_accuracy, gap_text, gaps
 from benchmarks.workload import Workload, parse_tiers, read_examples
 from edge_agent.backbone import load_backbone
 from sidestream.shards import Example
@@ -92,6 +92,8 @@ def test_the_backbone_itself_is_tuned_for_comparison(arguments: list[str], tmp_p
     found = _run(arguments, tmp_path, "--rows", "lora,full,fedavg-lora", *few)
     by_row = {result["row"]: result for result in found["results"]}
     assert by_row["lora"]["trainable"] < by_row["full"]["trainable"]
+    assert set(by_row["lora"]["accuracy"]) == set(by_row["full"]["accuracy"]) == {"whole", "half"}
+    assert set(by_row["fedavg-lora"]["accuracy"]) == {"whole"}
     assert len(by_row["fedavg-lora"]["rounds"]) == by_row["fedavg-lora"]["forwards"] == 2
     assert by_row["fedavg-lora"]["bytes_up"] == 2 * 4 * by_row["lora"]["trainable"]
 
@@ -102,6 +104,13 @@ def test_the_gap_is_fleet_less_central_in_points() -> None:
     assert found["mean"] == pytest.approx(-2)
     assert found["worst_tier"] == "b" and found["by_tier"]["b"] == pytest.approx(-3)
     assert "0.8300" in accuracy_table(results)
+
+
+def test_the_gap_to_lora_is_over_the_tiers_that_lora_was_done_to() -> None:
+    fleet, lora = _measured("fleet", 1, a=0.89, b=0.5), _measured("lora", 1, a=0.9)
+    found = gaps([fleet, lora], "lora")["fleet"]
+    assert found["mean"] == found["by_seed"]["1"] == pytest.approx(-1)
+    assert "gap, fleet less lora, points: mean -1.00" in gap_text([fleet, lora])
 
 
 def test_equal_accuracy_counts_only_the_rounds_that_it_takes() -> None:
