@@ -359,6 +359,9 @@ class TrainerMetrics(_Holder):
     outbox_fill: Gauge = _gauge("device_outbox_fill_ratio", "How full the fullest outbox is", "tier")
     outbox_bytes: Gauge = _gauge("device_outbox_bytes", "Bytes in outboxes, as last reported", "tier")
     outbox_batches: Gauge = _gauge("device_outbox_batches", "Batches in outboxes, as last reported", "tier")
+    unlabelled_waiting: Gauge = _gauge(
+        "device_unlabelled_waiting", "Samples that wait on devices for a label, as last reported", "tier"
+    )
     peak_rss_bytes: Gauge = _gauge(
         "device_peak_rss_bytes", "Largest peak of resident memory reported", "tier"
     )
@@ -424,6 +427,7 @@ class AgentMetrics(_Holder):
     plan_revision: Gauge = _gauge("agent_plan_revision", "Revision of the plan in force")
     outbox_batches: Gauge = _gauge("agent_outbox_batches", "Batches waiting for a receipt")
     outbox_bytes: Gauge = _gauge("agent_outbox_bytes", "Bytes waiting for a receipt")
+    unlabelled_waiting: Gauge = _gauge("agent_unlabelled_waiting", "Samples that wait for a label")
     weights_version: Gauge = _gauge("agent_weights_version", "Version in use: journal records folded in")
     accuracy: Gauge = _gauge(
         "agent_accuracy_ratio", "Accuracy of that version on held-out samples", unreported=True

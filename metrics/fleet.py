@@ -140,6 +140,8 @@ class TierSummary:
     """Batches waiting, as last reported, offline devices included."""
     outbox_bytes: int = 0
     """Their bytes."""
+    unlabelled_waiting: int = 0
+    """Samples that wait for a label, as last reported, offline devices included."""
     outbox_fill: float = 0.0
     """How full the fullest outbox is, 0 to 1, among devices that tell its size."""
     peak_rss_bytes: int = 0
@@ -265,6 +267,7 @@ class Fleet:
             version_max=max(versions, default=None),
             outbox_batches=sum(one.outbox_batches for one in told),
             outbox_bytes=sum(one.outbox_bytes for one in told),
+            unlabelled_waiting=sum(one.unlabelled_waiting for one in told),
             outbox_fill=max((outbox_fill(one) for one in told), default=0.0),
             peak_rss_bytes=max((one.peak_rss_bytes for one in told), default=0),
             temperature_celsius=max(heat, default=None),

@@ -55,6 +55,7 @@ class FleetExporter:
             metrics.outbox_fill.labels(tier).set(summary.outbox_fill)
             metrics.outbox_bytes.labels(tier).set(summary.outbox_bytes)
             metrics.outbox_batches.labels(tier).set(summary.outbox_batches)
+            metrics.unlabelled_waiting.labels(tier).set(summary.unlabelled_waiting)
             metrics.peak_rss_bytes.labels(tier).set(summary.peak_rss_bytes)
             metrics.temperature.labels(tier).set(_or_nan(summary.temperature_celsius))
             shown = self._shown.get(tier, Counts())
@@ -91,6 +92,7 @@ class DeviceExporter:
             counter.inc(getattr(grown, name))
         metrics.outbox_batches.set(telemetry.outbox_batches)
         metrics.outbox_bytes.set(telemetry.outbox_bytes)
+        metrics.unlabelled_waiting.set(telemetry.unlabelled_waiting)
         metrics.weights_version.set(telemetry.weights_version)
         metrics.accuracy.set(_or_nan(telemetry.accuracy))
         for measure in Measure:

@@ -124,6 +124,7 @@ def test_a_tier_is_summed_up(fleet: Fleet) -> None:
             finished=finished,
             outbox_batches=2,
             outbox_bytes=50,
+            unlabelled_waiting=version,
             peak_rss_bytes=version * 100,
             temperature_celsius=40.0 + version,
         )
@@ -133,6 +134,7 @@ def test_a_tier_is_summed_up(fleet: Fleet) -> None:
     assert (summary.devices_known, summary.devices_online, summary.devices_finished) == (3, 2, 1)
     assert (summary.version_min, summary.version_max) == (3, 9)
     assert (summary.outbox_batches, summary.outbox_bytes) == (4, 107), "an offline device keeps its outbox"
+    assert summary.unlabelled_waiting == 12
     assert (summary.peak_rss_bytes, summary.temperature_celsius) == (900, 49.0)
 
 

@@ -30,6 +30,7 @@ def _fleet_with_one_device() -> Fleet:
         bytes_up=1000,
         outbox_batches=2,
         outbox_bytes=300,
+        unlabelled_waiting=6,
         weights_version=40,
         accuracy=0.75,
         evaluation_samples=8,
@@ -51,6 +52,7 @@ def test_the_fleets_figures_are_shown_by_tier() -> None:
     assert _value(registry, "device_weights_lag_records") == 5
     assert _value(registry, "device_outbox_bytes") == 300
     assert _value(registry, "device_outbox_batches") == 2
+    assert _value(registry, "device_unlabelled_waiting") == 6
     assert _value(registry, "device_peak_rss_bytes") == 123
     assert _value(registry, "device_temperature_celsius") == 51.5
     assert _value(registry, "device_samples_forwarded_total") == 32
