@@ -22,8 +22,8 @@ from benchmarks.lm_data import LmWorkload
 from benchmarks.lora import add_lora
 from benchmarks.metered import count_targets
 from contract.tasks import NO_TARGET
-from edge_agent.backbone import read_model
 from edge_agent.language_model import LanguageModel
+from edge_agent.saved_model import read_model
 from edge_agent.windows import Window
 
 BATCH: Final = 8

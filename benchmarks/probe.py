@@ -24,8 +24,9 @@ from benchmarks.lm_steps import LM_STEPS, Loaded
 from benchmarks.shapes import random_backbone, random_decoder
 from benchmarks.steps import STEPS, Step, layers_on_device
 from contract.errors import SidestreamError
-from edge_agent.backbone import Backbone, load_backbone, read_model
+from edge_agent.backbone import Backbone, load_backbone
 from edge_agent.language_model import LanguageModel
+from edge_agent.saved_model import read_model
 
 _ROOT = Path(__file__).resolve().parents[1]
 _STATUS = Path("/proc/self/status")

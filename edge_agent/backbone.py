@@ -1,43 +1,38 @@
-"""The frozen transformer: located, loaded, cut to its first layers, fingerprinted, tapped.
+"""The frozen transformer: loaded, cut to its first layers, fingerprinted, tapped.
 
-This file and :mod:`edge_agent.language_model` alone import transformers. Nothing is trained and no gradient
-is ever computed: every parameter is frozen and every pass runs in inference mode. A backbone may be kept in
-bf16 or int8, which saves memory. Its fingerprint is taken before that, from the weights as they were loaded,
-so that devices of one job may differ in precision.
+Nothing is trained and no gradient is ever computed: every parameter is frozen and every pass runs in
+inference mode. A backbone may be kept in bf16 or int8, which saves memory. Its fingerprint is taken before
+that, from the weights as they were loaded, so that devices of one job may differ in precision.
 
 Legend: K texts, T tokens of the longest, B taps, d hidden size.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModel
 
 from contract.errors import BackboneError
 from contract.plan import Precision
 from contract.sampling import EVERY_TOKEN, Sampling
+from edge_agent.fingerprint import fingerprint_of
+from edge_agent.layer_stack import longest_input, text_config, truncate
+from edge_agent.precision import to_bf16, to_int8
 from edge_agent.samples import Text
+from edge_agent.saved_model import read_model
 from edge_agent.taps import Sampled, TokenSampler, Words, seeds_of, word_numbers
-from host.model_folder import locate
 
 log = logging.getLogger(__name__)
-_PROBE = "Ünïcode, CamelCase and don't: 3.14 * 2,000 €; 中文 عربى 🙂\tend\n"
 
 
 class _Done(Exception):  # noqa: N818  (a message to ourselves: all taps are read)
@@ -71,9 +66,9 @@ class Backbone:
         self.name = name
         self._model = model.float().eval().requires_grad_(False)
         self._tokenizer = tokenizer
-        self._layers = _truncate(self._model, layers, name)
+        self._layers = truncate(self._model, layers, name)
         self._lock = threading.Lock()
-        self._longest = _longest_input(self._model, tokenizer)
+        self._longest = longest_input(self._model, tokenizer)
         config = text_config(self._model)
         self.width = int(config.hidden_size)
         """d."""
@@ -81,7 +76,7 @@ class Backbone:
         """Layers in use."""
         self.is_decoder = not self._sees_ahead()
         """Whether a token only sees those before it, so that the last one carries the sentence."""
-        self.fingerprint = _fingerprint(self.parameters(), tokenizer)
+        self.fingerprint = fingerprint_of(self.parameters(), tokenizer)
         """32 hex digits: equal weights and tokenizer, equal fingerprint, on every machine and in every
         precision."""
         self._convert(precision)
@@ -155,7 +150,7 @@ class Backbone:
         token = next(index for index in range(2) if index != self._tokenizer.pad_token_id)
         ids = torch.tensor([[token]])
         try:
-            _to_int8(self._model) if precision == "int8" else _to_bf16(self._model)
+            to_int8(self._model) if precision == "int8" else to_bf16(self._model)
             with torch.inference_mode():
                 state = self._last_state(ids)
         except (RuntimeError, AttributeError, TypeError) as exc:
@@ -239,28 +234,6 @@ def load_backbone(reference: str, layers: int = 0, precision: Precision = "f32")
     return backbone
 
 
-def read_model(reference: str, kind: Any) -> tuple[Any, Any]:
-    """A saved model as one of transformers' auto classes makes it, and its tokenizer.
-
-    Raises:
-        BackboneError: it cannot be found or loaded; the message says what to do.
-    """
-    place = locate(reference)
-    with _quiet():
-        try:
-            model, report = kind.from_pretrained(place, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(place)
-        except Exception as exc:  # transformers raises whatever its parts raise
-            raise BackboneError(_not_loaded(reference, place, exc)) from exc
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # never reached, and made up at random where a checkpoint has none
-    missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
-    if missing:
-        raise BackboneError(f"{reference}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
-    model.config.use_cache = False
-    return model, tokenizer
-
-
 def tell_loaded(backbone: Backbone, precision: Precision, seconds: float) -> None:
     """Say what was loaded."""
     log.info(
@@ -290,111 +263,6 @@ def shared(load: Callable[[str, int, Precision], T], reference: str, layers: int
         return found
 
 
-def _not_loaded(reference: str, place: str, error: Exception) -> str:
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    if Path(place).is_dir():
-        return f"{reference}: cannot be loaded: {type(error).__name__}: {first_line}"
-    offline = " (HF_HUB_OFFLINE is set, so nothing is downloaded)" if os.environ.get("HF_HUB_OFFLINE") else ""
-    return (
-        f"{reference}: no such folder here, and it cannot be had from the Hugging Face hub{offline}: "
-        f"{first_line}. Download it where there is a network and point --backbone at the folder"
-    )
-
-
-def text_config(model: nn.Module) -> Any:
-    """The configuration of a model, or of the text model in it."""
-    config: Any = model.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def _truncate(model: nn.Module, keep: int, name: str) -> nn.ModuleList:
-    """Find the stack of layers, delete all after the first ``keep``, and return it."""
-    config = text_config(model)
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise BackboneError(f"{name}: is an encoder-decoder; use an encoder or a decoder")
-    count = int(getattr(config, "num_hidden_layers", 0))
-    stacks = [
-        (parent, attribute, module)
-        for parent in model.modules()
-        for attribute, module in parent.named_children()
-        if isinstance(module, nn.ModuleList) and len(module) == count > 0
-    ]
-    if not stacks:
-        raise BackboneError(f"{name}: a {type(model).__name__} has no stack of layers that can be tapped")
-    if not 0 <= keep <= count:
-        raise BackboneError(f"{name}: has {count} layers, {keep} were asked for")
-    parent, attribute, stack = stacks[0]
-    if keep:
-        stack = nn.ModuleList(stack[:keep])
-        setattr(parent, attribute, stack)
-        config.num_hidden_layers = keep  # some models count by it
-    return stack
-
-
-def _to_bf16(model: nn.Module) -> None:
-    """All weights, in place. Not the buffers: rotary frequencies in bf16 would turn by wrong angles."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-
-
-def _to_int8(model: nn.Module) -> None:
-    """Weights of linear layers, in place; what goes into these is quantised in each pass."""
-    engines = [name for name in torch.backends.quantized.supported_engines if name != "none"]
-    if torch.backends.quantized.engine == "none" and engines:
-        torch.backends.quantized.engine = engines[0]
-    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    for parameter in model.parameters():
-        if id(parameter) not in linear:  # it stays, and as a part of a mapped file would keep all of that
-            parameter.data = parameter.data.clone()
-    with warnings.catch_warnings():
-        # torch means to move this to another package, which we would rather not need.
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", category=UserWarning)
-        quantise: Any = torch.ao.quantization.quantize_dynamic
-        # A scale for each output channel: with one a layer, MiniLM's sixth layer is hardly recognisable.
-        kind = {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}
-        quantise(model, kind, dtype=torch.qint8, inplace=True)
-
-
-def _longest_input(model: nn.Module, tokenizer: Any) -> int:
-    """Tokens that the model and its tokenizer can take; RoBERTa's positions start after the padding id."""
-    positions = int(getattr(text_config(model), "max_position_embeddings", 0) or 10**6)
-    offset = max(
-        (
-            module.padding_idx + 1
-            for module in model.modules()
-            if isinstance(module, nn.Embedding)
-            and module.num_embeddings == positions
-            and module.padding_idx is not None
-        ),
-        default=0,
-    )
-    return min(positions - offset, int(min(tokenizer.model_max_length, 10**6)))
-
-
-def _fingerprint(parameters: Iterable[tuple[str, Tensor]], tokenizer: Any) -> str:
-    """A hash of every weight's type, shape and bytes, and of what the tokenizer does.
-
-    Neither parameter names nor the tokenizer's file go in: both change between versions of transformers while
-    the model stays the same.
-    """
-    weights = sorted(_tensor_digest(parameter) for _, parameter in parameters)
-    total = hashlib.blake2b(digest_size=16, person=b"sidestream-model")
-    for digest in weights:
-        total.update(digest)
-    vocabulary = "\0".join(f"{token}\1{index}" for token, index in sorted(tokenizer.get_vocab().items()))
-    total.update(hashlib.blake2b(vocabulary.encode(errors="replace")).digest())
-    total.update(repr(tokenizer(_PROBE, verbose=False)["input_ids"]).encode())
-    return total.hexdigest()
-
-
-def _tensor_digest(parameter: Tensor) -> bytes:
-    array = parameter.detach().cpu().numpy().astype("<f4", copy=False)
-    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=32)
-    digest.update(np.ascontiguousarray(array).reshape(-1).data)
-    return digest.digest()
-
-
 def _reader(take: Callable[[Tensor], None], *, is_last: bool) -> Callable[[Any, Any, Any], None]:
     def hook(module: Any, inputs: Any, output: Any) -> None:
         take(output[0] if isinstance(output, tuple) else output)
@@ -402,15 +270,3 @@ def _reader(take: Callable[[Tensor], None], *, is_last: bool) -> Callable[[Any, 
             raise _Done
 
     return hook
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and loading reports out of our log."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)

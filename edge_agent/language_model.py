@@ -21,7 +21,9 @@ from contract.output_head import OutputHead, find_head
 from contract.plan import Precision
 from contract.sampling import Sampling
 from contract.tasks import NO_TARGET
-from edge_agent.backbone import Backbone, read_model, shared, tell_loaded, text_config
+from edge_agent.backbone import Backbone, shared, tell_loaded
+from edge_agent.layer_stack import text_config
+from edge_agent.saved_model import read_model
 from edge_agent.taps import Sampled, TargetSampler, seeds_of
 from edge_agent.windows import Window, cut
 

@@ -22,8 +22,8 @@ from contract.bundle import decode_bundle, digest
 from contract.errors import StateError, WireError
 from contract.exported import INDEX, WEIGHTS, Exported
 from contract.side_network import SideNetwork, from_bundle
-from edge_agent.backbone import read_model
 from edge_agent.language_model import LanguageModel
+from edge_agent.saved_model import read_model
 
 
 def load_tuned(folder: str | Path, *, backbone: str = "") -> tuple[Any, Any]:

@@ -1,0 +1,63 @@
+"""A model on the disk, or on the hub, as transformers reads it.
+
+Beside this file only :mod:`edge_agent.backbone` and :mod:`edge_agent.language_model` import transformers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from contract.errors import BackboneError
+from host.model_folder import locate
+
+
+def read_model(reference: str, kind: Any) -> tuple[Any, Any]:
+    """A saved model as one of transformers' auto classes makes it, and its tokenizer.
+
+    Raises:
+        BackboneError: it cannot be found or loaded; the message says what to do.
+    """
+    place = locate(reference)
+    with _quiet():
+        try:
+            model, report = kind.from_pretrained(place, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(place)
+        except Exception as exc:  # transformers raises whatever its parts raise
+            raise BackboneError(_not_loaded(reference, place, exc)) from exc
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # never reached, and made up at random where a checkpoint has none
+    missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
+    if missing:
+        raise BackboneError(f"{reference}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
+    model.config.use_cache = False
+    return model, tokenizer
+
+
+def _not_loaded(reference: str, place: str, error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    if Path(place).is_dir():
+        return f"{reference}: cannot be loaded: {type(error).__name__}: {first_line}"
+    offline = " (HF_HUB_OFFLINE is set, so nothing is downloaded)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return (
+        f"{reference}: no such folder here, and it cannot be had from the Hugging Face hub{offline}: "
+        f"{first_line}. Download it where there is a network and point --backbone at the folder"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and loading reports out of our log."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
