@@ -53,7 +53,7 @@ POINTS: Final = {
     "receipted": Point("outbox.py", "receipt", "call"),
     # either: within a commit, whose pages may or may not have reached the disk
     "journal-commit": Point("journal.py", "transaction", "c_return", "execute"),
-    "outbox-commit": Point("outbox.py", "_transaction", "c_return", "execute"),
+    "outbox-commit": Point("outbox_file.py", "transaction", "c_return", "execute"),
 }
 
 
@@ -72,7 +72,7 @@ class Watch:
             return
         if point.called and getattr(argument, "__name__", "") != point.called:
             return
-        if point.function in ("transaction", "_transaction"):
+        if point.function == "transaction":
             self._in_commit(frame, event)
         elif event == point.event:
             self._reached()
@@ -98,7 +98,7 @@ class Watch:
 
 def _note_sizes(holder: Any) -> None:
     """What is on disk for certain: the WAL up to here was synced by the commit before."""
-    path = Path(getattr(holder, "_path", "") or holder.folder / "agent.db")
+    path = Path(getattr(holder, "path", "") or holder._path)
     wal = path.with_name(path.name + "-wal")
     size = wal.stat().st_size if wal.exists() else 0
     Path(os.environ[NOTE]).write_text(json.dumps({"wal": str(wal), "synced": size}))

@@ -2,10 +2,6 @@
 
 Append, consume and count happen in one transaction, so that after a crash at any moment each sample is either
 in a batch or still to be read, never both and never neither. Knows no tensors and no network.
-
-``synchronous`` is FULL: with NORMAL a power cut may roll the last commits back, and a sequence number would
-be given out a second time; the trainer, which has journaled the first one, would take the new batch for a
-duplicate, and its samples would be lost.
 """
 
 from __future__ import annotations
@@ -13,7 +9,6 @@ from __future__ import annotations
 import logging
 import secrets
 import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,24 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple
 
-from contract.errors import MismatchError, StateError, StorageError
+from contract.errors import MismatchError, StateError
+from edge_agent.outbox_file import OutboxFile
 from edge_agent.samples import Row, Sample
-from edge_agent.shelf import SCHEMA as SHELF_SCHEMA
 from edge_agent.shelf import Kept, Labelled, Shelf, staying
 
-FILE_NAME = "agent.db"
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS consumed (key BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS held_out (
-    key BLOB PRIMARY KEY, text TEXT NOT NULL, label TEXT, pair TEXT
-);
-CREATE TABLE IF NOT EXISTS batches (
-    sequence INTEGER PRIMARY KEY, samples INTEGER NOT NULL, payload BLOB NOT NULL
-);
-"""
 log = logging.getLogger(__name__)
 
 
@@ -107,15 +89,12 @@ class Outbox:
         self.unlabelled_max_bytes = unlabelled_max_bytes
         self._max_bytes = max_bytes
         self._when_full = when_full
-        self._lock = threading.RLock()
-        self._volatile: Counter[str] = Counter()
-        self._saving: Counter[str] = Counter()  # what of it the running transaction saves
         self._closed = False
-        self._db = self._open()
+        self._file = OutboxFile(folder)
         try:
             self._bind(job=job, device=device, tier=tier)
         except BaseException:
-            self._db.close()
+            self._file.close()
             raise
 
     def __enter__(self) -> Outbox:
@@ -131,18 +110,18 @@ class Outbox:
     @property
     def stream(self) -> str:
         """The stream's id, 32 hex digits, made at random with the outbox."""
-        return self._meta("stream")
+        return self._file.value("stream")
 
     @property
     def next_sequence(self) -> int:
         """The number that the next batch will get."""
-        return int(self._meta("next_sequence"))
+        return int(self._file.value("next_sequence"))
 
     def new_birth(self) -> int:
         """Count one more life of the agent; the first is 1."""
-        with self._transaction():
-            birth = int(self._meta("births")) + 1
-            self._set_meta("births", str(birth))
+        with self._file.transaction():
+            birth = int(self._file.value("births")) + 1
+            self._file.set_value("births", str(birth))
         return birth
 
     def begin_run(self, run: str) -> bool:
@@ -155,39 +134,39 @@ class Outbox:
         Returns:
             Whether the stream is another one than before.
         """
-        with self._lock:
-            known = self._meta("run")
+        with self._file.lock:
+            known = self._file.value("run")
             if known == run:
                 return False
             changes = bool(known) or self._kept(run).exists()
             if changes:
                 self._change_runs(known, run)
-            with self._transaction():
-                self._set_meta("run", run)
+            with self._file.transaction():
+                self._file.set_value("run", run)
             return changes
 
     # --- samples -----------------------------------------------------------------------------------------
 
     def is_consumed(self, key: bytes) -> bool:
         """Whether a sample needs no more looking at."""
-        with self._reading() as db:
+        with self._file.reading() as db:
             return db.execute("SELECT 1 FROM consumed WHERE key = ?", (key,)).fetchone() is not None
 
     def consume(self, taken: Taken) -> None:
         """Remember samples that were not uploaded: held out, or unusable."""
-        with self._transaction():
-            self._consume(taken)
+        with self._file.transaction() as db:
+            self._consume(db, taken)
 
     def held_out(self, limit: int) -> list[Row]:
         """The first samples that were held out for evaluation."""
-        with self._reading() as db:
+        with self._file.reading() as db:
             found = db.execute("SELECT text, label, pair FROM held_out ORDER BY rowid LIMIT ?", (limit,))
             return [Row(*row) for row in found.fetchall()]
 
     @contextmanager
     def shelf(self, *, writes: bool = False) -> Iterator[Shelf]:
         """What waits for labels, to look at, or in a transaction of its own to change."""
-        with self._transaction() if writes else self._reading() as db:
+        with self._file.transaction() if writes else self._file.reading() as db:
             yield Shelf(db)
 
     # --- batches -----------------------------------------------------------------------------------------
@@ -206,24 +185,24 @@ class Outbox:
         Returns:
             The batches' sequence numbers.
         """
-        with self._transaction() as db:
+        with self._file.transaction() as db:
             sequences: list[int] = []
             for pack, samples in batches:
                 sequence = self.next_sequence
-                first = int(self._meta("next_sample"))
+                first = int(self._file.value("next_sample"))
                 payload = pack(Slot(self.stream, sequence, self.floor, first))
                 if self._when_full == "drop_oldest":
-                    self._make_room(len(payload))
+                    self._make_room(db, len(payload))
                 db.execute("INSERT INTO batches VALUES (?, ?, ?)", (sequence, samples, payload))
-                self._set_meta("next_sequence", str(sequence + 1))
-                self._set_meta("next_sample", str(first + samples))
+                self._file.set_value("next_sequence", str(sequence + 1))
+                self._file.set_value("next_sample", str(first + samples))
                 sequences.append(sequence)
-            self._consume(taken)
+            self._consume(db, taken)
         return sequences
 
     def pending(self, after: int, limit: int) -> list[Waiting]:
         """Up to ``limit`` waiting batches with sequences over ``after``, in order."""
-        with self._reading() as db:
+        with self._file.reading() as db:
             rows = db.execute(
                 "SELECT sequence, payload FROM batches WHERE sequence > ? ORDER BY sequence LIMIT ?",
                 (after, limit),
@@ -240,7 +219,7 @@ class Outbox:
             MismatchError: the receipt is for batches that this outbox never made. Nothing is deleted: either
                 it is forged, or the outbox was set back and what it holds would pass for repeats.
         """
-        with self._lock:
+        with self._file.lock:
             if upto >= self.next_sequence:
                 raise MismatchError(
                     f"it is for batches up to {upto}, but this outbox only got to {self.next_sequence - 1}. "
@@ -249,7 +228,7 @@ class Outbox:
                 )
             if upto < self.floor:
                 return []
-            with self._transaction() as db:
+            with self._file.transaction() as db:
                 gone = db.execute(
                     "SELECT sequence FROM batches WHERE sequence <= ? ORDER BY sequence", (upto,)
                 )
@@ -259,9 +238,9 @@ class Outbox:
 
     def refuse(self, sequence: int) -> None:
         """Delete one batch, because the trainer will never take it, and count it."""
-        with self._transaction() as db:
+        with self._file.transaction() as db:
             if db.execute("DELETE FROM batches WHERE sequence = ?", (sequence,)).rowcount:
-                self._add("batches_refused", 1)
+                self._file.add("batches_refused", 1)
 
     @property
     def max_bytes(self) -> int:
@@ -271,13 +250,13 @@ class Outbox:
     @property
     def floor(self) -> int:
         """The lowest sequence still waiting; if none is, the next one to be made."""
-        with self._reading() as db:
+        with self._file.reading() as db:
             lowest = db.execute("SELECT MIN(sequence) FROM batches").fetchone()[0]
         return self.next_sequence if lowest is None else int(lowest)
 
     def size(self) -> tuple[int, int]:
         """Waiting batches, and their bytes."""
-        with self._reading() as db:
+        with self._file.reading() as db:
             count, total = db.execute("SELECT COUNT(*), SUM(LENGTH(payload)) FROM batches").fetchone()
         return count, total or 0
 
@@ -289,18 +268,15 @@ class Outbox:
 
     def count(self, name: str, amount: int) -> None:
         """Add to a counter that may lose a little in a crash: it is saved with the next transaction."""
-        with self._lock:
-            self._volatile[name] += amount
+        self._file.count(name, amount)
 
     def counters(self) -> Counter[str]:
         """Every counter, over the life of the outbox; ``forward_us`` in microseconds."""
-        with self._reading() as db:
-            saved = Counter(dict(db.execute("SELECT name, value FROM counters").fetchall()))
-        return saved + self._volatile
+        return self._file.counters()
 
     def close(self) -> None:
         """Save the counters and close the file. Idempotent."""
-        with self._lock:
+        with self._file.lock:
             if self._closed:
                 return
             self._closed = True
@@ -308,7 +284,7 @@ class Outbox:
                 self.consume(Taken())
             except StateError as exc:
                 log.warning("counters were not saved: %s", exc)
-            self._db.close()
+            self._file.close()
 
     # --- inside ------------------------------------------------------------------------------------------
 
@@ -318,132 +294,63 @@ class Outbox:
 
     def _change_runs(self, known: str, run: str) -> None:
         """Put this outbox away and take out the one of ``run``, or a new one."""
-        owner = {name: self._meta(name) for name in ("job", "device", "tier")}
-        births = self._meta("births")
+        owner = {name: self._file.value(name) for name in ("job", "device", "tier")}
+        births = self._file.value("births")
         self.consume(Taken())  # saves the counters
         with staying(self.folder, alone=True):
-            labels = Shelf(self._db).labels()
-            self._db.close()
-            try:
-                path, kept = self.folder / FILE_NAME, self._kept(run)
-                path.rename(self._kept(known)) if known else path.unlink()
-                if kept.exists():
-                    kept.rename(path)
-            except OSError as exc:
-                raise StateError(f"{self.folder}: {exc.strerror or exc}") from exc
-            self._db = self._open()
+            with self.shelf() as shelf:
+                labels = shelf.labels()
+            self._file.exchange(self._kept(known) if known else None, self._kept(run))
         self._bind(**owner)
-        with self._transaction() as db:
-            self._set_meta("births", births)
+        with self._file.transaction() as db:
+            self._file.set_value("births", births)
             Shelf(db).take_over(labels)
 
-    def _open(self) -> sqlite3.Connection:
-        path = self.folder / FILE_NAME
-        with _as_state_error(path):
-            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _SCHEMA_VERSION):
-                db.close()
-                raise StateError(f"{path}: written by another version of Sidestream (schema {version})")
-            db.executescript(_SCHEMA + SHELF_SCHEMA)
-            if "pair" not in [column[1] for column in db.execute("PRAGMA table_info(held_out)")]:
-                db.execute("ALTER TABLE held_out ADD COLUMN pair TEXT")  # a file from before there were pairs
-            db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        return db
-
     def _bind(self, **owner: str) -> None:
-        with self._transaction():
-            if not self._meta("stream"):
+        with self._file.transaction():
+            if not self._file.value("stream"):
                 self._make_stream()
             for name, value in owner.items():
-                known = self._meta(name) or value
+                known = self._file.value(name) or value
                 if known != value:
                     raise StateError(
                         f"{self.folder}: this state directory belongs to {name} {known!r}, not {value!r}; "
                         "give each its own (--state-dir)"
                     )
-                self._set_meta(name, value)
+                self._file.set_value(name, value)
 
     def _make_stream(self) -> None:
-        self._set_meta("stream", secrets.token_hex(16))
-        self._set_meta("next_sequence", "1")
-        self._set_meta("next_sample", "0")
-        self._set_meta("births", self._meta("births") or "0")
+        self._file.set_value("stream", secrets.token_hex(16))
+        self._file.set_value("next_sequence", "1")
+        self._file.set_value("next_sample", "0")
+        self._file.set_value("births", self._file.value("births") or "0")
 
-    def _consume(self, taken: Taken) -> None:
-        self._db.executemany("INSERT OR IGNORE INTO consumed VALUES (?)", [(key,) for key in taken.keys])
-        self._db.executemany(
+    def _consume(self, db: sqlite3.Connection, taken: Taken) -> None:
+        db.executemany("INSERT OR IGNORE INTO consumed VALUES (?)", [(key,) for key in taken.keys])
+        db.executemany(
             "INSERT OR IGNORE INTO held_out (key, text, label, pair) VALUES (?, ?, ?, ?)",
             [(sample.key, *sample.row) for sample in taken.held_out],
         )
-        for name, amount in (*taken.counts.items(), *self._volatile.items()):
-            self._add(name, amount)
-        self._add("forward_us", round(taken.forward_seconds * 1e6))
-        shelf = Shelf(self._db)
+        for name, amount in taken.counts.items():
+            self._file.add(name, amount)
+        self._file.add("forward_us", round(taken.forward_seconds * 1e6))
+        shelf = Shelf(db)
         shelf.settle(taken.labelled)
         if dropped := shelf.put(taken.kept, self.unlabelled_max_bytes):
-            self._add("unlabelled_dropped", dropped)
+            self._file.add("unlabelled_dropped", dropped)
             log.warning(
                 "%d samples without a label, the oldest, were dropped: unlabelled_max_mib is %d",
                 *(dropped, self.unlabelled_max_bytes >> 20),
             )
-        self._saving = Counter(self._volatile)
+        self._file.save_counts()
 
-    def _make_room(self, needed: int) -> None:
+    def _make_room(self, db: sqlite3.Connection, needed: int) -> None:
         count, total = self.size()
         while count and total + needed > self._max_bytes:
-            row = self._db.execute(
+            row = db.execute(
                 "SELECT sequence, samples, LENGTH(payload) FROM batches ORDER BY sequence LIMIT 1"
             ).fetchone()
-            self._db.execute("DELETE FROM batches WHERE sequence = ?", (row[0],))
-            self._add("batches_dropped", 1)
-            self._add("samples_dropped", row[1])
+            db.execute("DELETE FROM batches WHERE sequence = ?", (row[0],))
+            self._file.add("batches_dropped", 1)
+            self._file.add("samples_dropped", row[1])
             count, total = count - 1, total - row[2]
-
-    def _add(self, name: str, amount: int) -> None:
-        if amount:
-            self._db.execute(
-                "INSERT INTO counters VALUES (?, ?) "
-                "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-                (name, amount),
-            )
-
-    def _meta(self, name: str) -> str:
-        with self._reading() as db:
-            row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return "" if row is None else str(row[0])
-
-    def _set_meta(self, name: str, value: str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _as_state_error(self.folder / FILE_NAME):
-            yield self._db
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _as_state_error(self.folder / FILE_NAME):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-                self._volatile -= self._saving
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            finally:
-                self._saving = Counter()
-
-
-@contextmanager
-def _as_state_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as exc:
-        raise StorageError(f"{path}: {exc}; free disk space, or mend the disk") from exc
-    except sqlite3.Error as exc:
-        raise StateError(f"{path}: {exc}") from exc

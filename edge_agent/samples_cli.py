@@ -19,7 +19,7 @@ import msgspec
 
 from contract.errors import DataError, StateError, StorageError
 from contract.tasks import TASKS, Task
-from edge_agent.outbox import FILE_NAME
+from edge_agent.outbox_file import FILE_NAME
 from edge_agent.shelf import SCHEMA, Listed, Shelf, staying
 from host.logs import set_up
 

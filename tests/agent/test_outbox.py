@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from contract.errors import MismatchError, StateError
-from edge_agent.outbox import FILE_NAME, Outbox, Slot, Taken
+from edge_agent.outbox import Outbox, Slot, Taken
+from edge_agent.outbox_file import FILE_NAME
 from edge_agent.samples import Row, Sample
 
 
@@ -197,6 +198,6 @@ def test_an_outbox_of_a_later_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_commit_is_durable(tmp_path: Path) -> None:
-    with open_outbox(tmp_path) as outbox, outbox._reading() as db:
+    with open_outbox(tmp_path) as outbox, outbox._file.reading() as db:
         assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
         assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
