@@ -20,9 +20,10 @@ from contract.topics import Topics
 from edge_agent.board import detect_tier, machine_id
 from edge_agent.budget import LinkBudget
 from edge_agent.config import AgentConfig, parse_part
+from edge_agent.device import Connect, Device, LoadBackbone
 from edge_agent.namesake import await_departure
 from edge_agent.outbox import Outbox
-from edge_agent.session import Connect, Device, LoadBackbone, Outcome, Session
+from edge_agent.session import Outcome, Session
 from edge_agent.sources import open_source, read_evaluation
 from edge_agent.trust import Trust, read_trusted
 from host.state_dir import locked, prepare

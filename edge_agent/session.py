@@ -1,24 +1,21 @@
 """One stay in a job: connected, under one plan, until done, stopped, or the plan becomes another one.
 
-The main thread handles what the network says and tells the rest; three more work: the producer (forward
-passes), the sender, and the adopter. Network callbacks only fill the mailbox. The first failure of any thread
-ends the session.
+The main thread handles what the network says and tells the work (:mod:`edge_agent.work`), which has threads
+of its own. Network callbacks only fill the mailbox. The first failure of any thread ends the session.
 """
 
 from __future__ import annotations
 
 import enum
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from broker_config.errors import NotConnected, PublishTimeout
 from broker_config.settings import masked_url
-from broker_config.transport import Connected, Disconnected, Event, LastWord, Received, Transport, Will
+from broker_config.transport import Connected, Disconnected, Event, LastWord, Received
 from contract.errors import (
     BrokerError,
     DataError,
@@ -35,44 +32,26 @@ from contract.messages import (
     WeightsChunk,
     refusal_digest,
 )
-from contract.plan import Plan, Precision, TierPlan
-from contract.tasks import TASKS, Task
+from contract.plan import Plan
 from contract.topics import Topics
-from contract.wire import TARGET_MESSAGE_BYTES, unpack
-from edge_agent.adoption import Adopter, InUse
-from edge_agent.budget import LinkBudget
-from edge_agent.config import AgentConfig
-from edge_agent.evaluation import EvaluationSet
-from edge_agent.late_labels import LateLabels
+from contract.wire import unpack
+from edge_agent.device import Device
 from edge_agent.mailbox import Mailbox
-from edge_agent.outbox import Outbox
 from edge_agent.plan_inbox import PlanInbox, Verdict
-from edge_agent.producer import Producer
 from edge_agent.reporter import Reporter
-from edge_agent.samples import Row
-from edge_agent.sender import Sender
-from edge_agent.sources import Source, open_source
+from edge_agent.sources import open_source
 from edge_agent.targets import names_in
-from edge_agent.token_evaluation import TokenEvaluation
-from edge_agent.token_maker import TokenMaker, maker_of
-from edge_agent.trust import Trust
 from edge_agent.weights_inbox import WeightsInbox
+from edge_agent.work import Work
 from edge_agent.write_check import WriteCheck
-from host.trace import Trace
-from metrics.catalogue import AgentMetrics
 
 if TYPE_CHECKING:
     from edge_agent.backbone import Backbone  # at run time it brings transformers, and those are slow
 
 _TICK_S = 0.1
 _SETTLE_S = 10.0  # after the last receipt, so long without a newer version means that none is coming
-_ADOPT_FIRST_S = 2.0  # loading the backbone waits so long for retained weights: it would hold them up
-_JOIN_S = 15.0
 _TELEMETRY_SHARE = 0.1  # of a budget for the link
 log = logging.getLogger(__name__)
-
-Connect = Callable[[AgentConfig, str, Will | None], Transport]
-LoadBackbone = Callable[[str, int, Precision, Task], "Backbone"]
 
 
 class Outcome(enum.Enum):
@@ -82,31 +61,6 @@ class Outcome(enum.Enum):
     DONE = "done"
     NEW_PLAN = "new plan"
     NAMESAKE = "another agent has this device's name"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """Who the agent is and what it works with; the same in every session."""
-
-    config: AgentConfig
-    name: str
-    instance: str
-    """The process's random name."""
-    tier: str
-    outbox: Outbox
-    evaluation_rows: Sequence[Row] | None
-    """Of the evaluation file; None to hold samples out."""
-    stream: Source | None
-    """Standard input, which all sessions read on; None where each session opens its source."""
-    connect: Connect
-    load_backbone: LoadBackbone
-    metrics: AgentMetrics
-    stop: threading.Event
-    trace: Trace
-    trust: Trust
-    """Whose plans and weights it adopts."""
-    link: LinkBudget | None = None
-    """The device's budget for its link, if it has one; it outlives a session."""
 
 
 class Session:
@@ -134,20 +88,22 @@ class Session:
         self._weights = WeightsInbox(self._transport, self._topics.weights(device.tier))
         self._writes = WriteCheck(device.name, device.tier, device.metrics)
         self._plans = PlanInbox(device.config.job, device.tier, device.outbox, device.trust)
+        self._work = Work(
+            device,
+            self._source,
+            self._transport,
+            self._topics.activations(device.tier, device.name),
+            plans=self._plans,
+            weights=self._weights,
+            on_backbone=self._on_backbone,
+            on_news=self._on_news,
+            on_refused=self._on_refused,
+        )
         self._flow: Flow | None = None
-        self._sender: Sender | None = None
-        self._adopter: Adopter | None = None
-        self._workers: list[threading.Thread] = []
-        self._ready = threading.Event()
-        self._adopted = threading.Event()
-        self._closing = threading.Event()
-        self._failure: BaseException | None = None
         self._new_plan = False
         self._namesake = False
-        self._produced = False
         self._connected = False
         self._connections = 0
-        self._max_packet_bytes = 0
         self._bytes_down = 0
         self._messages_dropped = 0
         self._birth_due = self._telemetry_due = False
@@ -202,8 +158,8 @@ class Session:
         return outcome
 
     def _outcome(self) -> Outcome | None:
-        if self._failure is not None:
-            raise self._failure
+        if self._work.failure is not None:
+            raise self._work.failure
         if self._device.stop.is_set():
             return Outcome.STOPPED
         if self._namesake:
@@ -214,8 +170,8 @@ class Session:
 
     def _is_done(self) -> bool:
         """Everything is receipted, and the version in use is final, has learnt from it, and is measured."""
-        in_use, newest = self._in_use, self._weights.newest
-        if not self._produced or in_use is None or in_use.score is None:
+        in_use, newest = self._work.in_use, self._weights.newest
+        if not self._work.produced or in_use is None or in_use.score is None:
             return False
         if self._labels_pending() or self._outbox.size()[0]:
             return False
@@ -234,13 +190,9 @@ class Session:
     def _plan(self) -> Plan | None:
         return self._plans.plan
 
-    @property
-    def _in_use(self) -> InUse | None:
-        return self._adopter.in_use if self._adopter is not None else None
-
     def _tick(self) -> None:
         now = time.monotonic()
-        self._plans.check_tier(now, working=self._ready.is_set(), labels_known=bool(self._reporter.labels))
+        self._plans.check_tier(now, working=self._work.begun, labels_known=bool(self._reporter.labels))
         self._plans.check_backbone(self._reporter.backbone)
         self._offer_labels(now)
         self._weights.tick()
@@ -267,7 +219,7 @@ class Session:
             self._on_message(event)
 
     def _on_connected(self, event: Connected) -> None:
-        self._max_packet_bytes = event.max_packet_bytes
+        self._work.max_packet_bytes = event.max_packet_bytes
         self._connections += 1
         if self._connections > 1:
             self._device.metrics.reconnects.inc()
@@ -277,8 +229,7 @@ class Session:
     def _set_connected(self, connected: bool) -> None:
         self._connected = connected
         self._device.metrics.broker_connected.set(connected)
-        if self._sender is not None:
-            self._sender.connection(connected)
+        self._work.connection(connected)
 
     def _on_message(self, event: Received) -> None:
         topics, tier = self._topics, self._tier
@@ -306,7 +257,7 @@ class Session:
     # --- the plan ----------------------------------------------------------------------------------------
 
     def _on_plan(self, payload: bytes) -> None:
-        verdict = self._plans.on_plan(payload, working=self._ready.is_set())
+        verdict = self._plans.on_plan(payload, working=self._work.begun)
         if verdict is Verdict.UNTRUSTED:
             self._on_refused()
         self._new_plan = self._new_plan or verdict is Verdict.START_OVER
@@ -314,54 +265,8 @@ class Session:
         if verdict is not Verdict.IN_FORCE or plan is None:
             return
         self._device.metrics.plan_revision.set(plan.revision)
-        if tier is None:
-            return
-        if not self._workers:
-            self._start(self._compute, "producer")
-        if self._plans.ready and not self._ready.is_set():
-            self._begin(plan, tier)
-
-    def _begin(self, plan: Plan, tier: TierPlan) -> None:
-        """Labels are fixed and the tier is settled: the work can start."""
-        self._adopter = Adopter(
-            self._outbox.folder,
-            plan,
-            self._tier,
-            backbone=self._reference(tier),
-            on_change=self._on_adopted,
-            on_refused=self._on_refused,
-            metrics=self._device.metrics,
-            trace=self._device.trace,
-            trust=self._device.trust,
-        )
-        self._sender = Sender(
-            self._outbox,
-            self._transport,
-            self._topics.activations(self._tier, self._device.name),
-            flow=self._flow or Flow(window=plan.flow.window),
-            retry_s=plan.flow.retry_s,
-            metrics=self._device.metrics,
-            trace=self._device.trace,
-            link=self._device.link,
-        )
-        self._sender.connection(self._connected)
-        self._ready.set()
-        self._start(self._adopter.run, "adopter")
-        self._start(self._sender.run, "sender")
-        if not TASKS[plan.task].generates:
-            late_labels = LateLabels(
-                self._outbox,
-                plan,
-                self._tier,
-                max_message_bytes=self._max_message_bytes,
-                stopped=self._stopped,
-                on_batch=self._sender.wake,
-            )
-            self._start(late_labels.run, "labels")
-        self._weights.begin(plan.run, self._adopter)
-
-    def _reference(self, tier: TierPlan) -> str:
-        return self._config.backbone or tier.backbone
+        if tier is not None:
+            self._work.on_plan(plan, tier)
 
     def _offer_labels(self, now: float) -> None:
         """Tell the trainer which label names there are, as long as it looks for some."""
@@ -388,8 +293,7 @@ class Session:
             return
         if sequences:
             self._last_receipt = (self._weights.version, time.monotonic())
-            if self._sender is not None:
-                self._sender.receipted(sequences)
+            self._work.receipted(sequences)
 
     def _on_refusal(self, receipt: Receipt) -> None:
         waiting = self._outbox.pending(receipt.refused_sequence - 1, 1)
@@ -400,8 +304,7 @@ class Session:
             return
         log.error("the trainer refused batch %d: %s", receipt.refused_sequence, receipt.reason)
         self._outbox.refuse(receipt.refused_sequence)
-        if self._sender is not None:
-            self._sender.send_again()
+        self._work.send_again()
 
     def _on_manifest(self, payload: bytes) -> None:
         try:
@@ -412,21 +315,24 @@ class Session:
             return
         self._weights.on_manifest(manifest)
 
-    def _on_refused(self) -> None:
-        self._outbox.count("weights_refused", 1)
-
     def _on_flow(self, flow: Flow) -> None:
         if self._flow != flow:
             log.info("flow: window %d%s", flow.window, ", paused" if flow.pause else "")
         self._flow = flow
-        if self._sender is not None:
-            self._sender.set_flow(flow)
+        self._work.set_flow(flow)
+
+    # --- what the work tells, on threads of its own -------------------------------------------------------
+
+    def _on_backbone(self, backbone: Backbone) -> None:
+        self._reporter.backbone, self._birth_due = backbone, True
+
+    def _on_news(self) -> None:
+        self._telemetry_due = True
+
+    def _on_refused(self) -> None:
+        self._outbox.count("weights_refused", 1)
 
     # --- what the device says ----------------------------------------------------------------------------
-
-    def _on_adopted(self) -> None:
-        self._telemetry_due = True
-        self._adopted.set()
 
     def _telemetry(self, qos: int = 0) -> LastWord:
         received = self._mailbox.bytes_received
@@ -435,7 +341,7 @@ class Session:
         dropped = self._mailbox.dropped
         self._outbox.count("messages_dropped", dropped - self._messages_dropped)
         self._messages_dropped = dropped
-        return self._reporter.telemetry(self._in_use, source_ended=self._produced, qos=qos)
+        return self._reporter.telemetry(self._work.in_use, source_ended=self._work.produced, qos=qos)
 
     def _publish(self, word: LastWord) -> bool:
         try:
@@ -447,77 +353,6 @@ class Session:
         if self._device.link is not None:
             self._device.link.spent(len(word.payload))
         return True
-
-    # --- threads -----------------------------------------------------------------------------------------
-
-    def _compute(self) -> None:
-        """The producer's thread: load the backbone, wait until the job is ready, work off the source."""
-        assert self._plan is not None
-        tier = self._plan.tiers[self._tier]
-        if self._plans.ready and self._weights.newest is not None:
-            self._adopted.wait(_ADOPT_FIRST_S)
-        task = self._plan.task
-        backbone = self._device.load_backbone(self._reference(tier), tier.layers, tier.precision, task)
-        backbone.check_head(tier.head)
-        self._reporter.backbone = backbone
-        self._birth_due = True
-        while not self._ready.wait(_TICK_S):
-            if self._stopped():
-                return
-        self._plans.check_backbone(backbone)
-        plan, adopter, sender = self._plan, self._adopter, self._sender
-        assert adopter is not None and sender is not None
-        adopter.evaluate_with(self._evaluation(plan, backbone))
-        Producer(
-            self._source,
-            self._outbox,
-            backbone,
-            plan,
-            self._tier,
-            held_out_share=self._held_out_share,
-            poll_s=self._config.data.poll_s,
-            max_message_bytes=self._max_message_bytes,
-            stopped=self._stopped,
-            on_batch=sender.wake,
-            metrics=self._device.metrics,
-            trace=self._device.trace,
-            bytes_per_sample=self._config.bytes_per_sample,
-            link=self._device.link,
-        ).run()
-        if not self._stopped():
-            self._produced = self._telemetry_due = True
-
-    def _evaluation(self, plan: Plan, backbone: Backbone) -> EvaluationSet:
-        data, given = self._config.data, self._device.evaluation_rows
-        limit = data.evaluation_max_samples
-        rows = (lambda: given) if given is not None else (lambda: self._outbox.held_out(limit))
-        maker = maker_of(backbone, plan, self._tier, self._max_message_bytes)
-        if isinstance(maker, TokenMaker):
-            return TokenEvaluation(maker, rows, data.evaluation_max_tokens, stopped=self._stopped)
-        codec = plan.tiers[self._tier].codec
-        return EvaluationSet(maker, codec, plan.task, rows, stopped=self._stopped)
-
-    @property
-    def _held_out_share(self) -> float:
-        return 0.0 if self._device.evaluation_rows is not None else self._config.data.held_out_share
-
-    @property
-    def _max_message_bytes(self) -> int:
-        return min(TARGET_MESSAGE_BYTES, self._max_packet_bytes - 512)
-
-    def _stopped(self) -> bool:
-        return self._closing.is_set() or self._device.stop.is_set()
-
-    def _start(self, work: Callable[[], None], name: str) -> None:
-        def guarded() -> None:
-            try:
-                work()
-            except BaseException as exc:
-                self._failure = self._failure or exc
-
-        worker = threading.Thread(target=guarded, name=f"{name}-{self._device.name}", daemon=True)
-        self._workers.append(worker)
-        worker.start()
 
     # --- beginning and end -------------------------------------------------------------------------------
 
@@ -534,13 +369,7 @@ class Session:
 
     def _close(self, reason: str) -> None:
         """Stop the threads, then take leave."""
-        self._closing.set()
-        for worker in (self._sender, self._adopter):
-            if worker is not None:
-                worker.stop()
-        deadline = time.monotonic() + _JOIN_S
-        for thread in self._workers:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        self._work.stop()
         if self._device.stream is None:
             self._source.close()
         # What stands on our topics is the other's, if there is one of our name.
