@@ -29,7 +29,7 @@ from contract.tensors import decode, encode
 from contract.wire import pack, unpack
 from side_trainer.fold import Fold
 from side_trainer.journal import FILE_NAME, Journal, Record
-from side_trainer.suspicion import Suspicion
+from side_trainer.suspicion import Suspicion, row_sizes
 
 KINDS: Final = ("none", "noise", "labels", "shuffled", "huge")
 _STREAM: Final = "f" * 32
@@ -99,8 +99,8 @@ class Intrusion:
             )
         step = self._fold.apply(self._out.get(self._out.tail))
         self.sent[device] += 1
-        size = float(np.sqrt(np.mean(np.square(decode(batch.activations), dtype=np.float64))))
-        why = self._suspicion.note_size(f"{tier} {batch.sampling}", device, size)
+        sizes = row_sizes(decode(batch.activations), batch.row_lengths)
+        why = self._suspicion.note_size(tier, device, sizes)
         why = why or self._suspicion.note_loss(tier, device, step.losses[tier])
         if why:
             self.noticed.setdefault(device, f"after {self.sent[device]} batches: {why}")

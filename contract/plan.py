@@ -111,6 +111,14 @@ class TierPlan(Message, frozen=True, kw_only=True):
         if list(self.taps) != sorted(set(self.taps)) or any(not 1 <= tap <= self.depth for tap in self.taps):
             raise DecodeError(f"taps {list(self.taps[:16])} must ascend within layers 1 to {self.depth}")
 
+    def rungs(self, task: Task) -> tuple[Rung, ...]:
+        """What its devices choose from if they have a byte budget."""
+        return self.ladder or (TOKEN_LADDER if TASKS[task].generates else DEFAULT_LADDER)
+
+    def policies(self, task: Task) -> frozenset[str]:
+        """The token-sampling policies that its devices may send by."""
+        return frozenset({self.sampling, *(rung.sampling for rung in self.rungs(task))})
+
     @property
     def settled(self) -> bool:
         """Whether depth, width, taps and fingerprint are known."""

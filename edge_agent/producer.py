@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import StorageError
-from contract.plan import DEFAULT_LADDER, TOKEN_LADDER, Plan, Rung
+from contract.plan import Plan, Rung
 from contract.sampling import Sampling
 from contract.tasks import TASKS
 from edge_agent import kept
@@ -92,8 +92,7 @@ class Producer:
         self._batch_size = plan.tiers[tier].batch_size
         rungs: tuple[Rung | None, ...] = (None,)
         if bytes_per_sample or link is not None:
-            usual = TOKEN_LADDER if TASKS[plan.task].generates else DEFAULT_LADDER
-            rungs = plan.tiers[tier].ladder or usual
+            rungs = plan.tiers[tier].rungs(plan.task)
         self._makers = [maker_of(backbone, plan, tier, max_message_bytes, rung) for rung in rungs]
         self._maker = self._makers[0]
         self._ladder = Ladder(

@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Final
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
 from broker_config.transport import Event, Received
 from contract.errors import ConfigError, DecodeError
 from contract.messages import ActivationBatch
-from contract.plan import Plan, labels_id
+from contract.plan import Plan, TierPlan, labels_id
 from contract.sampling import parse_sampling
 from contract.tasks import TASKS, Task, check_targets
 from contract.tensors import decode
 from contract.wire import MAX_MESSAGE_BYTES, unpack
 from metrics.catalogue import Reason
+from side_trainer.suspicion import row_sizes
 
 MAX_MESSAGES: Final = 4096
 MAX_BYTES: Final = 64 * 2**20
 MAX_ACTIVATION: Final = 1e6
 """Larger ones are refused: their squares, which normalising takes, would leave float32 sooner or later. The
 "massive activations" of real transformers stay below 1e5."""
+
+
+_NONE: Final[Mapping[str, AbstractSet[str]]] = MappingProxyType({})
 
 
 class Refused(Exception):  # noqa: N818 - not an error of ours: the sender's message is at fault
@@ -83,17 +90,30 @@ class Inbox:
         return len(self._events)
 
 
+Policies: TypeAlias = Mapping[str, AbstractSet[str]]
+"""By tier, the token-sampling policies of earlier plans: devices may still hold what they made by these."""
+
+
+class Examined(NamedTuple):
+    """A batch that passed."""
+
+    batch: ActivationBatch
+    """As it was sent."""
+    sizes: tuple[float, ...]
+    """Of its activations, by tap (:func:`side_trainer.suspicion.row_sizes`)."""
+
+
 def admit(payload: bytes, tier_name: str, plan: Plan) -> ActivationBatch:
     """Decode a batch and hold it against the plan.
 
     Raises:
         Refused: whatever the payload is, if it is not a batch that the journal may keep.
     """
-    return examine(payload, tier_name, plan)[0]
+    return examine(payload, tier_name, plan).batch
 
 
-def examine(payload: bytes, tier_name: str, plan: Plan) -> tuple[ActivationBatch, float]:
-    """As :func:`admit`; return also the root mean square of the activations.
+def examine(payload: bytes, tier_name: str, plan: Plan, earlier: Policies = _NONE) -> Examined:
+    """As :func:`admit`, with the policies of earlier plans; return also what devices are compared by.
 
     Raises:
         Refused: as :func:`admit`.
@@ -104,7 +124,7 @@ def examine(payload: bytes, tier_name: str, plan: Plan) -> tuple[ActivationBatch
         batch = unpack(ActivationBatch, payload)
     except DecodeError as exc:
         raise Refused(Reason.UNDECODABLE, str(exc)) from exc
-    _check_plan(batch, tier_name, plan)
+    _check_plan(batch, tier_name, plan, earlier.get(tier_name, frozenset()))
     try:
         values = decode(batch.activations)
     except DecodeError as exc:
@@ -112,10 +132,10 @@ def examine(payload: bytes, tier_name: str, plan: Plan) -> tuple[ActivationBatch
     largest = float(np.abs(values).max(initial=0.0))
     if largest > MAX_ACTIVATION:
         raise Refused(Reason.NONFINITE, f"an activation of {largest:.3g}: no backbone has any such", batch)
-    return batch, float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+    return Examined(batch, row_sizes(values, batch.row_lengths))
 
 
-def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan) -> None:
+def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan, earlier: AbstractSet[str]) -> None:
     tier = plan.tiers.get(tier_name)
     if tier is None:
         raise Refused(Reason.UNKNOWN_TIER, f"the plan has no tier {tier_name!r}")
@@ -145,12 +165,22 @@ def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan) -> None:
         check_targets(batch.target_form, batch.read_targets(), known)
     except DecodeError as exc:
         raise Refused(Reason.MISMATCH, str(exc), batch) from exc
-    # Any policy will do, not only the tier's: a device with a byte budget goes by a ladder.
+    _check_sampling(batch, tier, plan.task, earlier)
+
+
+def _check_sampling(batch: ActivationBatch, tier: TierPlan, task: Task, earlier: AbstractSet[str]) -> None:
+    """A policy of the plan's, the tier's own or one of its ladder, or of a plan before it; and kept to."""
     try:
         sampling = parse_sampling(batch.sampling)
     except ConfigError as exc:
         raise Refused(Reason.MISMATCH, str(exc), batch) from exc
-    if plan.task is Task.TOKEN_CLASSIFICATION and sampling.kind != "all":
-        raise Refused(Reason.MISMATCH, f"{plan.task.value} needs every vector, not {batch.sampling}", batch)
-    if int(batch.row_lengths.max()) > tier.max_tokens:
-        raise Refused(Reason.MISMATCH, f"a row has more vectors than the plan's {tier.max_tokens}", batch)
+    policies = tier.policies(task)
+    if batch.sampling not in policies and batch.sampling not in earlier:
+        known = ", ".join(sorted(policies))
+        raise Refused(Reason.MISMATCH, f"{batch.sampling} is no policy of the plan's: {known}", batch)
+    if task is Task.TOKEN_CLASSIFICATION and sampling.kind != "all":
+        raise Refused(Reason.MISMATCH, f"{task.value} needs every vector, not {batch.sampling}", batch)
+    longest, most = int(batch.row_lengths.max()), sampling.most_tokens(tier.max_tokens)
+    if longest > most:
+        text = f"a row of {longest} vectors: {batch.sampling} gives no more than {most} of the plan's "
+        raise Refused(Reason.MISMATCH, f"{text}{tier.max_tokens}", batch)

@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -333,16 +333,12 @@ class Ingest:
         admitted: list[tuple[Uplink, Received, ActivationBatch]] = []
         for uplink, event in arrived:
             try:
-                batch, size = examine(event.payload, uplink.tier, self.plan)
+                batch, sizes = examine(event.payload, uplink.tier, self.plan, self._job.policies)
             except Refused as exc:
                 self._refuse(uplink, event, exc)
                 continue
             admitted.append((uplink, event, batch))
-            if self._judges and not self._quarantine.holds(uplink.device):
-                # Means of tokens are smaller than tokens: like is held against like.
-                kind = f"{uplink.tier} {batch.sampling}"
-                if why := self._suspicion.note_size(kind, uplink.device, size):
-                    self._suspects.put((uplink.device, why))
+            self._judge_sizes(uplink, sizes)
         if not admitted:
             return
         started = time.monotonic()
@@ -409,6 +405,13 @@ class Ingest:
         self._pause(False)
 
     # --- devices that are up to no good --------------------------------------------------------------
+
+    def _judge_sizes(self, uplink: Uplink, sizes: Sequence[float]) -> None:
+        """Hold the size of a batch's activations against the fleet's."""
+        if not self._judges or self._quarantine.holds(uplink.device):
+            return
+        if why := self._suspicion.note_size(uplink.tier, uplink.device, sizes):
+            self._suspects.put((uplink.device, why))
 
     def judge_loss(self, tier: str, stream: str, loss: float) -> None:
         """Hold the loss of a batch against the fleet's; for the learner's thread."""

@@ -7,7 +7,7 @@ there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -49,6 +49,7 @@ class Job:
         self._looked = 0.0
         self._labels: tuple[str, ...] = ()
         self._settled: dict[str, TierRecord] = {}
+        self._policies = journal.policies
         self._summed = config.side_network.summed  # the journal's, where it has begun
         self._recall()
         if config.labels and not self._labels:
@@ -70,6 +71,14 @@ class Job:
     def settled(self) -> dict[str, TierRecord]:
         """The tiers that are settled."""
         return dict(self._settled)
+
+    @property
+    def policies(self) -> Mapping[str, frozenset[str]]:
+        """By tier, every token-sampling policy of its plans, today's and earlier ones'.
+
+        A device may hold for long what it made by an earlier plan.
+        """
+        return self._policies
 
     def on_birth(self, tier: str, device: str, status: Status, now: float) -> bool:
         """Learn from a device that came online; return whether the plan changed.
@@ -267,7 +276,18 @@ class Job:
     def _next_plan(self) -> Plan:
         revision = self._journal.plan_revision + 1
         self._journal.plan_revision = revision
-        return self._build_plan(self._settled, revision)
+        plan = self._build_plan(self._settled, revision)
+        self._remember_policies(plan)
+        return plan
+
+    def _remember_policies(self, plan: Plan) -> None:
+        today = {name: tier.policies(plan.task) for name, tier in plan.tiers.items()}
+        known = {
+            name: self._policies.get(name, frozenset()) | today.get(name, frozenset())
+            for name in sorted({*self._policies, *today})
+        }
+        if known != self._policies:
+            self._journal.policies = self._policies = known
 
     def _build_plan(self, settled: dict[str, TierRecord], revision: int) -> Plan:
         return Plan(

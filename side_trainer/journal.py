@@ -12,7 +12,8 @@ import json
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -454,6 +455,18 @@ class Journal:
         """Note versions before they are published, so that a restart can tidy up and never goes back."""
         with self._lock:
             self._set_meta("published", json.dumps(versions))
+
+    @property
+    def policies(self) -> dict[str, frozenset[str]]:
+        """By tier, the token-sampling policies that its plans have had."""
+        with self._reading():
+            return {
+                tier: frozenset(names) for tier, names in json.loads(self._meta("policies", "{}")).items()
+            }
+
+    @policies.setter
+    def policies(self, policies: Mapping[str, AbstractSet[str]]) -> None:
+        self._set_meta("policies", json.dumps({tier: sorted(names) for tier, names in policies.items()}))
 
     @property
     def plan_revision(self) -> int:

@@ -3,9 +3,11 @@
 Two figures of each batch, held against those of the tier's other devices, each device counting once however
 much it sends:
 
-- the **size** of its activations. The backbone's fingerprint is the same on all, so this hardly differs
-  between honest devices, whatever their data: within 0.15 in the logarithm, on skewed data (label
-  distributions drawn from a Dirichlet of 0.1).
+- the **size** of its activations at each tap: of a row's mean vector, the median over rows. The backbone's
+  fingerprint is the same on all, so this hardly differs between honest devices, whatever their data. Nor can
+  a device choose with whom it is compared: the mean of all tokens, of segments of them and of a random draw
+  is the same vector. What is left is below 1 in the logarithm over every policy and codec there is (MiniLM,
+  two data sets; two decoders), so all policies are held against each other.
 - the **loss** before the batch is learnt. A device with rare labels has more of it than others, for a while
   and not by much; activations or labels that mean nothing have as much as guessing, for ever.
 
@@ -18,16 +20,24 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from statistics import median
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.tensors import Floats
 
 LEAST_DEVICES: Final = 3
 """Other devices of the tier that it takes to judge one."""
 SIZE_BATCHES: Final = 3
-"""Its last so many batches must be of another size."""
-SIZE_LEAST: Final = 1.0
-"""By at least so much in the natural logarithm: a factor of 2.7."""
+"""So many of its last :data:`SIZE_RECENT` batches must be of another size: one that is right now and then
+does not make up for the others."""
+SIZE_RECENT: Final = 16
+SIZE_LEAST: Final = 1.5
+"""By at least so much in the natural logarithm, at one tap: a factor of 4.5."""
 LOSS_BATCHES: Final = 8
 """Its last so many batches must be hard, in the median."""
 LOSS_LEAST: Final = 0.4
@@ -44,7 +54,7 @@ _MOST_DEVICES: Final = 10_000
 
 class _Device:
     def __init__(self) -> None:
-        self.sizes: deque[float] = deque(maxlen=SIZE_BATCHES)
+        self.sizes: deque[tuple[float, ...]] = deque(maxlen=SIZE_RECENT)
         self.losses: deque[float] = deque(maxlen=_RECENT)
         self.excesses: deque[float] = deque(maxlen=LOSS_BATCHES)
 
@@ -56,21 +66,22 @@ class Suspicion:
         self._devices: OrderedDict[tuple[str, str], _Device] = OrderedDict()
         self._lock = threading.Lock()
 
-    def note_size(self, tier: str, device: str, root_mean_square: float) -> str:
-        """Take in the size of a batch's activations; return why the device is suspect, or nothing."""
+    def note_size(self, tier: str, device: str, sizes: Sequence[float]) -> str:
+        """Take in the size of a batch at each tap; return why the device is suspect, or nothing."""
         with self._lock:
             own = self._device(tier, device)
-            own.sizes.append(math.log(max(root_mean_square, 1e-30)))
-            others = [median(one.sizes) for one in self._others(tier, device) if one.sizes]
-            if len(others) < LEAST_DEVICES or len(own.sizes) < SIZE_BATCHES:
+            own.sizes.append(tuple(math.log(max(size, 1e-30)) for size in sizes))
+            others = [_medians(one.sizes) for one in self._others(tier, device) if one.sizes]
+            if len(others) < LEAST_DEVICES:
                 return ""
-            middle = median(others)
-            limit = max(SIZE_LEAST, SPREADS * _spread(others, middle))
-            if min(abs(size - middle) for size in own.sizes) <= limit:
+            usual = [_usual(tap) for tap in zip(*others, strict=True)]
+            odd = [found for sizes in own.sizes if (found := _furthest(sizes, usual))]
+            if len(odd) < SIZE_BATCHES:
                 return ""
+            tap, excess = odd[-1]
             return (
-                f"its activations are {math.exp(median(own.sizes) - middle):.3g} times as large as those of "
-                f"the tier's other devices"
+                f"its activations are {math.exp(excess):.3g} times as large as those of the tier's other "
+                f"devices, at tap {tap}"
             )
 
     def note_loss(self, tier: str, device: str, loss: float) -> str:
@@ -107,5 +118,38 @@ class Suspicion:
         return list(islice(found, _COMPARED))
 
 
-def _spread(values: list[float], middle: float) -> float:
+def row_sizes(vectors: Floats, lengths: npt.NDArray[np.integer[Any]]) -> tuple[float, ...]:
+    """The size of a batch's activations at each tap: of a row's mean vector [d], the median over rows.
+
+    Args:
+        vectors: [B, T, d].
+        lengths: [K]: vectors of each row, which add up to T.
+    """
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    means = np.add.reduceat(vectors, starts, axis=1, dtype=np.float64) / lengths[None, :, None]  # [B, K, d]
+    return tuple(np.median(np.sqrt(np.mean(np.square(means), axis=2)), axis=1).tolist())
+
+
+def _medians(sizes: Iterable[Sequence[float]]) -> list[float]:
+    """Of each tap."""
+    return [median(tap) for tap in zip(*sizes, strict=True)]
+
+
+def _usual(values: Sequence[float]) -> tuple[float, float]:
+    """The middle of the others' sizes at a tap, and how far from it is too far."""
+    middle = median(values)
+    return middle, max(SIZE_LEAST, SPREADS * _spread(values, middle))
+
+
+def _furthest(sizes: Sequence[float], usual: Sequence[tuple[float, float]]) -> tuple[int, float] | None:
+    """The tap, from 1, at which a batch is too far from the others, and by how much; None if at none."""
+    far = [
+        (tap, size - middle)
+        for tap, (size, (middle, limit)) in enumerate(zip(sizes, usual, strict=True), start=1)
+        if abs(size - middle) > limit
+    ]
+    return max(far, key=lambda one: abs(one[1]), default=None)
+
+
+def _spread(values: Sequence[float], middle: float) -> float:
     return median(abs(value - middle) for value in values)

@@ -17,7 +17,7 @@ from host.toml import load_config
 from metrics.catalogue import Reason
 from side_trainer.config import TierConfig, TrainerConfig
 from side_trainer.fold import Fold
-from side_trainer.inbox import Refused, admit
+from side_trainer.inbox import Refused, admit, examine
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from tests.trainer.conftest import WIDTHS, FakeDevice, append, config, devices, fold_all, settle
@@ -50,8 +50,10 @@ def sent(device: FakeDevice, plan: Plan, sampling: str, vectors: int, codec: Cod
 
 
 def test_one_job_learns_from_every_policy_codec_and_precision(journal: Journal, tmp_path: Path) -> None:
-    fleet = devices()
-    plan = plan_of(journal, tmp_path, fleet)
+    fleet, ladder = devices(), tuple((sampling, codec) for sampling, _, codec in MIX)
+    plan = plan_of(journal, tmp_path, fleet, ladder=ladder)
+    small = msgspec.structs.replace(plan.tiers["small"], ladder=plan.tiers["big"].ladder)
+    plan = msgspec.structs.replace(plan, tiers={**plan.tiers, "small": small})
     assert plan.tiers["small"].precision == "int8" and plan.tiers["small"].align == plan.tiers["big"].align
     for number, (sampling, vectors, codec) in enumerate(MIX):
         device = fleet[number % len(fleet)]
@@ -65,9 +67,16 @@ def test_one_job_learns_from_every_policy_codec_and_precision(journal: Journal, 
 
 @pytest.mark.parametrize(
     ("sampling", "vectors", "message"),
-    [("best:3", 3, "no policy"), ("random:99", 3, "1 to 64"), ("", 1, "no policy"), ("all", 13, "plan's 12")],
+    [
+        *(("best:3", 3, "no policy"), ("random:99", 3, "1 to 64"), ("", 1, "no policy")),
+        *(
+            ("random:3", 3, "no policy of the plan's: all, mean"),
+            ("all", 13, "plan's 12"),
+            ("mean", 2, "1 of"),
+        ),
+    ],
 )
-def test_unknown_policies_and_rows_over_the_tiers_length_are_refused(
+def test_policies_outside_the_plan_and_rows_over_the_length_they_give_are_refused(
     journal: Journal, tmp_path: Path, sampling: str, vectors: int, message: str
 ) -> None:
     fleet = devices()
@@ -76,6 +85,17 @@ def test_unknown_policies_and_rows_over_the_tiers_length_are_refused(
     with pytest.raises(Refused, match=message) as caught:
         admit(pack(batch), "big", plan)
     assert caught.value.reason is Reason.MISMATCH and caught.value.batch == batch
+
+
+def test_what_was_made_by_an_earlier_plans_policy_is_taken_after_a_restart(
+    journal: Journal, tmp_path: Path
+) -> None:
+    fleet = devices()
+    batch = sent(fleet[0], plan_of(journal, tmp_path, fleet, sampling="random:3"), "random:3", 3, Codec.INT8)
+    job = Job(config(tmp_path), journal)
+    with pytest.raises(Refused, match="no policy of the plan's"):
+        admit(pack(batch), "big", job.plan)
+    assert examine(pack(batch), "big", job.plan, job.policies).batch == batch
 
 
 def test_a_ladder_in_the_settings_is_the_plans(journal: Journal, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from contract.plan import Plan
 from contract.tensors import Codec, Tensor, decode, encode
 from contract.wire import pack
 from side_trainer.audit import decide, quarantined, read_state, verify
+from side_trainer.config import TierConfig
 from side_trainer.fold import Fold
 from side_trainer.inbox import MAX_ACTIVATION, Refused, admit
 from side_trainer.job import Job
@@ -24,7 +25,7 @@ from side_trainer.journal import FILE_NAME, Journal
 from side_trainer.quarantine import Quarantine, judgements
 from side_trainer.rate import RateLimit
 from side_trainer.rebuild import rebuild
-from side_trainer.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion
+from side_trainer.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion, row_sizes
 from tests.trainer.conftest import FakeDevice, append, config, fold_all, settle
 from tests.trainer.test_trainer import Listener, born, final, receipted, send, trainer, until
 
@@ -46,18 +47,44 @@ def test_another_size_of_activations_is_noticed_after_a_few_batches() -> None:
     suspicion = Suspicion()
     for _ in range(SIZE_BATCHES):
         for device in range(LEAST_DEVICES):
-            assert not suspicion.note_size("t", f"dev-{device}", 1.0 + device / 20)
-    said = [suspicion.note_size("t", "odd", 50.0) for _ in range(SIZE_BATCHES)]
-    assert said[:-1] == [""] * (SIZE_BATCHES - 1) and "times as large" in said[-1]
+            assert not suspicion.note_size("t", f"dev-{device}", (1.0 + device / 20, 3.0))
+    said = [suspicion.note_size("t", "odd", (1.0, 150.0)) for _ in range(SIZE_BATCHES)]
+    assert said[:-1] == [""] * (SIZE_BATCHES - 1)
+    assert "50 times as large" in said[-1] and "at tap 2" in said[-1]
+
+
+def test_right_batches_between_wrong_ones_do_not_make_up_for_them() -> None:
+    suspicion, said = Suspicion(), []
+    for step in range(4 * SIZE_BATCHES):
+        for device in range(LEAST_DEVICES):
+            assert not suspicion.note_size("t", f"dev-{device}", (1.0,))
+        said.append(suspicion.note_size("t", "odd", (50.0 if step % 4 == 0 else 1.0,)))
+    assert any(said)
+
+
+@given(st.integers(0, 2**31))
+def test_rows_of_all_tokens_of_segments_and_of_their_mean_are_of_one_size(seed: int) -> None:
+    """So a device is held against all others, whatever policy it says that it went by."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.standard_normal((2, 5, 8, 16)).astype(np.float32) + 1  # [B, K, 8, d]
+    sizes = [
+        row_sizes(parts.mean(axis=3).reshape(2, -1, 16), np.full(5, count, "<u2"))
+        for count in (8, 4, 2, 1)
+        for parts in [tokens.reshape(2, 5, count, 8 // count, 16)]
+    ]
+    assert np.allclose(sizes, sizes[0], rtol=1e-4)
+    assert row_sizes(tokens[:, :, 0] * 3, np.ones(5, "<u2")) == pytest.approx(
+        [3 * size for size in row_sizes(tokens[:, :, 0], np.ones(5, "<u2"))], rel=1e-4
+    )
 
 
 def test_a_fleet_too_small_to_compare_with_is_never_judged() -> None:
     suspicion = Suspicion()
     for _ in range(20):
         for device in range(LEAST_DEVICES - 1):
-            suspicion.note_size("t", f"dev-{device}", 1.0)
+            suspicion.note_size("t", f"dev-{device}", (1.0,))
             suspicion.note_loss("t", f"dev-{device}", 0.1)
-        assert not suspicion.note_size("t", "odd", 1e4) and not suspicion.note_loss("t", "odd", 9.0)
+        assert not suspicion.note_size("t", "odd", (1e4,)) and not suspicion.note_loss("t", "odd", 9.0)
 
 
 @given(st.integers(0, 2**31))
@@ -155,6 +182,23 @@ def test_a_device_of_another_size_is_quarantined_receipted_and_released(
         assert quarantined(tmp_path)[0].held_batches == 0
     assert read_state(tmp_path).samples_unique == 8 * (4 * SIZE_BATCHES + odd.sequence)
     assert verify(tmp_path).matches
+
+
+def test_another_policy_for_every_batch_hides_no_size(broker: InProcessBroker, tmp_path: Path) -> None:
+    ladder = tuple((policy, Codec.INT8) for policy in ("all", "segments:8", "random:5"))
+    tiers = {"big": TierConfig(backbone="m", ladder=ladder)}
+    with trainer(broker, config(tmp_path, tiers=tiers)):
+        listener, devices = Listener(broker.transport("watch")), fleet()
+        plan: Plan = born(listener, devices)
+        odd = devices[-1]
+        for _ in range(SIZE_BATCHES):
+            for device in devices[:-1]:
+                send(listener, device, device.batch(plan))
+        until(lambda: all(receipted(listener, one) == SIZE_BATCHES for one in devices[:-1]), "the others")
+        for policy, _ in ladder:
+            hidden = msgspec.structs.replace(scaled(odd.batch(plan), 100.0), sampling=policy)
+            send(listener, odd, hidden)
+        until(lambda: quarantined(tmp_path), "it is quarantined")
 
 
 def test_what_is_held_is_not_journaled_twice_and_counts_for_the_watermark(
