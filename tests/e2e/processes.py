@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from contract.tasks import TASKS, Task
 from side_trainer.audit import TrainerState, read_state
@@ -59,6 +60,19 @@ def write_texts(path: Path, samples: int, *, seed: str) -> Path:
     return path
 
 
+class Running(Protocol):
+    """A process, as :class:`subprocess.Popen` shows it."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+
+
 class Processes:
     """Starts and ends processes, and knows where everything lies.
 
@@ -83,13 +97,13 @@ class Processes:
             else:
                 save_tiny(self.backbone, "bert")
         self.trainer_state = folder / "trainer"
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: list[Running] = []
 
     def write_data(self, device: str, samples: int) -> Path:
         write = write_texts if TASKS[self.task].generates else write_samples
         return write(self.folder / f"{device}.jsonl", samples, seed=device)
 
-    def trainer(self, *flags: str) -> subprocess.Popen[bytes]:
+    def trainer(self, *flags: str) -> Running:
         config = self.folder / "trainer.toml"
         if not config.exists():
             config.write_text(
@@ -100,7 +114,7 @@ class Processes:
             )
         return self.start("trainer", "trainer", "run", str(config), *flags)
 
-    def agent(self, device: str, samples: int, *flags: str, tier: str = "small") -> subprocess.Popen[bytes]:
+    def agent(self, device: str, samples: int, *flags: str, tier: str = "small") -> Running:
         config = self.folder / f"{device}.toml"
         if not config.exists():
             config.write_text(
@@ -117,7 +131,7 @@ class Processes:
         *arguments: str,
         module: str = "sidestream.cli",
         env: Mapping[str, str] | None = None,
-    ) -> subprocess.Popen[bytes]:
+    ) -> Running:
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -167,14 +181,14 @@ class Processes:
     def await_more_than(self, samples: int, *, most: int) -> None:
         until(lambda: samples < self.journaled() or self.journaled() == most, "the trainer journals")
 
-    def expect_exit(self, process: subprocess.Popen[bytes], name: str, timeout_s: float = 90.0) -> None:
+    def expect_exit(self, process: Running, name: str, timeout_s: float = 90.0) -> None:
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{name} hangs: {self.log(name)}") from None
         assert code == 0, (code, self.log(name))
 
-    def stop(self, process: subprocess.Popen[bytes], name: str) -> None:
+    def stop(self, process: Running, name: str) -> None:
         process.send_signal(signal.SIGTERM)
         self.expect_exit(process, name, 30)
 
