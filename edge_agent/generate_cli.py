@@ -36,6 +36,9 @@ def add_generate(commands: Any) -> None:
     parser.add_argument(
         "--backbone", metavar="REFERENCE", default="", help="where the backbone is now, if it has moved"
     )
+    parser.add_argument(
+        "--frozen", action="store_true", help="by the decoder alone, as it was before, to compare with"
+    )
     parser.add_argument("--max-tokens", metavar="N", type=int, default=128, help="at most so many (128)")
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=0.0, help="0, the default: the likeliest token"
@@ -59,6 +62,7 @@ def generate(args: argparse.Namespace) -> int:
 
     pieces = load(args.state_dir, backbone=args.backbone).stream(
         prompt,
+        frozen=args.frozen,
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         top_k=args.top_k,

@@ -55,12 +55,14 @@ class Generator:
 
     Args:
         model: The frozen decoder.
-        network: The side-network.
+        network: The side-network; None for the decoder alone.
         align: Its alignment map for this decoder.
         taps: Layers tapped.
     """
 
-    def __init__(self, model: LanguageModel, network: SideNetwork, align: str, taps: Sequence[int]) -> None:
+    def __init__(
+        self, model: LanguageModel, network: SideNetwork | None, align: str, taps: Sequence[int]
+    ) -> None:
         self._model = model
         self._network = network
         self._align = align
@@ -118,7 +120,8 @@ class Generator:
     def _logits(self, taps: Tensor) -> Tensor:
         """[B, 1, 1, d] -> [V]."""
         with torch.inference_mode():
-            logits: Tensor = self._model.head(self._network.refine(self._align, taps))
+            states = taps[-1] if self._network is None else self._network.refine(self._align, taps)
+            logits: Tensor = self._model.head(states)
         return logits[0, 0]
 
 

@@ -96,11 +96,12 @@ class Predictor:
             answers += self._predict(texts[start : start + _ROWS])
         return answers
 
-    def generate(self, prompt: str, **options: Any) -> str:
+    def generate(self, prompt: str, *, frozen: bool = False, **options: Any) -> str:
         """What follows a prompt, in a language-model job.
 
         Args:
             prompt: Where to go on from.
+            frozen: By the decoder alone, as it was before anything was learnt, to compare with.
             options: Those of :class:`edge_agent.generator.GenerationOptions`: max_tokens, temperature, top_k,
                 top_p, seed, stop.
 
@@ -108,14 +109,15 @@ class Predictor:
             StateError: the job is no language model's.
             ConfigError: an option is none, or the prompt is empty or too long.
         """
-        return "".join(self.stream(prompt, **options))
+        return "".join(self.stream(prompt, frozen=frozen, **options))
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: str, *, frozen: bool = False, **options: Any) -> Iterator[str]:
         """As :meth:`generate`, piece by piece as it comes."""
         model, tier = self._backbone, self._tier_plan
         if not isinstance(model, LanguageModel):
             raise StateError("the adopted weights are no language model's; use predict")
-        return Generator(model, self._network, tier.align, tier.taps).stream(prompt, read_options(options))
+        network = None if frozen else self._network
+        return Generator(model, network, tier.align, tier.taps).stream(prompt, read_options(options))
 
     def _predict(self, texts: Sequence[Text]) -> list[Answer]:
         tier = self._tier_plan

@@ -55,6 +55,8 @@ def load_tuned(folder: str | Path, *, backbone: str = "") -> tuple[Any, Any]:
     frozen.check(plan.fingerprint)
     frozen.check_head(plan.head)
     model.config.use_cache = True
+    # Some tokenizers of transformers 4 give token types too, which no decoder's generate takes.
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     model.side_network = network  # moves with the model
     _insert(frozen.layers, network, plan.align, plan.taps)
     return model, tokenizer

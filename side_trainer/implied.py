@@ -27,7 +27,7 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
             "dropout": 0.0,
             "label_smoothing": 0.0,
             "replay": 1,
-            "replay_rows": 8,
+            "replay_rows": 2,
             "passes": 2.0,
             "pass_rows": 8,
         },

@@ -13,7 +13,7 @@ from sidestream.cli import build_parser
 
 COMMANDS = {
     "agent generate": [
-        *("--backbone", "--max-tokens", "--seed", "--state-dir", "--stop", "--temperature"),
+        *("--backbone", "--frozen", "--max-tokens", "--seed", "--state-dir", "--stop", "--temperature"),
         *("--top-k", "--top-p"),
     ],
     "agent enroll": ["--config-dir", "--data", "--password-file", "--replace"],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -14,8 +15,8 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     OPTConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2Tokenizer,
     Qwen3Config,
 )
 
@@ -71,8 +72,11 @@ def save_tiny_lm(folder: Path, family: str, *, seed: int = 0) -> Path:
 
 
 def _letters() -> Any:
-    """Transformers reads whatever lies beside a Qwen 2 as byte pairs: here single letters."""
+    """Transformers 5 reads whatever lies beside a Qwen 2 as byte pairs: here single letters."""
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *"Ġaceghiklmnopqrstuwx"])}
-    return Qwen2Tokenizer(
-        vocab=vocabulary, merges=[], unk_token="<unk>", eos_token="</s>", model_max_length=POSITIONS
+    letters = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=letters, unk_token="<unk>", eos_token="</s>", model_max_length=POSITIONS
     )
