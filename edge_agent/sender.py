@@ -99,6 +99,9 @@ class Sender:
                     # No more than a window is under way, so a lane is free again when its turn comes.
                     lane = f"in flight {1 + sequence % (self._flow.window + 1)}"
                     self._trace.add("await receipt", lane, sent[1], batch=sequence)
+            # Of batches that were given up on the way there is no receipt.
+            for sequence in [sent for sent in self._first_sent if sequences and sent < sequences[-1]]:
+                del self._first_sent[sequence]
             self._changed.notify()
 
     def send_again(self) -> None:
