@@ -30,6 +30,7 @@ from sidestream.finding import Finding, failed, ok, skipped, warning
 
 VERSION_TOPIC: Final = "$SYS/broker/version"
 _ANSWER_S: Final = 5.0
+_KEPT_S: Final = 0.2  # what the broker keeps comes before the answer to anything asked later; a little grace
 _ERROR_S: Final = 3.0
 _ROUNDS: Final = 9
 _NAGLE_S: Final = 0.03
@@ -60,6 +61,8 @@ class Visit(msgspec.Struct, frozen=True, kw_only=True):
     """Where the mark of the last visit is remembered."""
     patience_s: float
     """How long to wait for the connection."""
+    answer_s: float = _ANSWER_S
+    """How long to wait for a message to come back."""
 
 
 class _Listener:
@@ -91,7 +94,7 @@ class _Listener:
             self._changed.wait_for(lambda: self._connected is not None, timeout_s)
             return self._connected
 
-    def wait(self, topic: str, payload: bytes | None = None, timeout_s: float = _ANSWER_S) -> Received | None:
+    def wait(self, topic: str, payload: bytes | None = None, *, timeout_s: float) -> Received | None:
         """The last message on a topic, with that payload if one is given."""
 
         def found() -> Received | None:
@@ -106,10 +109,10 @@ class _Listener:
             self._changed.wait_for(lambda: found() is not None, timeout_s)
             return found()
 
-    def forget(self, topic: str) -> None:
-        """Drop what was heard there: large messages add up."""
+    def forget(self, payload: bytes) -> None:
+        """Drop what was heard: large messages add up."""
         with self._changed:
-            self.heard = [event for event in self.heard if event.topic != topic]
+            self.heard = [event for event in self.heard if event.payload != payload]
 
 
 def examine(visit: Visit) -> tuple[list[Finding], bytes]:
@@ -123,20 +126,20 @@ def examine(visit: Visit) -> tuple[list[Finding], bytes]:
             why = listener.transport.last_error or "no answer"
             remedy = "mend that; sidestream broker run starts one on this machine"
             return [failed("broker", why, remedy)], b""
+        access, echoes = _access(visit, listener)
         findings = [
             ok("broker", f"reached, MQTT {connected.protocol}"),
             _version(listener),
             _packet_limit(connected),
+            access,
         ]
-        denied, echoes = _access(visit, listener, connected)
-        findings += denied
         if echoes:
             findings += [
                 _persistence(visit, listener),
                 *_speed(visit, listener, connected),
                 _retained(visit, listener),
             ]
-        plan = listener.wait(visit.plan, timeout_s=1.0) if visit.plan else None
+        plan = listener.wait(visit.plan, timeout_s=_KEPT_S) if visit.plan else None
         return findings, plan.payload if plan is not None else b""
     finally:
         listener.transport.close()
@@ -151,7 +154,7 @@ def _reached(listener: _Listener, patience_s: float) -> Connected | None:
 
 
 def _version(listener: _Listener) -> Finding:
-    heard = listener.wait(VERSION_TOPIC, timeout_s=1.0)
+    heard = listener.wait(VERSION_TOPIC, timeout_s=_KEPT_S)
     if heard is None:
         return skipped("version", "the broker does not tell this client")
     text = heard.payload.decode(errors="replace")[:80]
@@ -175,33 +178,31 @@ def _packet_limit(connected: Connected) -> Finding:
     return ok("packet limit", f"{connected.max_packet_bytes} bytes{told}")
 
 
-def _access(visit: Visit, listener: _Listener, connected: Connected) -> tuple[list[Finding], bool]:
+def _access(visit: Visit, listener: _Listener) -> tuple[Finding, bool]:
     """Whether our own topic is ours, and another's is not; and whether the first is so."""
-    mark = os.urandom(8).hex().encode()
-    listener.transport.publish(visit.echo, mark)
-    if listener.wait(visit.echo, mark) is None:
+    if _round_trip_s(visit, listener, 16) is None:
         how = "refused" if listener.transport.refused else "thrown away"
         remedy = (
             "compare device and tier in the settings with the broker's access list (sidestream fleet list)"
         )
-        return [failed("access", f"what this machine writes on {visit.echo} is {how}", remedy)], False
-    before = listener.transport.refused
+        return failed("access", f"what this machine writes on {visit.echo} is {how}", remedy), False
+    mark, before = os.urandom(8).hex().encode(), listener.transport.refused
     listener.transport.publish(visit.foreign, mark)
-    listener.transport.flush(_ANSWER_S)
-    through = listener.wait(visit.foreign, mark, timeout_s=1.0) is not None
+    _round_trip_s(visit, listener, 16)  # what was written before is through by then, or never
+    through = listener.wait(visit.foreign, mark, timeout_s=_KEPT_S) is not None
     if listener.transport.refused > before:
-        return [ok("access", "own topics are open, others' are closed")], True
+        return ok("access", "own topics are open, others' are closed"), True
     if not through:
-        return [ok("access", "own topics are open; others' cannot be seen")], True
+        return ok("access", "own topics are open; others' cannot be seen"), True
     said = f"the broker lets this machine write and read others' topics, such as {visit.foreign}"
     if is_loopback(visit.host):
-        return [ok("access", f"{said}; on one machine that is as it should be")], True
-    return [warning("access", said, "give the broker an access list: sidestream fleet init")], True
+        return ok("access", f"{said}; on one machine that is as it should be"), True
+    return warning("access", said, "give the broker an access list: sidestream fleet init"), True
 
 
 def _speed(visit: Visit, listener: _Listener, connected: Connected) -> list[Finding]:
     """Round trips of small and of large messages."""
-    small = [_round_trip_s(visit.echo, listener, 1024) for _ in range(_ROUNDS)]
+    small = [_round_trip_s(visit, listener, 1024) for _ in range(_ROUNDS)]
     if None in small:
         return [failed("round trip", "small messages get lost", "see the broker's log for dropped messages")]
     times = sorted(one for one in small if one is not None)
@@ -211,7 +212,7 @@ def _speed(visit: Visit, listener: _Listener, connected: Connected) -> list[Find
     ]
     size = min(TARGET_MESSAGE_BYTES, connected.max_packet_bytes - 1024)
     fine: list[float] = []
-    while len(fine) < _LARGE_ROUNDS and (took_s := _round_trip_s(visit.echo, listener, size)) is not None:
+    while len(fine) < _LARGE_ROUNDS and (took_s := _round_trip_s(visit, listener, size)) is not None:
         fine.append(took_s)
     if len(fine) < _LARGE_ROUNDS:
         findings.append(
@@ -241,16 +242,17 @@ def _speed(visit: Visit, listener: _Listener, connected: Connected) -> list[Find
     return findings
 
 
-def _round_trip_s(topic: str, listener: _Listener, size: int) -> float | None:
+def _round_trip_s(visit: Visit, listener: _Listener, size: int) -> float | None:
+    """Seconds; None if the message does not come back."""
     payload = os.urandom(16) + bytes(size - 16)
     started = time.perf_counter()
     try:
-        listener.transport.publish(topic, payload)
+        listener.transport.publish(visit.echo, payload)
     except BrokerError:
         return None
-    heard = listener.wait(topic, payload)
+    heard = listener.wait(visit.echo, payload, timeout_s=visit.answer_s)
     took = time.perf_counter() - started
-    listener.forget(topic)
+    listener.forget(payload)
     return took if heard is not None else None
 
 
@@ -262,11 +264,11 @@ def _retained(visit: Visit, listener: _Listener) -> Finding:
         listener.transport.publish(visit.echo, mark, retain=True)
     except BrokerError as exc:
         return failed("retained", f"not taken: {exc}", remedy)
-    listener.transport.flush(_ANSWER_S)
+    listener.transport.flush(visit.answer_s)
     late = _Listener(visit.connect(f"sidestream-doctor-{os.urandom(4).hex()}"), visit.echo)
     try:
         late.transport.wait_connected(visit.patience_s)
-        if late.wait(visit.echo, mark) is None:
+        if late.wait(visit.echo, mark, timeout_s=visit.answer_s) is None:
             return failed("retained", "a client that came later did not get it", remedy)
     finally:
         late.transport.close()
@@ -277,12 +279,12 @@ def _retained(visit: Visit, listener: _Listener) -> Finding:
 def _persistence(visit: Visit, listener: _Listener) -> Finding:
     """Whether the mark of the last visit is still there.
 
-    To be asked after a round trip on the echo topic: the broker gave what it had kept before that.
+    To be asked after a round trip: what the broker had kept came before that.
     """
     left = _remembered(visit).get(_place(visit), "").encode()
     if not left:
         return skipped("persistence", "a mark is left at the broker now: restart it, and ask again")
-    if listener.wait(visit.echo, left, timeout_s=0.5) is not None:
+    if listener.wait(visit.echo, left, timeout_s=_KEPT_S) is not None:
         return ok("persistence", "the last visit's mark is still there")
     return failed(
         "persistence",

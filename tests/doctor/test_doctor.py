@@ -51,7 +51,9 @@ def patient(guard: Guard, tmp_path: Path, protocol: ProtocolVersion = "5", tier:
     )
 
 
-def visit(connect: Callable[[str], Transport], tmp_path: Path, *, host: str = "127.0.0.1") -> Visit:
+def visit(
+    connect: Callable[[str], Transport], tmp_path: Path, *, host: str = "127.0.0.1", answer_s: float = 20.0
+) -> Visit:
     return Visit(
         connect=connect,
         echo=TOPICS.echo("pi5", "pi-1"),
@@ -60,7 +62,8 @@ def visit(connect: Callable[[str], Transport], tmp_path: Path, *, host: str = "1
         host=host,
         port=1883,
         state_dir=tmp_path / "state",
-        patience_s=5.0,
+        patience_s=20.0,
+        answer_s=answer_s,
     )
 
 
@@ -193,7 +196,7 @@ def test_a_small_packet_limit_fails(broker: InProcessBroker, tmp_path: Path) -> 
 def test_a_limit_that_the_broker_does_not_tell_shows_in_large_messages_getting_lost(tmp_path: Path) -> None:
     strict = Mosquitto(tmp_path, "max_packet_size 100000")
     try:
-        found, _ = examine(visit(strict.connect("3.1.1"), tmp_path))
+        found, _ = examine(visit(strict.connect("3.1.1"), tmp_path, answer_s=3.0))
         assert by_name(found)["bandwidth"].state == "failed"
     finally:
         strict.stop()
@@ -212,7 +215,7 @@ def test_an_access_list_that_denies_the_devices_own_topics_fails(
 
 def _visit_as(guard: Guard, tmp_path: Path, protocol: ProtocolVersion, tier: str) -> Visit:
     settings = guard.settings("pi-1", protocol)
-    base = visit(lambda client_id: Connection(settings, client_id=client_id), tmp_path)
+    base = visit(lambda client_id: Connection(settings, client_id=client_id), tmp_path, answer_s=1.0)
     return msgspec.structs.replace(base, echo=TOPICS.echo(tier, "pi-1"))
 
 
@@ -229,7 +232,7 @@ def test_a_broker_without_an_access_list_is_pointed_out_unless_it_is_this_machin
 def test_a_broker_that_keeps_no_retained_messages_fails(tmp_path: Path) -> None:
     forgetful = Mosquitto(tmp_path, "retain_available false")
     try:
-        found, _ = examine(visit(forgetful.connect(), tmp_path))
+        found, _ = examine(visit(forgetful.connect(), tmp_path, answer_s=3.0))
         assert by_name(found)["retained"].state == "failed"
     finally:
         forgetful.stop()
