@@ -15,7 +15,7 @@ import subprocess
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,14 +24,14 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.fault_points import NOTE
-from benchmarks.fault_starter import Starter
 from broker_config.embedded import EmbeddedBroker
 from contract.errors import SidestreamError
 from contract.messages import ActivationBatch
 from contract.wire import unpack
 from side_trainer.journal import FILE_NAME, Journal
 from tests.agent.tiny import WORDS
-from tests.e2e.processes import Processes, Running, until
+from tests.e2e.processes import Processes, until
+from tests.forked import Process
 
 MOST_SAMPLES: Final = 1000
 """Samples a device: as many as there are labels."""
@@ -83,7 +83,6 @@ class Bench(Processes):
         self.broker.start()
         self.broker.wait_ready()
         super().__init__(folder, self.broker.url, job="faults")
-        self._starter = Starter({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
         self.rng = random.Random(seed)
         self.tell = tell
         self.fed: Counter[str] = Counter()
@@ -112,12 +111,11 @@ class Bench(Processes):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        self._starter.close()
         self.broker.stop()
 
     # --- processes -----------------------------------------------------------------------------------
 
-    def trainer(self, *flags: str, point: str = "", clock: Path | None = None) -> Running:
+    def trainer(self, *flags: str, point: str = "", clock: Path | None = None) -> Process:
         config = self.folder / "trainer.toml"
         lines = {
             "job": json.dumps(self.job),
@@ -142,7 +140,7 @@ class Bench(Processes):
 
     def device(
         self, name: str, *, point: str = "", clock: Path | None = None, url: str = "", state: str = ""
-    ) -> Running:
+    ) -> Process:
         """An agent that follows a file of its own; :meth:`feed` appends to it."""
         config, data = self.folder / f"{name}.toml", self.folder / f"{name}.jsonl"
         data.touch()
@@ -155,24 +153,13 @@ class Bench(Processes):
         )
         return self._start_at(point, name, "agent", "run", str(config), clock=clock)
 
-    def start(
-        self,
-        name: str,
-        *arguments: str,
-        module: str = "sidestream.cli",
-        env: Mapping[str, str] | None = None,
-    ) -> Running:
-        log = self.folder / f"{name}.log"
-        process = self._starter.start(module, list(arguments), log=log, env=env or {})
-        self._running.append(process)
-        return process
-
-    def _start_at(self, point: str, name: str, *arguments: str, clock: Path | None) -> Running:
-        env = {NOTE: str(self.folder / f"{name}.note")}
+    def _start_at(self, point: str, name: str, *arguments: str, clock: Path | None) -> Process:
+        env = {"OMP_NUM_THREADS": "1", NOTE: str(self.folder / f"{name}.note")}
         if point:
             return self.start(name, point, *arguments, module="benchmarks.fault_points", env=env)
         if clock:
-            return self.start(name, str(clock), *arguments, module="benchmarks.fault_clock", env=env)
+            by_its_clock = "benchmarks.fault_clock"  # before anything is imported that may keep a clock
+            return self.start(name, str(clock), *arguments, module=by_its_clock, env=env, fresh=True)
         return self.start(name, *arguments, env=env)
 
     def feed(self, device: str, samples: int) -> None:
@@ -185,12 +172,12 @@ class Bench(Processes):
                 file.write(json.dumps({"text": text, "label": _LABELS[index]}) + "\n")
         self.fed[device] += samples
 
-    def kill(self, process: Running) -> None:
+    def kill(self, process: Process) -> None:
         """SIGKILL, and wait for the end."""
         process.kill()
         process.wait()
 
-    def dies(self, process: Running, name: str) -> None:
+    def dies(self, process: Process, name: str) -> None:
         """Give the devices work until a process comes to its fault point."""
         deadline_s = time.monotonic() + _WAIT_S
         while process.poll() is None:
@@ -298,7 +285,7 @@ class Bench(Processes):
                 )
         return found
 
-    def settle(self, row: str, seed: int, rounds: int, trainer: Running) -> Outcome:
+    def settle(self, row: str, seed: int, rounds: int, trainer: Process) -> Outcome:
         """Stop the trainer once it has learnt everything, and account for it."""
         until(lambda: self.learnt() == self.journaled(), "the trainer has learnt it all", _WAIT_S)
         self.stop(trainer, "trainer")

@@ -1,4 +1,4 @@
-"""A fleet of real processes, started as the README says, on a tiny random backbone."""
+"""A fleet of real processes, with the command lines that the README gives, on a tiny random backbone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 from contract.tasks import TASKS, Task
 from side_trainer.audit import TrainerState, read_state
 from tests.agent.tiny import save_tiny
 from tests.agent.tiny_lm import save_tiny_lm
+from tests.forked import Forked, Process
 
 ROOT = Path(__file__).parents[2]
 LABELS = ("cold", "dark", "loud")
@@ -25,6 +25,7 @@ WORDS = {
     "dark": ("lights", "light", "switch", "on"),
     "loud": ("down", "off", "end", "please"),
 }
+_COMMAND_S = 90.0
 
 
 def until(condition: Callable[[], object], what: str, timeout_s: float = 90.0) -> None:
@@ -60,19 +61,6 @@ def write_texts(path: Path, samples: int, *, seed: str) -> Path:
     return path
 
 
-class Running(Protocol):
-    """A process, as :class:`subprocess.Popen` shows it."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def returncode(self) -> int | None: ...
-    def poll(self) -> int | None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def send_signal(self, number: int, /) -> None: ...
-    def kill(self) -> None: ...
-
-
 class Processes:
     """Starts and ends processes, and knows where everything lies.
 
@@ -97,13 +85,13 @@ class Processes:
             else:
                 save_tiny(self.backbone, "bert")
         self.trainer_state = folder / "trainer"
-        self._running: list[Running] = []
+        self._running: list[Process] = []
 
     def write_data(self, device: str, samples: int) -> Path:
         write = write_texts if TASKS[self.task].generates else write_samples
         return write(self.folder / f"{device}.jsonl", samples, seed=device)
 
-    def trainer(self, *flags: str) -> Running:
+    def trainer(self, *flags: str) -> Process:
         config = self.folder / "trainer.toml"
         if not config.exists():
             config.write_text(
@@ -114,7 +102,7 @@ class Processes:
             )
         return self.start("trainer", "trainer", "run", str(config), *flags)
 
-    def agent(self, device: str, samples: int, *flags: str, tier: str = "small") -> Running:
+    def agent(self, device: str, samples: int, *flags: str, tier: str = "small") -> Process:
         config = self.folder / f"{device}.toml"
         if not config.exists():
             config.write_text(
@@ -131,29 +119,27 @@ class Processes:
         *arguments: str,
         module: str = "sidestream.cli",
         env: Mapping[str, str] | None = None,
-    ) -> Running:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                stdout=log,
-                stderr=log,
-                cwd=ROOT,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
-            )
-        self._running.append(process)
-        return process
+        fresh: bool = False,
+    ) -> Process:
+        """Run a module of ours; ``fresh``: with an interpreter that starts from nothing."""
+        out, process = self.folder / f"{name}.log", None
+        if fresh:
+            with out.open("ab") as log:
+                command = [sys.executable, "-m", module, *arguments]
+                environment = {**os.environ, **(env or {})}
+                process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
+        started: Process = process or Forked(module, *arguments, out=out, cwd=ROOT, env=env)
+        self._running.append(started)
+        return started
 
     def run(self, *arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "sidestream.cli", *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            check=False,
-        )
-        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
-        assert "Traceback" not in done.stderr
-        return done.stdout + done.stderr
+        """What a command that ends by itself says."""
+        name = f"command-{len(self._running)}"
+        ended = self.start(name, *arguments).wait(_COMMAND_S)
+        said = (self.folder / f"{name}.log").read_text()
+        assert ended == code, (ended, said)
+        assert "Traceback" not in said
+        return said
 
     def answer(self, device: str, text: str) -> str:
         """What a device says with the weights that it adopted."""
@@ -181,14 +167,14 @@ class Processes:
     def await_more_than(self, samples: int, *, most: int) -> None:
         until(lambda: samples < self.journaled() or self.journaled() == most, "the trainer journals")
 
-    def expect_exit(self, process: Running, name: str, timeout_s: float = 90.0) -> None:
+    def expect_exit(self, process: Process, name: str, timeout_s: float = 90.0) -> None:
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{name} hangs: {self.log(name)}") from None
         assert code == 0, (code, self.log(name))
 
-    def stop(self, process: Running, name: str) -> None:
+    def stop(self, process: Process, name: str) -> None:
         process.send_signal(signal.SIGTERM)
         self.expect_exit(process, name, 30)
 

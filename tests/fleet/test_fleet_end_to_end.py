@@ -22,8 +22,9 @@ from edge_agent.config import AgentConfig
 from edge_agent.enrol import enrol
 from edge_agent.trust import _Kept
 from tests.broker.conftest import needs_mosquitto
-from tests.e2e.processes import LABELS, Processes, Running, until
+from tests.e2e.processes import LABELS, Processes, until
 from tests.fleet.conftest import JOB, OBSERVER, Client, Guard
+from tests.forked import Process
 
 pytestmark = [pytest.mark.mosquitto, needs_mosquitto]
 PASSWORD = "correct horse battery"
@@ -162,7 +163,7 @@ def test_the_signing_key_is_changed_while_devices_come_and_go(guard: Guard, tmp_
         until(lambda: "is running" in fleet.log(name), name)
         running.append(process)
 
-    running: list[Running] = []
+    running: list[Process] = []
     try:
         agent = fleet.start("pi-1", "agent", "run", str(settings), "--state-dir", str(tmp_path / "pi-1"))
         run_trainer("old key")
