@@ -42,9 +42,10 @@ from contract.messages import (
 from contract.plan import Plan
 from contract.wire import Message, unpack
 from side_trainer.config import LearnerSettings
-from side_trainer.fold import Fold, LabelsRecord, SettingsRecord, TierRecord
+from side_trainer.fold import Fold
 from side_trainer.inbox import Refused, admit
 from side_trainer.journal import FILE_NAME, Journal
+from side_trainer.records import LabelsRecord, SettingsRecord, TierRecord
 
 RECORDING: Final = (
     Path(__file__).resolve().parents[1] / "tests" / "upgrade" / "recordings" / "before-0.1.json"

@@ -21,9 +21,10 @@ from contract.side_network import align_of, first_blocks
 from contract.tasks import TASKS
 from host.state_dir import write_atomically
 from side_trainer.checkpoint import Checkpoint, checkpoints, newest_checkpoint
-from side_trainer.fold import Fold, TierRecord
+from side_trainer.fold import Fold
 from side_trainer.journal import FILE_NAME, Journal, StreamState
 from side_trainer.quarantine import Judgement, Quarantine, State, judgements
+from side_trainer.records import TierRecord
 from side_trainer.rows import count_samples
 
 _log = logging.getLogger(__name__)

@@ -5,10 +5,8 @@ record's offset, so the same records give the same bits, in this process or anot
 checkpoint. It knows nothing of brokers, clocks or publishing.
 
 Per batch record: one optimiser update on its rows, then ``replay`` updates on rows drawn from the journal so
-far. Per idle record: updates on the next slice of a shuffled pass over the journal. The loss is the task's
-(:mod:`side_trainer.objectives`), with each row's answers adjusted by its tier's label prior against the
-fleet's (Menon et al., arXiv 2007.07314): that keeps messages with skewed labels from pulling the shared head
-about.
+far. Per idle record: updates on the next slice of a shuffled pass over the journal. What a mini-batch teaches
+is in :mod:`side_trainer.batch_loss`, what an update does in :mod:`side_trainer.optimiser`.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -27,77 +25,20 @@ import torch
 from contract.bundle import state_digest
 from contract.errors import StateError, WireError
 from contract.output_head import OutputHead
-from contract.plan import SideNetworkSpec
 from contract.side_network import SideNetwork
-from contract.tasks import TASKS, Scale, Task
+from contract.tasks import TASKS, Scale
 from contract.tensors import Floats
-from contract.wire import Message
+from side_trainer.batch_loss import BatchLoss
 from side_trainer.config import LearnerSettings
 from side_trainer.heads import Heads
 from side_trainer.journal import Journal, Record
 from side_trainer.objectives import OBJECTIVES, Counts, Objective
+from side_trainer.optimiser import Optimiser
+from side_trainer.records import IdleRecord, LabelsRecord, SettingsRecord, TierRecord
 from side_trainer.rows import MiniBatch, RowStore, StoredBatch, gather
-from side_trainer.token_loss import token_loss
-from side_trainer.views import Tapped, Views
 
 _BATCH_STREAM: Final = 1
 _IDLE_STREAM: Final = 2
-
-
-class SettingsRecord(Message, frozen=True, kw_only=True):
-    """Starts a journal, and stands wherever the operator changed a setting of the learner."""
-
-    job: str
-    """The job's name."""
-    task: Task
-    """What is learnt."""
-    side_network: SideNetworkSpec
-    """Never changes within a journal."""
-    learner: LearnerSettings
-    """In force for the records that follow."""
-
-
-class LabelsRecord(Message, frozen=True, kw_only=True):
-    """Fixes the labels."""
-
-    labels: tuple[str, ...]
-    """In index order."""
-
-
-class TierRecord(Message, frozen=True, kw_only=True):
-    """Fixes what the first device of a tier showed."""
-
-    tier: str
-    """Its name."""
-    align: str
-    """The alignment map it uses."""
-    depth: int
-    """Layers in use."""
-    width: int
-    """Hidden size."""
-    taps: tuple[int, ...]
-    """Layers tapped."""
-    fingerprint: str
-    """Of the backbone's weights."""
-    head: str = ""
-    """Of its output head, where the task goes by one."""
-    vocabulary: int = 0
-    """Tokens that the head can foretell."""
-    backbone: str = ""
-    """Where the trainer's machine has it, for exports."""
-
-
-class IdleRecord(Message, frozen=True, kw_only=True):
-    """A slice of training over the journal while nothing arrives."""
-
-    phase: int
-    """The offset that the phase started at: its rows are those of the batches up to there."""
-    position: Annotated[int, msgspec.Meta(ge=0)]
-    """The slice's first row, counted over the phase's shuffled passes."""
-    rows: Annotated[int, msgspec.Meta(ge=1)]
-    """Rows in the slice."""
-    total: Annotated[int, msgspec.Meta(ge=1)]
-    """Rows that the whole phase is meant to train on: the learning rate falls over them."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,7 +76,7 @@ class Fold:
         """Backbones' output heads, those that the task goes by."""
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
         self._journal = journal
-        self._optimiser: torch.optim.AdamW | None = None
+        self._optimiser: Optimiser | None = None
         self._counts: dict[str, Counts] = {}
         self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
 
@@ -167,7 +108,8 @@ class Fold:
     def _apply_fact(self, record: Record) -> None:
         if record.kind == "settings":
             self.settings = msgspec.json.decode(record.payload, type=SettingsRecord)
-            self._set_rates()
+            if self._optimiser is not None:
+                self._optimiser.configure(self._learner)
             if self.network is None and not TASKS[self.settings.task].named:
                 self._make_network()
         elif record.kind == "labels":
@@ -195,7 +137,7 @@ class Fold:
         for tier in self.tiers.values():
             self._add_align(tier)
         self._counts = {name: self._objective.no_counts(len(self.labels)) for name in self.tiers}
-        self._make_optimiser()
+        self._optimiser = Optimiser(self.network, self.average, self._learner)
 
     def _apply_batch(self, record: Record) -> Step:
         assert record.tier is not None
@@ -239,127 +181,24 @@ class Fold:
     def _update(self, batch: MiniBatch, *, rate: float = 1.0) -> dict[str, float]:
         """One optimiser update; returns each tier's mean loss before it."""
         assert self.network is not None and self._optimiser is not None
-        settings = self._learner
         self.updates += 1
-        warmup = min(1.0, self.updates / max(1, settings.warmup_updates))
-        for group in self._optimiser.param_groups:
-            group["lr"] = settings.learning_rate * rate * warmup
-        loss, shown = self._loss(batch)
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
-        if torch.isfinite(norm):  # one step with what is no number would leave nothing but that, for ever
-            self._optimiser.step()
-            self._move_average()
+        loss, shown = self._loss.of(self.network.train(), batch)
+        self._optimiser.step(loss, updates=self.updates, rate=rate)
         return {
             tier: float(np.mean([value for value, of in zip(shown, batch.tiers, strict=True) if of == tier]))
             for tier in sorted(set(batch.tiers))
         }
 
-    def _move_average(self) -> None:
-        """Short memory at first, the last hundred or so updates later."""
-        assert self.network is not None and self.average is not None
-        memory = min(self._learner.averaging, (1 + self.updates) / (10 + self.updates))
-        with torch.no_grad():
-            pairs = zip(self.average.parameters(), self.network.parameters(), strict=True)
-            for mean, parameter in pairs:
-                mean.lerp_(parameter, 1 - memory)
-
-    def _loss(self, batch: MiniBatch) -> tuple[torch.Tensor, npt.NDArray[Any]]:
-        """The mini-batch's loss, and each row's own [K] to show.
-
-        Rows with more taps than another tier are also asked for that tier's answer; it learns from the label
-        and from the row's own, deeper answer.
-        """
-        assert self.network is not None and self.settings is not None
-        settings = self._learner
-        if TASKS[self.settings.task].generates:
-            return token_loss(self.network.train(), batch, self._head_of, settings.label_smoothing)
-        exits = {len(tier.taps) for tier in self.tiers.values()}
-        families = [(family.align, family.activations) for family in batch.families]
-        answers = self.network.train()(families, batch.mask, exits)
-        raw = _own_answers(answers, [(len(taps), taps.shape[1]) for _, taps in families])
-        targets = self._scaled(batch.targets)
-
-        def shaped(lean: torch.Tensor) -> torch.Tensor:
-            return lean[:, None] if batch.per_vector else lean
-
-        lean = shaped(self._leanings(batch.tiers))
-        losses = self._losses(raw, lean, targets)
-        total = self._anchored(batch, raw, answers, losses, targets).sum()
-        for taps in sorted(exits):
-            deeper = sum(
-                family.activations.shape[1] for family in batch.families if len(family.activations) > taps
-            )
-            if deeper:
-                lean = shaped(self._leanings(batch.tiers, taps))[:deeper]
-                early, own = answers[taps][:deeper], raw[:deeper]
-                hard = self._losses(early, lean, targets[:deeper]).sum()
-                soft = self._objective.distilled(early + lean, own + lean, targets[:deeper]).sum()
-                share = settings.distillation
-                total = total + settings.exit_weight * ((1 - share) * hard + share * soft)
-        return total / len(batch.targets), losses.detach().numpy()
-
-    def _losses(self, answers: torch.Tensor, lean: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """[K]: of answers that lean as the rows' labels do."""
-        smoothing = self._learner.label_smoothing
-        return self._objective.losses(answers + lean, targets, smoothing, lean if self._by_view else None)
-
-    def _anchored(
-        self,
-        batch: MiniBatch,
-        own: torch.Tensor,
-        answers: dict[int, torch.Tensor],
-        losses: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> torch.Tensor:
-        """[K]: ``losses``; where a shallower answer is to be trusted more, partly the distance from that."""
-        if not self._by_view:
-            return losses
-        views, exits = self._views, answers.keys()
-        anchors = {tier: views.anchor(tier, exits, self._all_counts) for tier in set(batch.tiers)}
-        base = own.detach().clone()
-        for tier, anchor in anchors.items():
-            rows = [row for row, of in enumerate(batch.tiers) if of == tier]
-            base[rows] = answers[anchor.taps][rows].detach()
-        share = torch.tensor([anchors[tier].share for tier in batch.tiers])
-        return share * losses + (1 - share) * self._objective.distilled(own, base, targets)
-
-    def _leanings(self, tiers: list[str], taps: int = 0) -> torch.Tensor:
-        """[K, C]: what each row's answer leans by, at ``taps`` taps, or 0 for its own last."""
-        views, fleet = self._views, self._objective.prior(self._all_counts)
-        own = {
-            tier: views.lean(tier, taps or len(self.tiers[tier].taps), fleet)
-            if self._by_view
-            else self._objective.prior(self._counts[tier]) - fleet
-            for tier in set(tiers)
-        }
-        stacked = np.stack([own[tier] for tier in tiers]).astype(np.float32)
-        return self._learner.prior_correction * torch.from_numpy(stacked)
-
     @property
-    def _views(self) -> Views:
-        tapped = {name: Tapped(tier.align, tier.taps) for name, tier in self.tiers.items()}
-        return Views(tapped, self._counts, self._objective, self._learner.exit_weight)
-
-    @property
-    def _by_view(self) -> bool:
-        return self._learner.correction == "view"
-
-    def _scaled(self, targets: torch.Tensor) -> torch.Tensor:
-        """Targets in the measure of answers."""
-        scale = self.scale
-        return targets if scale == Scale() else (targets - scale.mean) / scale.deviation
+    def _loss(self) -> BatchLoss:
+        assert self.settings is not None
+        return BatchLoss(self.settings, self.tiers, self._counts, self._head_of)
 
     @property
     def scale(self) -> Scale:
         """What answers are measured in, by the targets folded so far."""
-        return self._objective.scale(self._all_counts)
-
-    @property
-    def _all_counts(self) -> Counts:
         none = self._objective.no_counts(len(self.labels))
-        return sum(self._counts.values(), none)
+        return self._objective.scale(sum(self._counts.values(), none))
 
     def _mini_batch(self, rows: npt.NDArray[np.int64]) -> MiniBatch:
         picks = ((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))
@@ -404,34 +243,7 @@ class Fold:
             assert network is not None
             network.add_align(tier.align, tier.width)
         if self._optimiser is not None:
-            for group in self._decay_groups():
-                self._optimiser.add_param_group(group)
-            self._set_rates()
-
-    def _make_optimiser(self) -> None:
-        assert self.network is not None
-        self._optimiser = torch.optim.AdamW(self._decay_groups(), fused=True)
-        self._set_rates()
-
-    def _decay_groups(self) -> list[dict[str, Any]]:
-        """Parameters that the optimiser does not have yet; matrices decay, biases, gates and norms do not."""
-        assert self.network is not None
-        groups = self._optimiser.param_groups if self._optimiser is not None else []
-        known = {id(parameter) for group in groups for parameter in group["params"]}
-        new = [(name, one) for name, one in self.network.named_parameters() if id(one) not in known]
-        split: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
-        for name, parameter in new:
-            split[name.endswith("weight") and parameter.dim() > 1].append(parameter)
-        return [
-            {"params": parameters, "decays": decays} for decays, parameters in split.items() if parameters
-        ]
-
-    def _set_rates(self) -> None:
-        if self._optimiser is not None:
-            for group in self._optimiser.param_groups:
-                group["weight_decay"] = self._learner.weight_decay if group["decays"] else 0.0
-        if self.network is not None:
-            self.network.dropout = self._learner.dropout
+            self._optimiser.extend()
 
     # --- state ---------------------------------------------------------------------------------------
 
@@ -448,9 +260,8 @@ class Fold:
         arrays = {f"average/{name}": array for name, array in self.weights().items()}
         if self.network is not None:
             arrays |= {f"current/{name}": array for name, array in self.network.arrays().items()}
-        for name, moments in self._moments().items():
-            for key, value in moments.items():
-                arrays[f"{key}/{name}"] = np.atleast_1d(value.numpy()).astype(np.float32)
+        if self._optimiser is not None:
+            arrays |= self._optimiser.arrays()
         return arrays
 
     def restore(self, offset: int, updates: int, arrays: dict[str, Floats]) -> None:
@@ -467,10 +278,10 @@ class Fold:
             self.rows.add(at, samples)
             targets = StoredBatch.read_targets(self._journal.get(at).payload)
             self._counts[tier] += self._objective.count(targets, len(self.labels))
-        if self.network is not None and self.average is not None:
+        if self.network is not None and self.average is not None and self._optimiser is not None:
             self.network.load_arrays(_below("current", arrays))
             self.average.load_arrays(_below("average", arrays))
-            self._restore_moments(arrays)
+            self._optimiser.restore(arrays)
         self.offset, self.updates = offset, updates
 
     def recall_facts(self, offset: int) -> None:
@@ -478,41 +289,10 @@ class Fold:
         for record in self._journal.others(offset, ("settings", "labels", "tier")):
             self._apply_fact(record)
 
-    def _moments(self) -> dict[str, dict[str, torch.Tensor]]:
-        """AdamW's state by parameter name."""
-        if self.network is None or self._optimiser is None:
-            return {}
-        states: dict[torch.Tensor, dict[str, Any]] = self._optimiser.state
-        return {
-            name: dict(states[parameter])
-            for name, parameter in self.network.named_parameters()
-            if parameter in states
-        }
-
-    def _restore_moments(self, arrays: dict[str, Floats]) -> None:
-        assert self.network is not None and self._optimiser is not None
-        steps, means, squares = (_below(key, arrays) for key in ("step", "exp_avg", "exp_avg_sq"))
-        for name, parameter in self.network.named_parameters():
-            if name in steps:
-                self._optimiser.state[parameter] = {
-                    "step": torch.tensor(float(steps[name][0])),
-                    "exp_avg": torch.from_numpy(means[name]).reshape(parameter.shape),
-                    "exp_avg_sq": torch.from_numpy(squares[name]).reshape(parameter.shape),
-                }
-
 
 def _below(key: str, arrays: dict[str, Floats]) -> dict[str, Floats]:
     prefix = f"{key}/"
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _own_answers(answers: dict[int, torch.Tensor], families: list[tuple[int, int]]) -> torch.Tensor:
-    """Each row's answers at its own last tap, [K, …]; ``families`` are (taps, rows), by falling taps."""
-    parts, start = [], 0
-    for taps, rows in families:
-        parts.append(answers[taps][start : start + rows])
-        start += rows
-    return torch.cat(parts)
 
 
 def _parts(position: int, rows: int, total: int) -> list[int]:

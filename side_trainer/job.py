@@ -17,9 +17,9 @@ from contract.messages import Status, check_labels
 from contract.plan import Plan, SideNetworkSpec, TierPlan, joining_taps
 from contract.tasks import TASKS
 from side_trainer.config import TrainerConfig
-from side_trainer.fold import LabelsRecord, SettingsRecord, TierRecord
 from side_trainer.heads import HeadFacts, Heads
 from side_trainer.journal import Journal
+from side_trainer.records import LabelsRecord, SettingsRecord, TierRecord
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 15.0

@@ -23,9 +23,10 @@ from host.trace import Trace
 from metrics.catalogue import Source, TrainerMetrics
 from side_trainer.checkpoint import resume, write_checkpoint
 from side_trainer.config import TrainerConfig
-from side_trainer.fold import Fold, IdleRecord, Step
+from side_trainer.fold import Fold, Step
 from side_trainer.journal import Journal, Record
 from side_trainer.publisher import Publisher, Version
+from side_trainer.records import IdleRecord
 
 _log = logging.getLogger(__name__)
 _SLICE_UPDATES: Final = 16

@@ -22,9 +22,9 @@ from contract.tensors import Floats
 from contract.topics import Topics
 from contract.wire import TARGET_MESSAGE_BYTES, pack
 from metrics.catalogue import Content, TrainerMetrics
-from side_trainer.fold import TierRecord
 from side_trainer.gate import Gate
 from side_trainer.journal import Journal
+from side_trainer.records import TierRecord
 from side_trainer.retained import Retained
 from side_trainer.seal import Seal
 

@@ -16,9 +16,10 @@ from contract.tasks import Task
 from contract.wire import pack
 from side_trainer.checkpoint import resume, write_checkpoint
 from side_trainer.config import LearnerSettings
-from side_trainer.fold import Fold, IdleRecord, SettingsRecord
+from side_trainer.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal import Journal
+from side_trainer.records import IdleRecord, SettingsRecord
 from side_trainer.rows import Ints, MiniBatch, RowStore, StoredBatch, gather
 from tests.trainer.conftest import append, config, devices, fold_all, settle
 
@@ -175,7 +176,8 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
     fleet = counts["big"] + counts["small"] + 1.0
     for tier, count in counts.items():
         expected = np.log((count + 1) / (count + 1).sum()) - np.log(fleet / fleet.sum())
-        np.testing.assert_allclose(fold._leanings([tier])[0].numpy(), expected, rtol=1e-5)
+        taps, prior = len(fold.tiers[tier].taps), np.log(fleet / fleet.sum())
+        np.testing.assert_allclose(fold._loss.leaning(tier, taps, prior), expected, rtol=1e-5)
 
 
 def test_idle_slices_cover_every_row_once_a_pass(journal: Journal, tmp_path: Path) -> None:

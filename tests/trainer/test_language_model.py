@@ -22,10 +22,11 @@ from contract.tensors import Codec, decode, encode
 from contract.wire import pack
 from side_trainer.checkpoint import resume, write_checkpoint
 from side_trainer.config import TierConfig, TrainerConfig
-from side_trainer.fold import Fold, IdleRecord
+from side_trainer.fold import Fold
 from side_trainer.inbox import Refused, admit
 from side_trainer.job import Job
 from side_trainer.journal import Journal
+from side_trainer.records import IdleRecord
 from side_trainer.reload import SettingsFile
 from side_trainer.token_loss import head_losses
 from tests.agent.tiny import WIDTH

@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry
 from contract.plan import Plan
 from host.trace import Trace
 from metrics.catalogue import TrainerMetrics
-from side_trainer.fold import TierRecord
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.learner import Learner
 from side_trainer.publisher import Publisher, Version
+from side_trainer.records import TierRecord
 from tests.trainer.conftest import append, config, devices, settle
 from tests.trainer.test_trainer import until
 
