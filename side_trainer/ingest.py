@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -42,12 +42,11 @@ from side_trainer.gate import Gate
 from side_trainer.inbox import Inbox, Refused, examine
 from side_trainer.job import Job
 from side_trainer.journal import Journal
-from side_trainer.quarantine import Quarantine
+from side_trainer.judge import Judge
 from side_trainer.rate import RateLimit
 from side_trainer.retained import Retained
 from side_trainer.seal import Seal
 from side_trainer.standing import Standing
-from side_trainer.suspicion import Suspicion
 
 _log = logging.getLogger(__name__)
 _EXPORT_EVERY_S: Final = 1.0
@@ -56,7 +55,6 @@ _STORAGE_RETRY_S: Final = 5.0
 _REPAIR_EVERY_S: Final = 5.0
 _ANSWER_EVERY_S: Final = 0.2
 _HELD: Final = 256
-_OWNERS: Final = 10_000
 
 
 class Ingest:
@@ -77,8 +75,8 @@ class Ingest:
         status: The trainer's status, announced on every connection and when it changes.
         learner_woken: Called after new records, and after each new connection with ``True``.
         trace: Told what is done when.
+        judge: Says whose batches are not learnt from.
         max_batches_per_s: A device's; 0 for no limit.
-        judges: Whether devices are quarantined that send nothing like the others.
     """
 
     def __init__(
@@ -98,8 +96,8 @@ class Ingest:
         status: Callable[[], TrainerStatus],
         learner_woken: Callable[[bool], None],
         trace: Trace,
+        judge: Judge,
         max_batches_per_s: float = 0.0,
-        judges: bool = True,
     ) -> None:
         self._journal = journal
         self._job = job
@@ -124,11 +122,7 @@ class Ingest:
         self._told: TrainerStatus | None = None
         self._answered = -_ANSWER_EVERY_S
         self._births: dict[tuple[str, str], Status] = {}
-        self._quarantine = Quarantine(journal)
-        self._suspicion = Suspicion()
-        self._suspects: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-        self._owners: dict[str, str] = {}
-        self._judges = judges
+        self._judge = judge
         self._rate = RateLimit(max_batches_per_s)
         self._limited: set[str] = set()
         self._rejections = 0
@@ -155,8 +149,7 @@ class Ingest:
 
     def step(self, timeout_s: float = 0.2) -> None:
         """Handle what is in the inbox, waiting so long for the first of it."""
-        while not self._suspects.empty():
-            self._quarantine_now(*self._suspects.get())
+        self._decide()
         while not self._reconfigured.empty():
             self._add_tiers(self._reconfigured.get())
         events = self._inbox.take(timeout_s)
@@ -338,7 +331,7 @@ class Ingest:
                 self._refuse(uplink, event, exc)
                 continue
             admitted.append((uplink, event, batch))
-            self._judge_sizes(uplink, sizes)
+            self._judge.on_batch(uplink.tier, uplink.device, sizes)
         if not admitted:
             return
         started = time.monotonic()
@@ -372,7 +365,7 @@ class Ingest:
                         sequence=batch.sequence,
                         floor=batch.floor,
                         samples=len(batch.sample_ids),
-                        held=self._quarantine.holds(uplink.device),
+                        held=self._judge.holds(uplink.device),
                     )
                 except MismatchError as exc:
                     self._reject(uplink, event, Reason.MISMATCH, str(exc), batch)
@@ -381,7 +374,7 @@ class Ingest:
                 fresh.append(new)
         for (uplink, event, batch), new in zip(settled, fresh, strict=True):
             self._metrics.up_bytes.labels(uplink.tier).inc(len(event.payload))
-            if new and not self._quarantine.holds(uplink.device):
+            if new and not self._judge.holds(uplink.device):
                 self._metrics.messages_journaled.labels(uplink.tier).inc()
                 self._metrics.samples_journaled.labels(uplink.tier).inc(len(batch.sample_ids))
             elif not new:
@@ -406,38 +399,9 @@ class Ingest:
 
     # --- devices that are up to no good --------------------------------------------------------------
 
-    def _judge_sizes(self, uplink: Uplink, sizes: Sequence[float]) -> None:
-        """Hold the size of a batch's activations against the fleet's."""
-        if not self._judges or self._quarantine.holds(uplink.device):
-            return
-        if why := self._suspicion.note_size(uplink.tier, uplink.device, sizes):
-            self._suspects.put((uplink.device, why))
-
-    def judge_loss(self, tier: str, stream: str, loss: float) -> None:
-        """Hold the loss of a batch against the fleet's; for the learner's thread."""
-        device = self._device_of(stream)
-        if not self._judges or self._quarantine.holds(device):
-            return
-        if why := self._suspicion.note_loss(tier, device, loss):
-            self._suspects.put((device, why))
-
-    def _device_of(self, stream: str) -> str:
-        if stream not in self._owners:
-            state = self._journal.stream(stream)
-            assert state is not None
-            if len(self._owners) > _OWNERS:
-                self._owners.clear()
-            self._owners[stream] = state.device
-        return self._owners[stream]
-
-    def _quarantine_now(self, device: str, why: str) -> None:
+    def _decide(self) -> None:
         try:
-            if self._quarantine.suspect(device, why):
-                _log.error(
-                    "device %s is quarantined: %s. What it sends is kept and not learnt from; see sidestream "
-                    "trainer quarantine",
-                    *(device, why),
-                )
+            self._judge.decide()
         except StateError as exc:
             self._on_storage_failure(exc)
 
@@ -451,14 +415,14 @@ class Ingest:
     def _follow_operator(self) -> None:
         """Do what was decided on the command line meanwhile."""
         try:
-            let_go = self._quarantine.refresh()
+            let_go = self._judge.follow_operator()
         except StateError as exc:
             let_go = []
             self._on_storage_failure(exc)
         for tier, samples in let_go:
             self._metrics.messages_journaled.labels(tier).inc()
             self._metrics.samples_journaled.labels(tier).inc(samples)
-        self._metrics.quarantined.set(self._quarantine.count)
+        self._metrics.quarantined.set(self._judge.count)
 
     # --- refusals ------------------------------------------------------------------------------------
 
@@ -576,7 +540,7 @@ class Ingest:
             self._trainer_view(status, published),
             now=now,
             unix_s=time.time(),
-            held=self._quarantine.holds,
+            held=self._judge.holds,
         )
 
     def _trainer_view(self, status: TrainerStatus, published: int) -> TrainerView:

@@ -35,6 +35,7 @@ from side_trainer.inbox import Inbox
 from side_trainer.ingest import Ingest
 from side_trainer.job import Job
 from side_trainer.journal import FILE_NAME, Journal
+from side_trainer.judge import Judge
 from side_trainer.learner import Learner
 from side_trainer.publisher import Publisher
 from side_trainer.reload import SettingsFile
@@ -131,6 +132,7 @@ def run_trainer(
         transport = connect(config, f"sidestream-trainer-{config.job}-{standing.instance[:8]}", will)
         gate = Gate(transport, standing)
         retained = Retained()
+        judge = Judge(journal, suspects=config.quarantine)
         publisher = Publisher(gate, journal, metrics, retained, seal, codec=config.weights_codec)
         learner = Learner(
             config=config,
@@ -141,7 +143,7 @@ def run_trainer(
             online=lambda: ingest.online,
             trace=trace,
             directory=directory,
-            judge=lambda tier, stream, loss: ingest.judge_loss(tier, stream, loss),
+            judge=judge.on_loss,
         )
         inbox = Inbox()
         ingest = Ingest(
@@ -159,8 +161,8 @@ def run_trainer(
             status=status,
             learner_woken=learner.wake,
             trace=trace,
+            judge=judge,
             max_batches_per_s=config.max_batches_per_s,
-            judges=config.quarantine,
         )
         _Threads(config, settings_file, transport, standing, inbox, ingest, learner, status).run(
             stop, lambda: started(url, page_url)

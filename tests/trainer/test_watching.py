@@ -33,6 +33,7 @@ from side_trainer.inbox import Inbox
 from side_trainer.ingest import Ingest
 from side_trainer.job import Job
 from side_trainer.journal import Journal
+from side_trainer.judge import Judge
 from side_trainer.retained import Retained
 from side_trainer.seal import Seal
 from side_trainer.standing import Standing
@@ -130,6 +131,7 @@ def test_messages_that_find_the_inbox_full_are_counted_in_the_metrics(
         status=lambda: TrainerStatus(state="online", run=journal.run, epoch=1),
         learner_woken=lambda connected: None,
         trace=Trace(),
+        judge=Judge(journal, suspects=True),
     )
     for _ in range(5):
         topic = TOPICS.activations("big", "dev-0")
