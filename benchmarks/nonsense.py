@@ -27,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a f
 from contract.messages import ActivationBatch, to_bin
 from contract.tensors import decode, encode
 from contract.wire import pack, unpack
+from side_trainer.agreement import Agreement
 from side_trainer.fold import Fold
+from side_trainer.inbox import row_means
 from side_trainer.journal import FILE_NAME, Journal, Record
 from side_trainer.suspicion import Suspicion, row_sizes
 
@@ -44,7 +46,7 @@ class Intrusion:
         self.sent: Counter[str] = Counter()
         self._owners = {state.stream: state.device for state in journal.streams()}
         self._out = Journal(folder / FILE_NAME)
-        self._fold, self._suspicion = Fold(self._out), Suspicion()
+        self._fold, self._suspicion, self._agreement = Fold(self._out), Suspicion(), Agreement()
         self._kind, self._rng = kind, np.random.default_rng(seed)
 
     def take(self, record: Record) -> None:
@@ -99,8 +101,9 @@ class Intrusion:
             )
         step = self._fold.apply(self._out.get(self._out.tail))
         self.sent[device] += 1
-        sizes = row_sizes(decode(batch.activations), batch.row_lengths)
-        why = self._suspicion.note_size(tier, device, sizes)
+        means = row_means(decode(batch.activations), batch.row_lengths)
+        why = self._suspicion.note_size(tier, device, row_sizes(means))
+        why = why or self._agreement.note(tier, device, means, np.asarray(batch.read_targets()))
         why = why or self._suspicion.note_loss(tier, device, step.losses[tier])
         if why:
             self.noticed.setdefault(device, f"after {self.sent[device]} batches: {why}")

@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from types import MappingProxyType
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from broker_config.transport import Event, Received
 from contract.errors import ConfigError, DecodeError
@@ -21,10 +22,9 @@ from contract.messages import ActivationBatch
 from contract.plan import Plan, TierPlan, labels_id
 from contract.sampling import parse_sampling
 from contract.tasks import TASKS, Task, check_targets
-from contract.tensors import decode
+from contract.tensors import Floats, decode
 from contract.wire import MAX_MESSAGE_BYTES, unpack
 from metrics.catalogue import Reason
-from side_trainer.suspicion import row_sizes
 
 MAX_MESSAGES: Final = 4096
 MAX_BYTES: Final = 64 * 2**20
@@ -99,8 +99,8 @@ class Examined(NamedTuple):
 
     batch: ActivationBatch
     """As it was sent."""
-    sizes: tuple[float, ...]
-    """Of its activations, by tap (:func:`side_trainer.suspicion.row_sizes`)."""
+    means: Floats
+    """[B, K, d]: each row's mean vector at each tap, the same whatever policy made the vectors."""
 
 
 def admit(payload: bytes, tier_name: str, plan: Plan) -> ActivationBatch:
@@ -132,7 +132,19 @@ def examine(payload: bytes, tier_name: str, plan: Plan, earlier: Policies = _NON
     largest = float(np.abs(values).max(initial=0.0))
     if largest > MAX_ACTIVATION:
         raise Refused(Reason.NONFINITE, f"an activation of {largest:.3g}: no backbone has any such", batch)
-    return Examined(batch, row_sizes(values, batch.row_lengths))
+    return Examined(batch, row_means(values, batch.row_lengths))
+
+
+def row_means(vectors: Floats, lengths: npt.NDArray[np.integer[Any]]) -> Floats:
+    """Each row's mean vector at each tap.
+
+    Args:
+        vectors: [B, T, d].
+        lengths: [K]: vectors of each row, which add up to T.
+    """
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    sums = np.add.reduceat(vectors, starts, axis=1)  # [B, K, d]
+    return np.asarray(sums / lengths[None, :, None], np.float32)
 
 
 def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan, earlier: AbstractSet[str]) -> None:

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,7 @@ from contract.messages import (
     refusal_digest,
 )
 from contract.plan import Plan
+from contract.tensors import Floats
 from contract.topics import Topics, Uplink
 from contract.wire import pack, unpack
 from host.trace import Trace
@@ -55,6 +56,15 @@ _STORAGE_RETRY_S: Final = 5.0
 _REPAIR_EVERY_S: Final = 5.0
 _ANSWER_EVERY_S: Final = 0.2
 _HELD: Final = 256
+
+
+class _Admitted(NamedTuple):
+    """A batch that may be journaled."""
+
+    uplink: Uplink
+    event: Received
+    batch: ActivationBatch
+    means: Floats
 
 
 class Ingest:
@@ -323,15 +333,14 @@ class Ingest:
     def _take_batches(self, arrived: list[tuple[Uplink, Received]]) -> None:
         """Check, journal in one commit, then send the receipts."""
         began = self._trace.now()
-        admitted: list[tuple[Uplink, Received, ActivationBatch]] = []
+        admitted: list[_Admitted] = []
         for uplink, event in arrived:
             try:
-                batch, sizes = examine(event.payload, uplink.tier, self.plan, self._job.policies)
+                batch, means = examine(event.payload, uplink.tier, self.plan, self._job.policies)
             except Refused as exc:
                 self._refuse(uplink, event, exc)
                 continue
-            admitted.append((uplink, event, batch))
-            self._judge.on_batch(uplink.tier, uplink.device, sizes)
+            admitted.append(_Admitted(uplink, event, batch, means))
         if not admitted:
             return
         started = time.monotonic()
@@ -343,22 +352,21 @@ class Ingest:
         self._metrics.journal_commit_seconds.observe(time.monotonic() - started)
         if self._paused:
             self._pause(False)
-        for uplink, stream in {(uplink, batch.stream): None for uplink, _, batch in journaled}:
+        for uplink, stream in {(one.uplink, one.batch.stream): None for one in journaled}:
             self._send_receipt(uplink, stream)
-        taken = [f"{uplink.device} {batch.sequence}" for uplink, _, batch in journaled]
+        taken = [f"{one.uplink.device} {one.batch.sequence}" for one in journaled]
         self._trace.add("ingest", "ingest", began, batches=taken)
         self._learner_woken(False)
 
-    def _journal_batches(
-        self, admitted: list[tuple[Uplink, Received, ActivationBatch]]
-    ) -> list[tuple[Uplink, Received, ActivationBatch]]:
+    def _journal_batches(self, admitted: list[_Admitted]) -> list[_Admitted]:
         """Append what is new; return everything that is in the journal now and may be receipted."""
         settled, fresh = [], []
         with self._journal.transaction():
-            for uplink, event, batch in admitted:
+            for one in admitted:
+                uplink, batch = one.uplink, one.batch
                 try:
                     new = self._journal.append_batch(
-                        event.payload,
+                        one.event.payload,
                         tier=uplink.tier,
                         device=uplink.device,
                         stream=batch.stream,
@@ -368,17 +376,19 @@ class Ingest:
                         held=self._judge.holds(uplink.device),
                     )
                 except MismatchError as exc:
-                    self._reject(uplink, event, Reason.MISMATCH, str(exc), batch)
+                    self._reject(uplink, one.event, Reason.MISMATCH, str(exc), batch)
                     continue
-                settled.append((uplink, event, batch))
+                settled.append(one)
                 fresh.append(new)
-        for (uplink, event, batch), new in zip(settled, fresh, strict=True):
-            self._metrics.up_bytes.labels(uplink.tier).inc(len(event.payload))
-            if new and not self._judge.holds(uplink.device):
-                self._metrics.messages_journaled.labels(uplink.tier).inc()
-                self._metrics.samples_journaled.labels(uplink.tier).inc(len(batch.sample_ids))
-            elif not new:
-                self._metrics.messages_duplicate.labels(uplink.tier).inc()
+        for one, new in zip(settled, fresh, strict=True):
+            tier = one.uplink.tier
+            self._metrics.up_bytes.labels(tier).inc(len(one.event.payload))
+            if not new:
+                self._metrics.messages_duplicate.labels(tier).inc()
+            elif not self._judge.holds(one.uplink.device):
+                self._metrics.messages_journaled.labels(tier).inc()
+                self._metrics.samples_journaled.labels(tier).inc(len(one.batch.sample_ids))
+                self._judge.on_batch(tier, one.uplink.device, one.batch, one.means)
         return settled
 
     def _send_receipt(self, uplink: Uplink, stream: str) -> None:

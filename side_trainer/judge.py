@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
+from contract.messages import ActivationBatch
+from contract.tasks import TargetForm
+from contract.tensors import Floats
+from side_trainer.agreement import Agreement
 from side_trainer.journal import Journal
 from side_trainer.quarantine import Quarantine
-from side_trainer.suspicion import Suspicion
+from side_trainer.suspicion import Suspicion, row_sizes
 
 _log = logging.getLogger(__name__)
 _OWNERS: Final = 10_000
@@ -32,6 +37,7 @@ class Judge:
         self._suspects = suspects
         self._quarantine = Quarantine(journal)
         self._suspicion = Suspicion()
+        self._agreement = Agreement()
         self._found: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._owners: dict[str, str] = {}
 
@@ -44,11 +50,21 @@ class Judge:
         """Whether a device's batches are kept and not learnt from."""
         return self._quarantine.holds(device)
 
-    def on_batch(self, tier: str, device: str, sizes: Sequence[float]) -> None:
-        """Hold a batch against the fleet's."""
+    def on_batch(self, tier: str, device: str, batch: ActivationBatch, means: Floats) -> None:
+        """Hold a new batch against the fleet's.
+
+        Args:
+            tier: Of the device.
+            device: Its id.
+            batch: What it sent.
+            means: [B, K, d]: the rows' mean vectors.
+        """
         if not self._suspects or self.holds(device):
             return
-        if why := self._suspicion.note_size(tier, device, sizes):
+        why = self._suspicion.note_size(tier, device, row_sizes(means))
+        if not why and batch.target_form is TargetForm.LABELS:
+            why = self._agreement.note(tier, device, means, np.asarray(batch.read_targets()))
+        if why:
             self._found.put((device, why))
 
     def on_loss(self, tier: str, stream: str, loss: float) -> None:
@@ -68,6 +84,7 @@ class Judge:
         while not self._found.empty():
             device, why = self._found.get()
             if self._quarantine.suspect(device, why):
+                self._agreement.forget(device)
                 _log.error(
                     "device %s is quarantined: %s. What it sends is kept and not learnt from; see sidestream "
                     "trainer quarantine",

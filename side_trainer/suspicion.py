@@ -23,10 +23,9 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from contract.tensors import Floats
 
@@ -118,16 +117,14 @@ class Suspicion:
         return list(islice(found, _COMPARED))
 
 
-def row_sizes(vectors: Floats, lengths: npt.NDArray[np.integer[Any]]) -> tuple[float, ...]:
-    """The size of a batch's activations at each tap: of a row's mean vector [d], the median over rows.
+def row_sizes(means: Floats) -> tuple[float, ...]:
+    """The size of a batch's activations at each tap: of a row's mean vector, the median over rows.
 
     Args:
-        vectors: [B, T, d].
-        lengths: [K]: vectors of each row, which add up to T.
+        means: [B, K, d]: the rows' mean vectors.
     """
-    starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    means = np.add.reduceat(vectors, starts, axis=1, dtype=np.float64) / lengths[None, :, None]  # [B, K, d]
-    return tuple(np.median(np.sqrt(np.mean(np.square(means), axis=2)), axis=1).tolist())
+    squares = np.mean(np.square(means, dtype=np.float64), axis=2)
+    return tuple(np.median(np.sqrt(squares), axis=1).tolist())
 
 
 def _medians(sizes: Iterable[Sequence[float]]) -> list[float]:

@@ -19,7 +19,7 @@ from contract.wire import pack
 from side_trainer.audit import decide, quarantined, read_state, verify
 from side_trainer.config import TierConfig
 from side_trainer.fold import Fold
-from side_trainer.inbox import MAX_ACTIVATION, Refused, admit
+from side_trainer.inbox import MAX_ACTIVATION, Refused, admit, row_means
 from side_trainer.job import Job
 from side_trainer.journal import FILE_NAME, Journal
 from side_trainer.quarantine import Quarantine, judgements
@@ -68,14 +68,13 @@ def test_rows_of_all_tokens_of_segments_and_of_their_mean_are_of_one_size(seed: 
     rng = np.random.default_rng(seed)
     tokens = rng.standard_normal((2, 5, 8, 16)).astype(np.float32) + 1  # [B, K, 8, d]
     sizes = [
-        row_sizes(parts.mean(axis=3).reshape(2, -1, 16), np.full(5, count, "<u2"))
+        row_sizes(row_means(parts.mean(axis=3).reshape(2, -1, 16), np.full(5, count, "<u2")))
         for count in (8, 4, 2, 1)
         for parts in [tokens.reshape(2, 5, count, 8 // count, 16)]
     ]
     assert np.allclose(sizes, sizes[0], rtol=1e-4)
-    assert row_sizes(tokens[:, :, 0] * 3, np.ones(5, "<u2")) == pytest.approx(
-        [3 * size for size in row_sizes(tokens[:, :, 0], np.ones(5, "<u2"))], rel=1e-4
-    )
+    single = tokens[:, :, 0]
+    assert row_sizes(single * 3) == pytest.approx([3 * size for size in row_sizes(single)], rel=1e-4)
 
 
 def test_a_fleet_too_small_to_compare_with_is_never_judged() -> None:
