@@ -6,7 +6,8 @@
     ├── ConfigError      a setting is missing or wrong; names the field
     ├── DataError        samples cannot be read; names the file, and the line or column
     ├── StateError       a state directory cannot be used, or is not what it should be
-    │   └── StorageError     it cannot be written to for now: the disk is full, read-only or failing
+    │   ├── StorageError     it cannot be written to for now: the disk is full, read-only or failing
+    │   └── NoRoomError      what it may take of one kind is used up; the rest of it goes on
     ├── BackboneError    a backbone cannot be loaded, or is not the one the job uses
     ├── BrokerError      the broker cannot be reached, started or written to
     └── WireError        what a peer sent cannot be used
@@ -44,6 +45,10 @@ class StateError(SidestreamError):
 
 class StorageError(StateError):
     """A state directory cannot be written to for now. Nothing is lost by trying again later."""
+
+
+class NoRoomError(StateError):
+    """What a state directory may hold of one kind is used up. Everything else goes on."""
 
 
 class BackboneError(SidestreamError):

@@ -172,6 +172,9 @@ class Receipt(Message, frozen=True, kw_only=True):
     """Why it was refused."""
     fence: Count = 0
     """Of the trainer that says so; a device that knows of a higher one ignores it."""
+    wait: bool = False
+    """The trainer has no room for what this device sends, which is in quarantine: the device keeps it, and
+    asks again with one batch now and then. ``reason`` says why."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)

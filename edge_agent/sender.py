@@ -23,6 +23,7 @@ from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
 _IDLE_S = 0.5
+_ASK_AGAIN = 6.0  # times retry_s: how often a device that was told to wait tries one batch
 log = logging.getLogger(__name__)
 
 
@@ -68,6 +69,7 @@ class Sender:
         self._idle_s = _IDLE_S
         self._news_s = clock()  # when something last moved: a publish after idling, or a receipt
         self._connected = False
+        self._waits = False  # the trainer has no room for us
         self._stopped = False
         self._changed = threading.Condition()
 
@@ -83,6 +85,14 @@ class Sender:
         with self._changed:
             self._flow = flow
             self._changed.notify()
+
+    def set_waits(self, waits: bool) -> None:
+        """The trainer has no room for what this device sends, or has some again."""
+        with self._changed:
+            if waits != self._waits:
+                self._waits = waits
+                self._restart()
+                self._changed.notify()
 
     def wake(self) -> None:
         """There is a new batch."""
@@ -149,17 +159,26 @@ class Sender:
             if self._link is not None and (left_s := self._link.wait_s()) > 0:
                 self._idle_s = min(_IDLE_S, left_s)
                 return None
+            if self._waits and not self._may_ask():
+                return None
             floor = self._outbox.floor
             under_way = self._last_sent >= floor
             if under_way and self._clock() - self._news_s > self._retry_s:
                 log.info("no receipt for %.0f s: sending from batch %d again", self._retry_s, floor)
                 self._restart()
-            if self._last_sent - floor + 1 >= self._flow.window:
+            if self._last_sent - floor + 1 >= (1 if self._waits else self._flow.window):
                 return None
             if not under_way:
                 self._news_s = self._clock()
             waiting = self._outbox.pending(max(self._last_sent, floor - 1), 1)
             return waiting[0] if waiting else None
+
+    def _may_ask(self) -> bool:
+        """Whether it is time to see whether the trainer has room again, with the oldest batch."""
+        if self._clock() - self._news_s <= _ASK_AGAIN * self._retry_s:
+            return False
+        self._restart()
+        return True
 
     def _restart(self) -> None:
         self._last_sent = 0

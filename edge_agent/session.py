@@ -102,6 +102,7 @@ class Session:
         self._flow: Flow | None = None
         self._new_plan = False
         self._namesake = False
+        self._waits = False  # the trainer has no room for what we send
         self._connected = False
         self._connections = 0
         self._bytes_down = 0
@@ -283,6 +284,7 @@ class Session:
     def _on_receipt(self, receipt: Receipt) -> None:
         if receipt.stream != self._outbox.stream or self._plans.is_deposed(receipt.fence):
             return
+        self._on_wait(receipt)
         if receipt.refused_sequence:
             self._on_refusal(receipt)
         try:
@@ -294,6 +296,16 @@ class Session:
         if sequences:
             self._last_receipt = (self._weights.version, time.monotonic())
             self._work.receipted(sequences)
+
+    def _on_wait(self, receipt: Receipt) -> None:
+        if receipt.wait and not self._waits:
+            log.error(
+                "the trainer has no room for what this device sends: %s. The device keeps it, and asks again "
+                "now and then",
+                receipt.reason,
+            )
+        self._waits = receipt.wait
+        self._work.set_waits(receipt.wait)
 
     def _on_refusal(self, receipt: Receipt) -> None:
         waiting = self._outbox.pending(receipt.refused_sequence - 1, 1)

@@ -81,6 +81,7 @@ class Work:
         self._on_refused = on_refused
         self._flow: Flow | None = None
         self._connected = False
+        self._waits = False
         self._sender: Sender | None = None
         self._adopter: Adopter | None = None
         self._threads: list[threading.Thread] = []
@@ -118,6 +119,12 @@ class Work:
         self._flow = flow
         if self._sender is not None:
             self._sender.set_flow(flow)
+
+    def set_waits(self, waits: bool) -> None:
+        """The trainer has no room for what this device sends, or has some again."""
+        self._waits = waits
+        if self._sender is not None:
+            self._sender.set_waits(waits)
 
     def receipted(self, sequences: Sequence[int]) -> None:
         """These batches have left the outbox on a receipt."""
@@ -166,6 +173,7 @@ class Work:
             link=device.link,
         )
         self._sender.connection(self._connected)
+        self._sender.set_waits(self._waits)
         self._ready.set()
         self._start(self._adopter.run, "adopter")
         self._start(self._sender.run, "sender")

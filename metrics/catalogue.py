@@ -64,6 +64,7 @@ class Reason(_Label):
     OVERSIZE = "oversize"
     UNKNOWN_TIER = "unknown_tier"
     RATE = "rate"
+    QUARANTINE = "quarantine"
     OTHER = "other"
 
 

@@ -42,6 +42,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the checkpoint says."""
     refold_digest: str
     """What the journal gives."""
+    held_batches: int = 0
+    """Read through as well: those that are kept of quarantined devices and not learnt from."""
 
     @property
     def matches(self) -> bool:
@@ -144,6 +146,7 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
             samples=len(fold.rows),
             checkpoint_digest=about.weights_digest,
             refold_digest=fold.digest(),
+            held_batches=journal.check_held(),
         )
     finally:
         journal.close()

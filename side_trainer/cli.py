@@ -207,6 +207,8 @@ def verify(args: argparse.Namespace) -> int:
     print(f"records {verdict.offset}, samples {verdict.samples}")
     print(f"checkpoint {verdict.checkpoint_digest}")
     print(f"re-fold    {verdict.refold_digest}")
+    if verdict.held_batches:
+        print(f"{verdict.held_batches} batches of quarantined devices are held, as they came")
     print(
         "the digest matches" if verdict.matches else "THE DIGEST DIFFERS: these are not the journal's weights"
     )
@@ -232,7 +234,8 @@ def quarantine_list(args: argparse.Namespace) -> int:
         return 0
     for one in found:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.since_unix_s))
-        held = f"{one.held_batches} batches held, {one.held_samples} samples"
+        mib = one.held_bytes / 2**20
+        held = f"{one.held_batches} batches held, {one.held_samples} samples, {mib:.1f} MiB"
         print(f"{one.device:24} {one.state:11} since {since}  {held}  {one.reason}")
     if not found:
         print("no device is quarantined, excluded or released")

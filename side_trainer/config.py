@@ -205,6 +205,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     quarantine: bool = True
     """Keep, but do not learn from, what a device sends that is nothing like the other devices' of its tier;
     ``sidestream trainer quarantine`` shows and decides."""
+    quarantine_max_mib: Annotated[int, msgspec.Meta(ge=1)] = 512
+    """Room on the disk for what quarantined devices send, all of them together. What finds none stays on its
+    device, which is told to wait."""
     cache_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
     """Memory for decoded rows."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from broker_config.transport import Connected, Disconnected, Event, Received
-from contract.errors import BrokerError, DecodeError, MismatchError, StateError
+from contract.errors import BrokerError, DecodeError, MismatchError, NoRoomError, StateError, StorageError
 from contract.messages import (
     ActivationBatch,
     Flow,
@@ -87,6 +88,7 @@ class Ingest:
         trace: Told what is done when.
         judge: Says whose batches are not learnt from.
         max_batches_per_s: A device's; 0 for no limit.
+        held_max_bytes: Of quarantined devices, all together.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Ingest:
         trace: Trace,
         judge: Judge,
         max_batches_per_s: float = 0.0,
+        held_max_bytes: int = sys.maxsize,
     ) -> None:
         self._journal = journal
         self._job = job
@@ -133,6 +136,7 @@ class Ingest:
         self._answered = -_ANSWER_EVERY_S
         self._births: dict[tuple[str, str], Status] = {}
         self._judge = judge
+        self._held_max_bytes = held_max_bytes
         self._rate = RateLimit(max_batches_per_s)
         self._limited: set[str] = set()
         self._rejections = 0
@@ -360,7 +364,7 @@ class Ingest:
 
     def _journal_batches(self, admitted: list[_Admitted]) -> list[_Admitted]:
         """Append what is new; return everything that is in the journal now and may be receipted."""
-        settled, fresh = [], []
+        settled, fresh, unkept = [], [], []
         with self._journal.transaction():
             for one in admitted:
                 uplink, batch = one.uplink, one.batch
@@ -374,12 +378,18 @@ class Ingest:
                         floor=batch.floor,
                         samples=len(batch.sample_ids),
                         held=self._judge.holds(uplink.device),
+                        held_max_bytes=self._held_max_bytes,
                     )
                 except MismatchError as exc:
                     self._reject(uplink, one.event, Reason.MISMATCH, str(exc), batch)
                     continue
+                except NoRoomError:
+                    unkept.append(one)
+                    continue
                 settled.append(one)
                 fresh.append(new)
+        for one in unkept:
+            self._have_wait(one)
         for one, new in zip(settled, fresh, strict=True):
             tier = one.uplink.tier
             self._metrics.up_bytes.labels(tier).inc(len(one.event.payload))
@@ -394,8 +404,28 @@ class Ingest:
     def _send_receipt(self, uplink: Uplink, stream: str) -> None:
         state = self._journal.stream(stream)
         assert state is not None
-        payload = pack(Receipt(stream=stream, upto=state.watermark, fence=self._standing.fence))
-        self._send(self._topics.receipt(uplink.tier, uplink.device), payload, retain=True, tier=uplink.tier)
+        self._send_to(uplink, Receipt(stream=stream, upto=state.watermark, fence=self._standing.fence))
+
+    def _have_wait(self, one: _Admitted) -> None:
+        """Tell a quarantined device to keep what finds no room here."""
+        why = (
+            f"{one.uplink.device} is quarantined, and there is no room for more of what such devices send: "
+            f"release it, or raise quarantine_max_mib = {self._held_max_bytes >> 20}"
+        )
+        self._reject(one.uplink, one.event, Reason.QUARANTINE, why, one.batch)
+        state = self._journal.stream(one.batch.stream)
+        receipt = Receipt(
+            stream=one.batch.stream,
+            upto=state.watermark if state else 0,
+            reason=why,
+            fence=self._standing.fence,
+            wait=True,
+        )
+        self._send_to(one.uplink, receipt)
+
+    def _send_to(self, uplink: Uplink, receipt: Receipt) -> None:
+        topic = self._topics.receipt(uplink.tier, uplink.device)
+        self._send(topic, pack(receipt), retain=True, tier=uplink.tier)
 
     def _on_storage_failure(self, exc: StateError) -> None:
         """Nothing was receipted, so nothing is lost: the devices keep it. Ask them to wait, and try again."""
@@ -426,7 +456,7 @@ class Ingest:
         """Do what was decided on the command line meanwhile."""
         try:
             let_go = self._judge.follow_operator()
-        except StateError as exc:
+        except StorageError as exc:
             let_go = []
             self._on_storage_failure(exc)
         for tier, samples in let_go:
@@ -441,17 +471,15 @@ class Ingest:
         if refusal.batch is None:
             return
         state = self._journal.stream(refusal.batch.stream)
-        payload = pack(
-            Receipt(
-                stream=refusal.batch.stream,
-                upto=state.watermark if state else 0,
-                refused_sequence=refusal.batch.sequence,
-                refused_digest=refusal_digest(refusal.batch),
-                reason=str(refusal)[:500],
-                fence=self._standing.fence,
-            )
+        receipt = Receipt(
+            stream=refusal.batch.stream,
+            upto=state.watermark if state else 0,
+            refused_sequence=refusal.batch.sequence,
+            refused_digest=refusal_digest(refusal.batch),
+            reason=str(refusal)[:500],
+            fence=self._standing.fence,
         )
-        self._send(self._topics.receipt(uplink.tier, uplink.device), payload, retain=True, tier=uplink.tier)
+        self._send_to(uplink, receipt)
 
     def _reject(
         self,

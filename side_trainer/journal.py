@@ -11,15 +11,16 @@ import hashlib
 import json
 import secrets
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from contract.errors import MismatchError, StateError
+from contract.errors import MismatchError, NoRoomError, StateError, StorageError
 
 FILE_NAME: Final = "journal.db"
 _FORMAT: Final = 1
@@ -56,6 +57,7 @@ CREATE TABLE IF NOT EXISTS held (
     tier TEXT NOT NULL,
     samples INTEGER NOT NULL,
     payload BLOB NOT NULL,
+    digest BLOB,
     UNIQUE (stream, sequence)
 );
 CREATE TABLE IF NOT EXISTS verdicts (
@@ -101,6 +103,17 @@ class StreamState:
     """Of their payloads."""
 
 
+class Held(NamedTuple):
+    """What is held of a device."""
+
+    batches: int
+    """Kept and not folded."""
+    samples: int
+    """In them."""
+    bytes: int
+    """Of their payloads."""
+
+
 class Journal:
     """A journal file, open for reading and appending. Safe to use from several threads.
 
@@ -116,6 +129,7 @@ class Journal:
         self._path = path
         self._lock = threading.RLock()
         self._offset = 0
+        self._held_bytes: int | None = None  # counted when it is asked for
         if read_only and not path.exists():
             raise StateError(f"no journal at {path}; give the trainer's state directory with --state-dir")
         target = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
@@ -138,10 +152,11 @@ class Journal:
             # A receipt promises that the batch outlives a power cut, so every commit reaches the disk.
             self._db.execute("PRAGMA synchronous = FULL")
             self._create()
-            if not self._has_digests():
-                self._db.execute("ALTER TABLE records ADD COLUMN digest BLOB")
             for statement in _QUARANTINE_SCHEMA.split(";"):
                 self._db.execute(statement)
+            for table in ("records", "held"):
+                if not self._has_digests(table):
+                    self._db.execute(f"ALTER TABLE {table} ADD COLUMN digest BLOB")
             self._check()
         self._columns = _COLUMNS if self._has_digests() else _COLUMNS.replace("digest", "NULL")
         self.run: str = self._meta("run")
@@ -165,7 +180,7 @@ class Journal:
         """Group appends: all of them are durable when the block ends, none if it raises.
 
         Raises:
-            StateError: if the file cannot be written, on a full disk for one.
+            StorageError: if the file cannot be written, on a full disk for one.
         """
         with self._lock:
             offset = self._offset
@@ -174,11 +189,11 @@ class Journal:
                 yield
                 self._db.execute("COMMIT")
             except BaseException as exc:
-                self._offset = offset
+                self._offset, self._held_bytes = offset, None
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 if isinstance(exc, sqlite3.Error):
-                    raise StateError(f"the journal cannot be written to: {exc}") from exc
+                    raise StorageError(f"the journal cannot be written to: {exc}") from exc
                 raise
 
     def append(self, kind: str, payload: bytes, *, tier: str | None = None) -> int:
@@ -200,6 +215,7 @@ class Journal:
         floor: int,
         samples: int,
         held: bool = False,
+        held_max_bytes: int = sys.maxsize,
     ) -> bool:
         """Append a batch within a :meth:`transaction`; return False if it is there already.
 
@@ -207,14 +223,19 @@ class Journal:
 
         Raises:
             MismatchError: if the stream belongs to another device.
+            NoRoomError: if it is to be held, and all that are would take more than ``held_max_bytes``.
         """
         if not self._claim(stream, device, sequence, floor):
             return False
         if held:
+            if self.held_bytes + len(payload) > held_max_bytes:
+                raise NoRoomError(f"the batches that are held take {self.held_bytes} bytes already")
             self._db.execute(
-                "INSERT INTO held (stream, sequence, tier, samples, payload) VALUES (?, ?, ?, ?, ?)",
-                (stream, sequence, tier, samples, payload),
+                "INSERT INTO held (stream, sequence, tier, samples, payload, digest) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (stream, sequence, tier, samples, payload, _digest(payload)),
             )
+            self._held_bytes = self.held_bytes + len(payload)
         else:
             self._append_batch(payload, tier, stream, sequence, samples)
         self._advance(stream, floor)
@@ -241,9 +262,12 @@ class Journal:
                 (device,),
             ).fetchall()
             for number, _, _ in held:  # one at a time: there may be more of them than memory
-                row = "SELECT payload, tier, stream, sequence, samples FROM held WHERE number = ?"
-                self._append_batch(*self._db.execute(row, (number,)).fetchone())
+                row = "SELECT payload, tier, stream, sequence, samples, digest FROM held WHERE number = ?"
+                payload, *rest, digest = self._db.execute(row, (number,)).fetchone()
+                self._check_held(number, payload, digest)
+                self._append_batch(payload, *rest)
                 self._db.execute("DELETE FROM held WHERE number = ?", (number,))
+            self._held_bytes = None
         return [(tier, samples) for _, tier, samples in held]
 
     def _claim(self, stream: str, device: str, sequence: int, floor: int) -> bool:
@@ -409,16 +433,48 @@ class Journal:
                 return []  # written by an older version, and looked at only
             return db.execute("SELECT * FROM verdicts ORDER BY device").fetchall()
 
-    def held(self) -> dict[str, tuple[int, int]]:
-        """Batches and samples that are held, by device."""
+    def held(self) -> dict[str, Held]:
+        """What is held, by device."""
         with self._reading() as db:
-            if not self._one("SELECT count(*) FROM sqlite_master WHERE name = 'held'"):
+            if not self._has_held():
                 return {}
             rows = db.execute(
-                "SELECT device, count(*), sum(held.samples) FROM held JOIN streams USING (stream) "
-                "GROUP BY device"
+                "SELECT device, count(*), sum(held.samples), sum(length(payload)) FROM held "
+                "JOIN streams USING (stream) GROUP BY device"
             ).fetchall()
-        return {device: (batches, samples) for device, batches, samples in rows}
+        return {device: Held(*figures) for device, *figures in rows}
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the payloads that are held."""
+        if self._held_bytes is None:
+            with self._reading():
+                self._held_bytes = self._one("SELECT coalesce(sum(length(payload)), 0) FROM held")
+        return self._held_bytes
+
+    def check_held(self) -> int:
+        """Read every batch that is held; return how many there are.
+
+        Raises:
+            StateError: if one is not what was written.
+        """
+        with self._reading() as db:
+            if not self._has_held():
+                return 0
+            digest = "digest" if self._has_digests("held") else "NULL"
+            count = 0
+            for row in db.execute(f"SELECT number, payload, {digest} FROM held ORDER BY number"):
+                self._check_held(*row)
+                count += 1
+            return count
+
+    def _check_held(self, number: int, payload: bytes, digest: bytes | None) -> None:
+        if digest is not None and digest != _digest(payload):
+            raise StateError(f"journal {self._path} is damaged: held batch {number} has changed{_REMEDY}")
+
+    def _has_held(self) -> bool:
+        """Whether it has been opened by a version that holds batches, or is only looked at."""
+        return self._one("SELECT count(*) FROM sqlite_master WHERE name = 'held'") > 0
 
     @property
     def version_base(self) -> int:
@@ -511,8 +567,8 @@ class Journal:
             except sqlite3.Error as exc:
                 raise StateError(f"journal {self._path} cannot be read: {exc}{_REMEDY}") from exc
 
-    def _has_digests(self) -> bool:
-        columns = self._db.execute("PRAGMA table_info(records)").fetchall()
+    def _has_digests(self, table: str = "records") -> bool:
+        columns = self._db.execute(f"PRAGMA table_info({table})").fetchall()
         return any(column[1] == "digest" for column in columns)
 
     def _one(self, query: str, arguments: tuple[object, ...] = ()) -> int:

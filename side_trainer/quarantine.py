@@ -13,10 +13,13 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from contract.errors import ConfigError
-from side_trainer.journal import Journal
+from side_trainer.journal import Held, Journal
 
 State = Literal["quarantined", "excluded", "released"]
 STATES: Final[tuple[State, ...]] = get_args(State)
+
+
+_NOTHING: Final = Held(0, 0, 0)
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +38,8 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Kept and not folded."""
     held_samples: int
     """In them."""
+    held_bytes: int
+    """Of their payloads."""
 
 
 class Quarantine:
@@ -106,10 +111,12 @@ def judgements(journal: Journal) -> list[Judgement]:
             state=_state(state),
             reason=reason,
             since_unix_s=since,
-            held_batches=held.get(device, (0, 0))[0],
-            held_samples=held.get(device, (0, 0))[1],
+            held_batches=kept.batches,
+            held_samples=kept.samples,
+            held_bytes=kept.bytes,
         )
         for device, state, reason, since in journal.verdicts()
+        for kept in [held.get(device, _NOTHING)]
     ]
 
 

@@ -106,8 +106,9 @@ def _take_out(db: sqlite3.Connection, without: Sequence[str], base: int) -> tupl
         f"SELECT count(*), coalesce(sum(samples), 0) FROM records WHERE {theirs}", without
     ).fetchone()
     db.execute(
-        "INSERT INTO held (stream, sequence, tier, samples, payload) "
-        f"SELECT stream, sequence, tier, samples, payload FROM records WHERE {theirs} ORDER BY offset",
+        "INSERT INTO held (stream, sequence, tier, samples, payload, digest) "
+        "SELECT stream, sequence, tier, samples, payload, digest FROM records "
+        f"WHERE {theirs} ORDER BY offset",
         without,
     )
     db.execute(f"DELETE FROM records WHERE kind = 'idle' OR {theirs}", without)

@@ -163,6 +163,7 @@ def run_trainer(
             trace=trace,
             judge=judge,
             max_batches_per_s=config.max_batches_per_s,
+            held_max_bytes=config.quarantine_max_mib * 2**20,
         )
         _Threads(config, settings_file, transport, standing, inbox, ingest, learner, status).run(
             stop, lambda: started(url, page_url)

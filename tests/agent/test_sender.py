@@ -62,6 +62,7 @@ class Sending:
         self.transport.start(lambda event: None)
         assert self.transport.wait_connected(5)
         flow = Flow(window=settings.pop("window", 3))
+        self._runs = settings.pop("run", True)
         self.sender = Sender(
             outbox,
             self.transport,
@@ -70,18 +71,21 @@ class Sending:
             retry_s=settings.pop("retry_s", 60.0),
             metrics=AgentMetrics(CollectorRegistry()),
             trace=Trace(),
+            **settings,
         )
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Sender:
-        self._thread.start()
+        if self._runs:
+            self._thread.start()
         self.sender.connection(True)
         return self.sender
 
     def __exit__(self, *_: object) -> None:
         self.sender.stop()
-        self._thread.join(10)
+        if self._runs:
+            self._thread.join(10)
         assert not self._thread.is_alive()
         self.transport.close()
 
@@ -122,6 +126,24 @@ def test_a_paused_sender_keeps_everything(
         assert settled(trainer) == []
         sender.set_flow(Flow(window=3))
         assert settled(trainer) == [1, 2]
+
+
+def test_a_sender_that_was_told_to_wait_asks_with_its_oldest_batch_now_and_then(
+    broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
+) -> None:
+    trainer.receipts = False
+    put(outbox, 3)
+    now = [0.0]
+    with Sending(broker, outbox, trainer, run=False, clock=lambda: now[0], retry_s=10.0) as sender:
+        sender.set_waits(True)
+        for time_s, sends in ((1.0, False), (59.0, False), (61.0, True), (62.0, False), (115.0, False)):
+            now[0] = time_s
+            assert sender.send_next() is sends
+        now[0] = 122.0
+        assert sender.send_next() and not sender.send_next()
+        sender.set_waits(False)
+        assert [sender.send_next() for _ in range(4)] == [True, True, True, False]
+        trainer.wait(lambda t: sequences(t.received) == [1, 1, 1, 2, 3])
 
 
 def test_without_a_receipt_a_window_is_sent_again_and_again(

@@ -42,6 +42,27 @@ def test_uploads_every_sample_once_and_ends_when_the_final_weights_are_measured(
     assert told.bytes_up > 0 and told.bytes_down > 0 and told.forward_seconds > 0 and told.peak_rss_bytes > 0
 
 
+def test_a_device_that_is_told_to_wait_says_so_keeps_its_batches_and_goes_on_when_there_is_room(
+    broker: InProcessBroker,
+    trainer: FakeTrainer,
+    bert: Backbone,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trainer.receipts = False
+    trainer.publish_plan(flow=FlowPlan(window=4, retry_s=0.1))
+    data = write_samples(tmp_path / "train.jsonl", 30)
+    with Running(broker, bert, tmp_path, data={"path": str(data)}):
+        trainer.wait(lambda t: t.received)
+        stream = trainer.received[0][1].stream
+        trainer.receipt("pi-1", stream, 0, wait=True, reason="pi-1 is quarantined")
+        while "no room for what this device sends: pi-1 is quarantined" not in caplog.text:
+            time.sleep(0.01)
+        trainer.receipts = True
+        trainer.wait(lambda t: t.rows() == 30)
+        trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 0)
+
+
 def test_what_is_uploaded_is_what_the_plan_asks_for(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:

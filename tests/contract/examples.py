@@ -120,7 +120,7 @@ EXAMPLES: Final[dict[str, Message]] = {
     "batch of token labels": batch(
         sampling="all", targets=to_bin([0, 1, 2, 2, 1, 0], "<u2"), target_form=TargetForm.TOKEN_LABELS
     ),
-    "receipt with a fence": Receipt(stream=STREAM, upto=12, fence=8),
+    "receipt that asks to wait": Receipt(stream=STREAM, upto=12, reason="no room", fence=8, wait=True),
     "status online, one process": Status(
         state="online",
         birth=3,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import msgspec
@@ -11,23 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_config.inprocess import InProcessBroker
-from contract.errors import ConfigError, StateError
-from contract.messages import ActivationBatch
+from contract.errors import ConfigError, NoRoomError, StateError
+from contract.messages import ActivationBatch, Receipt
 from contract.plan import Plan
 from contract.tensors import Codec, Tensor, decode, encode
-from contract.wire import pack
+from contract.wire import pack, unpack
 from side_trainer.audit import decide, quarantined, read_state, verify
 from side_trainer.config import TierConfig
 from side_trainer.fold import Fold
 from side_trainer.inbox import MAX_ACTIVATION, Refused, admit, row_means
 from side_trainer.job import Job
-from side_trainer.journal import FILE_NAME, Journal
+from side_trainer.journal import FILE_NAME, Held, Journal
 from side_trainer.quarantine import Quarantine, judgements
 from side_trainer.rate import RateLimit
 from side_trainer.rebuild import rebuild
 from side_trainer.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion, row_sizes
 from tests.trainer.conftest import FakeDevice, append, config, fold_all, settle
-from tests.trainer.test_trainer import Listener, born, final, receipted, send, trainer, until
+from tests.trainer.test_trainer import TOPICS, Listener, born, final, receipted, send, trainer, until
 
 
 def fleet() -> list[FakeDevice]:
@@ -223,7 +225,7 @@ def test_what_is_held_is_not_journaled_twice_and_counts_for_the_watermark(
             )
     state = journal.stream(device.stream)
     assert state is not None and (state.watermark, state.batches) == (3, 1)
-    assert journal.held() == {device.name: (2, 16)}
+    assert journal.held()[device.name][:2] == (2, 16)
     held.decide(device.name, "released", "by a test")
     assert held.refresh() == [("big", 8), ("big", 8)]
     assert (
@@ -233,6 +235,97 @@ def test_what_is_held_is_not_journaled_twice_and_counts_for_the_watermark(
     )
     state = journal.stream(device.stream)
     assert state is not None and (state.watermark, state.batches) == (4, 4)
+
+
+def held_batch(journal: Journal, device: FakeDevice, batch: ActivationBatch, room: int = 10**9) -> bool:
+    with journal.transaction():
+        return journal.append_batch(
+            pack(batch),
+            tier="big",
+            device=device.name,
+            stream=batch.stream,
+            sequence=batch.sequence,
+            floor=1,
+            samples=8,
+            held=True,
+            held_max_bytes=room,
+        )
+
+
+def test_what_is_held_has_a_bound_and_what_is_there_already_is_receipted_beyond_it(
+    journal: Journal, tmp_path: Path
+) -> None:
+    job, device = Job(config(tmp_path), journal), fleet()[0]
+    settle(job, [device])
+    first, second = device.batch(job.plan), device.batch(job.plan)
+    room = len(pack(first)) + 10
+    assert held_batch(journal, device, first, room)
+    assert not held_batch(journal, device, first, room)
+    with pytest.raises(NoRoomError):
+        held_batch(journal, device, second, room)
+    state = journal.stream(device.stream)
+    assert state is not None and state.watermark == 1
+    assert journal.held() == {device.name: Held(1, 8, len(pack(first)))}
+    journal.release(device.name)
+    assert journal.held_bytes == 0 and held_batch(journal, device, second, room)
+
+
+def test_a_held_batch_that_changed_on_the_disk_is_found_by_verify_and_not_released(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    with trainer(broker, config(tmp_path)):
+        listener, device = Listener(broker.transport("watch")), fleet()[0]
+        plan = born(listener, [device])
+        send(listener, device, device.batch(plan))
+        final(listener, 8)
+    with contextlib.closing(Journal(tmp_path / FILE_NAME)) as journal:
+        held_batch(journal, device, device.batch(plan))
+        assert verify(tmp_path).held_batches == 1
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as db:
+        db.execute("UPDATE held SET payload = zeroblob(length(payload))")
+        db.commit()
+    with pytest.raises(StateError, match="held batch 1 has changed"):
+        verify(tmp_path)
+    with (
+        contextlib.closing(Journal(tmp_path / FILE_NAME)) as journal,
+        pytest.raises(StateError, match="held batch 1 has changed"),
+    ):
+        journal.release(device.name)
+
+
+def test_a_quarantined_device_that_finds_no_room_is_told_to_wait_and_goes_on_when_it_is_released(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    with trainer(broker, config(tmp_path, quarantine_max_mib=1)):
+        listener, device = Listener(broker.transport("watch")), fleet()[0]
+        plan: Plan = born(listener, [device])
+        send(listener, device, device.batch(plan))
+        until(lambda: receipted(listener, device) == 1, "the first is receipted")
+        decide(tmp_path, device.name, "excluded")
+        until(lambda: quarantined(tmp_path), "it is excluded")
+        batches: list[ActivationBatch] = []
+        while not (batches and last_receipt(listener, device).wait):
+            batches.append(device.batch(plan, rows=1000))
+            send(listener, device, batches[-1])
+            until(lambda: answered(listener, device, batches[-1].sequence), "an answer")
+        told = last_receipt(listener, device)
+        assert told.upto == batches[-1].sequence - 1 and "quarantine_max_mib = 1" in told.reason
+        assert quarantined(tmp_path)[0].held_bytes <= 2**20
+        decide(tmp_path, device.name, "released")
+        until(lambda: quarantined(tmp_path)[0].held_batches == 0, "what was held is learnt")
+        send(listener, device, batches[-1])
+        until(lambda: receipted(listener, device) == device.sequence, "there is room again")
+        assert not last_receipt(listener, device).wait
+
+
+def last_receipt(listener: Listener, device: FakeDevice) -> Receipt:
+    topic = TOPICS.receipt(device.tier, device.name)
+    return unpack(Receipt, [event.payload for event in list(listener.seen) if event.topic == topic][-1])
+
+
+def answered(listener: Listener, device: FakeDevice, sequence: int) -> bool:
+    receipt = last_receipt(listener, device)
+    return receipt.wait or receipt.upto == sequence
 
 
 def test_what_the_operator_decides_at_the_same_moment_stands(journal: Journal, tmp_path: Path) -> None:
@@ -277,7 +370,9 @@ def test_a_rebuild_gives_the_weights_of_a_job_that_never_had_the_device(tmp_path
     assert (done.batches, done.samples) == (4, 32)
     again = Journal(tmp_path / "with" / FILE_NAME)
     assert fold_all(again, Fold(again)).digest() == digests["never"]
-    assert again.held() == {"dev-2": (4, 32)} and Quarantine(again).holds("dev-2")
+    assert (
+        again.held()["dev-2"][:2] == (4, 32) and again.check_held() == 4 and Quarantine(again).holds("dev-2")
+    )
     assert again.version_base == done.version_base > again.tail
     again.close()
     old = Journal(Path(done.kept), read_only=True)
