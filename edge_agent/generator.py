@@ -128,7 +128,7 @@ class Generator:
 def _draw(logits: Tensor, options: GenerationOptions, generator: torch.Generator) -> int:
     if options.temperature == 0:
         return int(logits.argmax())
-    logits = logits.double() / options.temperature
+    logits = (logits.double() - logits.max()) / options.temperature  # a tiny one must not make them infinite
     if 0 < options.top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(options.top_k).values[-1], -torch.inf)
     shares, order = logits.softmax(dim=0).sort(descending=True)

@@ -181,10 +181,11 @@ def test_a_seed_draws_the_same_and_another_one_others(llama: LanguageModel) -> N
     assert drawn[1] == generated(llama, max_tokens=20, temperature=1.5, seed=1, trained=True) != drawn[2]
 
 
-def test_top_k_of_one_and_a_tiny_top_p_are_greedy(llama: LanguageModel) -> None:
+def test_top_k_of_one_a_tiny_top_p_and_the_tiniest_temperature_are_greedy(llama: LanguageModel) -> None:
     greedy = generated(llama, max_tokens=12, trained=True)
     assert generated(llama, max_tokens=12, temperature=2.0, top_k=1, trained=True) == greedy
     assert generated(llama, max_tokens=12, temperature=2.0, top_p=1e-6, trained=True) == greedy
+    assert generated(llama, max_tokens=12, temperature=1e-320, trained=True) == greedy
 
 
 def test_draws_follow_the_distribution_that_the_options_leave() -> None:
