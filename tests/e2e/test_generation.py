@@ -1,8 +1,11 @@
-"""What a device says changes with what the fleet has learnt: broker, trainer and two agents as processes."""
+"""What a device says changes with what the fleet has learnt, and a tier may wait for its decoder."""
 
 from __future__ import annotations
 
 import json
+import logging
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +13,15 @@ import pytest
 
 import edge_agent
 from broker_config.embedded import EmbeddedBroker
+from broker_config.inprocess import InProcessBroker
 from contract.tasks import Task
-from tests.e2e.processes import Processes
+from edge_agent.agent import Agent
+from edge_agent.config import AgentConfig, DataConfig
+from side_trainer.reload import SettingsFile
+from tests.agent.tiny_lm import save_tiny_lm
+from tests.e2e.in_process import JOB, PATIENCE_S
+from tests.e2e.processes import Processes, write_texts
+from tests.trainer.test_trainer import Listener, trainer, until
 
 _TAUGHT = {"dev-a": ("please", "turn the lights off"), "dev-b": ("now", "heat up the bedroom")}
 
@@ -51,3 +61,56 @@ def test_each_device_says_what_either_was_taught_and_not_what_the_decoder_said(f
     assert fleet.run("agent", "generate", "--state-dir", state, prompt).strip() == completion
     before = fleet.run("agent", "generate", "--state-dir", state, "--frozen", "--max-tokens", "4", prompt)
     assert before.strip() and before.strip() != completion
+
+
+def test_devices_of_a_tier_wait_until_the_trainer_has_their_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("side_trainer.job._TELL_EVERY_S", 0.2)
+    near, there = (
+        save_tiny_lm(tmp_path / name, "llama", seed=seed) for name, seed in (("near", 0), ("there", 1))
+    )
+    path = tmp_path / "trainer.toml"
+    path.write_text(
+        f'job = "{JOB}"\ntask = "causal-lm"\nstate_dir = "{tmp_path / "trainer"}"\nmetrics_port = -1\n'
+        f'page = false\nidle_after_s = 0.2\n[tiers.near]\nbackbone = "{near}"\n'
+    )
+    file, stop, failures = SettingsFile(path), threading.Event(), list[BaseException]()
+    config = AgentConfig(
+        job=JOB,
+        device="far-1",
+        tier="far",
+        state_dir=str(tmp_path / "far-1"),
+        backbone=str(there),
+        exit_when_done=True,
+        data=DataConfig(path=str(write_texts(tmp_path / "far.jsonl", 20, seed="far")), held_out_share=0.0),
+    )
+
+    def run() -> None:
+        try:
+            Agent(config, stop=stop, connect=lambda _, name, will: broker.transport(name, will=will)).run()
+        except BaseException as exc:
+            failures.append(exc)
+
+    agent = threading.Thread(target=run, daemon=True)
+    with (
+        caplog.at_level(logging.INFO),
+        InProcessBroker(max_packet_bytes=2_000_000) as broker,
+        trainer(broker, file.load(), file),
+    ):
+        listener = Listener(broker.transport("watch"))
+        path.write_text(path.read_text() + f'[tiers.far]\nbackbone = "{tmp_path / "here"}"\n')
+        file.asked.set()
+        until(lambda: "tier far waits" in caplog.text, "it is said")
+        agent.start()
+        until(
+            lambda: "backbone" in caplog.text and "loaded in" in caplog.text,
+            "the device is ready",
+            PATIENCE_S,
+        )
+        assert listener.manifest("far") is None and not failures
+        shutil.copytree(there, tmp_path / "here")
+        agent.join(PATIENCE_S)
+        stop.set()
+        assert not agent.is_alive() and not failures, failures
+    assert edge_agent.load(tmp_path / "far-1", backbone=str(there)).generate("the", max_tokens=3).strip()
