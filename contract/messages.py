@@ -30,6 +30,8 @@ MAX_LABELS: Final = 1024
 MAX_LABEL_CHARS: Final = 128
 _STREAM = re.compile(r"[0-9a-f]{32}")
 _LARGEST = 2**62
+HIGHEST_FENCE: Final = 2**60
+"""A higher one is no trainer's: going above it, and above that once more, would leave no fence to have."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST)]
 ShortText = Annotated[str, msgspec.Meta(max_length=512)]
@@ -354,6 +356,10 @@ class TrainerStatus(Message, frozen=True, kw_only=True):
     """Of two trainers of one job the one with the higher fence rules; 0 from one that knows no fences."""
     instance: ShortText = ""
     """The process's random name."""
+    key_id: ShortText = ""
+    """Of the key that signed it (:mod:`contract.signing`); empty where nothing is signed."""
+    signature: bytes = b""
+    """Over all that is before it, for one job: a trainer that signs gives way to no other status."""
 
     def __post_init__(self) -> None:
         check_stream(self.run)

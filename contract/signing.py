@@ -54,7 +54,7 @@ class Scope:
     """What a message is for; a signature for one scope is none for another."""
 
     kind: str
-    """``plan`` or ``weights``."""
+    """``plan``, ``weights`` or ``status``."""
     job: str
     """The job's name."""
     tier: str = ""

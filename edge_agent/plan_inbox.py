@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from contract.errors import BackboneError, ConfigError, UntrustedError
+from contract.messages import HIGHEST_FENCE
 from contract.plan import Plan, TierPlan
 from contract.tasks import TASKS
 from edge_agent.outbox import Outbox
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from edge_agent.backbone import Backbone  # at run time it brings transformers, and those are slow
 
 _WAITING_S = 10.0  # how often it says what it waits for
+_STANDS_S = 20.0  # a plan that is older than another one, and is what stands after so long, is in force again
 _TIER_WAIT_S = 30.0  # a plan without our tier may be about to change
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class PlanInbox:
         self._outbox = outbox
         self._trust = trust
         self._fence = 0  # the highest of a trainer's that was seen
+        self._older: tuple[bytes, float] | None = None  # what came last, if it was ignored, and since when
         self._refused = ""
         self._waiting_s = time.monotonic()
         self._missing_s: float | None = None
@@ -84,16 +87,37 @@ class PlanInbox:
         except UntrustedError as exc:
             self._refuse(str(exc))
             return Verdict.UNTRUSTED
+        if plan.job != self._job or plan.fence > HIGHEST_FENCE:
+            log.error("ignored a plan of job %r with fence %d", plan.job, plan.fence)
+            return Verdict.IGNORED
         before = self.plan
-        if plan.job != self._job or (
-            before is not None and before.run == plan.run and plan.revision < before.revision
-        ):
-            log.error("ignored a plan of job %r, revision %d", plan.job, plan.revision)
-            return Verdict.IGNORED
         if self.is_deposed(plan.fence):
-            log.error("ignored a plan of a trainer that another one has taken over from")
+            return self._ignore(payload, "of a trainer that another one has taken over from")
+        if before is not None and before.run == plan.run and plan.revision < before.revision:
+            return self._ignore(payload, f"of revision {plan.revision}, after {before.revision}")
+        return self._take(plan, working)
+
+    def stands(self, now: float, *, working: bool) -> Verdict:
+        """Believe an ignored plan after all, if nobody contradicted it for a while.
+
+        What made it look old was no trainer's then, or is gone: a trainer that rules puts its own plan back
+        at once. Where plans are signed none is ignored here; they are refused before.
+        """
+        if self._older is None or now - self._older[1] < _STANDS_S:
             return Verdict.IGNORED
-        self._fence, self._refused = plan.fence, ""
+        plan = self._trust.open_plan(self._older[0])
+        log.warning("the plan of fence %d, revision %d stands: going by it again", plan.fence, plan.revision)
+        return self._take(plan, working)
+
+    def _ignore(self, payload: bytes, why: str) -> Verdict:
+        if self._older is None or self._older[0] != payload:
+            log.error("ignored a plan %s, unless it stands", why)
+            self._older = payload, time.monotonic()
+        return Verdict.IGNORED
+
+    def _take(self, plan: Plan, working: bool) -> Verdict:
+        before = self.plan
+        self._fence, self._refused, self._older = plan.fence, "", None
         self._trust.adopted_plan(plan)
         if before is not None and self._essence(before, working) != self._essence(plan, working):
             log.info("the job's plan has changed: starting over with it")

@@ -193,6 +193,7 @@ class Session:
 
     def _tick(self) -> None:
         now = time.monotonic()
+        self._on_verdict(self._plans.stands(now, working=self._work.begun))
         self._plans.check_tier(now, working=self._work.begun, labels_known=bool(self._reporter.labels))
         self._plans.check_backbone(self._reporter.backbone)
         self._offer_labels(now)
@@ -258,7 +259,9 @@ class Session:
     # --- the plan ----------------------------------------------------------------------------------------
 
     def _on_plan(self, payload: bytes) -> None:
-        verdict = self._plans.on_plan(payload, working=self._work.begun)
+        self._on_verdict(self._plans.on_plan(payload, working=self._work.begun))
+
+    def _on_verdict(self, verdict: Verdict) -> None:
         if verdict is Verdict.UNTRUSTED:
             self._on_refused()
         self._new_plan = self._new_plan or verdict is Verdict.START_OVER

@@ -16,7 +16,16 @@ from typing import Final, NamedTuple
 import msgspec
 
 from broker_config.transport import Connected, Disconnected, Event, Received
-from contract.errors import BrokerError, DecodeError, MismatchError, NoRoomError, StateError, StorageError
+from contract.errors import (
+    BrokerError,
+    DecodeError,
+    MismatchError,
+    NoRoomError,
+    StateError,
+    StorageError,
+    UntrustedError,
+    WireError,
+)
 from contract.messages import (
     ActivationBatch,
     Flow,
@@ -134,6 +143,7 @@ class Ingest:
         self._exported = 0.0
         self._told: TrainerStatus | None = None
         self._answered = -_ANSWER_EVERY_S
+        self._distrusted = False  # whether it was said that somebody poses as a trainer
         self._births: dict[tuple[str, str], Status] = {}
         self._judge = judge
         self._held_max_bytes = held_max_bytes
@@ -254,10 +264,17 @@ class Ingest:
             if event.topic == self._topics.trainer_claim:
                 again = self._standing.on_claim(unpack(TrainerClaim, event.payload))
             else:
-                status = unpack(TrainerStatus, event.payload)
+                status = self._seal.open_status(event.payload)
                 again = self._standing.on_status(status, retained=event.retained)
-        except DecodeError:
+        except WireError as exc:
             again = self._standing.active and event.topic == self._topics.trainer_status
+            if isinstance(exc, UntrustedError) and not self._distrusted:
+                self._distrusted = True
+                _log.error(
+                    "%s was written to by somebody without this job's signing key: %s. It is ignored, and "
+                    "ours published again; the broker's access list should let only the trainer write there",
+                    *(event.topic, exc),
+                )
         now = time.monotonic()
         if again and now - self._answered >= _ANSWER_EVERY_S:
             self._answered, self._told = now, None
@@ -278,7 +295,9 @@ class Ingest:
 
     def _tell_status(self) -> None:
         status = self._status()
-        if status != self._told and self._send(self._topics.trainer_status, pack(status), retain=True):
+        if status != self._told and self._send(
+            self._topics.trainer_status, self._seal.status(status), retain=True
+        ):
             self._told = status
 
     def _check_retained(self, event: Received) -> None:
@@ -287,7 +306,9 @@ class Ingest:
         if self._retained.is_foreign(event.topic, event.payload) and now - self._repaired >= _REPAIR_EVERY_S:
             self._repaired = now
             _log.warning(
-                "%s was written to by somebody else (another trainer of this job?); publishing ours again",
+                "%s was written to by somebody else; publishing ours again. If this job has no other "
+                "trainer, a stranger can write there: give the broker an access list, and the trainer a key "
+                "to sign with (sidestream fleet init makes both)",
                 event.topic,
             )
             self._announce_plan()

@@ -1,4 +1,4 @@
-"""Puts the trainer's signature under plan and weights, where it has a key."""
+"""The trainer's signature, where it has a key: under plan, weights and status; and another trainer's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 
 from contract.errors import ConfigError
-from contract.messages import WeightsManifest
+from contract.messages import TrainerStatus, WeightsManifest
 from contract.plan import Plan
-from contract.signing import Scope, Signer, key_id, read_public_keys
-from contract.wire import pack
+from contract.signing import Scope, Signer, key_id, open_sealed, read_public_keys
+from contract.wire import pack, unpack
 from side_trainer.config import SigningConfig
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,23 @@ class Seal:
         if self._signer is None:
             return pack(manifest)
         return self._signer.seal(manifest, Scope(kind="weights", job=self._job, tier=tier))
+
+    def status(self, status: TrainerStatus) -> bytes:
+        """The trainer's status as it travels."""
+        if self._signer is None:
+            return pack(status)
+        return self._signer.seal(status, Scope(kind="status", job=self._job))
+
+    def open_status(self, payload: bytes) -> TrainerStatus:
+        """A status of a trainer of this job, this one or another.
+
+        Raises:
+            UntrustedError: it is not signed by one of our keys, and we have some: whoever sent it is none.
+            DecodeError: it is none.
+        """
+        if self._signer is None:
+            return unpack(TrainerStatus, payload)
+        return open_sealed(TrainerStatus, payload, Scope(kind="status", job=self._job), self.keys)
 
 
 def open_seal(job: str, config: SigningConfig) -> Seal:

@@ -17,14 +17,19 @@ from __future__ import annotations
 from typing import Final
 
 from contract.errors import StateError
-from contract.messages import TrainerClaim, TrainerStatus
+from contract.messages import HIGHEST_FENCE, TrainerClaim, TrainerStatus
 
 ECHO_S: Final = 5.0
 """A claim that is not heard back after so long (an access list may forbid it) is taken as heard."""
 ANSWER_S: Final = 3.0
 """A trainer whose retained status says online has so long to answer a claim."""
-HIGHEST_FENCE: Final = 2**60
-"""A higher one is no trainer's: going above it, and above that once more, would leave no fence to have."""
+
+
+_HINT: Final = (
+    ". If you run no other, somebody who can write to the broker poses as one: start this one again with "
+    "--take-over, and give the broker an access list and the trainer a signing key (sidestream fleet init "
+    "makes both), after which such words have no effect"
+)
 
 
 class Standing:
@@ -82,7 +87,8 @@ class Standing:
                 self.active = False
                 raise StateError(
                     f"another trainer has taken over this job (run {status.run[:8]}, fence {status.fence} "
-                    f"over {self.fence}): this one has stopped publishing, and what it journaled stays here"
+                    f"over {self.fence}): this one has stopped publishing, and what it journaled stays "
+                    f"here{_HINT}"
                 )
             if not self.active:
                 self._rival, self._answered = status, self._answered or not retained
@@ -102,7 +108,7 @@ class Standing:
             if not self._take_over and self._answered:
                 raise StateError(
                     f"another trainer of this job is running (run {rival.run[:8]}, epoch {rival.epoch}); "
-                    "stop it first, or start this one with --take-over"
+                    f"stop it first, or start this one with --take-over{_HINT}"
                 )
             if not self._take_over and waited_s < ANSWER_S:
                 return False

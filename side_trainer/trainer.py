@@ -19,7 +19,6 @@ from broker_config.transport import Transport, Will
 from contract.errors import BrokerError
 from contract.messages import TrainerStatus
 from contract.topics import Topics
-from contract.wire import pack
 from host.state_dir import default_dir, locked, prepare
 from host.trace import open_trace
 from metrics.board import Board
@@ -128,7 +127,7 @@ def run_trainer(
         last_words = TrainerStatus(
             state="offline", run=journal.run, epoch=epoch, fence=standing.fence, instance=standing.instance
         )
-        will = Will(topic=topic, payload=pack(last_words))
+        will = Will(topic=topic, payload=seal.status(last_words))
         transport = connect(config, f"sidestream-trainer-{config.job}-{standing.instance[:8]}", will)
         gate = Gate(transport, standing)
         retained = Retained()
@@ -165,9 +164,16 @@ def run_trainer(
             max_batches_per_s=config.max_batches_per_s,
             held_max_bytes=config.quarantine_max_mib * 2**20,
         )
-        _Threads(config, settings_file, transport, standing, inbox, ingest, learner, status).run(
-            stop, lambda: started(url, page_url)
-        )
+        _Threads(
+            config,
+            settings_file,
+            transport,
+            standing,
+            inbox,
+            ingest,
+            learner,
+            farewell=lambda: seal.status(status("offline")),
+        ).run(stop, lambda: started(url, page_url))
 
 
 def _open_page(stack: ExitStack, config: TrainerConfig, board: Board) -> str:
@@ -193,7 +199,8 @@ class _Threads:
         inbox: Inbox,
         ingest: Ingest,
         learner: Learner,
-        status: Callable[[str], TrainerStatus],
+        *,
+        farewell: Callable[[], bytes],
     ) -> None:
         self._config = config
         self._settings_file = settings_file
@@ -202,7 +209,7 @@ class _Threads:
         self._inbox = inbox
         self._ingest = ingest
         self._learner = learner
-        self._status = status
+        self._farewell = farewell
         self._stop = threading.Event()
         self._failure: BaseException | None = None
 
@@ -239,7 +246,7 @@ class _Threads:
             for thread in threads:
                 if thread.ident is not None:
                     thread.join(_JOIN_S)
-            farewell = (topics.trainer_status, pack(self._status("offline")), 1, True)
+            farewell = (topics.trainer_status, self._farewell(), 1, True)
             # One that has no say has nothing to take back: the retained status is another's.
             self._transport.close(last_words=[farewell] if self._standing.active else [])
         if self._failure is not None:

@@ -16,11 +16,12 @@ from contract.errors import ConfigError, StateError, UntrustedError
 from contract.messages import WeightsManifest
 from contract.signing import Scope, Signer, public_pem
 from contract.wire import pack
+from edge_agent import plan_inbox
 from edge_agent.adopted import load_adopted
 from edge_agent.backbone import Backbone
 from edge_agent.trust import Trust
 from tests.agent.fake_trainer import JOB, RUN, TIER, FakeTrainer
-from tests.agent.fleet import Running
+from tests.agent.fleet import Running, write_samples
 
 OLD, NEW, STRANGER = Signer.new(), Signer.new(), Signer.new()
 OTHER_RUN = "cd" * 16
@@ -133,6 +134,46 @@ def test_a_device_without_a_key_takes_part_in_a_signed_job(
     with Running(broker, bert, tmp_path):
         trainer.publish_weights(3)
         until(lambda: in_use(tmp_path) == 3)
+
+
+# --- forged ---------------------------------------------------------------------------------------------
+
+
+FORGED: dict[str, dict[str, int]] = {
+    "fence": {"fence": 2**50},
+    "revision": {"revision": 2**50},
+    "fence that no trainer has": {"fence": 2**61},
+}
+
+
+@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_forged_plan_deafens_no_device_for_longer_than_it_stands(
+    broker: InProcessBroker,
+    trainer: FakeTrainer,
+    bert: Backbone,
+    tmp_path: Path,
+    keys: str,
+    signed: bool,
+    forged: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fake trainer's receipts have its fence, 0: a device that believes in a higher one is deaf."""
+    monkeypatch.setattr(plan_inbox, "_STANDS_S", 600.0 if signed else 0.2)
+    trainer.signer, trainer.receipts = OLD if signed else None, False
+    trainer.publish_plan()
+    data = write_samples(tmp_path / "train.jsonl", 8)
+    settings = {"data": {"path": str(data)}, **({"trusted_keys_file": keys} if signed else {})}
+    with Running(broker, bert, tmp_path, **settings):
+        trainer.wait(lambda t: t.rows() == 8)
+        trainer.send(trainer.topics.plan, pack(msgspec.structs.replace(trainer.plan, **forged)))
+        for _ in range(2):  # it is told of after what came before: by then the device has looked at the plan
+            told = trainer.telemetry["pi-1"].bytes_up
+            trainer.wait(lambda t, told=told: t.telemetry["pi-1"].bytes_up > told)
+        trainer.publish_plan()
+        assert trainer.telemetry["pi-1"].outbox_batches == 2
+        trainer.receipts = True
+        trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 0)
 
 
 # --- older, across restarts ------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ EXAMPLES: Final[dict[str, Message]] = {
     ),
     "chunk": WeightsChunk(run=STREAM, version=9, index=3, data=b"\x00\x01"),
     "flow": Flow(window=2, pause=True),
-    "trainer status with a fence": TrainerStatus(
+    "trainer status, unsigned": TrainerStatus(
         state="online", run=STREAM, epoch=2, version=9, samples=90, fence=8, instance="b2"
     ),
     "trainer claim": TrainerClaim(instance="b2", fence=8, take_over=True),
@@ -183,6 +183,7 @@ SIGNER: Final = Signer(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 SIGNED: Final[dict[str, tuple[Message, str]]] = {
     "plan": (plan(fence=8, keys=(SIGNER.public,)), ""),
     "weights": (EXAMPLES["manifest, inline, unsigned"], "full"),
+    "status": (EXAMPLES["trainer status, unsigned"], ""),
 }
 """What is signed, by kind, with its tier."""
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from broker_config.inprocess import InProcessBroker
-from contract.errors import ConfigError, UntrustedError
-from contract.messages import WeightsManifest
+from contract.errors import ConfigError, StateError, UntrustedError
+from contract.messages import TrainerStatus, WeightsManifest
 from contract.plan import Plan
 from contract.signing import Scope, Signer, open_sealed, public_pem
 from side_trainer.config import SigningConfig
-from side_trainer.seal import open_seal
+from side_trainer.seal import Seal, open_seal
 from tests.trainer.conftest import config, devices
-from tests.trainer.test_trainer import TOPICS, Listener, born, send, trainer, until
+from tests.trainer.test_trainer import TOPICS, Listener, born, receipted, send, trainer, until
 
 PLAN = Scope(kind="plan", job="colours")
 
@@ -70,6 +70,46 @@ def test_every_restart_outranks_the_one_before_on_whatever_journal(
             plan = open_sealed(Plan, payload(listener, TOPICS.plan), PLAN, [signer.public])
             seen.append((plan.fence, plan.revision))
     assert seen == sorted(set(seen))
+
+
+@pytest.mark.parametrize("forger", [None, Signer.new()])
+def test_a_forged_status_with_a_higher_fence_neither_stops_a_trainer_that_signs_nor_keeps_one_from_starting(
+    broker: InProcessBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture, forger: Signer | None
+) -> None:
+    forged = TrainerStatus(state="online", run="0" * 32, epoch=1, fence=2**50, instance="forger")
+    sealed = Seal("colours", forger).status(forged)
+    listener = Listener(broker.transport("watch"))
+    listener.transport.publish(TOPICS.trainer_status, sealed, retain=True)
+    with trainer(broker, config(tmp_path / "state", signing=key_files(tmp_path, Signer.new()))):
+        # A forger that also answers, as a trainer would.
+        until(lambda: any(event.topic == TOPICS.trainer_claim for event in list(listener.seen)), "a claim")
+        listener.transport.publish(TOPICS.trainer_status, sealed, retain=True)
+        fleet = devices()
+        plan = born(listener, fleet)
+        listener.transport.publish(TOPICS.trainer_status, sealed, retain=True)
+        for device in fleet:
+            send(listener, device, device.batch(plan))
+        until(lambda: all(receipted(listener, device) == 1 for device in fleet), "receipts")
+        until(lambda: broker.retained[TOPICS.trainer_status] != sealed, "its own status is back")
+    assert "without this job's signing key" in caplog.text
+
+
+def test_a_trainer_with_the_same_key_is_still_given_way_to(broker: InProcessBroker, tmp_path: Path) -> None:
+    signing = key_files(tmp_path, Signer.new())
+    with (
+        pytest.raises(StateError, match="has taken over"),
+        trainer(broker, config(tmp_path / "one", signing=signing)),
+    ):
+        listener = Listener(broker.transport("watch"))
+        until(listener.plan, "the first runs")
+        first = listener.plan()
+        with (
+            pytest.raises(StateError, match="another trainer of this job is running"),
+            trainer(broker, config(tmp_path / "two", signing=signing)) as stop,
+        ):
+            stop.wait(10.0)
+        with trainer(broker, config(tmp_path / "two", signing=signing), take_over=True):
+            until(lambda: listener.plan() != first, "the second runs")
 
 
 def test_a_key_that_others_can_read_or_that_is_none_is_refused_by_its_setting(tmp_path: Path) -> None:
