@@ -3,7 +3,8 @@
 A device that was given no key takes what the broker delivers, and nothing is kept. One that was given some
 adopts only what one of them signed for its job and tier, and nothing older than it has had: plans go by
 ``(fence, revision)``, where the fence rises with every start of a trainer, on whatever journal; weights go by
-their version, within one journal. A plan also says which keys are trusted from then on.
+their version, within one journal, and every journal's is remembered. A plan also says which keys are trusted
+from then on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from contract.wire import unpack
 from host.state_dir import write_atomically
 
 _FILE: Final = "trust.json"
+MOST_RUNS: Final = 64
+"""Journals that are remembered. One that was forgotten since still needs a plan that is newer."""
 _log = logging.getLogger(__name__)
 
 
@@ -38,9 +41,15 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     revision: int = 0
     """Of the newest plan."""
     run: str = ""
-    """The journal of the newest weights."""
+    """As an earlier version kept the journal of the newest weights,"""
     version: int = 0
-    """Of the newest weights in that journal."""
+    """and their version in it."""
+    versions: dict[str, int] = {}
+    """The newest weights of each journal, the last that was adopted from at the end."""
+
+    def version_of(self, run: str) -> int:
+        """The newest weights of a journal; 0 for none."""
+        return max(self.versions.get(run, 0), self.version if run == self.run else 0)
 
 
 class Trust:
@@ -97,9 +106,9 @@ class Trust:
         if not self._checks:
             return unpack(WeightsManifest, payload)
         manifest = open_sealed(WeightsManifest, payload, self._weights_scope, self._kept.keys)
-        if manifest.run == self._kept.run and manifest.version < self._kept.version:
+        if manifest.version < (before := self._kept.version_of(manifest.run)):
             raise UntrustedError(
-                f"version {manifest.version} is older than {self._kept.version}, which this device has had"
+                f"version {manifest.version} is older than {before}, which this device has had"
             )
         return manifest
 
@@ -109,7 +118,9 @@ class Trust:
 
     def adopted_weights(self, run: str, version: int) -> None:
         """Weights from :meth:`open_manifest` are in use: nothing older from now on."""
-        self._keep(run=run, version=version)
+        others = {one: newest for one, newest in self._kept.versions.items() if one != run}
+        versions = {**others, run: max(version, self._kept.version_of(run))}
+        self._keep(versions=dict(list(versions.items())[-MOST_RUNS:]))
 
     def _keep(self, **changes: object) -> None:
         if not self._checks:

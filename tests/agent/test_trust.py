@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from contract.wire import pack
 from edge_agent import plan_inbox
 from edge_agent.adopted import load_adopted
 from edge_agent.backbone import Backbone
-from edge_agent.trust import Trust
+from edge_agent.trust import MOST_RUNS, Trust
 from tests.agent.fake_trainer import JOB, RUN, TIER, FakeTrainer
 from tests.agent.fleet import Running, write_samples
 
@@ -139,6 +142,10 @@ def test_a_device_without_a_key_takes_part_in_a_signed_job(
 # --- forged ---------------------------------------------------------------------------------------------
 
 
+def has_told_more(trainer: FakeTrainer, than: int) -> bool:
+    return trainer.telemetry["pi-1"].bytes_up > than
+
+
 FORGED: dict[str, dict[str, int]] = {
     "fence": {"fence": 2**50},
     "revision": {"revision": 2**50},
@@ -163,13 +170,12 @@ def test_a_forged_plan_deafens_no_device_for_longer_than_it_stands(
     trainer.signer, trainer.receipts = OLD if signed else None, False
     trainer.publish_plan()
     data = write_samples(tmp_path / "train.jsonl", 8)
-    settings = {"data": {"path": str(data)}, **({"trusted_keys_file": keys} if signed else {})}
-    with Running(broker, bert, tmp_path, **settings):
+    trusted = keys if signed else ""
+    with Running(broker, bert, tmp_path, data={"path": str(data)}, trusted_keys_file=trusted):
         trainer.wait(lambda t: t.rows() == 8)
         trainer.send(trainer.topics.plan, pack(msgspec.structs.replace(trainer.plan, **forged)))
         for _ in range(2):  # it is told of after what came before: by then the device has looked at the plan
-            told = trainer.telemetry["pi-1"].bytes_up
-            trainer.wait(lambda t, told=told: t.telemetry["pi-1"].bytes_up > told)
+            trainer.wait(partial(has_told_more, than=trainer.telemetry["pi-1"].bytes_up))
         trainer.publish_plan()
         assert trainer.telemetry["pi-1"].outbox_batches == 2
         trainer.receipts = True
@@ -225,6 +231,43 @@ def test_older_weights_are_refused_though_the_adopted_ones_were_lost(tmp_path: P
     with pytest.raises(UntrustedError, match="version 39 is older than 40"):
         again.open_manifest(sealed_weights(RUN, 39))
     assert again.open_manifest(sealed_weights(RUN, 40)).version == 40
+
+
+def test_a_device_remembers_how_far_it_was_with_a_journal_that_comes_back(
+    trainer: FakeTrainer, tmp_path: Path
+) -> None:
+    device = trust(tmp_path)
+    for fence, run, version in ((1, RUN, 40), (2, OTHER_RUN, 3), (3, RUN, 41)):
+        device.adopted_plan(device.open_plan(sealed_plan(trainer, fence=fence, run=run)))
+        with pytest.raises(UntrustedError, match="older") if fence == 3 else nullcontext():
+            device.open_manifest(sealed_weights(run, version - 2))
+        device.adopted_weights(run, version)
+        device = trust(tmp_path)
+    for run, newest in ((RUN, 41), (OTHER_RUN, 3)):
+        assert device.open_manifest(sealed_weights(run, newest)).version == newest
+        with pytest.raises(UntrustedError, match="older"):
+            device.open_manifest(sealed_weights(run, newest - 1))
+
+
+def test_what_an_earlier_version_of_the_agent_kept_still_counts(tmp_path: Path) -> None:
+    given = base64.b64encode(OLD.public).decode()
+    kept = {"given": [given], "keys": [given], "fence": 5, "revision": 2, "run": RUN, "version": 40}
+    (tmp_path / "trust.json").write_text(json.dumps(kept))
+    device = trust(tmp_path)
+    device.adopted_weights(OTHER_RUN, 3)
+    with pytest.raises(UntrustedError, match="version 39 is older than 40"):
+        trust(tmp_path).open_manifest(sealed_weights(RUN, 39))
+
+
+def test_the_journals_it_remembers_are_bounded_and_the_last_ones_stay(tmp_path: Path) -> None:
+    device = trust(tmp_path)
+    runs = [f"{number:032x}" for number in range(MOST_RUNS + 3)]
+    for run in runs:
+        device.adopted_weights(run, 7)
+    for run in runs[3:]:
+        with pytest.raises(UntrustedError, match="older"):
+            trust(tmp_path).open_manifest(sealed_weights(run, 6))
+    assert len(json.loads((tmp_path / "trust.json").read_text())["versions"]) == MOST_RUNS
 
 
 # --- keys change -----------------------------------------------------------------------------------------
