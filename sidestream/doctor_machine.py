@@ -13,8 +13,9 @@ from typing import Final
 
 from cryptography import x509
 
-from contract.errors import SidestreamError
+from contract.errors import BackboneError, SidestreamError
 from contract.plan import Plan, TierPlan
+from host.model_folder import locate
 from host.state_dir import prepare
 from sidestream.finding import Finding, failed, ok, skipped, warning
 
@@ -124,13 +125,14 @@ def check_backbone(reference: str, tier: TierPlan | None, python: str = sys.exec
     if not reference:
         return skipped("backbone", "neither the settings nor a plan name one")
     layers = tier.layers if tier is not None else 0
+    remedy = "install it on this machine, or say with backbone = ... where it is"
+    try:
+        locate(reference)
+    except BackboneError as exc:
+        return failed("backbone", str(exc), remedy)
     code, said, wrong = _child([python, "-c", _BACKBONE, reference, str(layers)])
     if code != 0:
-        return failed(
-            "backbone",
-            f"{reference} cannot be loaded: {wrong or f'signal {-code}'}",
-            "install it on this machine, or say with backbone = ... where it is",
-        )
+        return failed("backbone", f"{reference} cannot be loaded: {wrong or f'signal {-code}'}", remedy)
     fingerprint, depth, width = json.loads(said.splitlines()[-1])
     about = f"{reference}: {depth} layers of width {width}, fingerprint {fingerprint[:16]}"
     if tier is not None and tier.fingerprint and tier.fingerprint != fingerprint:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,21 +10,9 @@ import pytest
 from broker_config.inprocess import InProcessBroker
 from edge_agent.backbone import Backbone
 from edge_agent.cli import texts_of
+from sidestream.cli import main
 from tests.agent.fake_trainer import FakeTrainer
 from tests.agent.fleet import Running
-
-MAIN = """
-import argparse, sys
-from contract.errors import SidestreamError
-from edge_agent import cli
-parser = argparse.ArgumentParser()
-cli.add_parser(parser.add_subparsers(required=True))
-args = parser.parse_args(["agent", "predict", *sys.argv[1:]])
-try:
-    sys.exit(args.handler(args))
-except SidestreamError as exc:
-    sys.exit(f"error: {exc}")
-"""
 
 
 @pytest.fixture
@@ -36,15 +24,14 @@ def state(broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_pat
     return tmp_path / "state-pi-1"
 
 
-def predict(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", MAIN, *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=60)
-
-
-def test_texts_on_standard_input_are_answered_one_a_line(state: Path) -> None:
-    said = predict("--state-dir", str(state), "--json", stdin="turn on\n\nthe light\n")
-    assert said.returncode == 0 and not said.stderr
-    answers = [json.loads(line) for line in said.stdout.splitlines()]
+def test_texts_on_standard_input_are_answered_one_a_line(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("turn on\n\nthe light\n"))
+    assert main(["agent", "predict", "--state-dir", str(state), "--json"]) == 0
+    said = capsys.readouterr()
+    assert not said.err
+    answers = [json.loads(line) for line in said.out.splitlines()]
     assert all(0.5 < answer["probability"] < 1 for answer in answers)
     assert [(answer["text"], answer["label"]) for answer in answers] == [
         ("turn on", "on"),
@@ -59,9 +46,12 @@ def test_texts_come_as_arguments_or_from_a_file(tmp_path: Path) -> None:
     assert list(texts_of([], file)) == ["turn on", "the light"]
 
 
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:
-    said = predict("--state-dir", str(tmp_path), "turn on")
-    assert said.returncode == 1 and said.stderr.count("\n") == 1
-    assert "no weights have been adopted yet" in said.stderr
-    said = predict("--state-dir", str(tmp_path), "--file", str(tmp_path / "none.txt"))
-    assert "none.txt cannot be read" in said.stderr and said.stderr.count("\n") == 1
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict = ["agent", "predict", "--state-dir", str(tmp_path)]
+    for rest, wrong in (
+        (["turn on"], "no weights have been adopted yet"),
+        (["--file", str(tmp_path / "none.txt")], "none.txt cannot be read"),
+    ):
+        assert main([*predict, *rest]) == 1
+        said = capsys.readouterr()
+        assert wrong in said.err and said.err.count("\n") == 1 and not said.out

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,8 @@ from edge_agent.samples_cli import _shelf
 from tests.agent.fake_trainer import JOB, LABELS, TIER
 from tests.agent.fleet import sentence, write_samples
 from tests.agent.late import listed, write_unlabelled
+from tests.e2e.processes import until
+from tests.forked import Forked
 
 SAMPLES = 300
 LATE = 120
@@ -32,15 +32,17 @@ def live(
     meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """One life of a producer; killed after ``for_s``, or left to finish."""
-    command = [sys.executable, "-m", "tests.agent.agent_process", str(state), str(data), reference]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        if for_s is None:
-            assert process.wait(60) == 0
-        else:
-            meanwhile()
-            time.sleep(for_s)
-            process.kill()
+    out = state.parent / "said"
+    out.unlink(missing_ok=True)
+    process = Forked("tests.agent.agent_process", str(state), str(data), reference, out=out, cwd=ROOT)
+    until(lambda: out.read_text() or process.returncode is not None, "it is ready")
+    if for_s is None:
+        assert process.wait(120) == 0, out.read_text()
+    else:
+        meanwhile()
+        time.sleep(for_s)
+        process.kill()
+        process.wait()
 
 
 def test_killed_at_random_moments_every_sample_is_in_exactly_one_batch(

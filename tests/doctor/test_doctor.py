@@ -362,8 +362,10 @@ def test_a_torch_that_cannot_be_imported_is_found(tmp_path: Path, script: str, s
 
 def test_a_backbone_that_is_missing_or_another_one_is_found(tiny: Path) -> None:
     tier = TierPlan(backbone=str(tiny))
-    assert check_backbone(str(tiny), tier).state == "ok"
     other = check_backbone(str(tiny), msgspec.structs.replace(tier, fingerprint="0" * 64))
     assert other.state == "failed" and "but the job's is 0000" in other.said
-    assert check_backbone("/no/such/folder", None).state == "failed"
+    missing = check_backbone("/no/such/folder", None)
+    assert missing.state == "failed" and "there is no such folder" in missing.said
+    (tiny / "model.safetensors").write_bytes(b"damaged")
+    assert check_backbone(str(tiny), None).state == "failed"
     assert check_backbone("", None).state == "skipped"

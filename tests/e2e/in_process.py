@@ -36,11 +36,16 @@ class Kind(NamedTuple):
     width: int
 
 
-def table(folder: Path, tier: str, kind: Kind, **more: object) -> str:
-    """A tier's part of the settings file; its backbone is made where it is missing."""
+def table(folder: Path, tier: str, kind: Kind, **more: Precision) -> str:
+    """A tier's part of the settings file; its backbone is made where it is missing, and loaded.
+
+    To be called before the trainer runs. Making or loading a model draws from torch's randomness, which all
+    threads share; a trainer has it for itself where it is a process of its own.
+    """
     backbone = folder / f"{kind.family}-{kind.layers}-{kind.width}"
     if not backbone.exists():
         save_tiny(backbone, kind.family, layers=kind.layers, width=kind.width)
+    shared_backbone(str(backbone), 0, more.get("precision", "f32"))
     lines = [f"[tiers.{tier}]", f'backbone = "{backbone}"', "batch_size = 8"]
     return "\n".join([*lines, *(f'{name} = "{value}"' for name, value in more.items())]) + "\n"
 

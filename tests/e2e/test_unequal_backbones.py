@@ -35,6 +35,7 @@ def test_encoder_and_decoders_of_unequal_depth_and_width_share_one_side_network(
 ) -> None:
     """And a tier of yet another width joins half-way, trains from then on, and disturbs nobody."""
     file = settings(tmp_path, "".join(table(tmp_path, tier, kind) for tier, kind in KINDS.items()))
+    late = table(tmp_path, "late", LATE)
     with ExitStack() as stack:
         stack.enter_context(trainer(broker, file.load(), file))
         listener = Listener(broker.transport("watch"))
@@ -50,7 +51,7 @@ def test_encoder_and_decoders_of_unequal_depth_and_width_share_one_side_network(
         assert min(before.values()) > 0.9, before
 
         path = tmp_path / "trainer.toml"
-        path.write_text(path.read_text() + table(tmp_path, "late", LATE))
+        path.write_text(path.read_text() + late)
         file.asked.set()
         until(lambda: "late" in plan_of(listener).tiers, "the plan has the tier")
         stack.enter_context(agent(broker, tmp_path, "late", samples=240))
