@@ -28,7 +28,7 @@ from contract.tensors import Codec
 from contract.topics import check_name
 from contract.wire import Message, pack, unpack
 from host.logs import LogFormat
-from side_trainer.implied import Method
+from side_trainer.implied import NEW_SIDE_NETWORK, Method
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -177,7 +177,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Without ``labels``: and until no new label came for so long."""
     tiers: dict[str, TierConfig] = msgspec.field(default_factory=lambda: {"generic": TierConfig()})
     """By tier name."""
-    side_network: SideNetworkSpec = SideNetworkSpec(summed=True)
+    side_network: SideNetworkSpec = NEW_SIDE_NETWORK
     """The side-network's shape."""
     learner: LearnerSettings = LearnerSettings(correction="view")
     """Optimiser, replay, passes, seed."""

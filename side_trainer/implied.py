@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias
 
+from contract.plan import SideNetworkSpec
 from contract.tasks import Task
 
 Method: TypeAlias = Literal["fed-mobillm", "mobillm"]
@@ -33,7 +34,12 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
         },
     },
 }
-_OF_EVERY_JOB: Final[Implied] = {"side_network": {"summed": True}, "learner": {"correction": "view"}}
+NEW_SIDE_NETWORK: Final = SideNetworkSpec(width=256, inner=256, summed=True)
+"""Of a new job whose settings say nothing."""
+_OF_EVERY_JOB: Final[Implied] = {
+    "side_network": {"width": NEW_SIDE_NETWORK.width, "inner": NEW_SIDE_NETWORK.inner, "summed": True},
+    "learner": {"correction": "view"},
+}
 """What a setting's own default is not, since that stands for journals from before there was the setting."""
 _OF_METHOD: Final[Mapping[object, Implied]] = {
     "mobillm": {"label_wait_s": 2.0, "tiers": {"sampling": "all", "codec": "nf4"}},

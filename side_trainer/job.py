@@ -18,6 +18,7 @@ from contract.plan import Plan, SideNetworkSpec, TierPlan, joining_taps
 from contract.tasks import TASKS
 from side_trainer.config import TrainerConfig
 from side_trainer.heads import HeadFacts, Heads
+from side_trainer.implied import NEW_SIDE_NETWORK
 from side_trainer.journal import Journal
 from side_trainer.records import LabelsRecord, SettingsRecord, TierRecord
 
@@ -50,7 +51,7 @@ class Job:
         self._labels: tuple[str, ...] = ()
         self._settled: dict[str, TierRecord] = {}
         self._policies = journal.policies
-        self._summed = config.side_network.summed  # the journal's, where it has begun
+        self._side_network = config.side_network
         self._recall()
         if config.labels and not self._labels:
             self._fix_labels(config.labels)
@@ -62,10 +63,6 @@ class Job:
     def plan(self) -> Plan:
         """The plan in force."""
         return self._plan
-
-    @property
-    def _side_network(self) -> SideNetworkSpec:
-        return msgspec.structs.replace(self._config.side_network, summed=self._summed)
 
     @property
     def settled(self) -> dict[str, TierRecord]:
@@ -155,7 +152,7 @@ class Job:
                 tier = msgspec.json.decode(record.payload, type=TierRecord)
                 self._settled[tier.tier] = tier
         if last is not None:
-            self._summed = last.side_network.summed
+            self._side_network = _continued(last.side_network, self._config.side_network)
             settings = msgspec.structs.replace(settings, side_network=self._side_network)
         if last is not None and (last.task, last.side_network) != (settings.task, settings.side_network):
             raise ConfigError(
@@ -317,3 +314,11 @@ class Job:
             head=record.head,
             vocabulary=record.vocabulary,
         )
+
+
+def _continued(begun: SideNetworkSpec, wanted: SideNetworkSpec) -> SideNetworkSpec:
+    """``wanted`` with what a running job keeps: the form of its answers; its width if none is asked."""
+    kept = msgspec.structs.replace(wanted, summed=begun.summed)
+    if (wanted.width, wanted.inner) != (NEW_SIDE_NETWORK.width, NEW_SIDE_NETWORK.inner):
+        return kept
+    return msgspec.structs.replace(kept, width=begun.width, inner=begun.inner)

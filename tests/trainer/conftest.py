@@ -12,7 +12,7 @@ import torch
 
 from broker_config.inprocess import InProcessBroker
 from contract.messages import ActivationBatch, Status, to_bin
-from contract.plan import Plan, labels_id
+from contract.plan import Plan, SideNetworkSpec, labels_id
 from contract.tensors import Codec, encode
 from contract.wire import pack
 from side_trainer.config import LearnerSettings, TierConfig, TrainerConfig
@@ -32,6 +32,7 @@ def config(state_dir: Path, **changes: object) -> TrainerConfig:
         "labels": LABELS,
         "tiers": {"big": TierConfig(backbone="m"), "small": TierConfig(backbone="m", layers=3)},
         "learner": LearnerSettings(seed=5, passes=2, replay=1, pass_rows=8, replay_rows=8),
+        "side_network": SideNetworkSpec(summed=True),
         "metrics_port": -1,
         "page": False,
         "idle_after_s": 0.05,

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from contract.errors import StateError
+from contract.errors import ConfigError, StateError
 from contract.plan import SideNetworkSpec
 from contract.tasks import Task
 from contract.wire import pack
 from side_trainer.checkpoint import resume, write_checkpoint
 from side_trainer.config import LearnerSettings
 from side_trainer.fold import Fold
+from side_trainer.implied import with_implied
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.records import IdleRecord, SettingsRecord
@@ -109,6 +110,17 @@ def test_a_job_goes_on_with_the_answers_that_its_journal_began_with(journal: Jou
     filled(journal, tmp_path, batches=1, idle=False)
     old = config(tmp_path, side_network=SideNetworkSpec())
     assert Job(old, journal).plan.side_network.summed
+
+
+def test_a_job_goes_on_with_the_width_that_its_journal_began_with(journal: Journal, tmp_path: Path) -> None:
+    filled(journal, tmp_path, batches=1, idle=False)
+    begun = Job(config(tmp_path), journal).plan.side_network
+    new = with_implied({"job": "colours"})["side_network"]
+    assert (begun.width, begun.inner) != (new["width"], new["inner"])
+    unsaid = config(tmp_path, side_network=msgspec.convert(new, SideNetworkSpec))
+    assert Job(unsaid, journal).plan.side_network == begun
+    with pytest.raises(ConfigError, match="differs from the one that this state_dir has trained"):
+        Job(config(tmp_path, side_network=msgspec.structs.replace(begun, width=32)), journal)
 
 
 def test_a_tier_short_of_a_label_still_answers_with_it(journal: Journal, tmp_path: Path) -> None:
