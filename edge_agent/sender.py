@@ -70,27 +70,34 @@ class Sender:
         self._news_s = clock()  # when something last moved: a publish after idling, or a receipt
         self._connected = False
         self._waits = False  # the trainer has no room for us
+        self._unanswered_s: float | None = None  # since when something is sent and nothing receipted
         self._stopped = False
         self._changed = threading.Condition()
 
     def connection(self, up: bool) -> None:
         """The connection came up or went down; what was under way before may be lost."""
         with self._changed:
-            self._connected = up
+            self._connected, self._unanswered_s = up, None
             self._restart()
             self._changed.notify()
 
     def set_flow(self, flow: Flow) -> None:
         """The trainer changed the rate."""
         with self._changed:
-            self._flow = flow
+            self._flow, self._unanswered_s = flow, None
             self._changed.notify()
+
+    @property
+    def unanswered_s(self) -> float:
+        """For how long batches have been sent without any receipt; 0 if all is well, or none may be sent."""
+        since_s = self._unanswered_s
+        return 0.0 if since_s is None else self._clock() - since_s
 
     def set_waits(self, waits: bool) -> None:
         """The trainer has no room for what this device sends, or has some again."""
         with self._changed:
             if waits != self._waits:
-                self._waits = waits
+                self._waits, self._unanswered_s = waits, None
                 self._restart()
                 self._changed.notify()
 
@@ -102,7 +109,7 @@ class Sender:
     def receipted(self, sequences: Sequence[int]) -> None:
         """These batches have left the outbox on a receipt: there is room in the window."""
         with self._changed:
-            self._news_s = self._clock()
+            self._news_s, self._unanswered_s = self._clock(), None
             for sequence in sequences:
                 if (sent := self._first_sent.pop(sequence, None)) is not None:
                     self._metrics.receipt_seconds.observe(self._news_s - sent[0])
@@ -202,6 +209,9 @@ class Sender:
         except TooLarge as exc:
             raise BrokerError(f"batch {batch.sequence} cannot be sent: {exc}") from exc
         self._trace.add("publish", "send", started, batch=batch.sequence, bytes=len(payload))
+        with self._changed:
+            if self._unanswered_s is None and not self._waits:
+                self._unanswered_s = self._clock()
         if self._link is not None:
             self._link.spent(len(payload))
         self._outbox.count("batches_sent", 1)

@@ -29,6 +29,7 @@ from contract.messages import (
     Flow,
     Receipt,
     Status,
+    TrainerStatus,
     WeightsChunk,
     refusal_digest,
 )
@@ -102,6 +103,7 @@ class Session:
         self._flow: Flow | None = None
         self._new_plan = False
         self._namesake = False
+        self._trainer_online = False
         self._waits = False  # the trainer has no room for what we send
         self._connected = False
         self._connections = 0
@@ -127,7 +129,8 @@ class Session:
         receipts = topics.receipt(tier, self._device.name)
         # The plan last: it sets the work going, and what is retained on the others should be known by then.
         own = topics.status(tier, self._device.name)
-        for topic in (own, topics.flow(tier), receipts, topics.weights(tier), topics.plan):
+        trainer = topics.trainer_status
+        for topic in (own, trainer, topics.flow(tier), receipts, topics.weights(tier), topics.plan):
             self._transport.subscribe(topic)
         self._transport.start(self._mailbox.put)
         reason = "failed"
@@ -202,6 +205,7 @@ class Session:
             self._birth_due = False
             self._writes.said(now)
         self._writes.check(now, self._transport.refused)
+        self._writes.check_batches(now, self._work.unanswered_s if self._trainer_online else 0.0)
         if self._telemetry_due or now - self._telemetry_s >= self._telemetry_every_s:
             self._telemetry_due, self._telemetry_s = False, now
             word = self._telemetry()
@@ -245,6 +249,8 @@ class Session:
             self._on_flow(unpack(Flow, event.payload))
         elif event.topic == topics.weights(tier):
             self._on_manifest(event.payload)
+        elif event.topic == topics.trainer_status:
+            self._trainer_online = unpack(TrainerStatus, event.payload).state == "online"
         else:
             topics.parse_weights_chunk(event.topic)
             self._weights.on_chunk(unpack(WeightsChunk, event.payload))

@@ -99,6 +99,11 @@ class Work:
         """The version in use, if there is one."""
         return self._adopter.in_use if self._adopter is not None else None
 
+    @property
+    def unanswered_s(self) -> float:
+        """For how long batches have been sent without any receipt."""
+        return self._sender.unanswered_s if self._sender is not None else 0.0
+
     # --- what the session tells --------------------------------------------------------------------------
 
     def on_plan(self, plan: Plan, tier: TierPlan) -> None:

@@ -1,7 +1,9 @@
-"""Whether the broker's access list lets this device write: it must hear its own status.
+"""Whether the broker's access list lets this device write: it must hear its own status, and have receipts.
 
 MQTT 5 says so when a message is refused; 3.1.1 acknowledges it like any other and throws it away. So an agent
-subscribes to its own status, and what it says there has to come back. Pure: the caller brings the clock.
+subscribes to its own status, and what it says there has to come back. A list may allow that and not the
+batches, or not the reading of receipts: then none is receipted though the trainer is online. (Telemetry that
+does not arrive only the trainer can miss, and does.) Pure: the caller brings the clock.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from typing import Final
 from metrics.catalogue import AgentMetrics
 
 PATIENCE_S: Final = 15.0
+UNANSWERED_S: Final = 90.0
+"""Batches that an online trainer has not receipted any of for so long are not arriving."""
 _TELL_EVERY_S: Final = 600.0
 _log = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ class WriteCheck:
         self._awaited_since_s: float | None = None
         self._refused = 0
         self._told_s = float("-inf")
+        self._unanswered = False
 
     def said(self, now: float) -> None:
         """The status was published."""
@@ -66,4 +71,26 @@ class WriteCheck:
                 "device and tier in the settings with those that the certificate or password was issued for "
                 "(sidestream fleet list), and have the broker read its list again. Nothing is lost meanwhile",
                 *(how, self._who),
+            )
+
+    def check_batches(self, now: float, unanswered_s: float) -> None:
+        """Say so if batches are sent and never receipted.
+
+        Args:
+            now: By the clock.
+            unanswered_s: For how long, while the trainer is online; 0 if receipts come, or nothing is sent.
+        """
+        before, self._unanswered = self._unanswered, unanswered_s > UNANSWERED_S
+        if before and not self._unanswered:
+            self._metrics.writes_denied.set(0)
+        if self._unanswered:
+            self._metrics.writes_denied.set(1)
+        if self._unanswered and now - self._told_s > _TELL_EVERY_S:
+            self._told_s = now
+            _log.error(
+                "no batch has been receipted for %.0f s, though the trainer is online: the broker's access "
+                "list may not allow %s to write its activations, or to read its receipts. Compare device and "
+                "tier with those that the list was written for (sidestream fleet list; sidestream doctor "
+                "tries it), and have the broker read it again. Nothing is lost meanwhile",
+                *(unanswered_s, self._who),
             )

@@ -54,6 +54,7 @@ from side_trainer.inbox import Inbox, Refused, examine
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.judge import Judge
+from side_trainer.missing import Missing
 from side_trainer.rate import RateLimit
 from side_trainer.retained import Retained
 from side_trainer.seal import Seal
@@ -146,6 +147,7 @@ class Ingest:
         self._distrusted = False  # whether it was said that somebody poses as a trainer
         self._births: dict[tuple[str, str], Status] = {}
         self._judge = judge
+        self._missing = Missing()
         self._held_max_bytes = held_max_bytes
         self._rate = RateLimit(max_batches_per_s)
         self._limited: set[str] = set()
@@ -221,6 +223,7 @@ class Ingest:
             return None
         if isinstance(event, Disconnected):
             self._standing.disconnected()
+            self._missing.disconnected()
             self._metrics.broker_connected.set(0)
             self._broker_figures.clear()
             return None
@@ -240,6 +243,7 @@ class Ingest:
             return None
         self._metrics.messages_received.labels(Kind(uplink.kind)).inc()
         if uplink.kind == Kind.ACTIVATIONS.value:
+            self._warn_of(uplink, self._missing.on_batch(uplink.tier, uplink.device, time.monotonic()))
             return uplink
         if event.payload:
             self._on_report(uplink, event)
@@ -319,7 +323,10 @@ class Ingest:
         now = time.monotonic()
         try:
             if uplink.kind == Kind.TELEMETRY.value:
-                self._fleet.on_telemetry(uplink.tier, uplink.device, unpack(Telemetry, event.payload), now)
+                told = unpack(Telemetry, event.payload)
+                self._fleet.on_telemetry(uplink.tier, uplink.device, told, now)
+                why = self._missing.on_telemetry(uplink.tier, uplink.device, told.batches_sent, now)
+                self._warn_of(uplink, why)
                 return
             status = unpack(Status, event.payload)
             news = self._fleet.on_status(uplink.tier, uplink.device, status, now)
@@ -337,6 +344,11 @@ class Ingest:
                     *(uplink.device, uplink.tier, status.reason),
                     extra=_about(uplink),
                 )
+
+    @staticmethod
+    def _warn_of(uplink: Uplink, why: str) -> None:
+        if why:
+            _log.warning("device %s (%s) %s", uplink.device, uplink.tier, why, extra=_about(uplink))
 
     def _settle_job(self, now: float) -> None:
         """Let the job learn from births; those that the disk has no room for wait here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -59,6 +60,10 @@ def plan_for(backbone: Backbone, **changes: Any) -> Plan:
         flow=FlowPlan(window=4, retry_s=0.5),
     )
     return msgspec.structs.replace(plan, **changes)
+
+
+def _told_more(trainer: FakeTrainer, *, device: str, than: int) -> bool:
+    return trainer.telemetry[device].bytes_up > than
 
 
 class FakeTrainer:
@@ -177,6 +182,12 @@ class FakeTrainer:
         """Wait until ``what`` holds."""
         with self._changed:
             assert self._changed.wait_for(lambda: what(self), timeout_s), "waited in vain"
+
+    def wait_for_telemetry(self, device: str, times: int = 2) -> None:
+        """Wait until a device has reported so often: by the second time it has seen what was sent before."""
+        for _ in range(times):
+            before = self.telemetry[device].bytes_up
+            self.wait(partial(_told_more, device=device, than=before))
 
     def rows(self) -> int:
         """Distinct samples journaled."""

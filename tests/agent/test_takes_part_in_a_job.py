@@ -13,11 +13,11 @@ import pytest
 import edge_agent
 from broker_config.inprocess import InProcessBroker
 from contract.errors import BackboneError, BrokerError, ConfigError, DataError, StateError
-from contract.messages import ActivationBatch, refusal_digest
+from contract.messages import ActivationBatch, TrainerStatus, refusal_digest
 from contract.plan import FlowPlan, Rung, labels_id
 from contract.tensors import Codec, decode
 from contract.wire import TARGET_MESSAGE_BYTES, pack, unpack
-from edge_agent import plan_inbox
+from edge_agent import plan_inbox, write_check
 from edge_agent.backbone import Backbone, load_backbone
 from edge_agent.outbox import Outbox
 from tests.agent.fake_trainer import JOB, LABELS, TIER, FakeTrainer
@@ -61,6 +61,29 @@ def test_a_device_that_is_told_to_wait_says_so_keeps_its_batches_and_goes_on_whe
         trainer.receipts = True
         trainer.wait(lambda t: t.rows() == 30)
         trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 0)
+
+
+def test_batches_that_an_online_trainer_never_receipts_are_noticed_and_the_remedy_is_told(
+    broker: InProcessBroker,
+    trainer: FakeTrainer,
+    bert: Backbone,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(write_check, "UNANSWERED_S", 0.3)
+    trainer.receipts = False
+    trainer.publish_plan()
+    data = write_samples(tmp_path / "train.jsonl", 8)
+    with Running(broker, bert, tmp_path, data={"path": str(data)}):
+        trainer.wait(lambda t: t.rows() == 8)
+        trainer.wait_for_telemetry("pi-1", 6)  # so long as no trainer is known to be there, nothing is wrong
+        assert "no batch has been receipted" not in caplog.text
+        status = TrainerStatus(state="online", run=trainer.plan.run, epoch=1)
+        trainer.send(trainer.topics.trainer_status, status)
+        while "no batch has been receipted" not in caplog.text:
+            time.sleep(0.01)
+    assert "access list may not allow device 'pi-1' of tier 'generic' to write its activations" in caplog.text
 
 
 def test_what_is_uploaded_is_what_the_plan_asks_for(
