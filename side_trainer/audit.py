@@ -146,7 +146,7 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
             samples=len(fold.rows),
             checkpoint_digest=about.weights_digest,
             refold_digest=fold.digest(),
-            held_batches=journal.check_held(),
+            held_batches=journal.holding.check(),
         )
     finally:
         journal.close()

@@ -59,5 +59,5 @@ def _read_through(path: Path) -> int:
         offset = 0
         while records := journal.read(offset, limit=64):
             offset = records[-1].offset
-        journal.check_held()
+        journal.holding.check()
         return journal.tail

@@ -13,7 +13,8 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from contract.errors import ConfigError
-from side_trainer.journal import Held, Journal
+from side_trainer.holding import Held
+from side_trainer.journal import Journal
 
 State = Literal["quarantined", "excluded", "released"]
 STATES: Final[tuple[State, ...]] = get_args(State)
@@ -58,9 +59,9 @@ class Quarantine:
         """
         self._read()
         let_go: list[tuple[str, int]] = []
-        for device in self._journal.held():
+        for device in self._journal.holding.held():
             if self._states.get(device, "released") == "released":
-                let_go += self._journal.release(device)
+                let_go += self._journal.holding.release(device)
         return let_go
 
     def holds(self, device: str) -> bool:
@@ -68,7 +69,7 @@ class Quarantine:
         return self._states.get(device) in ("quarantined", "excluded")
 
     def _read(self) -> None:
-        self._states = {row[0]: _state(row[1]) for row in self._journal.verdicts()}
+        self._states = {row[0]: _state(row[1]) for row in self._journal.holding.verdicts()}
 
     @property
     def count(self) -> int:
@@ -80,13 +81,13 @@ class Quarantine:
         if device in self._states:
             return False
         # The operator may have decided since we looked, in another process.
-        noted = self._journal.set_verdict(device, "quarantined", reason, time.time(), replace=False)
+        noted = self._journal.holding.set_verdict(device, "quarantined", reason, time.time(), replace=False)
         self._read()
         return noted
 
     def decide(self, device: str, state: State, reason: str) -> None:
         """Note a decision."""
-        self._journal.set_verdict(device, state, reason, time.time())
+        self._journal.holding.set_verdict(device, state, reason, time.time())
         self._states[device] = state
 
     def order(self, device: str, state: State, reason: str) -> None:
@@ -104,7 +105,7 @@ class Quarantine:
 
 def judgements(journal: Journal) -> list[Judgement]:
     """All of them, by device."""
-    held = journal.held()
+    held = journal.holding.held()
     return [
         Judgement(
             device=device,
@@ -115,7 +116,7 @@ def judgements(journal: Journal) -> list[Judgement]:
             held_samples=kept.samples,
             held_bytes=kept.bytes,
         )
-        for device, state, reason, since in journal.verdicts()
+        for device, state, reason, since in journal.holding.verdicts()
         for kept in [held.get(device, _NOTHING)]
     ]
 

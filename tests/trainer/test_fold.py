@@ -85,13 +85,13 @@ def test_torch_randomness_outside_does_not_leak_in_nor_out(journal: Journal, tmp
 def test_a_damaged_journal_is_told_and_not_folded(journal: Journal, tmp_path: Path) -> None:
     filled(journal, tmp_path, batches=4, idle=False)
     batch = journal.batches(journal.tail)[1][0]
-    journal._db.execute("UPDATE records SET payload = x'80' WHERE offset = ?", (batch,))
+    journal.db.execute("UPDATE records SET payload = x'80' WHERE offset = ?", (batch,))
     with pytest.raises(StateError, match=f"record {batch} has changed; restore"):
         fold_all(journal, Fold(journal))
-    journal._db.execute("UPDATE records SET digest = NULL WHERE offset = ?", (batch,))
+    journal.db.execute("UPDATE records SET digest = NULL WHERE offset = ?", (batch,))
     with pytest.raises(StateError, match=f"record {batch} cannot be folded"):
         fold_all(journal, Fold(journal))
-    journal._db.execute("DELETE FROM records WHERE offset = ?", (batch,))
+    journal.db.execute("DELETE FROM records WHERE offset = ?", (batch,))
     with pytest.raises(StateError, match=f"record {batch} is missing"):
         fold_all(journal, Fold(journal))
 

@@ -108,21 +108,21 @@ def test_reading_what_is_no_journal_says_so(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_an_error_that_leaves_the_journal_usable(journal: Journal) -> None:
     put(journal, 1)
-    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
-    journal._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+    pages = journal.db.execute("PRAGMA page_count").fetchone()[0]
+    journal.db.execute(f"PRAGMA max_page_count = {pages + 1}")
     with pytest.raises(StateError, match="cannot be written to"), journal.transaction():
         journal.append_batch(
             b"x" * 10**6, tier="t", device="d", stream=STREAM, sequence=2, floor=1, samples=1
         )
     assert journal.tail == 1 and watermark(journal) == 1
-    journal._db.execute("PRAGMA max_page_count = 1000000")
+    journal.db.execute("PRAGMA max_page_count = 1000000")
     assert put(journal, 2) and watermark(journal) == 2
 
 
 def test_a_byte_that_changed_on_the_disk_is_noticed(tmp_path: Path) -> None:
     journal = Journal(tmp_path / FILE_NAME)
     put(journal, 1)
-    journal._db.execute("UPDATE records SET payload = x'6f'")
+    journal.db.execute("UPDATE records SET payload = x'6f'")
     with pytest.raises(StateError, match="record 1 has changed; restore"):
         journal.read(0)
     journal.close()

@@ -21,9 +21,10 @@ from contract.wire import pack, unpack
 from side_trainer.audit import decide, quarantined, read_state, verify
 from side_trainer.config import TierConfig
 from side_trainer.fold import Fold
+from side_trainer.holding import Held
 from side_trainer.inbox import MAX_ACTIVATION, Refused, admit, row_means
 from side_trainer.job import Job
-from side_trainer.journal import FILE_NAME, Held, Journal
+from side_trainer.journal import FILE_NAME, Journal
 from side_trainer.quarantine import Quarantine, judgements
 from side_trainer.rate import RateLimit
 from side_trainer.rebuild import rebuild
@@ -225,11 +226,11 @@ def test_what_is_held_is_not_journaled_twice_and_counts_for_the_watermark(
             )
     state = journal.stream(device.stream)
     assert state is not None and (state.watermark, state.batches) == (3, 1)
-    assert journal.held()[device.name][:2] == (2, 16)
+    assert journal.holding.held()[device.name][:2] == (2, 16)
     held.decide(device.name, "released", "by a test")
     assert held.refresh() == [("big", 8), ("big", 8)]
     assert (
-        journal.held() == {}
+        journal.holding.held() == {}
         and not append(journal, device, batches[2])
         and append(journal, device, batches[3])
     )
@@ -265,9 +266,9 @@ def test_what_is_held_has_a_bound_and_what_is_there_already_is_receipted_beyond_
         held_batch(journal, device, second, room)
     state = journal.stream(device.stream)
     assert state is not None and state.watermark == 1
-    assert journal.held() == {device.name: Held(1, 8, len(pack(first)))}
-    journal.release(device.name)
-    assert journal.held_bytes == 0 and held_batch(journal, device, second, room)
+    assert journal.holding.held() == {device.name: Held(1, 8, len(pack(first)))}
+    journal.holding.release(device.name)
+    assert journal.holding.size_bytes == 0 and held_batch(journal, device, second, room)
 
 
 def test_a_held_batch_that_changed_on_the_disk_is_found_by_verify_and_not_released(
@@ -290,7 +291,7 @@ def test_a_held_batch_that_changed_on_the_disk_is_found_by_verify_and_not_releas
         contextlib.closing(Journal(tmp_path / FILE_NAME)) as journal,
         pytest.raises(StateError, match="held batch 1 has changed"),
     ):
-        journal.release(device.name)
+        journal.holding.release(device.name)
 
 
 def test_a_quarantined_device_that_finds_no_room_is_told_to_wait_and_goes_on_when_it_is_released(
@@ -370,9 +371,8 @@ def test_a_rebuild_gives_the_weights_of_a_job_that_never_had_the_device(tmp_path
     assert (done.batches, done.samples) == (4, 32)
     again = Journal(tmp_path / "with" / FILE_NAME)
     assert fold_all(again, Fold(again)).digest() == digests["never"]
-    assert (
-        again.held()["dev-2"][:2] == (4, 32) and again.check_held() == 4 and Quarantine(again).holds("dev-2")
-    )
+    assert again.holding.held()["dev-2"][:2] == (4, 32) and again.holding.check() == 4
+    assert Quarantine(again).holds("dev-2")
     assert again.version_base == done.version_base > again.tail
     again.close()
     old = Journal(Path(done.kept), read_only=True)

@@ -1,0 +1,68 @@
+"""What a journal remembers beside its records: small facts of the trainer that writes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+
+from side_trainer.journal_file import JournalFile
+
+
+class JournalFacts(JournalFile):
+    """The file with its facts by name."""
+
+    @property
+    def version_base(self) -> int:
+        """What a weights version counts beside records: raised by a rebuild, so that versions only rise."""
+        with self.reading():
+            return int(self.meta("version_base", "0"))
+
+    def next_epoch(self) -> int:
+        """Count a start of the trainer; return how many there have been."""
+        with self.reading():
+            epoch = int(self.meta("epoch")) + 1
+            self.set_meta("epoch", str(epoch))
+            return epoch
+
+    @property
+    def fence(self) -> int:
+        """The highest fence that a trainer of this journal ever had."""
+        with self.reading():
+            return int(self.meta("fence", "0"))
+
+    @fence.setter
+    def fence(self, fence: int) -> None:
+        self.set_meta("fence", str(fence))
+
+    @property
+    def published(self) -> dict[int, dict[str, int]]:
+        """Weights versions that may be on the broker, with their chunks by tier; the highest is the last."""
+        with self.reading():
+            return {int(version): chunks for version, chunks in json.loads(self.meta("published")).items()}
+
+    def set_published(self, versions: dict[int, dict[str, int]]) -> None:
+        """Note versions before they are published, so that a restart can tidy up and never goes back."""
+        with self.lock:
+            self.set_meta("published", json.dumps(versions))
+
+    @property
+    def policies(self) -> dict[str, frozenset[str]]:
+        """By tier, the token-sampling policies that its plans have had."""
+        with self.reading():
+            return {tier: frozenset(names) for tier, names in json.loads(self.meta("policies", "{}")).items()}
+
+    @policies.setter
+    def policies(self, policies: Mapping[str, AbstractSet[str]]) -> None:
+        self.set_meta("policies", json.dumps({tier: sorted(names) for tier, names in policies.items()}))
+
+    @property
+    def plan_revision(self) -> int:
+        """The highest plan revision ever published from this journal."""
+        with self.reading():
+            return int(self.meta("plan_revision"))
+
+    @plan_revision.setter
+    def plan_revision(self, revision: int) -> None:
+        with self.lock:
+            self.set_meta("plan_revision", str(revision))
