@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,26 +25,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
 from benchmarks.memory import Memory
+from benchmarks.program import names_of, run_program, teller
 from benchmarks.result import Measured, about_this_run, write_json
 from benchmarks.rows import ROWS, Bench, Options
 from benchmarks.table import accuracy_table, equal_accuracy, gap_text, gaps
 from benchmarks.workload import parse_backbone, parse_tiers, read_workload
-from contract.errors import SidestreamError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return the exit code."""
-    args = _parser().parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        print(_run(args))
-    except SidestreamError as exc:
-        print(f"accuracy: {exc}", file=sys.stderr)
-        return 1
-    return 0
+    return run_program(_parser(), _run, arguments)
 
 
 def _run(args: argparse.Namespace) -> str:
+    torch.set_num_threads(1)
     work = read_workload(
         args.train,
         args.eval,
@@ -63,11 +56,7 @@ def _run(args: argparse.Namespace) -> str:
         full_epochs=args.full_epochs,
         deepest_only=args.deepest_only,
     )
-    about, started = about_this_run(), time.monotonic()
-
-    def tell(text: str) -> None:
-        print(f"{time.monotonic() - started:6.0f} s  {text}", file=sys.stderr, flush=True)
-
+    about, tell = about_this_run(), teller()
     results: list[Measured] = []
     memory = Memory(work, tell)
     with tempfile.TemporaryDirectory(prefix="sidestream-accuracy-") as folder:
@@ -101,13 +90,6 @@ def _write(
     )
 
 
-def _rows(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := sorted(set(names) - set(ROWS)):
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: no such row; there are {', '.join(ROWS)}")
-    return names
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="accuracy", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
@@ -126,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TIER=BACKBONE",
         help="a tier with a backbone of its own, such as one that benchmarks/narrow.py made",
     )
-    add("--rows", type=_rows, default=",".join(ROWS), metavar="ROW,…", help=", ".join(ROWS))
+    add("--rows", type=names_of(ROWS), default=",".join(ROWS), metavar="ROW,…", help=", ".join(ROWS))
     add("--max-samples", type=int, default=0, help="use so many training samples only")
     add("--churn", action="store_true", help="devices of the fleet leave, join, and differ tenfold in speed")
     add("--rounds", type=int, default=8, help="of FedAvg")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.classifier import Classifier, loss_of, with_all, with_lora
-from benchmarks.fleet_run import Tell
+from benchmarks.program import Tell
 from benchmarks.workload import Workload
 from edge_agent.backbone import load_backbone
 from sidestream.shards import Example

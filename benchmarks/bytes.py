@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a f
 from benchmarks.central import TierFeatures, run_central
 from benchmarks.drawing import drawing
 from benchmarks.evaluator import Evaluator
-from benchmarks.fleet_run import Tell
 from benchmarks.frontier import (
     LIMITS,
     REFERENCE,
@@ -40,10 +38,11 @@ from benchmarks.frontier import (
     lines_of,
     parse_point,
 )
+from benchmarks.program import Tell, run_program, teller
 from benchmarks.recall import RecallingBackbone
 from benchmarks.result import about_this_run, write_json
 from benchmarks.workload import Workload, read_workload
-from contract.errors import ConfigError, SidestreamError
+from contract.errors import ConfigError
 from contract.plan import tap_layers
 from edge_agent.backbone import Backbone, shared_backbone
 from side_trainer.config import TierConfig
@@ -142,17 +141,11 @@ def _kib(line: Line) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return the exit code."""
-    args = _parser().parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        print(_run(args))
-    except SidestreamError as exc:
-        print(f"bytes: {exc}", file=sys.stderr)
-        return 1
-    return 0
+    return run_program(_parser(), _run, arguments)
 
 
 def _run(args: argparse.Namespace) -> str:
+    torch.set_num_threads(1)
     for option, path in (("--json", args.json), ("--plot", args.plot)):
         if path and not path.parent.is_dir():
             raise ConfigError(option, f"there is no folder {path.parent}; make it first")
@@ -161,11 +154,7 @@ def _run(args: argparse.Namespace) -> str:
     work = read_workload(
         args.train, args.eval, tiers={_TIER: 0}, backbone=args.backbone, max_samples=args.max_samples
     )
-    about, started = about_this_run(), time.monotonic()
-
-    def tell(text: str) -> None:
-        print(f"{time.monotonic() - started:6.0f} s  {text}", file=sys.stderr, flush=True)
-
+    about, tell = about_this_run(), teller()
     known = {(one.point, one.seed) for one in results}
     todo = {
         point: [seed for seed in args.seeds if (str(point), seed) not in known]

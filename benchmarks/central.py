@@ -19,7 +19,8 @@ import torch
 
 from benchmarks.evaluator import Load
 from benchmarks.fleet import FleetDevice
-from benchmarks.fleet_run import FleetRun, Tell, run_fleet
+from benchmarks.fleet_run import FleetRun, run_fleet
+from benchmarks.program import Tell
 from benchmarks.workload import Workload
 from contract.messages import Status
 from contract.plan import Plan

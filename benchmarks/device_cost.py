@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a f
 
 from benchmarks.lm_steps import LM_STEPS
 from benchmarks.probe import Cost, ProbeError, Request, measure
+from benchmarks.program import teller
 from benchmarks.result import about_this_run, write_json
 from benchmarks.shapes import SHAPES, random_texts
 from benchmarks.steps import STEPS
@@ -39,12 +39,8 @@ _HEADINGS: Final = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return the exit code."""
     args = _parser().parse_args(arguments)
-    about, started = about_this_run(), time.monotonic()
+    about, tell = about_this_run(), teller()
     costs: dict[tuple[str, int, str], Cost] = {}
-
-    def tell(text: str) -> None:
-        print(f"{time.monotonic() - started:6.0f} s  {text}", file=sys.stderr, flush=True)
-
     for shape in args.shapes:
         for tokens in args.seq:
             for method in args.methods:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.fleet import FleetDevice
 from benchmarks.metered import Meter, MeteredBackbone, MeteredModel, Turns
 from benchmarks.onlooker import Onlooker
+from benchmarks.program import Tell
 from benchmarks.workload import JOB, write_examples
 from broker_config.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
@@ -32,7 +33,6 @@ from side_trainer.trainer import run_trainer
 
 _TELL_EVERY_S = 10.0
 _START_S = 60.0
-Tell = Callable[[str], None]
 
 
 @dataclass(kw_only=True)

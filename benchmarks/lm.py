@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,31 +26,21 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
 from benchmarks.lm_data import read_lm_workload, trainer_settings
-from benchmarks.lm_pretrain import PretrainSettings, Tell, pretrained, read_text
+from benchmarks.lm_pretrain import PretrainSettings, pretrained, read_text
 from benchmarks.lm_rows import ROWS, LmBench, LmOptions
 from benchmarks.lm_table import LmMeasured, fleet_over_central, gap_closed, lm_table
+from benchmarks.program import Tell, names_of, run_program, teller
 from benchmarks.result import about_this_run, write_json
-from contract.errors import SidestreamError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return the exit code."""
-    args = _parser().parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    try:
-        print(_run(args))
-    except SidestreamError as exc:
-        print(f"lm: {exc}", file=sys.stderr)
-        return 1
-    return 0
+    return run_program(_parser(), _run, arguments)
 
 
 def _run(args: argparse.Namespace) -> str:
-    about, started = about_this_run(), time.monotonic()
-
-    def tell(text: str) -> None:
-        print(f"{time.monotonic() - started:6.0f} s  {text}", file=sys.stderr, flush=True)
-
+    torch.set_num_threads(args.threads)
+    about, tell = about_this_run(), teller()
     read_text(args.adapt)  # what may be wrong, before anything that takes long
     trainer_settings("none yet", args.max_tokens, dict(args.set))
     backbone, model = _model(args, tell)
@@ -119,13 +108,6 @@ def _write(
     )
 
 
-def _rows(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := sorted(set(names) - set(ROWS)):
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: no such row; there are {', '.join(ROWS)}")
-    return names
-
-
 def _setting(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -141,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--backbone", metavar="MODEL", help="adapt this model instead of pretraining one")
     add("--adapt", type=Path, required=True, metavar="FILE", help="plain text to adapt to")
     add("--devices", type=int, default=8, help="that the text is dealt out to")
-    add("--rows", type=_rows, default=",".join(ROWS), metavar="ROW,…", help=", ".join(ROWS))
+    add("--rows", type=names_of(ROWS), default=",".join(ROWS), metavar="ROW,…", help=", ".join(ROWS))
     add("--seeds", type=int, nargs="+", default=[0], help="of the order and the learner")
     add("--share", type=float, default=1.0, help="adapt to so much of the text only")
     add("--max-tokens", type=int, default=128, help="tokens of a window")

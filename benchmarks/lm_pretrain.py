@@ -9,7 +9,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.program import Tell
 from benchmarks.wikitext import as_written
 from contract.errors import DataError
 from host.state_dir import write_atomically
 
-Tell = Callable[[str], None]
 _END: Final = "<|endoftext|>"
 _HELD_OUT: Final = 0.02
 _ABOUT: Final = "pretraining.json"

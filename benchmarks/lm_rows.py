@@ -13,11 +13,12 @@ import numpy as np
 
 from benchmarks.evaluator import plan_of, trainable
 from benchmarks.fleet import FleetDevice
-from benchmarks.fleet_run import Tell, run_fleet
+from benchmarks.fleet_run import run_fleet
 from benchmarks.lm_data import TIER, LmWorkload
 from benchmarks.lm_table import LmMeasured
 from benchmarks.lm_tuned import BATCH, LmTuned, Tuner
 from benchmarks.probe import ProbeError, Request, measure
+from benchmarks.program import Tell
 from contract.side_network import from_bundle
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.adopted import Kept

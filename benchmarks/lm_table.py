@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from benchmarks.table import render
+from benchmarks.table import mean_of, render
 
 _HEADINGS = (
     *("method", "perplexity", "gap closed", "trainable", "device CPU s", "peak MiB"),
@@ -87,13 +87,8 @@ def _line(name: str, results: Sequence[LmMeasured]) -> list[str]:
         f"{seeds[0].trainable:,}",
         f"{mean(one.device_cpu_s for one in seeds):.0f}",
         "-" if peak is None else f"{peak / 2**20:.0f}",
-        _bytes([one.up_per_token for one in seeds]),
-        _bytes([one.down_per_token for one in seeds]),
+        mean_of([one.up_per_token for one in seeds]),
+        mean_of([one.down_per_token for one in seeds]),
         f"{mean(one.forwards for one in seeds):.2f}",
         f"{mean(one.backwards for one in seeds):.2f}",
     ]
-
-
-def _bytes(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{mean(known):,.0f}" if known else "-"

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.baselines import schedule
-from benchmarks.fleet_run import Tell
 from benchmarks.lm_data import LmWorkload
 from benchmarks.lora import add_lora
 from benchmarks.metered import count_targets
+from benchmarks.program import Tell
 from contract.tasks import NO_TARGET
 from edge_agent.language_model import LanguageModel
 from edge_agent.saved_model import read_model

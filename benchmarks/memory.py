@@ -6,8 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.fleet_run import Tell
 from benchmarks.probe import ProbeError, Request, measure
+from benchmarks.program import Tell
 from benchmarks.workload import Workload
 
 _METHODS: Final = {"lora": "lora", "fedavg-lora": "lora", "full": "full"}

@@ -14,7 +14,8 @@ from benchmarks import baselines
 from benchmarks.central import TierFeatures, run_central
 from benchmarks.evaluator import Evaluator, trainable
 from benchmarks.fleet import make_fleet
-from benchmarks.fleet_run import FleetRun, Tell, run_fleet
+from benchmarks.fleet_run import FleetRun, run_fleet
+from benchmarks.program import Tell
 from benchmarks.result import Measured
 from benchmarks.workload import Workload
 from contract.quality import tally_labels

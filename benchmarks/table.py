@@ -24,6 +24,12 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def mean_of(values: Sequence[float | None], *, unit: float = 1) -> str:
+    """The mean of those that are known, in units; a dash where none is."""
+    known = [value for value in values if value is not None]
+    return f"{mean(known) / unit:,.0f}" if known else "-"
+
+
 def accuracy_table(results: Sequence[Measured]) -> str:
     """One line a method, over its seeds; beneath, accuracy by round where there are rounds."""
     names = list(dict.fromkeys(result.row for result in results))
@@ -129,13 +135,8 @@ def _line(name: str, seeds: Sequence[Measured]) -> list[str]:
         f"{seeds[0].trainable:,}",
         f"{mean(one.device_cpu_s for one in seeds):.1f}",
         "-" if peak is None else f"{peak / 2**20:.0f}",
-        _kib([one.bytes_up for one in seeds]),
-        _kib([one.bytes_down for one in seeds]),
+        mean_of([one.bytes_up for one in seeds], unit=1024),
+        mean_of([one.bytes_down for one in seeds], unit=1024),
         f"{mean(one.forwards for one in seeds):.2f}",
         f"{mean(one.backwards for one in seeds):.2f}",
     ]
-
-
-def _kib(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{mean(known) / 1024:,.0f}" if known else "-"

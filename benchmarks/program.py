@@ -1,0 +1,53 @@
+"""What the benchmarks' programs share: how they begin, tell how it goes and end, and which rows they take."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeAlias
+
+from contract.errors import SidestreamError
+
+Tell: TypeAlias = Callable[[str], None]
+"""Given lines of progress."""
+
+
+def run_program(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], str],
+    arguments: Sequence[str] | None,
+) -> int:
+    """Print what ``run`` has to say, or in one line what is wrong; return the exit code."""
+    args = parser.parse_args(arguments)
+    try:
+        print(run(args))
+    except SidestreamError as exc:
+        print(f"{parser.prog}: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def teller() -> Tell:
+    """Lines of progress on standard error, each with the seconds that have passed by then."""
+    started = time.monotonic()
+
+    def tell(text: str) -> None:
+        print(f"{time.monotonic() - started:6.0f} s  {text}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def names_of(rows: Collection[str]) -> Callable[[str], list[str]]:
+    """The type of an argument: some of ``rows``, with commas between them."""
+
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := sorted(set(found) - set(rows)):
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(unknown)}: no such row; there are {', '.join(rows)}"
+            )
+        return found
+
+    return names
