@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, nargs="+", default=[0], help="of the order and the learner")
     add("--share", type=float, default=1.0, help="adapt to so much of the text only")
     add("--max-tokens", type=int, default=128, help="tokens of a window")
-    add("--pretrain-minutes", type=float, default=30.0, help="processor time, all threads together")
+    add("--pretrain-minutes", type=float, default=6.0, help="processor time, all threads together")
     add("--vocabulary", type=int, default=4096, help="of the tokenizer")
     add("--width", type=int, default=256, help="hidden size of the model, a multiple of 64 or less")
     add("--layers", type=int, default=6, help="depth of the model")

@@ -36,8 +36,8 @@ _TELL_EVERY_S: Final = 10.0
 class PretrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything, besides the text, that decides the model."""
 
-    minutes: float = 30.0
-    """Processor time of all threads together: 30 are a quarter of an hour of two cores."""
+    minutes: float = 6.0
+    """Processor time of all threads together: 6 are three minutes of two cores."""
     vocabulary: int = 4096
     """Tokens of the byte-level BPE tokenizer."""
     width: int = 256
