@@ -29,13 +29,10 @@ from contract.errors import (
 from contract.messages import (
     ActivationBatch,
     Flow,
-    Receipt,
-    Rejection,
     Status,
     Telemetry,
     TrainerClaim,
     TrainerStatus,
-    refusal_digest,
 )
 from contract.plan import Plan
 from contract.tensors import Floats
@@ -44,25 +41,24 @@ from contract.wire import pack, unpack
 from host.trace import Trace
 from metrics.board import Board
 from metrics.broker_figures import BrokerFigures
-from metrics.catalogue import Content, Kind, Reason, TrainerMetrics, total, values
+from metrics.catalogue import Kind, Reason, TrainerMetrics
 from metrics.fleet import Fleet
-from metrics.telemetry import FleetExporter
-from metrics.view import RefusalView, RefusedView, TrainerView
 from side_trainer.config import TrainerConfig
+from side_trainer.downlink import Downlink
+from side_trainer.figures import Figures
 from side_trainer.gate import Gate
 from side_trainer.inbox import Inbox, Refused, examine
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.judge import Judge
 from side_trainer.missing import Missing
-from side_trainer.rate import RateLimit
+from side_trainer.refusals import Refusals
 from side_trainer.retained import Retained
 from side_trainer.seal import Seal
 from side_trainer.standing import Standing
 
 _log = logging.getLogger(__name__)
 _EXPORT_EVERY_S: Final = 1.0
-_REJECTIONS_LOGGED: Final = 20
 _STORAGE_RETRY_S: Final = 5.0
 _REPAIR_EVERY_S: Final = 5.0
 _ANSWER_EVERY_S: Final = 0.2
@@ -132,7 +128,6 @@ class Ingest:
         self._inbox = inbox
         self._fleet = fleet
         self._metrics = metrics
-        self._board = board
         self._broker_figures = broker_figures
         self._retained = retained
         self._seal = seal
@@ -140,7 +135,20 @@ class Ingest:
         self._learner_woken = learner_woken
         self._trace = trace
         self._topics = Topics(job.plan.job)
-        self._exporter = FleetExporter(metrics, job.plan.task)
+        self._downlink = Downlink(transport, self._topics, journal, standing, metrics)
+        self._refusals = Refusals(
+            self._downlink, self._topics, board, metrics, max_batches_per_s=max_batches_per_s
+        )
+        self._figures = Figures(
+            journal=journal,
+            inbox=inbox,
+            fleet=fleet,
+            transport=transport,
+            board=board,
+            metrics=metrics,
+            task=job.plan.task,
+            held=judge.holds,
+        )
         self._exported = 0.0
         self._told: TrainerStatus | None = None
         self._answered = -_ANSWER_EVERY_S
@@ -149,9 +157,6 @@ class Ingest:
         self._judge = judge
         self._missing = Missing()
         self._held_max_bytes = held_max_bytes
-        self._rate = RateLimit(max_batches_per_s)
-        self._limited: set[str] = set()
-        self._rejections = 0
         self._paused = False
         self._connections = 0
         self._plan_due = False
@@ -185,10 +190,8 @@ class Ingest:
             uplink = self._route(event)
             if uplink is not None:
                 assert isinstance(event, Received)
-                if self._rate.allows(uplink.device, arrived):
+                if not self._refusals.drops(uplink, arrived):
                     batches.append((uplink, event))
-                else:
-                    self._limit(uplink)
         self._stand(arrived)
         self._settle_job(arrived)  # births come before the batches that go by what they settle
         if not self._standing.active:  # the devices send again what finds no room here
@@ -239,7 +242,7 @@ class Ingest:
         try:
             uplink = self._topics.parse_uplink(event.topic)
         except DecodeError as exc:
-            self._reject(None, event, Reason.UNDECODABLE, str(exc))
+            self._refusals.reject(None, event, Reason.UNDECODABLE, str(exc))
             return None
         self._metrics.messages_received.labels(Kind(uplink.kind)).inc()
         if uplink.kind == Kind.ACTIVATIONS.value:
@@ -299,7 +302,7 @@ class Ingest:
 
     def _tell_status(self) -> None:
         status = self._status()
-        if status != self._told and self._send(
+        if status != self._told and self._downlink.send(
             self._topics.trainer_status, self._seal.status(status), retain=True
         ):
             self._told = status
@@ -331,9 +334,9 @@ class Ingest:
             status = unpack(Status, event.payload)
             news = self._fleet.on_status(uplink.tier, uplink.device, status, now)
         except DecodeError as exc:
-            self._reject(uplink, event, Reason.UNDECODABLE, str(exc))
+            self._refusals.reject(uplink, event, Reason.UNDECODABLE, str(exc))
         except MismatchError as exc:
-            self._reject(uplink, event, Reason.UNKNOWN_TIER, str(exc))
+            self._refusals.reject(uplink, event, Reason.UNKNOWN_TIER, str(exc))
         else:
             if news and status.state == "online":
                 _log.info("device %s (%s) is online", uplink.device, uplink.tier, extra=_about(uplink))
@@ -375,7 +378,7 @@ class Ingest:
             try:
                 batch, means = examine(event.payload, uplink.tier, self.plan, self._job.policies)
             except Refused as exc:
-                self._refuse(uplink, event, exc)
+                self._refusals.refuse(uplink, event, exc)
                 continue
             admitted.append(_Admitted(uplink, event, batch, means))
         if not admitted:
@@ -390,7 +393,7 @@ class Ingest:
         if self._paused:
             self._pause(False)
         for uplink, stream in {(one.uplink, one.batch.stream): None for one in journaled}:
-            self._send_receipt(uplink, stream)
+            self._downlink.receipt(uplink, stream)
         taken = [f"{one.uplink.device} {one.batch.sequence}" for one in journaled]
         self._trace.add("ingest", "ingest", began, batches=taken)
         self._learner_woken(False)
@@ -414,7 +417,7 @@ class Ingest:
                         held_max_bytes=self._held_max_bytes,
                     )
                 except MismatchError as exc:
-                    self._reject(uplink, one.event, Reason.MISMATCH, str(exc), batch)
+                    self._refusals.reject(uplink, one.event, Reason.MISMATCH, str(exc), batch)
                     continue
                 except NoRoomError:
                     unkept.append(one)
@@ -422,7 +425,7 @@ class Ingest:
                 settled.append(one)
                 fresh.append(new)
         for one in unkept:
-            self._have_wait(one)
+            self._refusals.have_wait(one.uplink, one.event, one.batch, self._held_max_bytes)
         for one, new in zip(settled, fresh, strict=True):
             tier = one.uplink.tier
             self._metrics.up_bytes.labels(tier).inc(len(one.event.payload))
@@ -433,32 +436,6 @@ class Ingest:
                 self._metrics.samples_journaled.labels(tier).inc(len(one.batch.sample_ids))
                 self._judge.on_batch(tier, one.uplink.device, one.batch, one.means)
         return settled
-
-    def _send_receipt(self, uplink: Uplink, stream: str) -> None:
-        state = self._journal.stream(stream)
-        assert state is not None
-        self._send_to(uplink, Receipt(stream=stream, upto=state.watermark, fence=self._standing.fence))
-
-    def _have_wait(self, one: _Admitted) -> None:
-        """Tell a quarantined device to keep what finds no room here."""
-        why = (
-            f"{one.uplink.device} is quarantined, and there is no room for more of what such devices send: "
-            f"release it, or raise quarantine_max_mib = {self._held_max_bytes >> 20}"
-        )
-        self._reject(one.uplink, one.event, Reason.QUARANTINE, why, one.batch)
-        state = self._journal.stream(one.batch.stream)
-        receipt = Receipt(
-            stream=one.batch.stream,
-            upto=state.watermark if state else 0,
-            reason=why,
-            fence=self._standing.fence,
-            wait=True,
-        )
-        self._send_to(one.uplink, receipt)
-
-    def _send_to(self, uplink: Uplink, receipt: Receipt) -> None:
-        topic = self._topics.receipt(uplink.tier, uplink.device)
-        self._send(topic, pack(receipt), retain=True, tier=uplink.tier)
 
     def _on_storage_failure(self, exc: StateError) -> None:
         """Nothing was receipted, so nothing is lost: the devices keep it. Ask them to wait, and try again."""
@@ -478,13 +455,6 @@ class Ingest:
         except StateError as exc:
             self._on_storage_failure(exc)
 
-    def _limit(self, uplink: Uplink) -> None:
-        """Drop a message of a device that sends too many; an honest one repeats it."""
-        self._metrics.messages_rejected.labels(Kind(uplink.kind), Reason.RATE).inc()
-        if uplink.device not in self._limited and len(self._limited) < _REJECTIONS_LOGGED:
-            self._limited.add(uplink.device)
-            _log.warning("device %s sends more than max_batches_per_s; the rest is dropped", uplink.device)
-
     def _follow_operator(self) -> None:
         """Do what was decided on the command line meanwhile."""
         try:
@@ -497,74 +467,18 @@ class Ingest:
             self._metrics.samples_journaled.labels(tier).inc(samples)
         self._metrics.quarantined.set(self._judge.count)
 
-    # --- refusals ------------------------------------------------------------------------------------
-
-    def _refuse(self, uplink: Uplink, event: Received, refusal: Refused) -> None:
-        self._reject(uplink, event, refusal.reason, str(refusal), refusal.batch)
-        if refusal.batch is None:
-            return
-        state = self._journal.stream(refusal.batch.stream)
-        receipt = Receipt(
-            stream=refusal.batch.stream,
-            upto=state.watermark if state else 0,
-            refused_sequence=refusal.batch.sequence,
-            refused_digest=refusal_digest(refusal.batch),
-            reason=str(refusal)[:500],
-            fence=self._standing.fence,
-        )
-        self._send_to(uplink, receipt)
-
-    def _reject(
-        self,
-        uplink: Uplink | None,
-        event: Received,
-        reason: Reason,
-        text: str,
-        batch: ActivationBatch | None = None,
-    ) -> None:
-        """Count a refused message and tell the operators; its content goes nowhere."""
-        kind = Kind(uplink.kind) if uplink else Kind.ACTIVATIONS
-        self._metrics.messages_rejected.labels(kind, reason).inc()
-        self._rejections += 1
-        if self._rejections <= _REJECTIONS_LOGGED:
-            about = {"kind": kind.value, "reason": reason.value}
-            _log.warning("refused a message on %s: %s", event.topic[:200], text, extra=about)
-        if self._rejections == _REJECTIONS_LOGGED:
-            _log.warning(
-                "further refusals are counted in the metrics and published below rejected/, not logged"
-            )
-        if uplink is None:
-            return
-        self._board.refuse(
-            RefusalView(
-                at_unix_s=round(time.time(), 1),
-                tier=uplink.tier,
-                device=uplink.device,
-                kind=kind.value,
-                reason=f"{reason.value}: {text}"[:200],
-            )
-        )
-        rejection = Rejection(
-            kind=kind.value,
-            reason=f"{reason.value}: {text}"[:500],
-            size_bytes=len(event.payload),
-            stream=batch.stream if batch else "",
-            sequence=batch.sequence if batch else 0,
-        )
-        self._send(self._topics.rejected(uplink.tier, uplink.device), pack(rejection))
-
     # --- announcements -------------------------------------------------------------------------------
 
     def _announce_plan(self) -> None:
         plan = self._seal.plan(msgspec.structs.replace(self.plan, fence=self._standing.fence))
         self._retained.publishing(self._topics.plan, plan)
-        self._plan_due = not self._send(self._topics.plan, plan, retain=True)
+        self._plan_due = not self._downlink.send(self._topics.plan, plan, retain=True)
         self._learner_woken(False)
 
     def _announce_flow(self) -> None:
         flow = pack(Flow(window=self.plan.flow.window, pause=self._paused))
         for tier in self.plan.tiers:
-            self._send(self._topics.flow(tier), flow, retain=True, tier=tier)
+            self._downlink.send(self._topics.flow(tier), flow, retain=True, tier=tier)
 
     def throttle(self, behind: bool) -> None:
         """Pause the devices, or let them go on."""
@@ -575,21 +489,6 @@ class Ingest:
         self._paused = pause
         self._announce_flow()
 
-    def _send(self, topic: str, payload: bytes, *, retain: bool = False, tier: str = "") -> bool:
-        """Publish; what cannot be sent now is sent again after the next connection, or on the next repeat.
-
-        Returns:
-            Whether the broker has it, or will have.
-        """
-        try:
-            self._transport.publish(topic, payload, retain=retain)
-        except BrokerError as exc:
-            _log.debug("not sent to %s: %s", topic, exc)
-            return False
-        if tier:
-            self._metrics.down_bytes.labels(tier, Content.CONTROL).inc(len(payload))
-        return True
-
     def _export(self, now: float) -> None:
         """Bring the metrics and the trainer's retained status up to date."""
         self._exported = now
@@ -597,45 +496,7 @@ class Ingest:
         if self._plan_due:
             self._announce_plan()
         self._tell_status()
-        status = self._status()
-        metrics, dropped = self._metrics, self._inbox.dropped
-        metrics.inbox_messages.set(len(self._inbox))
-        metrics.inbox_dropped.inc(dropped - total(metrics.inbox_dropped))
-        metrics.journal_bytes.set(self._journal.size_bytes())
-        published = max(self._journal.published, default=0)
-        summaries = self._exporter.update(self._fleet, version=published, now=now)
-        self._online = {name: tier.devices_online for name, tier in summaries.items()}
-        self._board.update(
-            self._fleet,
-            summaries,
-            self._trainer_view(status, published),
-            now=now,
-            unix_s=time.time(),
-            held=self._judge.holds,
-        )
-
-    def _trainer_view(self, status: TrainerStatus, published: int) -> TrainerView:
-        metrics = self._metrics
-        refused = values(metrics.messages_rejected)
-        return TrainerView(
-            connected=self._transport.connected,
-            version=status.version,
-            published=published,
-            backlog=self._journal.version_base + self._journal.tail - status.version,
-            final=status.final,
-            samples=status.samples,
-            messages=int(values(metrics.messages_received)[(Kind.ACTIVATIONS.value,)]),
-            duplicates=int(total(metrics.messages_duplicate)),
-            refused=tuple(
-                RefusedView(kind=kind, reason=reason, count=int(count))
-                for (kind, reason), count in refused.items()
-                if count
-            ),
-            bytes_up=int(total(metrics.up_bytes)),
-            bytes_down=int(total(metrics.down_bytes)),
-            inbox_dropped=self._inbox.dropped,
-            loss=metrics.loss,
-        )
+        self._online = self._figures.update(self._status(), now)
 
 
 def _about(uplink: Uplink) -> dict[str, str]:
