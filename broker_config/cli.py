@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from broker_config.embedded import EmbeddedBroker
 from broker_config.mosquitto import render_deployment
+from host.commands import add_command, add_group
 from host.logs import LogFormat, say, set_up
 from host.signals import stop_event
 from host.state_dir import default_dir
@@ -30,15 +31,14 @@ commented out, until there are certificates.
 """
 
 
-# argparse does not export the type of what add_subparsers() returns.
 def add_parser(subparsers: Any) -> None:
     """Add ``broker`` with ``run`` and ``render``; the chosen handler arrives as ``args.handler``."""
-    parser = subparsers.add_parser(
+    commands = add_group(
+        subparsers,
         "broker",
-        help="run the embedded broker, or configure one of your own",
-        description="Run the embedded broker, or write the configuration of one of your own.",
+        "run the embedded broker, or configure one of your own",
+        "Run the embedded broker, or write the configuration of one of your own.",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_render(commands)
 
@@ -72,7 +72,7 @@ def _run_until(stop: threading.Event, args: argparse.Namespace) -> int:
 
 
 def _add_run(commands: Any) -> None:
-    parser = commands.add_parser("run", help="run the embedded broker", description=_RUN_HELP)
+    parser = add_command(commands, "run", run, "run the embedded broker", _RUN_HELP)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
         "--port", type=int, default=1883, help="TCP port; 0 takes a free one (default: %(default)s)"
@@ -101,12 +101,10 @@ def _add_run(commands: Any) -> None:
         default="text",
         help="how we log: text, or json for an object a line (default: %(default)s)",
     )
-    parser.set_defaults(handler=run)
 
 
 def _add_render(commands: Any) -> None:
-    parser = commands.add_parser("render", help="write mosquitto.conf", description=_RENDER_HELP)
+    parser = add_command(commands, "render", render, "write mosquitto.conf", _RENDER_HELP)
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="directory to write into; made if need be"
     )
-    parser.set_defaults(handler=render)

@@ -19,10 +19,11 @@ from broker_config.tls import tls_context
 from contract.errors import ConfigError, DataError
 from edge_agent import setup_cli
 from edge_agent.config import AgentConfig
-from edge_agent.generate_cli import add_generate
+from edge_agent.generate_cli import add_adopted, add_generate
 from edge_agent.samples import Text
 from edge_agent.samples_cli import add_label, add_samples
 from edge_agent.trust import read_trusted
+from host.commands import add_command, add_group
 from host.flags import add_flags, overrides
 from host.logs import say, set_up
 from host.signals import stop_event
@@ -71,12 +72,12 @@ Label texts with the weights that this device's agent adopted last. Needs no bro
 
 def add_parser(subparsers: Any) -> None:
     """Add ``agent`` with its commands; the chosen handler arrives as ``args.handler``."""
-    parser = subparsers.add_parser(
+    commands = add_group(
+        subparsers,
         "agent",
-        help="run the agent of a device, predict or generate with what it adopted, label samples late",
-        description="Run the agent of a device, and predict or generate with the weights it adopted.",
+        "run the agent of a device, predict or generate with what it adopted, label samples late",
+        "Run the agent of a device, and predict or generate with the weights it adopted.",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_predict(commands)
     add_generate(commands)
@@ -86,38 +87,21 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_run(commands: Any) -> None:
-    parser = commands.add_parser(
-        "run",
-        help="run the agent",
-        description=_RUN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "run", run, "run the agent", _RUN_HELP)
     parser.add_argument(
         "config", metavar="CONFIG", type=Path, nargs="?", help="the device's settings, such as agent.toml"
     )
     add_flags(parser, AgentConfig, short=_SHORT, hidden=_SECRET)
     parser.add_argument("--check", action="store_true", help="only say whether the settings are right")
-    parser.set_defaults(handler=run)
 
 
 def _add_predict(commands: Any) -> None:
-    parser = commands.add_parser(
-        "predict",
-        help="label texts, offline",
-        description=_PREDICT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "predict", predict, "label texts, offline", _PREDICT_HELP)
     parser.add_argument("text", metavar="TEXT", nargs="*", help="texts to label; none: one a line of input")
-    parser.add_argument(
-        "--state-dir", metavar="DIR", type=Path, required=True, help="the agent's state directory"
-    )
+    add_adopted(parser)
     parser.add_argument("--file", metavar="FILE", type=Path, help="read one text a line from here")
-    parser.add_argument(
-        "--backbone", metavar="REFERENCE", default="", help="where the backbone is now, if it has moved"
-    )
     parser.add_argument("--pair", action="store_true", help="every text is two, with a tab between them")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.set_defaults(handler=predict)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 from contract.errors import DataError
+from host.commands import add_command, add_state_dir
 from host.logs import set_up
 from host.signals import stop_event
 
@@ -23,19 +23,9 @@ Needs no broker and no network. Without --temperature the likeliest token is tak
 
 def add_generate(commands: Any) -> None:
     """Add ``generate``."""
-    parser = commands.add_parser(
-        "generate",
-        help="go on from a prompt, offline",
-        description=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "generate", generate, "go on from a prompt, offline", _HELP)
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the prompt; none: standard input")
-    parser.add_argument(
-        "--state-dir", metavar="DIR", type=Path, required=True, help="the agent's state directory"
-    )
-    parser.add_argument(
-        "--backbone", metavar="REFERENCE", default="", help="where the backbone is now, if it has moved"
-    )
+    add_adopted(parser)
     parser.add_argument(
         "--frozen", action="store_true", help="by the decoder alone, as it was before, to compare with"
     )
@@ -51,7 +41,14 @@ def add_generate(commands: Any) -> None:
     parser.add_argument(
         "--stop", metavar="TEXT", action="append", default=[], help="end before this text; may be repeated"
     )
-    parser.set_defaults(handler=generate)
+
+
+def add_adopted(parser: argparse.ArgumentParser) -> None:
+    """Add what names the weights that an agent adopted, and the backbone that they go with."""
+    add_state_dir(parser, "agent")
+    parser.add_argument(
+        "--backbone", metavar="REFERENCE", default="", help="where the backbone is now, if it has moved"
+    )
 
 
 def generate(args: argparse.Namespace) -> int:

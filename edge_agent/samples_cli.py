@@ -21,6 +21,7 @@ from contract.errors import DataError, StateError, StorageError
 from contract.tasks import TASKS, Task
 from edge_agent.outbox_file import FILE_NAME
 from edge_agent.shelf import SCHEMA, Listed, Shelf, staying
+from host.commands import Handler, add_command, add_state_dir
 from host.logs import set_up
 
 if TYPE_CHECKING:
@@ -58,29 +59,23 @@ with id and label.
 
 def add_samples(commands: Any) -> None:
     """Add ``samples``."""
-    parser = _parser(commands, "samples", "list samples that came without a label", _SAMPLES_HELP)
+    parser = _command(commands, "samples", samples, "list samples that came without a label", _SAMPLES_HELP)
     parser.add_argument("--unlabelled", action="store_true", help="only those that still have none")
     parser.add_argument("--predict", action="store_true", help="with what the adopted weights answer")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.set_defaults(handler=samples)
 
 
 def add_label(commands: Any) -> None:
     """Add ``label``."""
-    parser = _parser(commands, "label", "give such a sample its label", _LABEL_HELP)
+    parser = _command(commands, "label", label, "give such a sample its label", _LABEL_HELP)
     parser.add_argument("id", metavar="ID", nargs="?", help="the sample's id")
     parser.add_argument("label", metavar="LABEL", nargs="?", help="its label")
     parser.add_argument("--file", metavar="FILE", type=Path, help="read rows of id and label from here")
-    parser.set_defaults(handler=label)
 
 
-def _parser(commands: Any, name: str, help: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=help, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--state-dir", metavar="DIR", type=Path, required=True, help="the agent's state directory"
-    )
+def _command(commands: Any, name: str, handler: Handler, text: str, about: str) -> argparse.ArgumentParser:
+    parser = add_command(commands, name, handler, text, about)
+    add_state_dir(parser, "agent")
     return parser
 
 

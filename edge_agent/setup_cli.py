@@ -12,6 +12,7 @@ from contract.errors import ConfigError
 from edge_agent.config import AgentConfig
 from edge_agent.enrol import SETTINGS, default_config_dir, enrol, read_bundle
 from edge_agent.service import Service
+from host.commands import add_command
 from host.flags import add_flags, overrides
 from host.passwords import VARIABLE, asked_password, given_password
 from host.settings_init import write_settings
@@ -50,11 +51,11 @@ def add_commands(commands: Any, *, short: Mapping[str, str], secret: Collection[
         secret: Settings that get no flag.
     """
     _add_enroll(commands)
-    init = _command(commands, "init", write, "write a commented agent.toml", _INIT_HELP)
+    init = add_command(commands, "init", write, "write a commented agent.toml", _INIT_HELP)
     init.add_argument("config", metavar="CONFIG", type=Path, help="file to write, such as agent.toml")
     init.add_argument("--replace", action="store_true", help="replace a file that is there")
     add_flags(init, AgentConfig, short=short, hidden=secret)
-    installs = _command(commands, "install", install, "have systemd run the agent", _INSTALL_HELP)
+    installs = add_command(commands, "install", install, "have systemd run the agent", _INSTALL_HELP)
     installs.add_argument(
         "config",
         metavar="CONFIG",
@@ -64,7 +65,7 @@ def add_commands(commands: Any, *, short: Mapping[str, str], secret: Collection[
     )
     installs.add_argument("--run-as", metavar="NAME", default="", help="who it runs as")
     installs.add_argument("--dry-run", action="store_true", help="show the unit, and write nothing")
-    uninstalls = _command(
+    uninstalls = add_command(
         commands,
         "uninstall",
         uninstall,
@@ -82,16 +83,8 @@ def add_commands(commands: Any, *, short: Mapping[str, str], secret: Collection[
         )
 
 
-def _command(commands: Any, name: str, handler: Any, text: str, about: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(handler=handler)
-    return parser
-
-
 def _add_enroll(commands: Any) -> None:
-    parser = _command(commands, "enroll", enroll, "make this device one of a fleet", _ENROLL_HELP)
+    parser = add_command(commands, "enroll", enroll, "make this device one of a fleet", _ENROLL_HELP)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the file that add-device wrote")
     parser.add_argument("--password-file", metavar="FILE", type=Path, help="its first line is the password")
     parser.add_argument(

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
+from host.commands import add_command, add_group
 from metrics.shipping import DEFAULT_TARGET, render
 
 _RENDER_HELP: Final = """\
@@ -19,18 +20,13 @@ what to do about it.
 
 def add_parser(subparsers: Any) -> None:
     """Add ``metrics`` with ``render``; the chosen handler arrives as ``args.handler``."""
-    parser = subparsers.add_parser(
+    commands = add_group(
+        subparsers,
         "metrics",
-        help="write scrape config, rules, alerts and dashboard",
-        description="Write what a Prometheus and a Grafana want to watch a fleet.",
+        "write scrape config, rules, alerts and dashboard",
+        "Write what a Prometheus and a Grafana want to watch a fleet.",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    renders = commands.add_parser(
-        "render",
-        help="write the files",
-        description=_RENDER_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    renders = add_command(commands, "render", run_render, "write the files", _RENDER_HELP)
     renders.add_argument(
         "--out", metavar="DIR", type=Path, required=True, help="folder to write into; made if need be"
     )
@@ -40,7 +36,6 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         help=f"a trainer's metrics, once for each trainer (default: {DEFAULT_TARGET})",
     )
-    renders.set_defaults(handler=run_render)
 
 
 def run_render(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from broker_config.tls import tls_context
+from host.commands import add_command, add_group, add_state_dir
 from host.flags import add_flags, overrides
 from host.logs import say, set_up
 from host.settings_init import write_settings
@@ -43,18 +44,13 @@ A smallest trainer.toml:
 
 def add_parser(subparsers: Any) -> None:
     """Add ``trainer`` with its commands; the chosen handler arrives as ``args.handler``."""
-    parser = subparsers.add_parser(
+    commands = add_group(
+        subparsers,
         "trainer",
-        help="run the trainer, verify and export what it learnt",
-        description="Run the trainer of a job, verify, export and sum up what it learnt.",
+        "run the trainer, verify and export what it learnt",
+        "Run the trainer of a job, verify, export and sum up what it learnt.",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    runs = commands.add_parser(
-        "run",
-        help="run the trainer",
-        description=_RUN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    runs = add_command(commands, "run", run, "run the trainer", _RUN_HELP)
     runs.add_argument("config", metavar="CONFIG", type=Path, help="the job's settings, such as trainer.toml")
     add_flags(runs, TrainerConfig, short=_SHORT, hidden=_SECRET)
     runs.add_argument(
@@ -63,7 +59,6 @@ def add_parser(subparsers: Any) -> None:
         help="depose another trainer of this job that runs: it stops, and keeps what it journaled",
     )
     runs.add_argument("--check", action="store_true", help="only say whether the settings are right")
-    runs.set_defaults(handler=run)
     _add_init(commands)
     for name, handler, text in (
         (
@@ -75,9 +70,8 @@ def add_parser(subparsers: Any) -> None:
         ("export", export, "write the weights with their spec as one safetensors file"),
         ("status", status, "print offsets, versions and what every device contributed"),
     ):
-        looks = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        _state_dir(looks)
-        looks.set_defaults(handler=handler)
+        looks = add_command(commands, name, handler, text)
+        add_state_dir(looks, "trainer")
         if name == "verify":
             looks.add_argument(
                 "--threads", type=_threads, default=1, help="as the trainer's setting (default: 1)"
@@ -103,48 +97,42 @@ def add_parser(subparsers: Any) -> None:
             looks.add_argument("--json", action="store_true", help="print JSON")
 
     _add_quarantine(commands)
-    rebuilds = commands.add_parser(
+    rebuilds = add_command(
+        commands,
         "rebuild",
-        help="fold the journal anew as if a device had never been",
-        description="Take a device's batches out of a stopped trainer's journal. The trainer then folds "
+        rebuild,
+        "fold the journal anew as if a device had never been",
+        "Take a device's batches out of a stopped trainer's journal. The trainer then folds "
         "anew, to the weights of a job that never had the device. Versions go on rising, and the old "
         "journal is kept.",
     )
-    _state_dir(rebuilds)
+    add_state_dir(rebuilds, "trainer")
     rebuilds.add_argument(
         "--without", metavar="DEVICE", action="append", required=True, help="device; may be given again"
-    )
-    rebuilds.set_defaults(handler=rebuild)
-
-
-def _state_dir(parser: Any) -> None:
-    parser.add_argument(
-        "--state-dir", metavar="DIR", type=Path, required=True, help="the trainer's state directory"
     )
 
 
 def _add_quarantine(commands: Any) -> None:
     """``list``, and what can be decided about a device."""
-    parser = commands.add_parser(
+    actions = add_group(
+        commands,
         "quarantine",
-        help="show and decide whose batches are kept and not learnt from",
-        description="Show and decide whose batches are kept and not learnt from; the trainer may run.",
+        "show and decide whose batches are kept and not learnt from",
+        "Show and decide whose batches are kept and not learnt from; the trainer may run.",
+        title="action",
     )
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    lists = actions.add_parser(
-        "list", help="devices with a verdict", description="Print each device with a verdict, and why."
-    )
-    _state_dir(lists)
+    about = "Print each device with a verdict, and why."
+    lists = add_command(actions, "list", quarantine_list, "devices with a verdict", about)
+    add_state_dir(lists, "trainer")
     lists.add_argument("--json", action="store_true", help="print JSON")
-    lists.set_defaults(handler=quarantine_list)
     for action, text in (
         ("release", "learn from a device again, and from what was kept of it, and never judge it by itself"),
         ("exclude", "keep what a device sends and do not learn from it, until it is released"),
     ):
-        decides = actions.add_parser(action, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        decides = add_command(actions, action, quarantine_decide, text)
         decides.add_argument("device", metavar="DEVICE", help="as trainer status shows it")
-        _state_dir(decides)
-        decides.set_defaults(handler=quarantine_decide, action=action)
+        add_state_dir(decides, "trainer")
+        decides.set_defaults(action=action)
 
 
 def _threads(text: str) -> int:
@@ -155,16 +143,17 @@ def _threads(text: str) -> int:
 
 
 def _add_init(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "init",
-        help="write a commented trainer.toml",
-        description="Write trainer.toml with every setting explained; what you give is set, the rest is "
+        write,
+        "write a commented trainer.toml",
+        "Write trainer.toml with every setting explained; what you give is set, the rest is "
         "commented out with its default.",
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="file to write, such as trainer.toml")
     parser.add_argument("--replace", action="store_true", help="replace a file that is there")
     add_flags(parser, TrainerConfig, short=_SHORT, hidden=_SECRET)
-    parser.set_defaults(handler=write)
 
 
 def write(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from contract.errors import ConfigError
 from contract.tasks import TASKS, Task
+from host.commands import add_command
 from host.logs import set_up
 from host.signals import stop_event
 
@@ -34,12 +35,7 @@ _DEVICES: Final = {"fed-mobillm": 12, "mobillm": 1}
 
 def add_parser(subparsers: Any) -> None:
     """Add ``demo``; the handler arrives as ``args.handler``."""
-    parser = subparsers.add_parser(
-        "demo",
-        help="run a whole fleet on this machine",
-        description=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, "demo", run, "run a whole fleet on this machine", _HELP)
     add = parser.add_argument
     add(
         "--devices",
@@ -79,7 +75,6 @@ def add_parser(subparsers: Any) -> None:
     add("--keep", type=Path, metavar="DIR", help="keep settings, data, state and logs in this new folder")
     add("--trace", type=Path, metavar="FILE", help="write a timeline of it all, for ui.perfetto.dev")
     add("--json", type=Path, metavar="FILE", help="write the report as JSON")
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:

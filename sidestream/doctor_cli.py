@@ -21,6 +21,7 @@ from contract.topics import Topics
 from contract.wire import unpack
 from edge_agent.board import detect_tier, machine_id
 from edge_agent.config import AgentConfig
+from host.commands import add_command
 from host.logs import silent
 from host.state_dir import default_dir
 from host.toml import load_config
@@ -73,18 +74,12 @@ class Patient(msgspec.Struct, frozen=True, kw_only=True):
 
 def add_parser(subparsers: Any) -> None:
     """Add ``doctor``; its handler arrives as ``args.handler``."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="see whether machine and broker are fit",
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, "doctor", run, "see whether machine and broker are fit", _ABOUT)
     parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="an agent's settings")
     parser.add_argument("--trainer", metavar="CONFIG", type=Path, help="instead: a trainer's settings")
     parser.add_argument("--broker", metavar="URL", help="instead: only a broker")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="leave torch and the backbone out")
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:

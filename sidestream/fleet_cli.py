@@ -13,6 +13,7 @@ import msgspec
 from contract.enrolment import check_password, seal_enrolment
 from contract.errors import ConfigError, StateError
 from contract.signing import key_id
+from host.commands import Handler, add_command, add_group
 from host.passwords import VARIABLE, asked_password, given_password, made_up_password
 from host.state_dir import write_atomically
 from host.toml import load_config
@@ -38,13 +39,7 @@ _RELOAD: Final = "have the broker read its files again: systemctl reload mosquit
 
 def add_parser(subparsers: Any) -> None:
     """Add ``fleet`` with its commands; the chosen handler arrives as ``args.handler``."""
-    parser = subparsers.add_parser(
-        "fleet",
-        help="certificates, access and keys of a fleet",
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = add_group(subparsers, "fleet", "certificates, access and keys of a fleet", _ABOUT)
     _add_init(commands)
     _add_device(commands)
     revokes = _command(
@@ -70,12 +65,9 @@ def add_parser(subparsers: Any) -> None:
     )
 
 
-def _command(commands: Any, name: str, handler: Any, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}."
-    )
+def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
+    parser = add_command(commands, name, handler, text)
     parser.add_argument("folder", metavar="DIR", type=Path, help="the fleet's folder")
-    parser.set_defaults(handler=handler)
     return parser
 
 

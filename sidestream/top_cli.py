@@ -11,6 +11,7 @@ import msgspec
 from broker_config.settings import BrokerSettings
 from contract.errors import ConfigError
 from contract.topics import check_name
+from host.commands import add_command
 from host.flags import add_flags, overrides
 from host.logs import set_up
 from host.signals import stop_event
@@ -43,17 +44,11 @@ class TopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 def add_parser(subparsers: Any) -> None:
     """Add ``top``; the handler arrives as ``args.handler``."""
-    parser = subparsers.add_parser(
-        "top",
-        help="watch the fleet in a terminal",
-        description=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, "top", run, "watch the fleet in a terminal", _HELP)
     parser.add_argument("--once", action="store_true", help="print the fleet once and leave")
     parser.add_argument("--json", action="store_true", help="with --once: as JSON")
     secret = ("broker.username", "broker.password")
     add_flags(parser, TopSettings, short={"broker.url": "--broker"}, hidden=secret)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
