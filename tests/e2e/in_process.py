@@ -25,7 +25,7 @@ from tests.trainer.test_trainer import Listener, until
 
 JOB = "colours"  # the listener's
 TOPICS = Topics(JOB)
-PATIENCE_S = 90.0
+PATIENCE_S = 150.0
 
 
 class Kind(NamedTuple):

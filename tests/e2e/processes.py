@@ -25,10 +25,10 @@ WORDS = {
     "dark": ("lights", "light", "switch", "on"),
     "loud": ("down", "off", "end", "please"),
 }
-_COMMAND_S = 90.0
+_COMMAND_S = 150.0
 
 
-def until(condition: Callable[[], object], what: str, timeout_s: float = 90.0) -> None:
+def until(condition: Callable[[], object], what: str, timeout_s: float = 150.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, f"timed out: {what}"
@@ -167,7 +167,7 @@ class Processes:
     def await_more_than(self, samples: int, *, most: int) -> None:
         until(lambda: samples < self.journaled() or self.journaled() == most, "the trainer journals")
 
-    def expect_exit(self, process: Process, name: str, timeout_s: float = 90.0) -> None:
+    def expect_exit(self, process: Process, name: str, timeout_s: float = 150.0) -> None:
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -176,7 +176,7 @@ class Processes:
 
     def stop(self, process: Process, name: str) -> None:
         process.send_signal(signal.SIGTERM)
-        self.expect_exit(process, name, 30)
+        self.expect_exit(process, name, 90)
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()[-3000:]
