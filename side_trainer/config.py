@@ -185,7 +185,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How fast devices may send."""
     publish_every_s: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """Weights are published at most this often; the first and the final ones at once."""
-    publish_change: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+    publish_change: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
     """Weights that moved by less than this share of their norm wait for the next version; the final one does
     not. Every version costs every device its bytes."""
     weights_codec: WeightsCodec = "int8"
