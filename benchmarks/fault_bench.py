@@ -30,8 +30,9 @@ from contract.messages import ActivationBatch
 from contract.wire import unpack
 from side_trainer.journal import FILE_NAME, Journal
 from tests.agent.tiny import WORDS
-from tests.e2e.processes import Processes, until
+from tests.e2e.processes import Processes
 from tests.forked import Process
+from tests.until import until
 
 MOST_SAMPLES: Final = 1000
 """Samples a device: as many as there are labels."""

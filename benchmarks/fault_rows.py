@@ -12,7 +12,7 @@ from typing import Final
 from benchmarks.fault_bench import Bench, Outcome, Row
 from benchmarks.fault_links import BadLink, Faults
 from benchmarks.fault_machine import small_disk
-from tests.e2e.processes import until
+from tests.until import until
 
 _BATCHES: Final = 4
 """Fed to each device a round."""

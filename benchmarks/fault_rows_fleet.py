@@ -14,7 +14,7 @@ from benchmarks.light_fleet import LightDevice
 from contract.messages import ActivationBatch
 from contract.wire import unpack
 from side_trainer.journal import FILE_NAME, Journal
-from tests.e2e.processes import until
+from tests.until import until
 
 _STORM: Final = 500
 _DAY_S: Final = 86_400

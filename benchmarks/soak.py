@@ -27,7 +27,7 @@ from benchmarks.drawing import drawing
 from benchmarks.fault_bench import Bench, resident_mib
 from benchmarks.result import about_this_run, write_json
 from benchmarks.table import render
-from tests.e2e.processes import until
+from tests.until import until
 
 _LABELS: Final = ("cold", "dark", "loud")
 _AHEAD: Final = 400

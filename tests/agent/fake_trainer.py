@@ -94,7 +94,7 @@ class FakeTrainer:
             self._transport.subscribe(self.topics.uplink_filter(kind))
         self._transport.start(self._on_event)
         self._thread.start()
-        assert self._transport.wait_connected(5.0)
+        assert self._transport.wait_connected(20)
         return self
 
     def __exit__(

@@ -21,6 +21,7 @@ from edge_agent.chunks import MAX_BUNDLE_BYTES, Assembly
 from tests.agent.fake_trainer import RUN, SPEC, TIER, FakeTrainer
 from tests.agent.fleet import Running
 from tests.agent.tiny import save_tiny
+from tests.until import until
 
 
 def version_of(folder: Path) -> int:
@@ -204,7 +205,7 @@ def test_hostile_bundles_are_refused_and_the_old_one_stays(
         wait_for(trainer, 5)
         bundle = HOSTILE[kind](trainer)
         trainer.send(trainer.topics.weights(TIER), trainer.manifest(6, bundle, final=True))
-        _until(lambda: "weights version 6 refused" in caplog.text)
+        until(lambda: "weights version 6 refused" in caplog.text)
         assert version_of(state) == 5
         trainer.publish_weights(8, favour=1, final=True)
         wait_for(trainer, 8)
@@ -221,14 +222,7 @@ def test_a_bundle_that_is_not_the_announced_one_is_refused(
     with Running(broker, bert, tmp_path):
         manifest = trainer.manifest(1, trainer.bundle(1), bundle_digest="0" * 64)
         trainer.send(trainer.topics.weights(TIER), manifest)
-        _until(lambda: "not the one that the manifest announces" in caplog.text)
-
-
-def _until(what: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+        until(lambda: "not the one that the manifest announces" in caplog.text)
 
 
 # --- chunks ----------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ class Device:
         self.outbox = Outbox(folder, job="j", device="d", tier="t", max_bytes=10**9)
         self.transport = broker.transport("d", max_packet_bytes=10**6)
         self.transport.start(lambda event: None)
-        assert self.transport.wait_connected(5)
+        assert self.transport.wait_connected(20)
         self.sender = Sender(
             self.outbox,
             self.transport,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from edge_agent.backbone import Backbone
 from tests.agent.fake_trainer import LABELS, TIER, FakeTrainer
 from tests.agent.fleet import Running, sentence, write_samples
 from tests.agent.late import give, listed, tables, write_rows, write_unlabelled
+from tests.until import until
 
 
 def vectors(trainer: FakeTrainer) -> dict[bytes, Any]:
@@ -48,13 +47,6 @@ def counted(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(bert, "forward", counting)
     return sizes
-
-
-def wait_for(what: Callable[[], object], timeout_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_labels_that_come_later_train_what_was_forwarded_once(
@@ -140,7 +132,7 @@ def test_a_held_out_sample_waits_for_its_label_and_then_measures(
         assert 3 <= len(held) == trainer.telemetry["pi-1"].samples_held_out <= 25
         give(state, {one.row.text: "on" for one in listed(state)})
         trainer.wait(lambda t: t.rows() == 40 - len(held))
-        wait_for(lambda: [one.status for one in listed(state)].count("evaluation") == len(held))
+        until(lambda: [one.status for one in listed(state)].count("evaluation") == len(held))
         trainer.publish_weights(2, favour=1, final=True)
         trainer.wait(lambda t: t.telemetry["pi-1"].accuracy is not None)
     told = trainer.telemetry["pi-1"]
@@ -162,7 +154,7 @@ def test_a_label_that_is_none_of_the_jobs_is_refused_and_another_one_may_come(
         state = agent.config.state_path
         give(state, {sentence(0): "dim", sentence(1): "on"})
         trainer.wait(lambda t: t.rows() == 1)
-        wait_for(lambda: listed(state)[0].status == "refused")
+        until(lambda: listed(state)[0].status == "refused")
         assert "'dim' is not one of the job's 2 labels" in listed(state)[0].reason
         give(state, {sentence(0): "off"})
         trainer.wait(lambda t: t.rows() == 2)
@@ -289,7 +281,7 @@ def test_a_new_journal_of_the_trainer_gets_what_was_labelled_late_too(
         trainer.journal.clear()
         trainer.publish_plan(run="cd" * 16)
         trainer.wait(lambda t: t.rows() == 2)
-        wait_for(lambda: {one.row.text: one.id for one in listed(agent.config.state_path)} == ids)
+        until(lambda: {one.row.text: one.id for one in listed(agent.config.state_path)} == ids)
     assert sorted(vectors(trainer).values()) == [0, 1]
 
 

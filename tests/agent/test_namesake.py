@@ -45,7 +45,7 @@ def test_an_earlier_life_of_this_device_and_an_agent_that_knows_no_instances_are
 def test_the_waiting_ends_when_the_other_leaves(broker: InProcessBroker, leaves: Status | None) -> None:
     other = broker.transport("dev")
     other.start(lambda event: None)
-    assert other.wait_connected(5.0)
+    assert other.wait_connected(20)
     other.publish(TOPIC, pack(status()), retain=True)
     waiting = threading.Thread(
         target=await_departure, args=(lambda: broker.transport("look"), TOPIC, threading.Event(), 0.02)

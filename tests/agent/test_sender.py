@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edge_agent.sender import Sender
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 from tests.agent.fake_trainer import TIER, FakeTrainer, sequences
+from tests.until import until
 
 DEVICE = "pi-1"
 
@@ -60,7 +61,7 @@ class Sending:
     ) -> None:
         self.transport = broker.transport(DEVICE, max_packet_bytes=settings.pop("max_packet_bytes", 10**6))
         self.transport.start(lambda event: None)
-        assert self.transport.wait_connected(5)
+        assert self.transport.wait_connected(20)
         flow = Flow(window=settings.pop("window", 3))
         self._runs = settings.pop("run", True)
         self.sender = Sender(
@@ -202,14 +203,7 @@ def test_a_batch_that_no_broker_will_take_stops_the_agent_with_a_remedy(
     outbox.append(lambda slot: batch(slot, width=1000), 1, Taken())
     sending = Sending(broker, outbox, trainer, max_packet_bytes=2000)
     with sending:
-        wait(lambda: sending.error is not None)
+        until(lambda: sending.error is not None)
     assert isinstance(sending.error, BrokerError)
     assert "batch 1 cannot be sent" in str(sending.error) and "max_packet" in str(sending.error)
     assert outbox.size()[0] == 1
-
-
-def wait(what: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    until = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.01)

@@ -15,8 +15,8 @@ from edge_agent.samples_cli import _shelf
 from tests.agent.fake_trainer import JOB, LABELS, TIER
 from tests.agent.fleet import sentence, write_samples
 from tests.agent.late import listed, write_unlabelled
-from tests.e2e.processes import until
 from tests.forked import Forked
+from tests.until import until
 
 SAMPLES = 300
 LATE = 120

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from edge_agent.backbone import Backbone
 from edge_agent.trust import MOST_RUNS, Trust
 from tests.agent.fake_trainer import JOB, RUN, TIER, FakeTrainer
 from tests.agent.fleet import Running, write_samples
+from tests.until import until
 
 OLD, NEW, STRANGER = Signer.new(), Signer.new(), Signer.new()
 OTHER_RUN = "cd" * 16
@@ -46,13 +45,6 @@ def in_use(tmp_path: Path) -> int:
 
 def refusals(trainer: FakeTrainer, count: int) -> bool:
     return trainer.telemetry["pi-1"].weights_refused == count
-
-
-def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.01)
 
 
 def test_signed_plan_and_weights_are_adopted_whole_and_in_parts(

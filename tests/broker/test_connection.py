@@ -18,7 +18,8 @@ from broker_config.embedded import EmbeddedBroker
 from broker_config.protocol_choice import ProtocolChoice
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Connected, Disconnected, Received
-from tests.broker.conftest import PATIENCE_S, Cable, Client, Inbox, needs_mosquitto, quick, wait_until
+from tests.broker.conftest import PATIENCE_S, Cable, Client, Inbox, needs_mosquitto, quick
+from tests.until import until
 
 REFUSE_PASSWORD_311 = b"\x20\x02\x00\x04"
 REFUSE_PROTOCOL_311 = b"\x20\x02\x00\x01"
@@ -130,8 +131,8 @@ def test_a_broker_that_never_answers_mqtt_5_is_offered_3_1_1() -> None:
 def test_a_fixed_protocol_is_kept_and_the_way_out_is_named() -> None:
     with fake_broker(REFUSE_PROTOCOL_311) as (port, heard):
         connection, _ = connect_to(port, protocol="5")
-        wait_until(lambda: len(heard) >= 3)
-        wait_until(lambda: "broker.protocol" in connection.last_error)
+        until(lambda: len(heard) >= 3)
+        until(lambda: "broker.protocol" in connection.last_error)
         connection.close()
     assert {protocol_level(connect) for connect in heard} == {5}
 
@@ -157,7 +158,7 @@ def test_only_an_explicit_refusal_or_a_long_silence_rules_mqtt_5_out() -> None:
 def test_a_refused_password_says_which_settings_to_mend() -> None:
     with fake_broker(REFUSE_PASSWORD_311) as (port, _):
         connection, _ = connect_to(port, protocol="3.1.1", username="u", password="hunter2")
-        wait_until(lambda: "SIDESTREAM_BROKER_PASSWORD" in connection.last_error)
+        until(lambda: "SIDESTREAM_BROKER_PASSWORD" in connection.last_error)
         assert "hunter2" not in connection.last_error
         connection.close()
 
@@ -165,7 +166,7 @@ def test_a_refused_password_says_which_settings_to_mend() -> None:
 def test_an_unreachable_broker_is_reported_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     connection, inbox = connect_to(port)
-    wait_until(lambda: connection.counters["failed_attempts"] >= 4)
+    until(lambda: connection.counters["failed_attempts"] >= 4)
     assert not connection.wait_connected(0.0)
     assert connection.last_error == f"connection refused by 127.0.0.1:{port}; is the broker running?"
     connection.close()
@@ -177,7 +178,7 @@ def test_an_unknown_host_is_named() -> None:
     settings = BrokerSettings(url="mqtt://no-such-host.invalid")
     connection = Connection(settings, client_id="c", backoff=quick())
     connection.start(lambda _event: None)
-    wait_until(lambda: "no-such-host.invalid" in connection.last_error)
+    until(lambda: "no-such-host.invalid" in connection.last_error)
     assert "\n" not in connection.last_error
     connection.close()
 
@@ -185,7 +186,7 @@ def test_an_unknown_host_is_named() -> None:
 def test_a_port_that_is_no_broker_is_told_from_one_that_is() -> None:
     with fake_broker(b"HTTP/1.1 400 Bad Request\r\n\r\n", b"") as (port, _):
         connection, _ = connect_to(port, connect_timeout_s=0.2)
-        wait_until(lambda: "is that an MQTT broker" in connection.last_error)
+        until(lambda: "is that an MQTT broker" in connection.last_error)
         connection.close()
 
 
@@ -208,7 +209,7 @@ def test_a_quiet_connection_stays_up_by_its_pings(amqtt: EmbeddedBroker) -> None
     connection, inbox = connect_to(amqtt.port, keepalive_s=1)
     inbox.wait(Connected)
     with pytest.raises(AssertionError):
-        wait_until(lambda: bool(inbox.all(Disconnected)), timeout_s=2.5)
+        until(lambda: bool(inbox.all(Disconnected)), timeout_s=2.5)
     connection.close()
 
 
@@ -217,7 +218,7 @@ def test_garbage_from_the_broker_costs_the_connection_not_the_thread() -> None:
     with fake_broker(ACCEPT_311 + b"\x30\x05\x00\x02\xff\xfehi") as (port, _):
         connection, inbox = connect_to(port, protocol="3.1.1")
         connection.subscribe("#")
-        wait_until(lambda: connection.counters["unsolicited"] >= 1)
+        until(lambda: connection.counters["unsolicited"] >= 1)
         connection.close(timeout_s=0.1)
     with fake_broker(ACCEPT_311 + b"\x90\x00", ACCEPT_311) as (port, _):
         connection, inbox = connect_to(port, protocol="3.1.1")

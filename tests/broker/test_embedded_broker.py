@@ -14,7 +14,8 @@ from broker_config import embedded
 from broker_config.embedded import EmbeddedBroker
 from broker_config.probe import answers_mqtt
 from contract.errors import BrokerError
-from tests.broker.conftest import PATIENCE_S, needs_mosquitto, wait_until
+from tests.broker.conftest import PATIENCE_S, needs_mosquitto
+from tests.until import until
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.embedded
@@ -71,7 +72,7 @@ def test_it_restarts_on_the_same_port(own_broker: EmbeddedBroker) -> None:
 def test_its_own_death_is_noticed_and_told(own_broker: EmbeddedBroker) -> None:
     with own_broker as broker:
         os.kill(broker.pid, signal.SIGKILL)
-        wait_until(lambda: not broker.running)
+        until(lambda: not broker.running)
         with pytest.raises(BrokerError, match=f"the embedded broker .{broker.kind}. has stopped"):
             broker.check_alive()
         broker.start()
@@ -113,7 +114,7 @@ def test_it_does_not_outlive_a_parent_killed_with_sigkill(own_broker: EmbeddedBr
     parent, pid, child = run_parent(own_broker)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    wait_until(lambda: not alive(pid) and not alive(child), timeout_s=2.0)
+    until(lambda: not alive(pid) and not alive(child), timeout_s=2.0)
 
 
 def test_it_does_not_outlive_its_guardian_either(own_broker: EmbeddedBroker) -> None:
@@ -121,7 +122,7 @@ def test_it_does_not_outlive_its_guardian_either(own_broker: EmbeddedBroker) -> 
         assert broker._child is not None
         pid = broker.pid
         os.kill(broker._child.pid, signal.SIGKILL)
-        wait_until(lambda: not alive(pid), timeout_s=2.0)
+        until(lambda: not alive(pid), timeout_s=2.0)
 
 
 def test_it_outlives_the_thread_that_started_it(own_broker: EmbeddedBroker) -> None:

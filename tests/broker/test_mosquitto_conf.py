@@ -12,7 +12,8 @@ from broker_config.embedded import find_mosquitto
 from broker_config.mosquitto import is_loopback, render_deployment, render_embedded
 from broker_config.probe import answers_mqtt
 from contract.errors import BrokerError
-from tests.broker.conftest import needs_mosquitto, wait_until
+from tests.broker.conftest import needs_mosquitto
+from tests.until import until
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_the_deployment_starts_a_real_mosquitto(public_dir: Path) -> None:
     with (public_dir / "log").open("w") as log:
         child = subprocess.Popen([binary, "-c", str(path)], stderr=log)
     try:
-        wait_until(lambda: answers_mqtt("127.0.0.1", port, 1.0) or child.poll() is not None)
+        until(lambda: answers_mqtt("127.0.0.1", port, 1.0) or child.poll() is not None)
         assert child.poll() is None, (public_dir / "log").read_text()
     finally:
         child.terminate()

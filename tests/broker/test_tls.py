@@ -12,7 +12,8 @@ from broker_config.connection import Connection
 from broker_config.embedded import find_mosquitto
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Received, packet_overhead_bytes
-from tests.broker.conftest import Client, needs_mosquitto, quick, wait_until
+from tests.broker.conftest import Client, needs_mosquitto, quick
+from tests.until import until
 
 pytestmark = [
     pytest.mark.mosquitto,
@@ -72,7 +73,7 @@ def tls_port(certs: Path) -> Iterator[int]:
         port: int = listener.getsockname()[1]
     (certs / "conf").write_text(CONF.format(port=port, dir=certs))
     child = subprocess.Popen([binary, "-c", str(certs / "conf")], stderr=subprocess.DEVNULL)
-    wait_until(lambda: accepts(port))
+    until(lambda: accepts(port))
     yield port
     child.terminate()
     child.wait()
@@ -111,7 +112,7 @@ def test_large_messages_come_through_tls_whole_and_in_order(certs: Path, tls_por
 def test_a_broker_signed_by_a_stranger_is_refused(certs: Path, tls_port: int) -> None:
     stranger = connection(tls_port, certs, ca="stranger")
     stranger.start(lambda _event: None)
-    wait_until(lambda: "broker.ca_file" in stranger.last_error)
+    until(lambda: "broker.ca_file" in stranger.last_error)
     assert not stranger.connected
     stranger.close()
 
@@ -120,14 +121,14 @@ def test_a_broker_signed_by_a_stranger_is_refused(certs: Path, tls_port: int) ->
 def test_a_broker_under_another_name_is_refused(certs: Path, tls_port: int) -> None:
     misnamed = connection(tls_port, certs, host="localhost")
     misnamed.start(lambda _event: None)
-    wait_until(lambda: "not trusted" in misnamed.last_error)
+    until(lambda: "not trusted" in misnamed.last_error)
     misnamed.close()
 
 
 def test_a_client_without_a_certificate_is_told_so_in_one_line(certs: Path, tls_port: int) -> None:
     nobody = connection(tls_port, certs, own=False)
     nobody.start(lambda _event: None)
-    wait_until(lambda: bool(nobody.last_error))
+    until(lambda: bool(nobody.last_error))
     assert not nobody.connected
     assert "\n" not in nobody.last_error
     nobody.close()
@@ -137,5 +138,5 @@ def test_plain_mqtt_to_a_tls_port_names_the_mistake(tls_port: int) -> None:
     settings = BrokerSettings(url=f"mqtt://127.0.0.1:{tls_port}")
     plain = Connection(settings, client_id="plain", backoff=quick())
     plain.start(lambda _event: None)
-    wait_until(lambda: "not its TLS port" in plain.last_error)
+    until(lambda: "not its TLS port" in plain.last_error)
     plain.close()

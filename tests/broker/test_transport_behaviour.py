@@ -6,7 +6,8 @@ import pytest
 
 from broker_config.errors import NotConnected, PublishTimeout, TooLarge
 from broker_config.transport import Connected, Disconnected, Event, Received, Will, packet_overhead_bytes
-from tests.broker.conftest import PATIENCE_S, Bench, Client, wait_until
+from tests.broker.conftest import PATIENCE_S, Bench, Client
+from tests.until import until
 
 
 def test_messages_go_both_ways(bench: Bench) -> None:
@@ -134,7 +135,7 @@ def test_offline_publishing_raises_and_queues_nothing(bench: Bench) -> None:
     listener, sender = bench.client("listener", f"{bench.topic}/#"), bench.client("sender")
     bench.stop_broker()
     sender.inbox.wait(Disconnected)
-    wait_until(lambda: not sender.transport.connected)
+    until(lambda: not sender.transport.connected)
     with pytest.raises(NotConnected):
         sender.transport.publish(f"{bench.topic}/x", b"lost")
     assert not sender.transport.flush(0.01)
@@ -276,7 +277,7 @@ def test_a_second_client_with_the_same_id_throws_the_first_out(bench: Bench) -> 
     second = bench.make("twin")
     second.start(lambda _event: None)
     assert second.wait_connected(PATIENCE_S)
-    wait_until(lambda: bool(first.inbox.all(Disconnected)) or not first.transport.connected)
+    until(lambda: bool(first.inbox.all(Disconnected)) or not first.transport.connected)
     second.close()
 
 

@@ -178,7 +178,7 @@ def test_a_connection_that_is_up_before_it_says_so_is_waited_for(
 def test_an_old_broker_fails(broker: InProcessBroker, tmp_path: Path) -> None:
     teller = broker.transport("teller")
     teller.start(lambda _event: None)
-    assert teller.wait_connected(5)
+    assert teller.wait_connected(20)
     for version, state in (("mosquitto version 1.6.9", "failed"), ("mosquitto version 2.0.11", "ok")):
         teller.publish(VERSION_TOPIC, version.encode(), retain=True)
         found, _ = examine(visit(broker.transport, tmp_path))

@@ -21,11 +21,11 @@ from edge_agent.config import AgentConfig, DataConfig
 from side_trainer.reload import SettingsFile
 from tests.agent.tiny import save_tiny
 from tests.e2e.processes import LABELS, write_samples
-from tests.trainer.test_trainer import Listener, until
+from tests.trainer.test_trainer import Listener
+from tests.until import until
 
 JOB = "colours"  # the listener's
 TOPICS = Topics(JOB)
-PATIENCE_S = 150.0
 
 
 class Kind(NamedTuple):
@@ -130,7 +130,7 @@ def accuracies(listener: Listener, trained: Mapping[str, int]) -> dict[str, floa
         final = manifest is not None and manifest.final and manifest.samples == samples
         return bool(final and word and word.accuracy and word.weights_version == manifest.version)  # type: ignore[union-attr]
 
-    until(lambda: all(measured(tier) for tier in trained), "every tier measures final weights", PATIENCE_S)
+    until(lambda: all(measured(tier) for tier in trained), "every tier measures final weights")
     words = {tier: told(listener, tier) for tier in trained}
     assert all(word and word.samples_forwarded == trained[tier] for tier, word in words.items())
     return {tier: word.accuracy or 0.0 for tier, word in words.items() if word}

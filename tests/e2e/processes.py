@@ -8,8 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from contract.tasks import TASKS, Task
@@ -17,6 +16,7 @@ from side_trainer.audit import TrainerState, read_state
 from tests.agent.tiny import save_tiny
 from tests.agent.tiny_lm import save_tiny_lm
 from tests.forked import Forked, Process
+from tests.until import until as until
 
 ROOT = Path(__file__).parents[2]
 LABELS = ("cold", "dark", "loud")
@@ -26,13 +26,6 @@ WORDS = {
     "loud": ("down", "off", "end", "please"),
 }
 _COMMAND_S = 150.0
-
-
-def until(condition: Callable[[], object], what: str, timeout_s: float = 150.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"timed out: {what}"
-        time.sleep(0.02)
 
 
 def write_samples(path: Path, samples: int, *, seed: str) -> Path:

@@ -20,7 +20,8 @@ from contract.tasks import Task
 from contract.tensors import Codec, Tensor, encode
 from contract.topics import Topics
 from contract.wire import pack, unpack
-from tests.e2e.processes import Processes, until
+from tests.e2e.processes import Processes
+from tests.until import until
 
 COUNT = 1000
 

@@ -19,9 +19,10 @@ from edge_agent.agent import Agent
 from edge_agent.config import AgentConfig, DataConfig
 from side_trainer.reload import SettingsFile
 from tests.agent.tiny_lm import save_tiny_lm
-from tests.e2e.in_process import JOB, PATIENCE_S
+from tests.e2e.in_process import JOB
 from tests.e2e.processes import Processes, write_texts
-from tests.trainer.test_trainer import Listener, trainer, until
+from tests.trainer.test_trainer import Listener, trainer
+from tests.until import PATIENCE_S, until
 
 _TAUGHT = {"dev-a": ("please", "turn the lights off"), "dev-b": ("now", "heat up the bedroom")}
 
@@ -106,7 +107,6 @@ def test_devices_of_a_tier_wait_until_the_trainer_has_their_decoder(
         until(
             lambda: "backbone" in caplog.text and "loaded in" in caplog.text,
             "the device is ready",
-            PATIENCE_S,
         )
         assert listener.manifest("far") is None and not failures
         shutil.copytree(there, tmp_path / "here")

@@ -13,7 +13,8 @@ from broker_config.settings import BrokerSettings
 from contract.messages import Status, Telemetry
 from contract.topics import Topics
 from contract.wire import pack
-from tests.e2e.processes import LABELS, Processes, until
+from tests.e2e.processes import LABELS, Processes
+from tests.until import until
 
 MARKER = "xyzzymarker"
 

@@ -15,7 +15,8 @@ from broker_config.inprocess import InProcessBroker
 from contract.tensors import Codec
 from sidestream.timeline import read_spans, timeline
 from tests.e2e.in_process import Kind, accuracies, agent, plan_of, settings, table
-from tests.trainer.test_trainer import Listener, trainer, until
+from tests.trainer.test_trainer import Listener, trainer
+from tests.until import until
 
 MOBILLM = 'method = "mobillm"\n'
 KIND = Kind("opt", 4, 32)

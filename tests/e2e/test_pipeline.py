@@ -14,7 +14,8 @@ import pytest
 
 from broker_config.embedded import EmbeddedBroker, find_mosquitto
 from contract.tasks import TASKS, Task
-from tests.e2e.processes import LABELS, Processes, until
+from tests.e2e.processes import LABELS, Processes
+from tests.until import until
 
 Kind = Literal["amqtt", "mosquitto"]
 needs_mosquitto = [

@@ -13,7 +13,8 @@ from broker_config.inprocess import InProcessBroker
 from contract.plan import Precision, SideNetworkSpec
 from side_trainer.audit import read_state, verify
 from tests.e2e.in_process import Kind, accuracies, agent, births, plan_of, settings, table
-from tests.trainer.test_trainer import Listener, trainer, until
+from tests.trainer.test_trainer import Listener, trainer
+from tests.until import until
 
 KINDS = {"encoder": Kind("roberta", 4, 32), "decoder": Kind("opt", 6, 48), "modern": Kind("llama", 3, 64)}
 LATE = Kind("bert", 5, 40)

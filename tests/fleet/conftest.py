@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,17 +19,11 @@ from broker_config.embedded import find_mosquitto
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Connected, Event, ProtocolVersion, Received
 from sidestream.fleet_folder import FleetFolder, create
+from tests.until import until as until
 
 JOB = "lights"
 DEVICES = {"pi-1": "pi5", "pi-2": "pi5", "old-1": "pi4"}
 OBSERVER = "@observer"
-
-
-def until(condition: Callable[[], object], what: str = "", timeout_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"waited in vain: {what}"
-        time.sleep(0.01)
 
 
 def free_port() -> int:

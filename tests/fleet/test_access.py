@@ -12,7 +12,8 @@ from broker_config.connection import Connection
 from broker_config.transport import ProtocolVersion
 from contract.topics import Topics
 from tests.broker.conftest import needs_mosquitto
-from tests.fleet.conftest import DEVICES, JOB, OBSERVER, Client, Guard, until
+from tests.fleet.conftest import DEVICES, JOB, OBSERVER, Client, Guard
+from tests.until import until
 
 pytestmark = [pytest.mark.mosquitto, needs_mosquitto]
 ACTORS = (TRAINER, *DEVICES)

@@ -22,9 +22,10 @@ from edge_agent.config import AgentConfig
 from edge_agent.enrol import enrol
 from edge_agent.trust import _Kept
 from tests.broker.conftest import needs_mosquitto
-from tests.e2e.processes import LABELS, Processes, until
+from tests.e2e.processes import LABELS, Processes
 from tests.fleet.conftest import JOB, OBSERVER, Client, Guard
 from tests.forked import Process
+from tests.until import until
 
 pytestmark = [pytest.mark.mosquitto, needs_mosquitto]
 PASSWORD = "correct horse battery"

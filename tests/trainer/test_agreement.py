@@ -15,7 +15,8 @@ from side_trainer import agreement
 from side_trainer.agreement import LEAST_BATCHES, LEAST_DEVICES, Agreement
 from side_trainer.audit import quarantined
 from tests.trainer.conftest import FakeDevice, config
-from tests.trainer.test_trainer import Listener, born, receipted, send, trainer, until
+from tests.trainer.test_trainer import Listener, born, receipted, send, trainer
+from tests.until import until
 
 LABELS, WIDTH, ROWS = 6, 24, 12
 CENTRES = np.random.default_rng(7).standard_normal((2, LABELS, WIDTH)).astype(np.float32)

@@ -18,7 +18,7 @@ from side_trainer.learner import Learner
 from side_trainer.publisher import Publisher, Version
 from side_trainer.records import TierRecord
 from tests.trainer.conftest import append, config, devices, settle
-from tests.trainer.test_trainer import until
+from tests.until import until
 
 
 class Slow:

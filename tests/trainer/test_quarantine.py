@@ -30,7 +30,8 @@ from side_trainer.rate import RateLimit
 from side_trainer.rebuild import rebuild
 from side_trainer.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion, row_sizes
 from tests.trainer.conftest import FakeDevice, append, config, fold_all, settle
-from tests.trainer.test_trainer import TOPICS, Listener, born, final, receipted, send, trainer, until
+from tests.trainer.test_trainer import TOPICS, Listener, born, final, receipted, send, trainer
+from tests.until import until
 
 
 def fleet() -> list[FakeDevice]:

@@ -25,7 +25,8 @@ from side_trainer.journal import Journal
 from side_trainer.reload import SettingsFile, take_up
 from side_trainer.rows import StoredBatch, gather
 from tests.trainer.conftest import LABELS, FakeDevice, config, devices, settle
-from tests.trainer.test_trainer import TOPICS, Listener, born, final, receipted, send, trainer, until
+from tests.trainer.test_trainer import TOPICS, Listener, born, final, receipted, send, trainer
+from tests.until import until
 
 TEXT = """\
 job = "colours"

@@ -14,7 +14,8 @@ from contract.signing import Scope, Signer, open_sealed, public_pem
 from side_trainer.config import SigningConfig
 from side_trainer.seal import Seal, open_seal
 from tests.trainer.conftest import config, devices
-from tests.trainer.test_trainer import TOPICS, Listener, born, receipted, send, trainer, until
+from tests.trainer.test_trainer import TOPICS, Listener, born, receipted, send, trainer
+from tests.until import until
 
 PLAN = Scope(kind="plan", job="colours")
 

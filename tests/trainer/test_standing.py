@@ -13,7 +13,8 @@ from contract.messages import TrainerStatus
 from contract.wire import pack, unpack
 from side_trainer.standing import ANSWER_S, ECHO_S, Standing
 from tests.trainer.conftest import config, devices
-from tests.trainer.test_trainer import TOPICS, Listener, born, final, send, trainer, until
+from tests.trainer.test_trainer import TOPICS, Listener, born, final, send, trainer
+from tests.until import until
 
 RUN = "0" * 32
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from side_trainer.publisher import CHUNK_BYTES
 from side_trainer.reload import SettingsFile
 from side_trainer.trainer import run_trainer
 from tests.trainer.conftest import LABELS, FakeDevice, config, devices
+from tests.until import until as until
 
 TOPICS = Topics("colours")
 
@@ -50,7 +51,7 @@ class Listener:
         self.seen: list[Received] = []
         transport.subscribe("sidestream/v1/colours/#")
         transport.start(self._on_event)
-        assert transport.wait_connected(5)
+        assert transport.wait_connected(20)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Received):
@@ -74,13 +75,6 @@ class Listener:
             for index in range(manifest.chunks)
         )
         return b"".join(chunk.data for chunk in chunks if chunk is not None)
-
-
-def until(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"timed out: {what}"
-        time.sleep(0.01)
 
 
 @contextmanager

@@ -39,7 +39,8 @@ from side_trainer.seal import Seal
 from side_trainer.standing import Standing
 from side_trainer.trainer import connect_mqtt, run_trainer
 from tests.trainer.conftest import config, devices
-from tests.trainer.test_trainer import TOPICS, Listener, born, final, send, until
+from tests.trainer.test_trainer import TOPICS, Listener, born, final, send
+from tests.until import until
 
 
 @contextmanager

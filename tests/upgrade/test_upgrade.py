@@ -28,7 +28,8 @@ from side_trainer.audit import read_state, verify
 from side_trainer.config import TierConfig, TrainerConfig
 from tests.agent.tiny import save_tiny
 from tests.trainer.conftest import config
-from tests.trainer.test_trainer import trainer, until
+from tests.trainer.test_trainer import trainer
+from tests.until import until
 
 RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("*.json"))
 TIER = "small"
@@ -69,7 +70,7 @@ def listen(broker: InProcessBroker, topic_filter: str) -> tuple[Transport, list[
     transport = broker.transport("listener")
     transport.subscribe(topic_filter)
     transport.start(note)
-    assert transport.wait_connected(5.0)
+    assert transport.wait_connected(20)
     return transport, seen
 
 
