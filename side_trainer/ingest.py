@@ -17,21 +17,17 @@ import msgspec
 
 from broker_config.transport import Connected, Disconnected, Event, Received
 from contract.errors import (
-    BrokerError,
     DecodeError,
     MismatchError,
     NoRoomError,
     StateError,
     StorageError,
-    UntrustedError,
-    WireError,
 )
 from contract.messages import (
     ActivationBatch,
     Flow,
     Status,
     Telemetry,
-    TrainerClaim,
     TrainerStatus,
 )
 from contract.plan import Plan
@@ -52,6 +48,7 @@ from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.judge import Judge
 from side_trainer.missing import Missing
+from side_trainer.presence import Presence
 from side_trainer.refusals import Refusals
 from side_trainer.retained import Retained
 from side_trainer.seal import Seal
@@ -61,7 +58,6 @@ _log = logging.getLogger(__name__)
 _EXPORT_EVERY_S: Final = 1.0
 _STORAGE_RETRY_S: Final = 5.0
 _REPAIR_EVERY_S: Final = 5.0
-_ANSWER_EVERY_S: Final = 0.2
 _HELD: Final = 256
 
 
@@ -136,6 +132,9 @@ class Ingest:
         self._trace = trace
         self._topics = Topics(job.plan.job)
         self._downlink = Downlink(transport, self._topics, journal, standing, metrics)
+        self._presence = Presence(
+            standing, journal, transport, self._downlink, self._topics, seal, status=status
+        )
         self._refusals = Refusals(
             self._downlink, self._topics, board, metrics, max_batches_per_s=max_batches_per_s
         )
@@ -150,9 +149,6 @@ class Ingest:
             held=judge.holds,
         )
         self._exported = 0.0
-        self._told: TrainerStatus | None = None
-        self._answered = -_ANSWER_EVERY_S
-        self._distrusted = False  # whether it was said that somebody poses as a trainer
         self._births: dict[tuple[str, str], Status] = {}
         self._judge = judge
         self._missing = Missing()
@@ -225,7 +221,7 @@ class Ingest:
             self._on_connected()
             return None
         if isinstance(event, Disconnected):
-            self._standing.disconnected()
+            self._presence.disconnected()
             self._missing.disconnected()
             self._metrics.broker_connected.set(0)
             self._broker_figures.clear()
@@ -234,7 +230,7 @@ class Ingest:
             self._broker_figures.take(event.topic, event.payload)
             return None
         if event.topic.startswith(f"{self._topics.base}/trainer/"):
-            self._on_trainer(event)
+            self._presence.on_event(event)
             return None
         if event.topic == self._topics.plan or event.topic.startswith(f"{self._topics.base}/down/"):
             self._check_retained(event)
@@ -259,53 +255,16 @@ class Ingest:
         self._metrics.broker_connected.set(1)
         if self._connections > 1:
             self._metrics.reconnects.inc()
-        claim = self._standing.connected(time.monotonic())
-        try:
-            self._transport.ask(self._topics.trainer_claim, pack(claim))
-        except BrokerError as exc:
-            _log.debug("not asked for other trainers: %s", exc)
-
-    def _on_trainer(self, event: Received) -> None:
-        """What a trainer of this job, we among them, says to others."""
-        try:
-            if event.topic == self._topics.trainer_claim:
-                again = self._standing.on_claim(unpack(TrainerClaim, event.payload))
-            else:
-                status = self._seal.open_status(event.payload)
-                again = self._standing.on_status(status, retained=event.retained)
-        except WireError as exc:
-            again = self._standing.active and event.topic == self._topics.trainer_status
-            if isinstance(exc, UntrustedError) and not self._distrusted:
-                self._distrusted = True
-                _log.error(
-                    "%s was written to by somebody without this job's signing key: %s. It is ignored, and "
-                    "ours published again; the broker's access list should let only the trainer write there",
-                    *(event.topic, exc),
-                )
-        now = time.monotonic()
-        if again and now - self._answered >= _ANSWER_EVERY_S:
-            self._answered, self._told = now, None
-            self._tell_status()
+        self._presence.connected()
 
     def _stand(self, now: float) -> None:
         """Start publishing at the moment from which this is certainly the job's one trainer."""
-        if not self._standing.tick(now):
+        if not self._presence.begins(now):
             return
-        if self._journal.fence != self._standing.fence:  # a full disk must not end it at a reconnect
-            self._journal.fence = self._standing.fence
         self.confirmed.set()
-        self._told = None
-        self._tell_status()
         self._announce_plan()
         self._announce_flow()
         self._learner_woken(True)
-
-    def _tell_status(self) -> None:
-        status = self._status()
-        if status != self._told and self._downlink.send(
-            self._topics.trainer_status, self._seal.status(status), retain=True
-        ):
-            self._told = status
 
     def _check_retained(self, event: Received) -> None:
         """Put the plan and the weights back if somebody else wrote over them."""
@@ -495,7 +454,7 @@ class Ingest:
         self._follow_operator()
         if self._plan_due:
             self._announce_plan()
-        self._tell_status()
+        self._presence.tell()
         self._online = self._figures.update(self._status(), now)
 
 
