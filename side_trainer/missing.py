@@ -25,12 +25,14 @@ _REMEDY: Final = (
 
 class _Heard:
     def __init__(self, now: float) -> None:
-        self.batch = self.telemetry = now
-        """When the last one came, or the first word of any kind."""
+        self.telemetry = now
+        """When the last came, or the first word of any kind."""
         self.sent: int | None = None
         """What the first telemetry since the last batch said was sent by then."""
         self.telling = 0
-        """How many since then told of more."""
+        """How many since then told of more,"""
+        self.since = now
+        """and when the first of them did."""
         self.batches = 0
         """Since the last telemetry."""
         self.told = ""
@@ -45,7 +47,7 @@ class Missing:
     def on_batch(self, tier: str, device: str, now: float) -> str:
         """A batch came, whatever is in it; return what is wrong, once, or nothing."""
         heard = self._heard(tier, device, now)
-        heard.batch, heard.sent, heard.telling = now, None, 0
+        heard.sent, heard.telling = None, 0
         heard.batches += 1
         if heard.batches < _LEAST_TOLD or now - heard.telemetry <= NO_TELEMETRY_S:
             return ""
@@ -59,10 +61,11 @@ class Missing:
         if heard.sent is None:
             heard.sent = batches_sent
         elif batches_sent > heard.sent:
+            heard.since = heard.since if heard.telling else now
             heard.sent, heard.telling = batches_sent, heard.telling + 1
-        if heard.telling < _LEAST_TOLD or now - heard.batch <= NO_BATCHES_S:
+        seconds = now - heard.since
+        if heard.telling < _LEAST_TOLD or seconds <= NO_BATCHES_S:
             return ""
-        seconds = now - heard.batch
         return self._once(heard, f"says that it sends batches, and none has come for {seconds:.0f} s")
 
     def disconnected(self) -> None:

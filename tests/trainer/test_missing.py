@@ -20,6 +20,14 @@ def test_a_device_that_has_nothing_to_send_misses_nothing() -> None:
         assert not missing.on_telemetry("t", "pi-1", 7, 60.0 * step)
 
 
+def test_a_device_that_takes_long_to_begin_is_given_the_same_time() -> None:
+    missing = Missing()
+    assert not missing.on_telemetry("t", "pi-1", 0, 0.0)
+    for step in range(1, 9):
+        assert not missing.on_telemetry("t", "pi-1", step, 10 * NO_BATCHES_S + step * NO_BATCHES_S / 10)
+    assert not missing.on_batch("t", "pi-1", 11 * NO_BATCHES_S)
+
+
 def test_batches_without_telemetry_are_noticed_once_and_after_long() -> None:
     missing = Missing()
     said = [missing.on_batch("t", "pi-1", step * NO_TELEMETRY_S / 10) for step in range(20)]

@@ -108,7 +108,7 @@ def test_a_trainer_with_the_same_key_is_still_given_way_to(broker: InProcessBrok
             pytest.raises(StateError, match="another trainer of this job is running"),
             trainer(broker, config(tmp_path / "two", signing=signing)) as stop,
         ):
-            stop.wait(10.0)
+            stop.wait(30.0)
         with trainer(broker, config(tmp_path / "two", signing=signing), take_over=True):
             until(lambda: listener.plan() != first, "the second runs")
 

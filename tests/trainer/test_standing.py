@@ -116,7 +116,7 @@ def test_a_second_trainer_with_a_state_directory_of_its_own_is_refused(
             pytest.raises(StateError, match="another trainer of this job is running"),
             trainer(broker, config(tmp_path / "two")) as stop,
         ):
-            stop.wait(2.0)
+            stop.wait(30.0)
         send(listener, fleet[0], fleet[0].batch(plan))
         final(listener, 8)
         latest = listener.plan()

@@ -96,6 +96,7 @@ def trainer(
             run_trainer(settings, stop, connect=connect, settings_file=file, take_over=take_over)
         except BaseException as exc:
             failures.append(exc)
+            stop.set()
 
     thread = threading.Thread(target=target, daemon=True)
     thread.start()
