@@ -77,7 +77,7 @@ def test_a_rung_that_fits_no_message_is_never_chosen_while_another_does() -> Non
     share=st.floats(0.05, 0.9),
     by_length=st.booleans(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_the_mean_of_a_sample_comes_up_to_its_budget_and_never_passes_it(
     seed: int, mean_length: int, share: float, by_length: bool
 ) -> None:
