@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with (
         tempfile.TemporaryDirectory(prefix="sidestream-soak-") as folder,
-        Bench(Path(folder), 0, tell) as bench,
+        Bench(Path(folder), 0, tell, fresh=True) as bench,
     ):
         soak = Soak(bench, [f"dev-{index}" for index in range(args.devices)])
         journaled = soak.run(args.minutes, args.every)
