@@ -38,6 +38,7 @@ MOST_SAMPLES: Final = 1000
 """Samples a device: as many as there are labels."""
 _LABELS: Final = tuple(f"row{index:04d}" for index in range(MOST_SAMPLES))
 _WAIT_S: Final = 240.0
+_FOLD_S: Final = 900.0  # of fifty rounds, on a busy machine
 _PAGE: Final = 4096
 
 
@@ -298,7 +299,8 @@ class Bench(Processes):
             for device, count in self.fed.items()
             for index in range(count)
         }
-        verdict = self.run("trainer", "verify", "--state-dir", str(self.trainer_state))
+        state = str(self.trainer_state)
+        verdict = self.run("trainer", "verify", "--state-dir", state, patience_s=_FOLD_S)
         return Outcome(
             row=row,
             seed=seed,

@@ -125,10 +125,10 @@ class Processes:
         self._running.append(started)
         return started
 
-    def run(self, *arguments: str, code: int = 0) -> str:
+    def run(self, *arguments: str, code: int = 0, patience_s: float = _COMMAND_S) -> str:
         """What a command that ends by itself says."""
         name = f"command-{len(self._running)}"
-        ended = self.start(name, *arguments).wait(_COMMAND_S)
+        ended = self.start(name, *arguments).wait(patience_s)
         said = (self.folder / f"{name}.log").read_text()
         assert ended == code, (ended, said)
         assert "Traceback" not in said
