@@ -41,7 +41,7 @@ class Point:
 
 POINTS: Final = {
     # trainer: the batches are journaled, and no receipt has gone out
-    "journaled": Point("ingest.py", "_send_receipt", "call"),
+    "journaled": Point("downlink.py", "receipt", "call"),
     # trainer: the weights' chunks or manifest are about to go
     "publishing": Point("publisher.py", "_publish_tier", "call"),
     # trainer: a checkpoint is written and not yet synced; and one has just taken its name
@@ -52,7 +52,7 @@ POINTS: Final = {
     "sent": Point("window.py", "release", "call"),
     "receipted": Point("outbox.py", "receipt", "call"),
     # either: within a commit, whose pages may or may not have reached the disk
-    "journal-commit": Point("journal.py", "transaction", "c_return", "execute"),
+    "journal-commit": Point("journal_file.py", "transaction", "c_return", "execute"),
     "outbox-commit": Point("outbox_file.py", "transaction", "c_return", "execute"),
 }
 
@@ -98,8 +98,7 @@ class Watch:
 
 def _note_sizes(holder: Any) -> None:
     """What is on disk for certain: the WAL up to here was synced by the commit before."""
-    path = Path(getattr(holder, "path", "") or holder._path)
-    wal = path.with_name(path.name + "-wal")
+    wal = holder.path.with_name(holder.path.name + "-wal")
     size = wal.stat().st_size if wal.exists() else 0
     Path(os.environ[NOTE]).write_text(json.dumps({"wal": str(wal), "synced": size}))
 

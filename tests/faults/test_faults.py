@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fault_points import POINTS
 from benchmarks.faults import ROWS, run_row
 from benchmarks.poison import folds_finite, poison
 from benchmarks.soak import plot, summary
@@ -29,6 +30,13 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk 
 def test_a_fault_loses_nothing_and_counts_nothing_twice(row: str) -> None:
     outcome = run_row(row, seed=1, rounds=1)
     assert outcome.good, outcome
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_every_fault_point_is_a_function_of_the_product(name: str) -> None:
+    point, root = POINTS[name], Path(__file__).parents[2]
+    sources = [path.read_text() for path in root.glob(f"*/{point.file}")]
+    assert any(f"    def {point.function}(" in text or f"\ndef {point.function}(" in text for text in sources)
 
 
 def test_every_row_is_described_in_the_operating_guide() -> None:
