@@ -3,16 +3,15 @@
     sidestream demo --alpha 0.1 --seed 5 --keep DIR
     python benchmarks/nonsense.py DIR/trainer/journal.db --kind noise --ratio 4
 
-Folds the batches again as they came. After each one of the tier that the nonsense claims to be of, it
-adds that many of an intruder's: noise of the right size, true activations with random labels, dimensions
-shuffled, or activations a thousand times as large.
+Judges the batches again in the order in which they came, as text classification. After each one of the tier
+that the nonsense claims to be of, it adds that many of an intruder's: noise of the right size, true
+activations with random labels, dimensions shuffled, or activations a thousand times as large.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
@@ -28,9 +26,9 @@ from contract.messages import ActivationBatch, to_bin
 from contract.tensors import decode, encode
 from contract.wire import pack, unpack
 from side_trainer.agreement import Agreement
-from side_trainer.fold import Fold
 from side_trainer.inbox import row_means
-from side_trainer.journal import FILE_NAME, Journal, Record
+from side_trainer.journal import Journal, Record
+from side_trainer.records import LabelsRecord
 from side_trainer.suspicion import Suspicion, row_sizes
 
 KINDS: Final = ("none", "noise", "labels", "shuffled", "huge")
@@ -38,30 +36,30 @@ _STREAM: Final = "f" * 32
 
 
 class Intrusion:
-    """Folds, judges, and remembers who was noticed when."""
+    """Judges, and remembers who was noticed when."""
 
-    def __init__(self, journal: Journal, folder: Path, kind: str, seed: int) -> None:
+    def __init__(self, journal: Journal, kind: str, seed: int) -> None:
         self.noticed: dict[str, str] = {}
         """By device, after how many of its batches and why."""
         self.sent: Counter[str] = Counter()
         self._owners = {state.stream: state.device for state in journal.streams()}
-        self._out = Journal(folder / FILE_NAME)
-        self._fold, self._suspicion, self._agreement = Fold(self._out), Suspicion(), Agreement()
+        self._suspicion, self._agreement = Suspicion(), Agreement()
+        self._labels = 0
         self._kind, self._rng = kind, np.random.default_rng(seed)
 
     def take(self, record: Record) -> None:
-        """Fold a record of the journal."""
+        """Take in a record of the journal."""
         if record.kind == "batch":
             self._batch(record.payload, str(record.tier), self._owners[str(record.stream)])
-        elif record.kind != "idle":
-            self._out.append(record.kind, record.payload, tier=record.tier)
-            self._fold.apply(self._out.get(self._out.tail))
+        elif record.kind == "labels":
+            self._labels = len(msgspec.json.decode(record.payload, type=LabelsRecord).labels)
 
     def intrude(self, record: Record) -> None:
-        """Fold a batch of the intruder's, made after one of the journal's."""
+        """Take in a batch of the intruder's, made after one of the journal's."""
         batch = unpack(ActivationBatch, record.payload)
-        labels = len(self._fold.labels)
-        changes: dict[str, Any] = {"targets": to_bin(self._rng.integers(labels, size=record.samples), "<u2")}
+        changes: dict[str, Any] = {
+            "targets": to_bin(self._rng.integers(self._labels, size=record.samples), "<u2")
+        }
         values = np.asarray(decode(batch.activations))
         if self._kind == "noise":
             values = self._rng.standard_normal(values.shape) * np.sqrt(np.mean(values**2))
@@ -84,27 +82,12 @@ class Intrusion:
             "intruder",
         )
 
-    def close(self) -> None:
-        self._out.close()
-
     def _batch(self, payload: bytes, tier: str, device: str) -> None:
         batch = unpack(ActivationBatch, payload)
-        with self._out.transaction():
-            self._out.append_batch(
-                payload,
-                tier=tier,
-                device=device,
-                stream=batch.stream,
-                sequence=batch.sequence,
-                floor=1,
-                samples=len(batch.sample_ids),
-            )
-        step = self._fold.apply(self._out.get(self._out.tail))
         self.sent[device] += 1
         means = row_means(decode(batch.activations), batch.row_lengths)
         why = self._suspicion.note_size(tier, device, row_sizes(means))
         why = why or self._agreement.note(tier, device, means, np.asarray(batch.read_targets()))
-        why = why or self._suspicion.note_loss(tier, device, step.losses[tier])
         if why:
             self.noticed.setdefault(device, f"after {self.sent[device]} batches: {why}")
 
@@ -120,19 +103,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tier", default="full", help="that it claims to be of (default: full)")
     parser.add_argument("--seed", type=int, default=0, help="of the nonsense")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     journal = Journal(args.journal, read_only=True)
-    with tempfile.TemporaryDirectory() as folder:
-        intrusion = Intrusion(journal, Path(folder), args.kind, args.seed)
-        offset = 0
-        while records := journal.read(offset):
-            for record in records:
-                offset = record.offset
-                intrusion.take(record)
-                if args.kind != "none" and record.kind == "batch" and record.tier == args.tier:
-                    for _ in range(args.ratio):
-                        intrusion.intrude(record)
-        intrusion.close()
+    intrusion = Intrusion(journal, args.kind, args.seed)
+    offset = 0
+    while records := journal.read(offset):
+        for record in records:
+            offset = record.offset
+            intrusion.take(record)
+            if args.kind != "none" and record.kind == "batch" and record.tier == args.tier:
+                for _ in range(args.ratio):
+                    intrusion.intrude(record)
     journal.close()
     print(f"{sum(intrusion.sent.values())} batches of {len(intrusion.sent)} devices")
     for device, text in intrusion.noticed.items():

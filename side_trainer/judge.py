@@ -30,11 +30,14 @@ class Judge:
     Args:
         journal: Where verdicts are kept.
         suspects: Whether devices are quarantined that send nothing like the others.
+        by_loss: Whether the loss counts. Not where samples have a label each: there one with few labels is
+            honestly harder than others, by any measure, and whether labels suit the samples is asked instead.
     """
 
-    def __init__(self, journal: Journal, *, suspects: bool) -> None:
+    def __init__(self, journal: Journal, *, suspects: bool, by_loss: bool) -> None:
         self._journal = journal
         self._suspects = suspects
+        self._by_loss = by_loss
         self._quarantine = Quarantine(journal)
         self._suspicion = Suspicion()
         self._agreement = Agreement()
@@ -69,8 +72,10 @@ class Judge:
 
     def on_loss(self, tier: str, stream: str, loss: float) -> None:
         """Hold the loss of a batch against the fleet's; for the learner's thread."""
+        if not self._suspects or not self._by_loss:
+            return
         device = self._device_of(stream)
-        if not self._suspects or self.holds(device):
+        if self.holds(device):
             return
         if why := self._suspicion.note_loss(tier, device, loss):
             self._found.put((device, why))

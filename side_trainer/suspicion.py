@@ -8,8 +8,9 @@ much it sends:
   a device choose with whom it is compared: the mean of all tokens, of segments of them and of a random draw
   is the same vector. What is left is below 1 in the logarithm over every policy and codec there is (MiniLM,
   two data sets; two decoders), so all policies are held against each other.
-- the **loss** before the batch is learnt. A device with rare labels has more of it than others, for a while
-  and not by much; activations or labels that mean nothing have as much as guessing, for ever.
+- the **loss** before the batch is learnt, in tasks other than a label a sample. Activations or targets that
+  mean nothing have as much as guessing, for ever. Where samples have a label each, an honest device that has
+  nearly one label alone is as hard as that, and :mod:`side_trainer.agreement` judges instead.
 
 Nothing is judged before enough other devices are known. Robust statistics only: medians, and the median
 distance from them. Pure: no clock, no journal.

@@ -25,6 +25,7 @@ from side_trainer.holding import Held
 from side_trainer.inbox import MAX_ACTIVATION, Refused, admit, row_means
 from side_trainer.job import Job
 from side_trainer.journal import FILE_NAME, Journal
+from side_trainer.judge import Judge
 from side_trainer.quarantine import Quarantine, judgements
 from side_trainer.rate import RateLimit
 from side_trainer.rebuild import rebuild
@@ -110,6 +111,23 @@ def test_a_flood_from_one_device_does_not_make_it_the_measure_of_the_others() ->
                 assert not suspicion.note_loss("t", f"dev-{device}", 1.0)
         said += [suspicion.note_loss("t", "flood", 3.2) for _ in range(20)]
     assert said[-1] and not any(said[: LOSS_BATCHES - 1])
+
+
+@pytest.mark.parametrize("by_loss", [True, False])
+def test_a_device_that_is_hard_because_of_its_labels_is_not_held_where_samples_have_a_label_each(
+    journal: Journal, tmp_path: Path, by_loss: bool
+) -> None:
+    job, (odd, *devices) = Job(config(tmp_path), journal), fleet()
+    settle(job, [odd, *devices])
+    judge = Judge(journal, suspects=True, by_loss=by_loss)
+    for one in (odd, *devices):
+        append(journal, one, one.batch(job.plan))
+    for _ in range(2 * LOSS_BATCHES):
+        for one in devices:
+            judge.on_loss("big", one.stream, 0.3)
+        judge.on_loss("big", odd.stream, 1.2)
+    judge.decide()
+    assert judge.holds(odd.name) is by_loss
 
 
 def test_a_rate_limit_lets_a_burst_through_and_then_its_rate() -> None:
