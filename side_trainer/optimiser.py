@@ -25,21 +25,19 @@ class Optimiser:
         self._network = network
         self._average = average
         self._settings = settings
-        self._adamw: torch.optim.AdamW | None = None
-        self._adamw = torch.optim.AdamW(self._new_groups(), fused=True)
+        self._adamw = torch.optim.AdamW(self._groups_beside([]), fused=True)
         self.configure(settings)
 
     def configure(self, settings: LearnerSettings) -> None:
         """Go on with other settings."""
         self._settings = settings
         self._network.dropout = settings.dropout
-        for group in self._groups:
+        for group in self._adamw.param_groups:
             group["weight_decay"] = settings.weight_decay if group["decays"] else 0.0
 
     def extend(self) -> None:
         """Take up the parameters that the network has got since."""
-        assert self._adamw is not None
-        for group in self._new_groups():
+        for group in self._groups_beside(self._adamw.param_groups):
             self._adamw.add_param_group(group)
         self.configure(self._settings)
 
@@ -48,10 +46,9 @@ class Optimiser:
 
         One whose gradient is no number is left out: it would leave nothing but that, for ever.
         """
-        assert self._adamw is not None
         settings = self._settings
         warmup = min(1.0, updates / max(1, settings.warmup_updates))
-        for group in self._groups:
+        for group in self._adamw.param_groups:
             group["lr"] = settings.learning_rate * rate * warmup
         self._adamw.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -68,13 +65,9 @@ class Optimiser:
             for mean, parameter in pairs:
                 mean.lerp_(parameter, 1 - memory)
 
-    @property
-    def _groups(self) -> list[dict[str, Any]]:
-        return self._adamw.param_groups if self._adamw is not None else []
-
-    def _new_groups(self) -> list[dict[str, Any]]:
-        """Parameters that AdamW does not have yet; matrices decay, biases, gates and norms do not."""
-        known = {id(parameter) for group in self._groups for parameter in group["params"]}
+    def _groups_beside(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Parameters that are in none of these; matrices decay, biases, gates and norms do not."""
+        known = {id(parameter) for group in groups for parameter in group["params"]}
         split: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
         for name, parameter in self._network.named_parameters():
             if id(parameter) not in known:
@@ -87,7 +80,6 @@ class Optimiser:
 
     def arrays(self) -> dict[str, Floats]:
         """AdamW's moments, as ``<moment>/<parameter>``."""
-        assert self._adamw is not None
         states: dict[torch.Tensor, dict[str, torch.Tensor]] = self._adamw.state
         return {
             f"{key}/{name}": np.atleast_1d(value.numpy()).astype(np.float32)
@@ -97,7 +89,6 @@ class Optimiser:
 
     def restore(self, arrays: dict[str, Floats]) -> None:
         """Return to moments that :meth:`arrays` gave."""
-        assert self._adamw is not None
         for name, parameter in self._network.named_parameters():
             if f"step/{name}" in arrays:
                 self._adamw.state[parameter] = {
