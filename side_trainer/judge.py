@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 
 from contract.messages import ActivationBatch
-from contract.tasks import TargetForm
 from contract.tensors import Floats
 from side_trainer.agreement import Agreement
 from side_trainer.journal import Journal
@@ -30,14 +29,14 @@ class Judge:
     Args:
         journal: Where verdicts are kept.
         suspects: Whether devices are quarantined that send nothing like the others.
-        by_loss: Whether the loss counts. Not where samples have a label each: there one with few labels is
-            honestly harder than others, by any measure, and whether labels suit the samples is asked instead.
+        by_labels: Whether samples have a label each. Then it is asked whether these suit the samples, and
+            the loss does not count: a device with few labels is honestly harder than others, by any measure.
     """
 
-    def __init__(self, journal: Journal, *, suspects: bool, by_loss: bool) -> None:
+    def __init__(self, journal: Journal, *, suspects: bool, by_labels: bool) -> None:
         self._journal = journal
         self._suspects = suspects
-        self._by_loss = by_loss
+        self._by_labels = by_labels
         self._quarantine = Quarantine(journal)
         self._suspicion = Suspicion()
         self._agreement = Agreement()
@@ -65,14 +64,14 @@ class Judge:
         if not self._suspects or self.holds(device):
             return
         why = self._suspicion.note_size(tier, device, row_sizes(means))
-        if not why and batch.target_form is TargetForm.LABELS:
+        if not why and self._by_labels:
             why = self._agreement.note(tier, device, means, np.asarray(batch.read_targets()))
         if why:
             self._found.put((device, why))
 
     def on_loss(self, tier: str, stream: str, loss: float) -> None:
         """Hold the loss of a batch against the fleet's; for the learner's thread."""
-        if not self._suspects or not self._by_loss:
+        if not self._suspects or self._by_labels:
             return
         device = self._device_of(stream)
         if self.holds(device):

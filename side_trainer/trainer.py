@@ -18,7 +18,7 @@ from broker_config.connection import Connection
 from broker_config.transport import Transport, Will
 from contract.errors import BrokerError
 from contract.messages import TrainerStatus
-from contract.tasks import Task
+from contract.tasks import TASKS, TargetForm
 from contract.topics import Topics
 from host.state_dir import default_dir, locked, prepare
 from host.trace import open_trace
@@ -132,9 +132,8 @@ def run_trainer(
         transport = connect(config, f"sidestream-trainer-{config.job}-{standing.instance[:8]}", will)
         gate = Gate(transport, standing)
         retained = Retained()
-        judge = Judge(
-            journal, suspects=config.quarantine, by_loss=config.task is not Task.TEXT_CLASSIFICATION
-        )
+        by_labels = TASKS[config.task].form is TargetForm.LABELS
+        judge = Judge(journal, suspects=config.quarantine, by_labels=by_labels)
         publisher = Publisher(gate, journal, metrics, retained, seal, codec=config.weights_codec)
         learner = Learner(
             config=config,

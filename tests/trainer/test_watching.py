@@ -132,7 +132,7 @@ def test_messages_that_find_the_inbox_full_are_counted_in_the_metrics(
         status=lambda: TrainerStatus(state="online", run=journal.run, epoch=1),
         learner_woken=lambda connected: None,
         trace=Trace(),
-        judge=Judge(journal, suspects=True, by_loss=True),
+        judge=Judge(journal, suspects=True, by_labels=True),
     )
     for _ in range(5):
         topic = TOPICS.activations("big", "dev-0")
