@@ -15,6 +15,7 @@ from contract.errors import ConfigError, DataError
 from edge_agent.config import DataConfig
 from edge_agent.sources import open_source
 from side_trainer.config import LearnerSettings, TierConfig, TrainerConfig
+from side_trainer.implied import NEW_LEARNER
 from sidestream.shards import Example
 
 JOB = "benchmark"
@@ -59,7 +60,7 @@ class Workload:
                 tier: replace(self.way, backbone=self.backbone_of(tier), layers=self.tiers[tier])
                 for tier in tiers or self.tiers
             },
-            learner=LearnerSettings(seed=seed, correction="view"),
+            learner=LearnerSettings(**NEW_LEARNER, seed=seed),
             metrics_port=-1,
             page=False,
             log_level="warning",

@@ -45,14 +45,14 @@ class BatchLoss:
         head_of: Callable[[str], OutputHead],
     ) -> None:
         self._task = settings.task
-        self._settings = settings.learner
+        self._settings = learner = settings.learner
         self._objective = OBJECTIVES[settings.task]
         self._tiers = tiers
         self._counts = counts
         self._head_of = head_of
-        self._by_view = settings.learner.correction == "view"
+        self._by_view = learner.correction == "view"
         tapped = {name: Tapped(tier.align, tier.taps) for name, tier in tiers.items()}
-        self._views = Views(tapped, counts, self._objective, settings.learner.exit_weight)
+        self._views = Views(tapped, counts, self._objective, learner.exit_weight, learner.anchor_power)
         self._all_counts: Counts = np.sum(list(counts.values()), axis=0)
 
     def of(self, network: SideNetwork, batch: MiniBatch) -> tuple[Tensor, npt.NDArray[Any]]:

@@ -28,7 +28,7 @@ from contract.tensors import Codec
 from contract.topics import check_name
 from contract.wire import Message, pack, unpack
 from host.logs import LogFormat
-from side_trainer.implied import NEW_SIDE_NETWORK, Method
+from side_trainer.implied import NEW_LEARNER, NEW_SIDE_NETWORK, Method
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -127,6 +127,9 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     """view, which every new job has: answers are corrected by all rows that teach them, smoothing follows
     the correction, and a tier short of a label keeps to a shallower answer. tier,
     which journals from before have: by the tier's rows, and no more."""
+    anchor_power: Positive = 2.0
+    """With correction by view: an answer is trusted by exp(-D**anchor_power), D being the divergence of the
+    fleet's labels from those that teach it, in nats. Every new job has 4: mild skew costs a tier nothing."""
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
     """Of the targets."""
     exit_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
@@ -179,7 +182,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """By tier name."""
     side_network: SideNetworkSpec = NEW_SIDE_NETWORK
     """The side-network's shape."""
-    learner: LearnerSettings = LearnerSettings(correction="view")
+    learner: LearnerSettings = LearnerSettings(**NEW_LEARNER)
     """Optimiser, replay, passes, seed."""
     flow: FlowPlan = FlowPlan()
     """How fast devices may send."""

@@ -36,9 +36,11 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
 }
 NEW_SIDE_NETWORK: Final = SideNetworkSpec(width=256, inner=256, summed=True)
 """Of a new job whose settings say nothing."""
+NEW_LEARNER: Final[Implied] = {"correction": "view", "anchor_power": 4.0}
+"""What the learner of a job that is started now has, and that of an old settings record does not."""
 _OF_EVERY_JOB: Final[Implied] = {
     "side_network": {"width": NEW_SIDE_NETWORK.width, "inner": NEW_SIDE_NETWORK.inner, "summed": True},
-    "learner": {"correction": "view"},
+    "learner": NEW_LEARNER,
 }
 """What a setting's own default is not, since that stands for journals from before there was the setting."""
 _OF_METHOD: Final[Mapping[object, Implied]] = {

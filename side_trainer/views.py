@@ -5,9 +5,10 @@ deep tier's rows show there what a shallow tier's do, and teach the same answer.
 are then the labels of all the rows that teach it, not those of one tier: with all tiers together that is
 nothing, however skewed each is.
 
-How far an answer is to be *trusted* is exp(−D²), with D the divergence of the fleet's labels from those that
-teach it: 1 where they are alike, near 0 where a label is all but missing. A tier whose own, deepest answer is
-to be trusted less than one on the way to it keeps to that one, its anchor, by as much.
+How far an answer is to be *trusted* is exp(−D^p), with D the divergence of the fleet's labels from those that
+teach it: 1 where they are alike, near 0 where a label is all but missing; the greater p, the less mild skew
+counts. A tier whose own, deepest answer is to be trusted less than one on the way to it keeps to that one,
+its anchor, by as much.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Views:
         counts: Statistics of the labels of each tier's rows.
         objective: What to make of them.
         weight: What a row counts for at a view that is not its own last one.
+        power: p above.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class Views:
         counts: Mapping[str, Counts],
         objective: Objective,
         weight: float,
+        power: float,
     ) -> None:
         self._tiers = tiers
         self._counts = counts
         self._objective = objective
         self._weight = weight
+        self._power = power
 
     def counts(self, tier: str, taps: int) -> Counts:
         """Statistics of the labels of all rows that look at ``taps`` taps as this tier's do."""
@@ -79,7 +83,7 @@ class Views:
         """What the tier's own answer is held to, of the answers at ``exits`` taps; the deepest of equals."""
         own = len(self._tiers[tier].taps)
         trusts = {
-            taps: float(np.exp(-(self._objective.divergence(all_counts, counts) ** 2)))
+            taps: self._trust(self._objective.divergence(all_counts, counts))
             for taps in {*exits, own}
             if taps <= own and (counts := self.counts(tier, taps)).any()
         }
@@ -87,3 +91,6 @@ class Views:
             return Anchor(own, 1.0)
         best = max(trusts, key=lambda taps: (trusts[taps], taps))
         return Anchor(best, trusts[own] / trusts[best])
+
+    def _trust(self, divergence: float) -> float:
+        return float(np.exp(-(max(0.0, divergence) ** self._power)))

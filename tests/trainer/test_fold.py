@@ -17,7 +17,7 @@ from contract.wire import pack
 from side_trainer.checkpoint import resume, write_checkpoint
 from side_trainer.config import LearnerSettings
 from side_trainer.fold import Fold
-from side_trainer.implied import with_implied
+from side_trainer.implied import NEW_LEARNER, with_implied
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.records import IdleRecord, SettingsRecord
@@ -101,9 +101,9 @@ def test_a_settings_record_from_before_views_means_what_it_meant() -> None:
         job="j", task=Task.TEXT_CLASSIFICATION, side_network=SideNetworkSpec(), learner=LearnerSettings()
     )
     before = msgspec.to_builtins(now)
-    del before["learner"]["correction"], before["side_network"]["summed"]
+    del before["learner"]["correction"], before["learner"]["anchor_power"], before["side_network"]["summed"]
     assert msgspec.convert(before, SettingsRecord) == now
-    assert now.learner.correction == "tier" and not now.side_network.summed
+    assert now.learner.correction == "tier" and now.learner.anchor_power == 2 and not now.side_network.summed
 
 
 def test_a_job_goes_on_with_the_answers_that_its_journal_began_with(journal: Journal, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_job_goes_on_with_the_width_that_its_journal_began_with(journal: Journ
 
 def test_a_tier_short_of_a_label_still_answers_with_it(journal: Journal, tmp_path: Path) -> None:
     """The deep tier's rows have one label of four but for a few; the shallow tier teaches the others."""
-    settings = config(tmp_path, learner=LearnerSettings(seed=5, correction="view", pass_rows=16))
+    settings = config(tmp_path, learner=LearnerSettings(**NEW_LEARNER, seed=5, pass_rows=16))
     job = Job(settings, journal)
     deep, shallow, _ = fleet = devices()
     settle(job, fleet)

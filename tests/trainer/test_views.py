@@ -21,9 +21,9 @@ TIERS = {
 }
 
 
-def views(**counts: tuple[int, int]) -> Views:
+def views(power: float = 4.0, **counts: tuple[int, int]) -> Views:
     given_counts = {name: np.array(counts.get(name, (50, 50)), float) for name in TIERS}
-    return Views(TIERS, given_counts, LABELS, 1.0)
+    return Views(TIERS, given_counts, LABELS, 1.0, power)
 
 
 def test_a_view_is_taught_by_every_tier_that_shows_the_same_layers_there() -> None:
@@ -43,6 +43,14 @@ def test_a_tier_short_of_a_label_is_anchored_where_all_rows_teach() -> None:
     assert seen.anchor("other", {2, 3}, everything) == Anchor(2, 1.0)
 
 
+def test_the_power_decides_what_mild_skew_costs_and_not_what_a_missing_label_does() -> None:
+    everything = np.array([200.0, 200.0])
+    mild = [views(power, full=(30, 70)).anchor("full", {2, 3}, everything).share for power in (1, 2, 4)]
+    assert mild == sorted(mild) and mild[-1] > 0.99 > 0.95 > mild[0]
+    for power in (1, 2, 4):
+        assert views(power, full=(0, 1000)).anchor("full", {2, 3}, everything).share < 0.3
+
+
 def test_with_equal_labels_everywhere_every_tier_is_its_own_anchor() -> None:
     seen = views()
     for tier, (_, taps) in TIERS.items():
@@ -50,7 +58,7 @@ def test_with_equal_labels_everywhere_every_tier_is_its_own_anchor() -> None:
 
 
 def test_an_answer_that_nothing_teaches_is_no_anchor() -> None:
-    alone = Views({"a": Tapped("m", (1, 3))}, {"a": np.array([0.0, 9.0])}, LABELS, 0.0)
+    alone = Views({"a": Tapped("m", (1, 3))}, {"a": np.array([0.0, 9.0])}, LABELS, 0.0, 4.0)
     assert alone.anchor("a", {1, 2}, np.array([9.0, 9.0])) == Anchor(2, 1.0)
 
 
