@@ -43,7 +43,7 @@ from contract.plan import Plan
 from contract.wire import Message, unpack
 from side_trainer.config import LearnerSettings
 from side_trainer.fold import Fold
-from side_trainer.inbox import Refused, admit
+from side_trainer.inbox import Refused, examine
 from side_trainer.journal import FILE_NAME, Journal
 from side_trainer.records import LabelsRecord, SettingsRecord, TierRecord
 
@@ -107,7 +107,7 @@ def poison(count: int, seed: int) -> tuple[Counter[str], list[bytes], Plan]:
         message = mutated(payload, recorded[second][2], rng)
         try:
             if kind is ActivationBatch:
-                admit(message, "small", plan)
+                examine(message, "small", plan)
                 if len(admitted) < _FOLDED and message != payload:
                     admitted.append(message)
             else:

@@ -103,20 +103,11 @@ class Examined(NamedTuple):
     """[B, K, d]: each row's mean vector at each tap, the same whatever policy made the vectors."""
 
 
-def admit(payload: bytes, tier_name: str, plan: Plan) -> ActivationBatch:
-    """Decode a batch and hold it against the plan.
+def examine(payload: bytes, tier_name: str, plan: Plan, earlier: Policies = _NONE) -> Examined:
+    """Decode a batch and hold it against the plan; return also what devices are compared by.
 
     Raises:
         Refused: whatever the payload is, if it is not a batch that the journal may keep.
-    """
-    return examine(payload, tier_name, plan).batch
-
-
-def examine(payload: bytes, tier_name: str, plan: Plan, earlier: Policies = _NONE) -> Examined:
-    """As :func:`admit`, with the policies of earlier plans; return also what devices are compared by.
-
-    Raises:
-        Refused: as :func:`admit`.
     """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise Refused(Reason.OVERSIZE, f"{len(payload)} bytes; a message holds at most {MAX_MESSAGE_BYTES}")

@@ -30,7 +30,7 @@ from edge_agent.token_evaluation import TokenEvaluation
 from edge_agent.token_maker import TokenMaker, cut_rows
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
-from side_trainer.inbox import admit
+from side_trainer.inbox import examine
 from tests.agent.tiny import LAYERS, WIDTH, WORDS
 from tests.agent.tiny_lm import save_tiny_lm
 
@@ -106,7 +106,9 @@ class Work:
     def sent(self) -> list[ActivationBatch]:
         with self.outbox() as outbox:
             batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 10**6)]
-            assert [admit(one.payload, "pi", self.plan) for one in outbox.pending(0, 10**6)] == batches
+            assert [
+                examine(one.payload, "pi", self.plan).batch for one in outbox.pending(0, 10**6)
+            ] == batches
         return batches
 
 

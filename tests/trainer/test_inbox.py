@@ -17,7 +17,7 @@ from host.toml import load_config
 from metrics.catalogue import Reason
 from side_trainer.config import TierConfig, TrainerConfig
 from side_trainer.fold import Fold
-from side_trainer.inbox import Refused, admit, examine
+from side_trainer.inbox import Refused, examine
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from tests.trainer.conftest import WIDTHS, FakeDevice, append, config, devices, fold_all, settle
@@ -58,7 +58,7 @@ def test_one_job_learns_from_every_policy_codec_and_precision(journal: Journal, 
     for number, (sampling, vectors, codec) in enumerate(MIX):
         device = fleet[number % len(fleet)]
         batch = sent(device, plan, sampling, vectors, codec)
-        assert admit(pack(batch), device.tier, plan) == batch
+        assert examine(pack(batch), device.tier, plan).batch == batch
         assert append(journal, device, batch)
     fold = fold_all(journal, Fold(journal))
     assert len(fold.rows) == 4 * len(MIX)
@@ -83,7 +83,7 @@ def test_policies_outside_the_plan_and_rows_over_the_length_they_give_are_refuse
     plan = plan_of(journal, tmp_path, fleet)
     batch = sent(fleet[0], plan, sampling, vectors, Codec.INT8)
     with pytest.raises(Refused, match=message) as caught:
-        admit(pack(batch), "big", plan)
+        examine(pack(batch), "big", plan)
     assert caught.value.reason is Reason.MISMATCH and caught.value.batch == batch
 
 
@@ -94,7 +94,7 @@ def test_what_was_made_by_an_earlier_plans_policy_is_taken_after_a_restart(
     batch = sent(fleet[0], plan_of(journal, tmp_path, fleet, sampling="random:3"), "random:3", 3, Codec.INT8)
     job = Job(config(tmp_path), journal)
     with pytest.raises(Refused, match="no policy of the plan's"):
-        admit(pack(batch), "big", job.plan)
+        examine(pack(batch), "big", job.plan)
     assert examine(pack(batch), "big", job.plan, job.policies).batch == batch
 
 

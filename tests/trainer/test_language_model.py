@@ -23,7 +23,7 @@ from contract.wire import pack
 from side_trainer.checkpoint import resume, write_checkpoint
 from side_trainer.config import TierConfig, TrainerConfig
 from side_trainer.fold import Fold
-from side_trainer.inbox import Refused, admit
+from side_trainer.inbox import Refused, examine
 from side_trainer.job import Job
 from side_trainer.journal import Journal
 from side_trainer.records import IdleRecord
@@ -170,19 +170,19 @@ def test_tokens_outside_the_vocabulary_and_other_targets_are_refused(
 ) -> None:
     job, device = filled(journal, tmp_path, batches=0)
     good = device.batch(job.plan)
-    assert admit(pack(good), "full", job.plan) == good
+    assert examine(pack(good), "full", job.plan).batch == good
     tokens = good.read_targets().copy()
     tokens[-1] = VOCABULARY
     outside = msgspec.structs.replace(good, targets=write_tokens(tokens, VOCABULARY))
     with pytest.raises(Refused, match=f"outside the vocabulary of {VOCABULARY}"):
-        admit(pack(outside), "full", job.plan)
+        examine(pack(outside), "full", job.plan)
     wide = msgspec.structs.replace(good, targets=write_tokens(tokens * 0 + 3, 2**20))
-    assert admit(pack(wide), "full", job.plan).read_targets().tolist() == [3] * len(tokens)
+    assert examine(pack(wide), "full", job.plan).batch.read_targets().tolist() == [3] * len(tokens)
     labels = msgspec.structs.replace(
         good, target_form="labels", targets=to_bin([0] * len(good.sample_ids), "<u2")
     )
     with pytest.raises(Refused, match="no targets for causal-lm"):
-        admit(pack(labels), "full", job.plan)
+        examine(pack(labels), "full", job.plan)
 
 
 def test_the_plan_names_the_head_and_a_backbone_of_another_width_cannot_join(

@@ -22,7 +22,7 @@ from side_trainer.audit import decide, quarantined, read_state, verify
 from side_trainer.config import TierConfig
 from side_trainer.fold import Fold
 from side_trainer.holding import Held
-from side_trainer.inbox import MAX_ACTIVATION, Refused, admit, row_means
+from side_trainer.inbox import MAX_ACTIVATION, Refused, examine, row_means
 from side_trainer.job import Job
 from side_trainer.journal import FILE_NAME, Journal
 from side_trainer.judge import Judge
@@ -159,7 +159,7 @@ def test_values_that_no_backbone_has_are_refused(journal: Journal, tmp_path: Pat
         batch, activations=Tensor(codec=Codec.F32, shape=data.shape, data=data.tobytes())
     )
     with pytest.raises(Refused, match="no backbone has"):
-        admit(pack(huge), "big", job.plan)
+        examine(pack(huge), "big", job.plan)
 
 
 @pytest.mark.parametrize("kind", ["largest", "constant", "zero", "one spike"])
@@ -177,7 +177,7 @@ def test_the_worst_that_is_let_in_leaves_finite_weights(journal: Journal, tmp_pa
             values[:] = 0.0 if kind == "zero" else MAX_ACTIVATION
         if index % 2:
             batch = msgspec.structs.replace(batch, activations=encode(values, Codec.F32))
-        admit(pack(batch), "big", job.plan)
+        examine(pack(batch), "big", job.plan)
         append(journal, device, batch)
     fold = fold_all(journal, Fold(journal))
     assert all(np.isfinite(array).all() for array in fold.weights().values())
