@@ -1,12 +1,11 @@
 """docs/configuration.md, from the settings' own docstrings.
 
-python -m sidestream.configuration_page docs/configuration.md
+python -m sidestream.configuration_page > docs/configuration.md
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from edge_agent.config import AgentConfig
 from host.settings_text import reference
@@ -15,7 +14,7 @@ from side_trainer.config import TrainerConfig
 _HEAD = """\
 # Every setting
 
-Written by `python -m sidestream.configuration_page docs/configuration.md`; a test holds it to the code.
+Written by `python -m sidestream.configuration_page > docs/configuration.md`; a test holds it to the code.
 
 A settings file is TOML. These write one with every setting in it, explained, and commented out but for what
 you give:
@@ -46,4 +45,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
+    sys.stdout.write(page())

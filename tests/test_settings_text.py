@@ -82,7 +82,7 @@ def test_any_text_survives(text: str) -> None:
 
 def test_the_reference_in_the_docs_is_current() -> None:
     written = (ROOT / "docs/configuration.md").read_text("utf-8")
-    assert written == page(), "python -m sidestream.configuration_page docs/configuration.md"
+    assert written == page(), "python -m sidestream.configuration_page > docs/configuration.md"
 
 
 @pytest.mark.parametrize("who", ["agent", "trainer"])

@@ -105,10 +105,9 @@ class Work:
 
     def sent(self) -> list[ActivationBatch]:
         with self.outbox() as outbox:
-            batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 10**6)]
-            assert [
-                examine(one.payload, "pi", self.plan).batch for one in outbox.pending(0, 10**6)
-            ] == batches
+            payloads = [one.payload for one in outbox.pending(0, 10**6)]
+        batches = [unpack(ActivationBatch, payload) for payload in payloads]
+        assert [examine(payload, "pi", self.plan).batch for payload in payloads] == batches
         return batches
 
 
