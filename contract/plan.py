@@ -137,6 +137,9 @@ class SideNetworkSpec(Message, frozen=True, kw_only=True):
     summed: bool = False
     """Whether each block adds to the answer, or the last one gives it. Of every new job it is true; of one
     whose journal began without, never."""
+    apart: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    """With summed: blocks from this number on stand apart: each sees its own tap alone, adds half of what it
+    answers, and learns to answer by itself too; 0 for none. A job keeps what its journal began with."""
 
 
 class FlowPlan(Message, frozen=True, kw_only=True):

@@ -15,9 +15,14 @@ head of its own, which start at zero, and adds to the answer of the block below:
 
     answer_b = answer_{b−1} + head_b(norm_b(mean of h_b)),   answer_0 = 0
 
-so that a deep answer that learnt nothing is the shallow one. A language model keeps the backbone's own
-head, which takes its last state with something added, nothing at first: W_out, one a backbone family, starts
-at zero (:meth:`SideNetwork.lifted`)::
+so that a deep answer that learnt nothing is the shallow one. Blocks from number ``apart`` stand apart: they
+see their own tap alone, s_b = a_b, and add half of what they say, which is to be an answer by itself
+(docs/decisions/0020)::
+
+    answer_b = answer_{b−1} + ½·alone_b,   alone_b = head_b(norm_b(mean of h_b))
+
+A language model keeps the backbone's own head, which takes its last state with something added, nothing at
+first: W_out, one a backbone family, starts at zero (:meth:`SideNetwork.lifted`)::
 
     answer = backbone head(A_b + |A_b|·W_out·norm(h_b)),   |A|: the root of the mean square of A
 
@@ -33,6 +38,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +50,9 @@ from contract.errors import DecodeError
 from contract.plan import SideNetworkSpec
 from contract.tasks import TASKS, Scale, Task
 from contract.tensors import Floats
+
+_APART_SHARE: Final = 0.5
+"""How much of what a block that stands apart says is added."""
 
 
 class _Align(nn.Module):
@@ -92,6 +101,15 @@ class _Step(nn.Module):
     def forward(self, hidden: Tensor, dropout: float) -> Tensor:
         added: Tensor = self.head(functional.dropout(self.norm(hidden), dropout, self.training))
         return added
+
+
+class Answers(NamedTuple):
+    """What a side-network says of some rows."""
+
+    by_taps: dict[int, Tensor]
+    """By number of taps b: the answers of the K_b first rows, [K_b, C] or [K_b, N, C]."""
+    alone: dict[int, Tensor]
+    """The same, of block number b by its own tap alone, where that block stands apart."""
 
 
 class SideNetwork(nn.Module):
@@ -170,23 +188,37 @@ class SideNetwork(nn.Module):
             By number of taps b: the answers of the K_b first rows, those with b taps or more: [K_b, C], or
             [K_b, N, C] where the task has an answer for every vector.
         """
+        return self.answers(families, mask, exits).by_taps
+
+    def answers(
+        self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int] = ()
+    ) -> Answers:
+        """As :meth:`forward`, with what blocks that stand apart say by themselves."""
         if self.spec.summed:
             return self._summed(families, mask, exits)
-        return {
+        by_taps = {
             taps: self._answer(self._pooled(hidden, mask)) for taps, hidden in self.trunk(families, exits)
         }
+        return Answers(by_taps, {})
 
     def _summed(
         self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int]
-    ) -> dict[int, Tensor]:
+    ) -> Answers:
         wanted = {*exits, *(len(taps) for _, taps in families)}
-        answers, answer = {}, None
+        found, answer = Answers({}, {}), None
         for taps, hidden in self.trunk(families, range(1, self.spec.blocks + 1)):
             added = self.steps[taps - 1](self._pooled(hidden, mask), self.dropout)
+            if answer is not None and self._apart(taps):
+                found.alone[taps] = added
+                added = _APART_SHARE * added
             answer = added if answer is None else answer[: len(added)] + added
             if taps in wanted:
-                answers[taps] = answer
-        return answers
+                found.by_taps[taps] = answer
+        return found
+
+    def _apart(self, taps: int) -> bool:
+        """Whether block number ``taps`` stands apart."""
+        return self.spec.summed and 0 < self.spec.apart <= taps
 
     def trunk(
         self, families: Sequence[tuple[str, Tensor]], exits: Collection[int] = ()
@@ -199,7 +231,7 @@ class SideNetwork(nn.Module):
             if not active:
                 break
             mixed = torch.cat([self.aligns[_key(name)](tap, values, self.dropout) for name, values in active])
-            if tap:
+            if tap and not self._apart(tap + 1):
                 gate = torch.sigmoid(self.gates[tap - 1])
                 mixed = (1 - gate) * mixed + gate * hidden[: len(mixed)]
             hidden = adapter(mixed)

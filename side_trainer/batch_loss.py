@@ -9,7 +9,7 @@ Legend: K rows, N vectors a row (padded), C numbers in an answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from side_trainer.objectives import OBJECTIVES, Counts
 from side_trainer.records import SettingsRecord, TierRecord
 from side_trainer.rows import MiniBatch
 from side_trainer.token_loss import token_loss
-from side_trainer.views import Tapped, Views
+from side_trainer.views import Anchor, Tapped, Views
 
 
 class BatchLoss:
@@ -62,11 +62,13 @@ class BatchLoss:
             return token_loss(network, batch, self._head_of, settings.label_smoothing)
         exits = {len(tier.taps) for tier in self._tiers.values()}
         families = [(family.align, family.activations) for family in batch.families]
-        answers = network(families, batch.mask, exits)
+        answers, alone = network.answers(families, batch.mask, exits)
         own = _own_answers(answers, [(len(taps), taps.shape[1]) for _, taps in families])
         targets = self._scaled(batch.targets)
         losses = self._losses(own, self._leanings(batch), targets)
-        total = self._anchored(batch, own, answers, losses, targets).sum()
+        anchors = self._anchors(batch, answers)
+        share = torch.tensor([anchors[tier].share for tier in batch.tiers])
+        total = (share * losses + (1 - share) * self._to_anchors(batch, own, answers, anchors, targets)).sum()
         for taps in sorted(exits):
             deeper = sum(
                 family.activations.shape[1] for family in batch.families if len(family.activations) > taps
@@ -75,6 +77,9 @@ class BatchLoss:
                 lean = self._leanings(batch, taps)[:deeper]
                 early = self._early(answers[taps][:deeper], own[:deeper], lean, targets[:deeper])
                 total = total + settings.exit_weight * early
+        for taps, said in alone.items():
+            lean = self._leanings(batch, taps)[: len(said)]
+            total = total + (share[: len(said)] * self._losses(said, lean, targets[: len(said)])).sum()
         return total / len(batch.targets), losses.detach().numpy()
 
     def _early(self, answers: Tensor, own: Tensor, lean: Tensor, targets: Tensor) -> Tensor:
@@ -89,20 +94,27 @@ class BatchLoss:
         smoothing = self._settings.label_smoothing
         return self._objective.losses(answers + lean, targets, smoothing, lean if self._by_view else None)
 
-    def _anchored(
-        self, batch: MiniBatch, own: Tensor, answers: dict[int, Tensor], losses: Tensor, targets: Tensor
-    ) -> Tensor:
-        """[K]: ``losses``; where a shallower answer is to be trusted more, partly the distance from that."""
+    def _anchors(self, batch: MiniBatch, exits: Collection[int]) -> dict[str, Anchor]:
+        """By tier, what its own answers are held to; nothing but themselves unless corrected by view."""
+        tiers = set(batch.tiers)
         if not self._by_view:
-            return losses
-        exits = answers.keys()
-        anchors = {tier: self._views.anchor(tier, exits, self._all_counts) for tier in set(batch.tiers)}
+            return {tier: Anchor(len(self._tiers[tier].taps), 1.0) for tier in tiers}
+        return {tier: self._views.anchor(tier, exits, self._all_counts) for tier in tiers}
+
+    def _to_anchors(
+        self,
+        batch: MiniBatch,
+        own: Tensor,
+        answers: dict[int, Tensor],
+        anchors: Mapping[str, Anchor],
+        targets: Tensor,
+    ) -> Tensor:
+        """[K]: how far rows' own answers are from those that are to be trusted more."""
         base = own.detach().clone()
         for tier, anchor in anchors.items():
             rows = [row for row, of in enumerate(batch.tiers) if of == tier]
             base[rows] = answers[anchor.taps][rows].detach()
-        share = torch.tensor([anchors[tier].share for tier in batch.tiers])
-        return share * losses + (1 - share) * self._objective.distilled(own, base, targets)
+        return self._objective.distilled(own, base, targets)
 
     def _leanings(self, batch: MiniBatch, taps: int = 0) -> Tensor:
         """[K, C], or [K, 1, C]: what each row's answers lean by, at ``taps`` taps, or 0 for its own last."""

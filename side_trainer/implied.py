@@ -21,7 +21,7 @@ Implied: TypeAlias = Mapping[str, Any]
 _OF_TASK: Final[Mapping[object, Implied]] = {
     Task.CAUSAL_LM.value: {
         "tiers": {"sampling": "all", "codec": "int8", "batch_size": 8, "max_tokens": 256},
-        "side_network": {"width": 256, "inner": 256},
+        "side_network": {"width": 256, "inner": 256, "apart": 0},
         "learner": {
             "learning_rate": 2e-3,
             "weight_decay": 0.05,
@@ -33,13 +33,14 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
             "pass_rows": 8,
         },
     },
+    Task.REGRESSION.value: {"side_network": {"apart": 0}},  # half a number and another are not their mean
 }
-NEW_SIDE_NETWORK: Final = SideNetworkSpec(width=256, inner=256, summed=True)
+NEW_SIDE_NETWORK: Final = SideNetworkSpec(width=256, inner=256, summed=True, apart=3)
 """Of a new job whose settings say nothing."""
 NEW_LEARNER: Final[Implied] = {"correction": "view", "anchor_power": 4.0}
 """What the learner of a job that is started now has, and that of an old settings record does not."""
 _OF_EVERY_JOB: Final[Implied] = {
-    "side_network": {"width": NEW_SIDE_NETWORK.width, "inner": NEW_SIDE_NETWORK.inner, "summed": True},
+    "side_network": {name: getattr(NEW_SIDE_NETWORK, name) for name in ("width", "inner", "summed", "apart")},
     "learner": NEW_LEARNER,
 }
 """What a setting's own default is not, since that stands for journals from before there was the setting."""

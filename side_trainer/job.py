@@ -318,7 +318,7 @@ class Job:
 
 def _continued(begun: SideNetworkSpec, wanted: SideNetworkSpec) -> SideNetworkSpec:
     """``wanted`` with what a running job keeps: the form of its answers; its width if none is asked."""
-    kept = msgspec.structs.replace(wanted, summed=begun.summed)
+    kept = msgspec.structs.replace(wanted, summed=begun.summed, apart=begun.apart)
     if (wanted.width, wanted.inner) != (NEW_SIDE_NETWORK.width, NEW_SIDE_NETWORK.inner):
         return kept
     return msgspec.structs.replace(kept, width=begun.width, inner=begun.inner)

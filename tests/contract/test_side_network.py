@@ -30,8 +30,8 @@ ABOUT = About(
 Array = npt.NDArray[np.float64]
 
 
-def network(*, trained: bool = True, summed: bool = False) -> SideNetwork:
-    made = SideNetwork(msgspec.structs.replace(SPEC, summed=summed), labels=5, seed=3)
+def network(*, trained: bool = True, summed: bool = False, apart: int = 0) -> SideNetwork:
+    made = SideNetwork(msgspec.structs.replace(SPEC, summed=summed, apart=apart), labels=5, seed=3)
     made.add_align("wide", 16)
     made.add_align("nar.row", 6)
     if trained:
@@ -47,7 +47,9 @@ def rows(width: int, taps: int, count: int, seed: int) -> tuple[torch.Tensor, to
     return torch.randn(taps, count, 4, width, generator=generator), mask
 
 
-def reference(weights: dict[str, Floats], align: str, taps: Array, mask: npt.NDArray[np.bool_]) -> Array:
+def reference(
+    weights: dict[str, Floats], align: str, taps: Array, mask: npt.NDArray[np.bool_], apart: int
+) -> Array:
     """The module's formulas, row by row, in NumPy."""
 
     def norm(x: Array, name: str = "") -> Array:
@@ -66,34 +68,62 @@ def reference(weights: dict[str, Floats], align: str, taps: Array, mask: npt.NDA
     h, total = np.zeros(0), np.zeros(5)
     for b, tap in enumerate(taps):
         s = norm(tap) @ weights[f"aligns.{align}.weight"][b] + weights[f"aligns.{align}.bias"][b]
-        if b:
+        alone = 0 < apart <= b + 1
+        if b and not alone:
             mu = 1 / (1 + np.exp(-weights["gates"][b - 1]))
             s = (1 - mu) * s + mu * h
         h = s + linear(gelu(linear(norm(s, f"adapters.{b}.norm"), f"adapters.{b}.down")), f"adapters.{b}.up")
         pooled = (h * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
         if "head.weight" not in weights:
-            total = total + linear(norm(pooled, f"steps.{b}.norm"), f"steps.{b}.head")
+            said = linear(norm(pooled, f"steps.{b}.norm"), f"steps.{b}.head")
+            total = total + (0.5 if b and alone else 1) * said
     return linear(norm(pooled, "norm"), "head") if "head.weight" in weights else total
 
 
-@pytest.mark.parametrize("summed", [False, True])
+FORMS = pytest.mark.parametrize(("summed", "apart"), [(False, 0), (True, 0), (True, 3), (True, 2), (True, 1)])
+
+
+@FORMS
 @pytest.mark.parametrize("taps", [1, 2, 3])
-def test_it_equals_the_reference(taps: int, summed: bool) -> None:
-    made = network(summed=summed)
+def test_it_equals_the_reference(taps: int, summed: bool, apart: int) -> None:
+    made = network(summed=summed, apart=apart)
     values, mask = rows(16, taps, 7, seed=2)
-    expected = reference(made.arrays(), "@wide", values.double().numpy(), mask.numpy())
+    expected = reference(made.arrays(), "@wide", values.double().numpy(), mask.numpy(), apart)
     np.testing.assert_allclose(made.predict("wide", values, mask).detach().numpy(), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("summed", [False, True])
-def test_rows_of_any_families_together_answer_as_they_do_alone(summed: bool) -> None:
-    made = network(summed=summed)
+@FORMS
+def test_rows_of_any_families_together_answer_as_they_do_alone(summed: bool, apart: int) -> None:
+    made = network(summed=summed, apart=apart)
     deep, deep_mask = rows(16, 3, 4, seed=5)
     shallow, shallow_mask = rows(6, 2, 3, seed=6)
     logits = made([("wide", deep), ("nar.row", shallow)], torch.cat([deep_mask, shallow_mask]), exits=(2,))
     torch.testing.assert_close(logits[3], made.predict("wide", deep, deep_mask))
     torch.testing.assert_close(logits[2][:4], made.predict("wide", deep[:2], deep_mask))
     torch.testing.assert_close(logits[2][4:], made.predict("nar.row", shallow, shallow_mask))
+
+
+def test_a_block_that_stands_apart_answers_by_its_own_tap_alone() -> None:
+    made = network(summed=True, apart=3)
+    values, mask = rows(16, 3, 6, seed=7)
+    answers, alone = made.answers([("wide", values)], mask, exits=(2,))
+    torch.testing.assert_close(answers[3], answers[2] + 0.5 * alone[3])
+    below = values.clone()
+    below[:2] += 1.0
+    others, still = made.answers([("wide", below)], mask, exits=(2,))
+    assert list(alone) == [3] and torch.equal(still[3], alone[3]) and not torch.equal(others[2], answers[2])
+    assert not network(summed=True).answers([("wide", values)], mask).alone
+
+
+def test_the_first_blocks_of_a_network_with_one_that_stands_apart_answer_as_they_do_in_it() -> None:
+    made = network(summed=True, apart=3)
+    spec = msgspec.structs.replace(made.spec, blocks=2)
+    small = SideNetwork(spec, labels=5, seed=0)
+    for name, width in (("wide", 16), ("nar.row", 6)):
+        small.add_align(name, width)
+    small.load_arrays(first_blocks(made.arrays(), 2))
+    values, mask = rows(16, 2, 6, seed=7)
+    torch.testing.assert_close(small.eval().predict("wide", values, mask), made.predict("wide", values, mask))
 
 
 def test_padding_and_what_stands_in_it_change_nothing() -> None:

@@ -102,14 +102,17 @@ def test_a_settings_record_from_before_views_means_what_it_meant() -> None:
     )
     before = msgspec.to_builtins(now)
     del before["learner"]["correction"], before["learner"]["anchor_power"], before["side_network"]["summed"]
+    del before["side_network"]["apart"]
     assert msgspec.convert(before, SettingsRecord) == now
     assert now.learner.correction == "tier" and now.learner.anchor_power == 2 and not now.side_network.summed
+    assert now.side_network.apart == 0
 
 
 def test_a_job_goes_on_with_the_answers_that_its_journal_began_with(journal: Journal, tmp_path: Path) -> None:
     filled(journal, tmp_path, batches=1, idle=False)
     old = config(tmp_path, side_network=SideNetworkSpec())
-    assert Job(old, journal).plan.side_network.summed
+    kept = Job(old, journal).plan.side_network
+    assert kept.summed and kept.apart == 3
 
 
 def test_a_job_goes_on_with_the_width_that_its_journal_began_with(journal: Journal, tmp_path: Path) -> None:
@@ -142,6 +145,21 @@ def test_a_tier_short_of_a_label_still_answers_with_it(journal: Journal, tmp_pat
     batch = gather(((asked, row) for row in range(200)), lambda _: "m")
     answers = fold.average.eval().predict("m", batch.families[0].activations, batch.mask).argmax(dim=-1)
     assert (answers == batch.targets).float().mean() > 0.9
+
+
+def test_a_block_that_stands_apart_learns_to_answer_by_itself(journal: Journal, tmp_path: Path) -> None:
+    settings = config(tmp_path, learner=LearnerSettings(**NEW_LEARNER, seed=5, pass_rows=16))
+    job = Job(settings, journal)
+    deep, *_ = fleet = devices()
+    settle(job, fleet)
+    for _ in range(40):
+        assert append(journal, deep, deep.batch(job.plan))
+    fold = fold_all(journal, Fold(journal))
+    assert fold.average is not None
+    asked = StoredBatch.read("big", pack(deep.batch(job.plan, rows=200)))
+    batch = gather(((asked, row) for row in range(200)), lambda _: "m")
+    alone = fold.average.eval().answers([("m", batch.families[0].activations)], batch.mask).alone
+    assert (alone[3].argmax(dim=-1) == batch.targets).float().mean() > 0.9
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:

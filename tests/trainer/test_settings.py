@@ -72,3 +72,14 @@ def test_a_tasks_defaults_come_before_a_methods(tmp_path: Path) -> None:
     config = SettingsFile(path).load()
     assert (config.tiers["generic"].codec, config.tiers["generic"].batch_size) == (Codec.INT8, 8)
     assert (config.learner.passes, config.learner.replay, config.side_network.width) == (5, 1, 256)
+
+
+@pytest.mark.parametrize(
+    ("task", "apart"), [("text-classification", 3), ("multi-label-classification", 3), ("regression", 0)]
+)
+def test_blocks_stand_apart_where_halves_of_answers_can_be_added(
+    tmp_path: Path, task: str, apart: int
+) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text(f'job = "a"\ntask = "{task}"\n')
+    assert SettingsFile(path).load().side_network.apart == apart
