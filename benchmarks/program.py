@@ -6,12 +6,13 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from contract.errors import SidestreamError
 
 Tell: TypeAlias = Callable[[str], None]
 """Given lines of progress."""
+_Parsed = TypeVar("_Parsed")
 
 
 def run_program(
@@ -26,6 +27,9 @@ def run_program(
     except SidestreamError as exc:
         print(f"{parser.prog}: {exc}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -37,6 +41,18 @@ def teller() -> Tell:
         print(f"{time.monotonic() - started:6.0f} s  {text}", file=sys.stderr, flush=True)
 
     return tell
+
+
+def argument_of(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
+    """The type of an argument that ``parse`` reads; argparse shows what its ValueError says."""
+
+    def parsed(text: str) -> _Parsed:
+        try:
+            return parse(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
+
+    return parsed
 
 
 def names_of(rows: Collection[str]) -> Callable[[str], list[str]]:

@@ -84,7 +84,7 @@ def read_workload(
     """
     if strange := sorted(set(backbones or {}) - set(tiers)):
         raise ConfigError("--tier-backbone", f"{strange[0]!r} is none of the tiers {', '.join(tiers)}")
-    samples = read_examples(train)
+    samples = _examples("--train", train)
     if 0 < max_samples < len(samples):
         chosen = np.random.default_rng(0).permutation(len(samples))[:max_samples]
         samples = [samples[index] for index in sorted(chosen)]
@@ -93,7 +93,7 @@ def read_workload(
         raise DataError(f"{train}: the samples have {len(labels)} label; there is nothing to learn")
     return Workload(
         train=samples,
-        evaluation=read_examples(evaluation),
+        evaluation=_examples("--eval", evaluation),
         labels=labels,
         tiers=dict(tiers),
         backbone=backbone,
@@ -106,6 +106,13 @@ def read_examples(path: str) -> list[Example]:
     with contextlib.closing(open_source(DataConfig(path=path))) as source:
         rows = [row for row in source.read() if row.label is not None and row.text.strip()]
     return [Example(row.text, row.label or "") for row in rows]
+
+
+def _examples(option: str, path: str) -> list[Example]:
+    try:
+        return read_examples(path)
+    except ConfigError as exc:
+        raise ConfigError(option, exc.message) from exc
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> Path:

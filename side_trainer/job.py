@@ -229,15 +229,15 @@ class Job:
                 backbone=configured.head or configured.backbone,
             )
             if head.width != status.width:
-                _log.error("tier %s cannot join: width %d, its head takes %d", name, status.width, head.width)
+                self._refused(name, f"its head takes width {head.width}, the backbone has {status.width}")
                 return False
             if record.taps[-1] != status.depth:
-                _log.error("tier %s cannot join: taps must end with its last layer, %d", name, status.depth)
+                self._refused(name, f"taps must end with the backbone's last layer, {status.depth}")
                 return False
         try:
             self._build_plan({**self._settled, name: record}, revision=0)
         except WireError as exc:
-            _log.error("tier %s cannot join: %s", name, exc)
+            self._refused(name, str(exc))
             return False
         self._journal.append("tier", msgspec.json.encode(record), tier=name)
         self._settled[name] = record
@@ -246,6 +246,10 @@ class Job:
             *(name, record.depth, record.width, record.fingerprint[:16]),
         )
         return True
+
+    def _refused(self, tier: str, why: str) -> None:
+        told = "tier %s cannot join, its devices wait: tiers.%s: %s; correct it and restart the trainer"
+        _log.error(told, tier, tier, why)
 
     def _taps(self, name: str, depth: int) -> tuple[int, ...]:
         """As configured, unless tiers of the family were settled when fewer were known; then as they are.

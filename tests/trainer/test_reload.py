@@ -166,6 +166,16 @@ def later(file: SettingsFile, running: TrainerConfig) -> TrainerConfig:
     return file.update(running, 0.0)
 
 
+def test_a_tier_that_cannot_join_is_told_with_its_table_and_what_to_do(
+    journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(tmp_path, tiers={"big": TierConfig(backbone="m", taps=(2, 99))})
+    with caplog.at_level(logging.ERROR):
+        settle(Job(settings, journal), devices()[:1])
+    assert "tier big cannot join, its devices wait: tiers.big: taps [2, 99] must ascend" in caplog.text
+    assert "correct it and restart the trainer" in caplog.text
+
+
 def test_new_tiers_and_cadences_are_taken_up(path: Path) -> None:
     file = SettingsFile(path)
     running = file.load()
