@@ -109,10 +109,11 @@ def read_examples(path: str) -> list[Example]:
 
 
 def _examples(option: str, path: str) -> list[Example]:
+    """Of a benchmark's option, where an agent's setting would be ``data.path``."""
     try:
         return read_examples(path)
-    except ConfigError as exc:
-        raise ConfigError(option, exc.message) from exc
+    except DataError as exc:
+        raise ConfigError(option, str(exc).removeprefix("data.path: ")) from exc
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> Path:
