@@ -193,7 +193,7 @@ def test_the_plan_names_the_head_and_a_backbone_of_another_width_cannot_join(
     assert not job.plan.ready_for("full") and not job.plan.lacks_labels
     status = LmDevice("dev", "full", "a" * 32).birth()
     assert not job.on_birth("full", "dev", msgspec.structs.replace(status, width=16), 0.0)
-    assert "its head takes 32" in caplog.text
+    assert "its head takes width 32, the backbone has 16" in caplog.text
     assert job.on_birth("full", "dev", status, 0.0) and job.plan.ready_for("full")
 
 
@@ -215,7 +215,7 @@ def test_the_last_tap_has_to_be_the_last_layer(
     tiers = {"full": msgspec.structs.replace(settings.tiers["full"], taps=(1, 3))}
     job = Job(msgspec.structs.replace(settings, tiers=tiers), journal)
     assert not job.on_birth("full", "dev", LmDevice("dev", "full", "a" * 32).birth(), 0.0)
-    assert "taps must end with its last layer, 4" in caplog.text
+    assert "taps must end with the backbone's last layer, 4" in caplog.text
 
 
 def test_a_tier_whose_decoder_is_not_here_joins_once_it_is(
