@@ -68,7 +68,10 @@ class BatchLoss:
         losses = self._losses(own, self._leanings(batch), targets)
         anchors = self._anchors(batch, answers)
         share = torch.tensor([anchors[tier].share for tier in batch.tiers])
-        total = (share * losses + (1 - share) * self._to_anchors(batch, own, answers, anchors, targets)).sum()
+        held = losses
+        if bool((share < 1).any()):
+            held = share * losses + (1 - share) * self._to_anchors(batch, own, answers, anchors, targets)
+        total = held.sum()
         for taps in sorted(exits):
             deeper = sum(
                 family.activations.shape[1] for family in batch.families if len(family.activations) > taps
