@@ -9,7 +9,7 @@ Legend: K rows, N vectors a row (padded), C numbers in an answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from side_trainer.objectives import OBJECTIVES, Counts
 from side_trainer.records import SettingsRecord, TierRecord
 from side_trainer.rows import MiniBatch
 from side_trainer.token_loss import token_loss
-from side_trainer.views import Anchor, Tapped, Views
+from side_trainer.views import Tapped, Views
 
 
 class BatchLoss:
@@ -66,12 +66,8 @@ class BatchLoss:
         own = _own_answers(answers, [(len(taps), taps.shape[1]) for _, taps in families])
         targets = self._scaled(batch.targets)
         losses = self._losses(own, self._leanings(batch), targets)
-        anchors = self._anchors(batch, answers)
-        share = torch.tensor([anchors[tier].share for tier in batch.tiers])
-        held = losses
-        if bool((share < 1).any()):
-            held = share * losses + (1 - share) * self._to_anchors(batch, own, answers, anchors, targets)
-        total = held.sum()
+        anchored, share = self._anchored(batch, own, answers, losses, targets)
+        total = anchored.sum()
         for taps in sorted(exits):
             deeper = sum(
                 family.activations.shape[1] for family in batch.families if len(family.activations) > taps
@@ -97,27 +93,23 @@ class BatchLoss:
         smoothing = self._settings.label_smoothing
         return self._objective.losses(answers + lean, targets, smoothing, lean if self._by_view else None)
 
-    def _anchors(self, batch: MiniBatch, exits: Collection[int]) -> dict[str, Anchor]:
-        """By tier, what its own answers are held to; nothing but themselves unless corrected by view."""
-        tiers = set(batch.tiers)
-        if not self._by_view:
-            return {tier: Anchor(len(self._tiers[tier].taps), 1.0) for tier in tiers}
-        return {tier: self._views.anchor(tier, exits, self._all_counts) for tier in tiers}
+    def _anchored(
+        self, batch: MiniBatch, own: Tensor, answers: dict[int, Tensor], losses: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """[K]: ``losses``; where a shallower answer is to be trusted more, partly the distance from that.
 
-    def _to_anchors(
-        self,
-        batch: MiniBatch,
-        own: Tensor,
-        answers: dict[int, Tensor],
-        anchors: Mapping[str, Anchor],
-        targets: Tensor,
-    ) -> Tensor:
-        """[K]: how far rows' own answers are from those that are to be trusted more."""
+        And [K]: the share of them that is left.
+        """
+        if not self._by_view:
+            return losses, torch.ones(len(losses))
+        exits = answers.keys()
+        anchors = {tier: self._views.anchor(tier, exits, self._all_counts) for tier in set(batch.tiers)}
         base = own.detach().clone()
         for tier, anchor in anchors.items():
             rows = [row for row, of in enumerate(batch.tiers) if of == tier]
             base[rows] = answers[anchor.taps][rows].detach()
-        return self._objective.distilled(own, base, targets)
+        share = torch.tensor([anchors[tier].share for tier in batch.tiers])
+        return share * losses + (1 - share) * self._objective.distilled(own, base, targets), share
 
     def _leanings(self, batch: MiniBatch, taps: int = 0) -> Tensor:
         """[K, C], or [K, 1, C]: what each row's answers lean by, at ``taps`` taps, or 0 for its own last."""

@@ -35,12 +35,13 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
     },
     Task.REGRESSION.value: {"side_network": {"apart": 0}},  # half a number and another are not their mean
 }
-NEW_SIDE_NETWORK: Final = SideNetworkSpec(width=256, inner=256, summed=True, apart=3)
+_SIDE_NETWORK: Final[Implied] = {"width": 256, "inner": 256, "summed": True, "apart": 3}
+NEW_SIDE_NETWORK: Final = SideNetworkSpec(**_SIDE_NETWORK)
 """Of a new job whose settings say nothing."""
 NEW_LEARNER: Final[Implied] = {"correction": "view", "anchor_power": 4.0}
 """What the learner of a job that is started now has, and that of an old settings record does not."""
 _OF_EVERY_JOB: Final[Implied] = {
-    "side_network": {name: getattr(NEW_SIDE_NETWORK, name) for name in ("width", "inner", "summed", "apart")},
+    "side_network": _SIDE_NETWORK,
     "learner": NEW_LEARNER,
 }
 """What a setting's own default is not, since that stands for journals from before there was the setting."""

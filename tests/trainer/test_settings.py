@@ -75,7 +75,8 @@ def test_a_tasks_defaults_come_before_a_methods(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "apart"), [("text-classification", 3), ("multi-label-classification", 3), ("regression", 0)]
+    ("task", "apart"),
+    [("text-classification", 3), ("multi-label-classification", 3), ("regression", 0), ("causal-lm", 0)],
 )
 def test_blocks_stand_apart_where_halves_of_answers_can_be_added(
     tmp_path: Path, task: str, apart: int
