@@ -21,11 +21,12 @@ import numpy.typing as npt
 
 from contract.errors import DecodeError
 from contract.quality import Tally
-from contract.tasks import TargetForm, Targets, read_targets
-from contract.tensors import Tensor
+from contract.tasks import PER_VECTOR, TargetForm, Targets, read_targets, select_targets
+from contract.tensors import Tensor, take
 from contract.wire import Message, to_map
 
 MAX_ROWS: Final = 1024
+MAX_STREAMS: Final = 16
 MAX_LABELS: Final = 1024
 MAX_LABEL_CHARS: Final = 128
 _STREAM = re.compile(r"[0-9a-f]{32}")
@@ -103,6 +104,12 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
     """[B, T, d]."""
     target_form: TargetForm = TargetForm.LABELS
     """How ``targets`` are written (:mod:`contract.tasks`)."""
+    previous: ShortText = ""
+    """The :func:`content_digest` of the batch before it in the stream, whatever became of that one; empty for
+    the first, and from whoever keeps no chain. So a batch stands for all of its history, and one history is never taken for another."""
+    keys: bytes = b""
+    """u64[K]: by which the trainer knows a sample that comes again, in whatever batch of whatever stream. They
+    are hashes under a secret of the device's, and say nothing of the samples' content."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
@@ -124,6 +131,8 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
             )
         if len(np.unique(self.sample_ids)) != rows:
             raise DecodeError("a sample stands twice in one batch")
+        if self.keys and (len(self.keys) != 8 * rows or len(set(self.sample_keys)) != rows):
+            raise DecodeError(f"keys must be u64 for each of the {rows} samples, and no two the same")
         read_targets(self.target_form, self.targets, rows=rows, vectors=vectors)
 
     @property
@@ -136,40 +145,62 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
         """U16[K]."""
         return np.frombuffer(self.lengths, "<u2")
 
+    @property
+    def sample_keys(self) -> list[bytes]:
+        """The keys one by one, 8 bytes each; none where the device gave none."""
+        return [self.keys[start : start + 8] for start in range(0, len(self.keys), 8)]
+
     def read_targets(self) -> Targets:
         """The targets as an array (:func:`contract.tasks.read_targets`)."""
         lengths = self.row_lengths
         return read_targets(self.target_form, self.targets, rows=len(lengths), vectors=int(lengths.sum()))
 
+    def select(self, rows: Sequence[int]) -> ActivationBatch:
+        """The same batch with only some of its rows, in their order; their values stay as they were written.
 
-def refusal_digest(batch: ActivationBatch) -> str:
-    """What a refusal names a batch by: 32 hex digits, the same whatever ``floor`` it was sent with.
+        Where a codec's blocks run over the ends of vectors (4 or 2 bits, and a width that 64 does not
+        divide), they are written anew, within the codec's error.
+        """
+        lengths = self.row_lengths.astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        vectors = np.concatenate([np.arange(starts[row], starts[row] + lengths[row]) for row in rows])
+        per_vector = self.target_form in PER_VECTOR
+        picked, count = (vectors, int(lengths.sum())) if per_vector else (np.asarray(rows), len(lengths))
+        return msgspec.structs.replace(
+            self,
+            samples=self.sample_ids[list(rows)].tobytes(),
+            lengths=self.row_lengths[list(rows)].tobytes(),
+            targets=select_targets(self.targets, picked, count),
+            activations=take(self.activations, vectors),
+            keys=b"".join(self.sample_keys[row] for row in rows) if self.keys else b"",
+        )
 
-    Both ends take it, and one may be of an earlier version: a field that came later counts only where it is
-    not what its absence means.
+
+def content_digest(batch: ActivationBatch) -> str:
+    """What a batch is known by beside its place: 32 hex digits, the same whatever ``floor`` it was sent with.
+
+    Both ends take it. It covers ``previous``, and so every batch before it in the stream.
     """
-    fields = to_map(msgspec.structs.replace(batch, floor=1))
-    if batch.target_form is TargetForm.LABELS:
-        del fields["target_form"]
-    packed: bytes = msgpack.packb(fields, use_bin_type=True)
+    packed: bytes = msgpack.packb(to_map(msgspec.structs.replace(batch, floor=1)), use_bin_type=True)
     return hashlib.sha256(packed).hexdigest()[:32]
 
 
 class Receipt(Message, frozen=True, kw_only=True):
     """The trainer's word that everything up to a sequence is safe in its journal; or why one batch is not.
 
-    A refusal names the batch by its content as well, and the device checks that: otherwise anybody who can
-    publish could have a device's good batches thrown away by sending bad ones under their sequence.
+    Whatever it says of a batch, it names the batch by its content as well, and the device checks that: an
+    outbox that was set back or copied has other batches under the same sequences, and anybody who can publish
+    could have a device's good batches thrown away by sending bad ones.
     """
 
     stream: str
     """Of the outbox it speaks to; an outbox ignores receipts for other streams."""
     upto: Count
-    """Every batch with this sequence or a lower one may be deleted."""
+    """Every batch with this sequence or a lower one is safe, if ``digest`` is the device's own."""
     refused_sequence: Count = 0
     """A batch that was refused for good; 0 for none."""
     refused_digest: ShortText = ""
-    """Its :func:`refusal_digest`; a device whose own batch has another one ignores the refusal."""
+    """Its :func:`content_digest`; a device whose own batch has another one ignores the refusal."""
     reason: ShortText = ""
     """Why it was refused."""
     fence: Count = 0
@@ -177,6 +208,16 @@ class Receipt(Message, frozen=True, kw_only=True):
     wait: bool = False
     """The trainer has no room for what this device sends, which is in quarantine: the device keeps it, and
     asks again with one batch now and then. ``reason`` says why."""
+    digest: ShortText = ""
+    """The :func:`content_digest` of the journaled batch ``upto``; empty if the device had given that one up.
+    A device with another one there knows that its history and the journal's have parted."""
+    forked_sequence: Count = 0
+    """A batch that the journal will never take, since it holds another history of the stream; 0 for none."""
+    forked_digest: ShortText = ""
+    """Its :func:`content_digest`; a device whose own batch has another one ignores that."""
+    saved: Count = 0
+    """Every batch up to here is in a backup of the journal: the device need not keep it for the day when the
+    journal is set back."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
@@ -207,9 +248,13 @@ class Status(Message, frozen=True, kw_only=True):
     """Of an offline state: ``goodbye``, ``lost``, or what went wrong."""
     instance: ShortText = ""
     """The process's random name, by which two agents under one device's name are told apart."""
+    kept_streams: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_STREAMS)] = ()
+    """Earlier streams of the outbox of which it still keeps receipted batches."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
+        for stream in self.kept_streams:
+            check_stream(stream)
         check_labels(self.labels)
 
 
@@ -272,6 +317,11 @@ class Telemetry(Message, frozen=True, kw_only=True):
     """How many of them have none yet."""
     unlabelled_dropped: Count = 0
     """Of them, those that were dropped for want of room."""
+    streams_forked: Count = 0
+    """How often the outbox has begun a new stream because its history and the journal's had parted."""
+    samples_lost: Count = 0
+    """Samples that a trainer had receipted, that its journal lacks since it was set back, and that the device
+    no longer holds."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)

@@ -131,6 +131,18 @@ def check_targets(form: TargetForm, targets: Targets, labels: int) -> None:
     _FORMS[form].check(targets, labels)
 
 
+def select_targets(data: bytes, picked: npt.NDArray[np.integer[Any]], count: int) -> bytes:
+    """Only some of the targets, as they were written: in every form they take equally many bytes each.
+
+    Args:
+        data: The bytes, which :func:`read_targets` has accepted.
+        picked: Which of them.
+        count: How many there are in all: K, or T where every vector has one.
+    """
+    selected: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8).reshape(count, -1)[picked]
+    return selected.tobytes()
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Form:
     read: Callable[[bytes, int, int], Targets]

@@ -145,6 +145,30 @@ def join(tensors: Sequence[Tensor]) -> Tensor:
     )
 
 
+def take(tensor: Tensor, vectors: npt.NDArray[np.integer[Any]]) -> Tensor:
+    """Only some of the vectors of a tensor [B, V, d], in the order given.
+
+    Values stay as they were written, unless a block holds parts of two vectors; then all are written anew,
+    within the codec's error.
+
+    Raises:
+        DecodeError: as :func:`decode`, in the second case.
+    """
+    taps, count, width = tensor.shape
+    if _CODECS[tensor.codec].bits < 8 and width % BLOCK:
+        return encode(decode(tensor)[:, vectors], tensor.codec)
+
+    def picked(part: bytes) -> bytes:
+        return np.frombuffer(part, np.uint8).reshape(taps, count, -1)[:, vectors].tobytes() if part else b""
+
+    return Tensor(
+        codec=tensor.codec,
+        shape=(taps, len(vectors), width),
+        data=picked(tensor.data),
+        scales=picked(tensor.scales),
+    )
+
+
 def _by_tap(parts: Sequence[bytes], taps: int) -> bytes:
     rows = [np.frombuffer(part, np.uint8).reshape(taps, len(part) // taps) for part in parts]
     return np.concatenate(rows, axis=1).tobytes()

@@ -112,6 +112,7 @@ class Agent:
                 max_bytes=config.outbox_max_mib * _MIB,
                 when_full=config.when_full,
                 unlabelled_max_bytes=config.unlabelled_max_mib * _MIB,
+                keep_share=config.keep_receipted_share,
             )
             stack.callback(outbox.close)
             data = config.data
@@ -142,7 +143,7 @@ class Agent:
                 link=LinkBudget(config.max_kib_per_minute) if config.max_kib_per_minute else None,
             )
             outcome = Session(device).run(patience_s=config.broker_wait_s, started=lambda: self._started(url))
-            while outcome in (Outcome.NEW_PLAN, Outcome.NAMESAKE):
+            while outcome in (Outcome.NEW_PLAN, Outcome.NAMESAKE, Outcome.SET_BACK):
                 if outcome is Outcome.NAMESAKE:
                     self._await_departure()
                 outcome = Session(device).run(patience_s=0.0, started=lambda: None)

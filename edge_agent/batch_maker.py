@@ -17,7 +17,7 @@ from contract.tasks import Task
 from contract.tensors import encode, encoded_sizes
 from edge_agent import kept
 from edge_agent.message import Letterhead
-from edge_agent.outbox import Slot
+from edge_agent.streams import Slot
 from edge_agent.samples import Sample, Text
 from edge_agent.taps import Sampled
 from edge_agent.targets import Targets, Unusable, targets_of
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _HEADER_BYTES: Final = 1024
 """What a message holds beside its arrays, at most."""
+_ROW_BYTES: Final = 16
+"""What it holds of each row beside its vectors: number, length, target and key."""
 
 
 class Ready(NamedTuple):
@@ -125,7 +127,7 @@ class BatchMaker:
         yield from self.split(sampled, rows[middle:])
 
     def packer(
-        self, sampled: Sampled, targets: Sequence[Any], rows: npt.NDArray[np.int64]
+        self, sampled: Sampled, targets: Sequence[Any], rows: npt.NDArray[np.int64], keys: Sequence[bytes]
     ) -> Callable[[Slot], bytes]:
         """Quantise some rows now; the outbox asks for the message once their place is known.
 
@@ -133,6 +135,7 @@ class BatchMaker:
             sampled: Of the whole batch.
             targets: What :meth:`ready` found for each row.
             rows: Which of them.
+            keys: By what the trainer knows each of these again.
         """
         chosen = sampled.select(torch.from_numpy(rows))
         vectors, lengths = chosen.ragged()
@@ -146,6 +149,7 @@ class BatchMaker:
                 lengths=lengths.tolist(),
                 targets=packed_targets,
                 activations=tensor,
+                keys=keys,
             )
 
         return packed
@@ -160,4 +164,4 @@ class BatchMaker:
 
     def _size(self, rows: int, vectors: int) -> int:
         shape = (len(self._tier.taps), vectors, self._backbone.width)
-        return sum(encoded_sizes(self._rung.codec, shape)) + 8 * rows
+        return sum(encoded_sizes(self._rung.codec, shape)) + _ROW_BYTES * rows

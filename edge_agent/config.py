@@ -93,6 +93,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Processor threads for the backbone; 0 leaves it to torch."""
     outbox_max_mib: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
     """Batches that wait for the trainer take up this much disk space at most."""
+    keep_receipted_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    """Share of outbox_max_mib in which batches stay that the trainer has receipted, until its operator has
+    backed them up: should its journal be set back to a backup, it gets from here what that lacks. 0: none."""
     unlabelled_max_mib: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 64
     """Samples that wait for a label take up this much disk space at most, with their activations; beyond it
     the oldest are dropped and counted. 0: samples without a label are skipped."""

@@ -14,14 +14,16 @@ from contract.errors import StorageError
 from contract.plan import Plan
 from edge_agent.kept import KeptActivations, joined, lengths_of, made_by, read, sampled_of
 from edge_agent.message import Letterhead
-from edge_agent.outbox import Outbox, Slot, Taken
+from edge_agent.outbox import Outbox, Taken
 from edge_agent.shelf import LabelChanged, Labelled
+from edge_agent.streams import Slot
 from edge_agent.targets import Unusable, targets_of
 
 _LOOK_S: Final = 1.0
 _WAIT_S: Final = 0.1
 _AT_ONCE: Final = 4  # batches; of the samples in them, those of one policy and codec go together
 _HEADER_BYTES: Final = 1024
+_ROW_BYTES: Final = 16
 log = logging.getLogger(__name__)
 
 
@@ -121,7 +123,7 @@ class LateLabels:
         chosen: list[_Ready] = []
         size = 0
         for one in ready:
-            needed = one.kept.activations.nbytes + 8
+            needed = one.kept.activations.nbytes + _ROW_BYTES
             fits = len(chosen) < self._batch_size and size + needed <= self._most_bytes
             if not chosen or (fits and _alike(chosen[0].kept, one.kept)):
                 chosen.append(one)
@@ -132,10 +134,16 @@ class LateLabels:
         kept = [one.kept for one in batch]
         stacked = self._targets.stack([one.target for one in batch], sampled_of(kept))
         targets, activations, lengths = self._targets.pack(stacked), joined(kept), lengths_of(kept).tolist()
+        keys = [self._outbox.name(one.labelled.key) for one in batch]
 
         def packed(slot: Slot) -> bytes:
             return self._letterhead.write(
-                slot, sampling=kept[0].sampling, lengths=lengths, targets=targets, activations=activations
+                slot,
+                sampling=kept[0].sampling,
+                lengths=lengths,
+                targets=targets,
+                activations=activations,
+                keys=keys,
             )
 
         taken = Taken(labelled=[one.labelled for one in batch])

@@ -12,7 +12,7 @@ from contract.plan import Plan, labels_id
 from contract.tasks import TASKS, TargetForm
 from contract.tensors import Tensor
 from contract.wire import pack
-from edge_agent.outbox import Slot
+from edge_agent.streams import Slot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,14 @@ class Letterhead:
         )
 
     def write(
-        self, slot: Slot, *, sampling: str, lengths: Sequence[int], targets: bytes, activations: Tensor
+        self,
+        slot: Slot,
+        *,
+        sampling: str,
+        lengths: Sequence[int],
+        targets: bytes,
+        activations: Tensor,
+        keys: Sequence[bytes],
     ) -> bytes:
         """The whole message, for its place in the stream."""
         rows = len(lengths)
@@ -57,5 +64,7 @@ class Letterhead:
                 targets=targets,
                 target_form=self.form,
                 activations=activations,
+                previous=slot.previous,
+                keys=b"".join(keys),
             )
         )

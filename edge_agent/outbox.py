@@ -1,4 +1,4 @@
-"""The device's memory: batches until they are receipted, samples already consumed, counters. One SQLite file.
+"""The device's memory: batches until they are safe, samples already consumed, counters. One SQLite file.
 
 Append, consume and count happen in one transaction, so that after a crash at any moment each sample is either
 in a batch or still to be read, never both and never neither. Knows no tensors and no network.
@@ -6,6 +6,7 @@ in a batch or still to be read, never both and never neither. Knows no tensors a
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 import sqlite3
@@ -15,31 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from contract.errors import MismatchError, StateError
+from contract.errors import StateError
+from contract.messages import Receipt
 from edge_agent.outbox_file import OutboxFile
 from edge_agent.samples import Row, Sample
 from edge_agent.shelf import Kept, Labelled, Shelf, staying
+from edge_agent.streams import Settled, Slot, State, Streams, Waiting
 
 log = logging.getLogger(__name__)
-
-
-class Slot(NamedTuple):
-    """A batch's place in the stream; its payload carries all of it."""
-
-    stream: str
-    sequence: int
-    floor: int
-    first_sample: int
-    """Ordinal number of its first sample; the others follow."""
-
-
-class Waiting(NamedTuple):
-    """A batch in the outbox."""
-
-    sequence: int
-    payload: bytes
 
 
 @dataclass
@@ -63,15 +49,17 @@ class Outbox:
     Args:
         folder: The state directory.
         job: The directory belongs to one job for ever,
-        device: to one device,
+        device: to one device; under another name it goes on with a new stream,
         tier: and to one tier.
         max_bytes: Room for waiting batches.
         when_full: ``pause``: :meth:`has_room` says so and the caller waits. ``drop_oldest``: appending drops
             the oldest batches, and counts them.
         unlabelled_max_bytes: Room for samples that wait for their labels.
+        keep_share: Share of the room in which receipted batches stay, for the day when the trainer's journal is
+            set back to a backup; waiting ones go before them.
 
     Raises:
-        StateError: the directory cannot be used, or belongs to another job, device or tier.
+        StateError: the directory cannot be used, or belongs to another job or tier.
     """
 
     def __init__(
@@ -84,6 +72,7 @@ class Outbox:
         max_bytes: int,
         when_full: Literal["pause", "drop_oldest"] = "pause",
         unlabelled_max_bytes: int = 64 * 1024 * 1024,
+        keep_share: float = 0.5,
     ) -> None:
         self.folder = folder
         self.unlabelled_max_bytes = unlabelled_max_bytes
@@ -91,8 +80,10 @@ class Outbox:
         self._when_full = when_full
         self._closed = False
         self._file = OutboxFile(folder)
+        self._streams = Streams(self._file, int(max_bytes * keep_share))
         try:
             self._bind(job=job, device=device, tier=tier)
+            self._streams.mend()
         except BaseException:
             self._file.close()
             raise
@@ -109,20 +100,33 @@ class Outbox:
 
     @property
     def stream(self) -> str:
-        """The stream's id, 32 hex digits, made at random with the outbox."""
-        return self._file.value("stream")
+        """The id of the stream that batches go into, 32 hex digits, made at random."""
+        return self._streams.current.name
+
+    @property
+    def earlier_streams(self) -> tuple[str, ...]:
+        """Those before it of which anything was receipted, the newest ones."""
+        return self._streams.earlier()
 
     @property
     def next_sequence(self) -> int:
         """The number that the next batch will get."""
-        return int(self._file.value("next_sequence"))
+        return self._streams.current.next_sequence
 
-    def new_birth(self) -> int:
-        """Count one more life of the agent; the first is 1."""
+    def new_birth(self, above: int = 0) -> int:
+        """Count one more life of the agent; the first is 1, and it is higher than ``above``."""
         with self._file.transaction():
-            birth = int(self._file.value("births")) + 1
+            birth = max(above, int(self._file.value("births"))) + 1
             self._file.set_value("births", str(birth))
         return birth
+
+    def name(self, key: bytes, part: int = 0) -> bytes:
+        """By what the trainer knows a sample, or a part of one, whenever it comes again: 8 bytes.
+
+        A hash under a secret that stays with the outbox, so that nobody can tell from it what a text was.
+        """
+        secret = bytes.fromhex(self._secret)
+        return hashlib.blake2b(key + part.to_bytes(4, "little"), key=secret, digest_size=8).digest()
 
     def begin_run(self, run: str) -> bool:
         """Bind the outbox to a trainer's journal.
@@ -188,59 +192,27 @@ class Outbox:
         with self._file.transaction() as db:
             sequences: list[int] = []
             for pack, samples in batches:
-                sequence = self.next_sequence
-                first = int(self._file.value("next_sample"))
-                payload = pack(Slot(self.stream, sequence, self.floor, first))
-                if self._when_full == "drop_oldest":
-                    self._make_room(db, len(payload))
-                db.execute("INSERT INTO batches VALUES (?, ?, ?)", (sequence, samples, payload))
-                self._file.set_value("next_sequence", str(sequence + 1))
-                self._file.set_value("next_sample", str(first + samples))
-                sequences.append(sequence)
+                sequences.append(self._streams.append(db, pack, samples))
+                self._make_room(db)
             self._consume(db, taken)
         return sequences
 
     def pending(self, after: int, limit: int) -> list[Waiting]:
         """Up to ``limit`` waiting batches with sequences over ``after``, in order."""
-        with self._file.reading() as db:
-            rows = db.execute(
-                "SELECT sequence, payload FROM batches WHERE sequence > ? ORDER BY sequence LIMIT ?",
-                (after, limit),
-            ).fetchall()
-        return [Waiting(sequence, payload) for sequence, payload in rows]
+        return self._streams.waiting(after, limit)
 
-    def receipt(self, upto: int) -> list[int]:
-        """Delete every batch up to a sequence, because the trainer has it.
+    def receipt(self, receipt: Receipt) -> Settled:
+        """Let go of what the trainer is proved to have; begin a new stream where its history is another one."""
+        return self._streams.receipt(receipt)
 
-        Returns:
-            The sequences that were deleted.
-
-        Raises:
-            MismatchError: the receipt is for batches that this outbox never made. Nothing is deleted: either
-                it is forged, or the outbox was set back and what it holds would pass for repeats.
-        """
-        with self._file.lock:
-            if upto >= self.next_sequence:
-                raise MismatchError(
-                    f"it is for batches up to {upto}, but this outbox only got to {self.next_sequence - 1}. "
-                    f"If {self.folder} was restored from an older copy, give the agent a new --state-dir and "
-                    "data that it has not sent yet; nothing is deleted meanwhile"
-                )
-            if upto < self.floor:
-                return []
-            with self._file.transaction() as db:
-                gone = db.execute(
-                    "SELECT sequence FROM batches WHERE sequence <= ? ORDER BY sequence", (upto,)
-                )
-                sequences = [sequence for (sequence,) in gone.fetchall()]
-                db.execute("DELETE FROM batches WHERE sequence <= ?", (upto,))
-            return sequences
-
-    def refuse(self, sequence: int) -> None:
-        """Delete one batch, because the trainer will never take it, and count it."""
+    def refuse(self, stream: str, sequence: int, digest: str) -> bool:
+        """Give up a batch that the trainer will never take, and count it; return whether it was there."""
         with self._file.transaction() as db:
-            if db.execute("DELETE FROM batches WHERE sequence = ?", (sequence,)).rowcount:
-                self._file.add("batches_refused", 1)
+            if stream != self.stream or not self._streams.is_waiting(stream, sequence, digest):
+                return False
+            self._streams.give_up(db, sequence)
+            self._file.add("batches_refused", 1)
+        return True
 
     @property
     def max_bytes(self) -> int:
@@ -249,16 +221,21 @@ class Outbox:
 
     @property
     def floor(self) -> int:
+        """Every sequence before it was receipted or given up, and is not asked for again."""
+        return self._streams.floor
+
+    @property
+    def first_waiting(self) -> int:
         """The lowest sequence still waiting; if none is, the next one to be made."""
-        with self._file.reading() as db:
-            lowest = db.execute("SELECT MIN(sequence) FROM batches").fetchone()[0]
-        return self.next_sequence if lowest is None else int(lowest)
+        return self._streams.first_waiting()
 
     def size(self) -> tuple[int, int]:
         """Waiting batches, and their bytes."""
-        with self._file.reading() as db:
-            count, total = db.execute("SELECT COUNT(*), SUM(LENGTH(payload)) FROM batches").fetchone()
-        return count, total or 0
+        return self._streams.size(State.WAITING)
+
+    def kept(self) -> tuple[int, int]:
+        """Receipted batches that are still here, and their bytes."""
+        return self._streams.size(State.KEPT)
 
     def has_room(self) -> bool:
         """Whether another batch may be computed. The cap may be passed by one batch, no more."""
@@ -307,23 +284,26 @@ class Outbox:
             Shelf(db).take_over(labels)
 
     def _bind(self, **owner: str) -> None:
-        with self._file.transaction():
-            if not self._file.value("stream"):
-                self._make_stream()
-            for name, value in owner.items():
-                known = self._file.value(name) or value
-                if known != value:
+        with self._file.transaction() as db:
+            if not self._file.value("secret"):
+                self._file.set_value("secret", secrets.token_hex(16))
+                self._file.set_value("births", self._file.value("births") or "0")
+                self._streams.begin(db)
+            self._secret = self._file.value("secret")
+            known = {name: self._file.value(name) or value for name, value in owner.items()}
+            for name in ("job",) if self._streams.empty else ("job", "tier"):
+                if known[name] != owner[name]:
                     raise StateError(
-                        f"{self.folder}: this state directory belongs to {name} {known!r}, not {value!r}; "
-                        "give each its own (--state-dir)"
+                        f"{self.folder}: this state directory belongs to {name} {known[name]!r}, not "
+                        f"{owner[name]!r}; give each its own (--state-dir)"
                     )
+            for name, value in owner.items():
                 self._file.set_value(name, value)
-
-    def _make_stream(self) -> None:
-        self._file.set_value("stream", secrets.token_hex(16))
-        self._file.set_value("next_sequence", "1")
-        self._file.set_value("next_sample", "0")
-        self._file.set_value("births", self._file.value("births") or "0")
+        if known["device"] != owner["device"] and not self._streams.empty:
+            log.warning(
+                "%s was device %r until now, and is %r from now on", self.folder, known["device"], owner["device"]
+            )
+            self._streams.fork()
 
     def _consume(self, db: sqlite3.Connection, taken: Taken) -> None:
         db.executemany("INSERT OR IGNORE INTO consumed VALUES (?)", [(key,) for key in taken.keys])
@@ -344,13 +324,14 @@ class Outbox:
             )
         self._file.save_counts()
 
-    def _make_room(self, db: sqlite3.Connection, needed: int) -> None:
-        count, total = self.size()
-        while count and total + needed > self._max_bytes:
-            row = db.execute(
-                "SELECT sequence, samples, LENGTH(payload) FROM batches ORDER BY sequence LIMIT 1"
-            ).fetchone()
-            db.execute("DELETE FROM batches WHERE sequence = ?", (row[0],))
+    def _make_room(self, db: sqlite3.Connection) -> None:
+        """Receipted batches make room for waiting ones; the oldest of these for new ones, if that is wanted."""
+        total = self._streams.size(State.WAITING)[1]
+        self._streams.keep_within(db, self._max_bytes - total)
+        while self._when_full == "drop_oldest" and total > self._max_bytes:
+            (oldest, *more) = self._streams.waiting(0, 2)
+            if not more:
+                return
             self._file.add("batches_dropped", 1)
-            self._file.add("samples_dropped", row[1])
-            count, total = count - 1, total - row[2]
+            self._file.add("samples_dropped", self._streams.give_up(db, oldest.sequence))
+            total -= len(oldest.payload)

@@ -19,7 +19,7 @@ from contract.errors import StateError, StorageError
 from edge_agent.shelf import SCHEMA as SHELF_SCHEMA
 
 FILE_NAME: Final = "agent.db"
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
@@ -27,9 +27,17 @@ CREATE TABLE IF NOT EXISTS consumed (key BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS held_out (
     key BLOB PRIMARY KEY, text TEXT NOT NULL, label TEXT, pair TEXT
 );
-CREATE TABLE IF NOT EXISTS batches (
-    sequence INTEGER PRIMARY KEY, samples INTEGER NOT NULL, payload BLOB NOT NULL
+CREATE TABLE IF NOT EXISTS streams (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, next_sequence INTEGER NOT NULL DEFAULT 1,
+    next_sample INTEGER NOT NULL DEFAULT 0, head TEXT NOT NULL DEFAULT '', gone INTEGER NOT NULL DEFAULT 0,
+    receipted INTEGER NOT NULL DEFAULT 0, fence INTEGER NOT NULL DEFAULT 0
 );
+CREATE TABLE IF NOT EXISTS batches (
+    number INTEGER PRIMARY KEY, stream INTEGER NOT NULL, sequence INTEGER NOT NULL,
+    samples INTEGER NOT NULL, digest TEXT NOT NULL, state INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    payload BLOB NOT NULL, UNIQUE (stream, sequence)
+);
+CREATE INDEX IF NOT EXISTS batch_states ON batches (state, stream, sequence, bytes);
 """
 
 
@@ -136,6 +144,11 @@ class OutboxFile:
             self.add(name, amount)
         self._saving = Counter(self._volatile)
 
+    def restart_counters(self) -> None:
+        """Let all of them begin at 0 again, within a transaction."""
+        self._db.execute("DELETE FROM counters")
+        self._saving = Counter(self._volatile)
+
     def counters(self) -> Counter[str]:
         """All of them, saved or not."""
         with self.reading() as db:
@@ -159,10 +172,11 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA synchronous = FULL")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, _SCHEMA_VERSION):
-        raise StateError(f"{path}: written by another version of Sidestream (schema {version})")
+        raise StateError(
+            f"{path}: written by another version of Sidestream (schema {version}); finish with that version, or "
+            "give a new --state-dir"
+        )
     db.executescript(_SCHEMA + SHELF_SCHEMA)
-    if "pair" not in [column[1] for column in db.execute("PRAGMA table_info(held_out)")]:
-        db.execute("ALTER TABLE held_out ADD COLUMN pair TEXT")  # a file from before there were pairs
     db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
 

@@ -26,6 +26,11 @@ _TIER_WAIT_S = 30.0  # a plan without our tier may be about to change
 log = logging.getLogger(__name__)
 
 
+def _order(plan: Plan) -> tuple[int, int]:
+    """Of two plans of one journal the higher one is in force."""
+    return plan.fence, plan.revision
+
+
 class Verdict(enum.Enum):
     """What a plan that came means."""
 
@@ -93,7 +98,8 @@ class PlanInbox:
         before = self.plan
         if self.is_deposed(plan.fence):
             return self._ignore(payload, "of a trainer that another one has taken over from")
-        if before is not None and before.run == plan.run and plan.revision < before.revision:
+        # A trainer that was started anew, from a backup perhaps, counts its revisions anew.
+        if before is not None and before.run == plan.run and _order(plan) < _order(before):
             return self._ignore(payload, f"of revision {plan.revision}, after {before.revision}")
         return self._take(plan, working)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,10 +22,11 @@ from contract.tasks import TASKS
 from edge_agent import kept
 from edge_agent.batch_maker import BatchMaker, Ready
 from edge_agent.budget import Ladder, LinkBudget, SampleBudget
-from edge_agent.outbox import Outbox, Slot, Taken
+from edge_agent.outbox import Outbox, Taken
 from edge_agent.samples import Sample, is_held_out
 from edge_agent.shelf import Kept
 from edge_agent.sources import Source
+from edge_agent.streams import Slot
 from edge_agent.taps import Sampled
 from edge_agent.targets import Unusable
 from edge_agent.token_maker import maker_of
@@ -281,8 +283,9 @@ class Producer:
         taken.counts.update({"samples_read": len(rows), "samples_forwarded": len(rows)})
         taken.forward_seconds += sampled.seconds
         targets = [batch[owner].target for owner in owners.tolist()]
+        keys = self._keys(batch, owners)
         parts = [
-            (self._packer(self._maker, sampled, targets, part), len(part))
+            (self._packer(self._maker, sampled, targets, part, keys), len(part))
             for part in self._maker.split(sampled, rows)
         ]
         done = self._patiently(partial(self._outbox.append_all, parts, taken))
@@ -290,6 +293,15 @@ class Producer:
             self._waiting.difference_update(taken.keys)
             self._on_batch()
         return done
+
+    def _keys(self, batch: Sequence[Ready], owners: npt.NDArray[np.int64]) -> list[bytes]:
+        """By what the trainer knows each row again; a sample's rows are its parts, one after another."""
+        parts: Counter[int] = Counter()
+        keys = []
+        for owner in owners.tolist():
+            keys.append(self._outbox.name(batch[owner].key, parts[owner]))
+            parts[owner] += 1
+        return keys
 
     def _keep(self, sampled: Sampled, batch: Sequence[Ready], rows: npt.NDArray[np.int64]) -> None:
         """Keep rows of a batch whose labels may come later."""
@@ -313,9 +325,10 @@ class Producer:
         sampled: Sampled,
         targets: Sequence[Any],
         part: npt.NDArray[np.int64],
+        keys: Sequence[bytes],
     ) -> Callable[[Slot], bytes]:
         """As the maker's, and the ladder is told what the message took."""
-        packed = maker.packer(sampled, targets, part)
+        packed = maker.packer(sampled, targets, part, [keys[row] for row in part.tolist()])
         body = maker.body_bytes(sampled.mask[part].sum(dim=1).numpy())
 
         def counted(slot: Slot) -> bytes:

@@ -98,11 +98,16 @@ class Reporter:
             labels=self.labels if state == "online" else (),
             reason=reason,
             instance=self._instance,
+            kept_streams=self._outbox.earlier_streams,
         )
 
     def is_own(self, status: Status) -> bool:
         """Whether a status is one that this process said."""
         return status.instance == self._instance and status.birth == self._birth
+
+    def rise_above(self, status: Status) -> None:
+        """Count on from the births of a life that this outbox, set back since, knows nothing of."""
+        self._birth = self._outbox.new_birth(above=status.birth)
 
     def gives_way_to(self, status: Status) -> bool:
         """Whether a status on this device's topic is another agent's, to which this one gives way."""

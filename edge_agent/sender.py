@@ -18,7 +18,8 @@ from contract.errors import BrokerError
 from contract.messages import ActivationBatch, Flow
 from contract.wire import pack, unpack
 from edge_agent.budget import LinkBudget
-from edge_agent.outbox import Outbox, Waiting
+from edge_agent.outbox import Outbox
+from edge_agent.streams import Waiting
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
@@ -168,16 +169,16 @@ class Sender:
                 return None
             if self._waits and not self._may_ask():
                 return None
-            floor = self._outbox.floor
-            under_way = self._last_sent >= floor
+            first = self._outbox.first_waiting
+            under_way = self._last_sent >= first
             if under_way and self._clock() - self._news_s > self._retry_s:
-                log.info("no receipt for %.0f s: sending from batch %d again", self._retry_s, floor)
+                log.info("no receipt for %.0f s: sending from batch %d again", self._retry_s, first)
                 self._restart()
-            if self._last_sent - floor + 1 >= (1 if self._waits else self._flow.window):
+            if self._last_sent - first + 1 >= (1 if self._waits else self._flow.window):
                 return None
             if not under_way:
                 self._news_s = self._clock()
-            waiting = self._outbox.pending(max(self._last_sent, floor - 1), 1)
+            waiting = self._outbox.pending(max(self._last_sent, first - 1), 1)
             return waiting[0] if waiting else None
 
     def _may_ask(self) -> bool:

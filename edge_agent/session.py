@@ -25,13 +25,11 @@ from contract.errors import (
     WireError,
 )
 from contract.messages import (
-    ActivationBatch,
     Flow,
     Receipt,
     Status,
     TrainerStatus,
     WeightsChunk,
-    refusal_digest,
 )
 from contract.plan import Plan
 from contract.topics import Topics
@@ -62,6 +60,7 @@ class Outcome(enum.Enum):
     DONE = "done"
     NEW_PLAN = "new plan"
     NAMESAKE = "another agent has this device's name"
+    SET_BACK = "its state was set back, or copied"
 
 
 class Session:
@@ -103,6 +102,7 @@ class Session:
         self._flow: Flow | None = None
         self._new_plan = False
         self._namesake = False
+        self._set_back = False
         self._trainer_online = False
         self._waits = False  # the trainer has no room for what we send
         self._connected = False
@@ -170,6 +170,8 @@ class Session:
             return Outcome.NAMESAKE
         if self._new_plan:
             return Outcome.NEW_PLAN
+        if self._set_back:
+            return Outcome.SET_BACK
         return Outcome.DONE if self._config.exit_when_done and self._is_done() else None
 
     def _is_done(self) -> bool:
@@ -259,8 +261,13 @@ class Session:
         """What stands there is ours, an earlier life's, or another agent's under the same name."""
         if not retained and self._reporter.is_own(status):
             self._writes.heard()
-        if self._connections > 1 and self._reporter.gives_way_to(status):
+        if not self._reporter.gives_way_to(status):
+            return
+        if self._connections > 1:
             self._namesake = True
+        elif retained:  # of a life that this outbox, set back to an earlier state, knows nothing of
+            self._reporter.rise_above(status)
+            self._set_back = True
 
     # --- the plan ----------------------------------------------------------------------------------------
 
@@ -291,20 +298,23 @@ class Session:
     # --- receipts and flow --------------------------------------------------------------------------------
 
     def _on_receipt(self, receipt: Receipt) -> None:
-        if receipt.stream != self._outbox.stream or self._plans.is_deposed(receipt.fence):
+        if self._plans.is_deposed(receipt.fence):
             return
-        self._on_wait(receipt)
-        if receipt.refused_sequence:
+        if receipt.stream == self._outbox.stream:
+            self._on_wait(receipt)
             self._on_refusal(receipt)
         try:
-            sequences = self._outbox.receipt(receipt.upto)
+            settled = self._outbox.receipt(receipt)
         except StorageError as exc:
-            # They are sent again, receipted again, and deleted once there is room to write that down.
-            log.error("receipted batches cannot be deleted now: %s", exc)
+            # They are sent again, receipted again, and settled once there is room to write that down.
+            log.error("receipted batches cannot be settled now: %s", exc)
             return
-        if sequences:
+        self._set_back = self._set_back or settled.forked
+        if settled.returned:
+            self._work.send_again()
+        if settled.sequences:
             self._last_receipt = (self._weights.version, time.monotonic())
-            self._work.receipted(sequences)
+            self._work.receipted(settled.sequences)
 
     def _on_wait(self, receipt: Receipt) -> None:
         if receipt.wait and not self._waits:
@@ -317,15 +327,10 @@ class Session:
         self._work.set_waits(receipt.wait)
 
     def _on_refusal(self, receipt: Receipt) -> None:
-        waiting = self._outbox.pending(receipt.refused_sequence - 1, 1)
-        if not waiting or waiting[0].sequence != receipt.refused_sequence:
-            return
-        if refusal_digest(unpack(ActivationBatch, waiting[0].payload)) != receipt.refused_digest:
-            log.warning("ignored a refusal of batch %d: it is of another content", receipt.refused_sequence)
-            return
-        log.error("the trainer refused batch %d: %s", receipt.refused_sequence, receipt.reason)
-        self._outbox.refuse(receipt.refused_sequence)
-        self._work.send_again()
+        sequence = receipt.refused_sequence
+        if sequence and self._outbox.refuse(receipt.stream, sequence, receipt.refused_digest):
+            log.error("the trainer refused batch %d: %s", sequence, receipt.reason)
+            self._work.send_again()
 
     def _on_manifest(self, payload: bytes) -> None:
         try:

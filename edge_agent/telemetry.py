@@ -12,7 +12,7 @@ from edge_agent.outbox import Outbox
 _COUNTERS = (
     *("samples_read", "samples_held_out", "samples_skipped", "samples_forwarded", "samples_dropped"),
     *("batches_dropped", "batches_refused", "batches_sent", "bytes_up", "bytes_down", "messages_dropped"),
-    *("weights_refused", "samples_unlabelled", "unlabelled_dropped"),
+    *("weights_refused", "samples_unlabelled", "unlabelled_dropped", "streams_forked", "samples_lost"),
 )
 
 
@@ -54,6 +54,7 @@ def progress_line(telemetry: Telemetry, measures: Mapping[str, float]) -> str:
     skipped = f", {telemetry.samples_skipped} skipped" if telemetry.samples_skipped else ""
     late = f", {telemetry.unlabelled_waiting} wait for a label" if telemetry.samples_unlabelled else ""
     lost = f", {telemetry.samples_dropped} DROPPED" if telemetry.samples_dropped else ""
+    lost += f", {telemetry.samples_lost} LOST with the trainer's journal" if telemetry.samples_lost else ""
     quality = "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in measures.items())
     return (
         f"{uploaded}{skipped}{late}{lost}; {telemetry.outbox_batches} batches in the outbox; "

@@ -155,6 +155,14 @@ DEVICE_COUNTERS: Final[dict[str, tuple[str, str]]] = {
     ),
     "samples_unlabelled": ("samples_unlabelled_total", "Samples without a label, kept until one comes"),
     "unlabelled_dropped": ("unlabelled_dropped_total", "Of them, those dropped for want of room"),
+    "streams_forked": (
+        "streams_forked_total",
+        "New streams begun because an outbox was set back or copied, or changed its name",
+    ),
+    "samples_lost": (
+        "samples_lost_total",
+        "Samples receipted before the trainer's journal was set back, and gone from the device since",
+    ),
     "forward_seconds": ("forward_seconds_total", "Time in the backbone's forward pass for training"),
 }
 """Counters of :class:`contract.messages.Telemetry`: a field, its metric's name and help.
@@ -287,7 +295,15 @@ class TrainerMetrics(_Holder):
     messages_rejected: Counter = _counter(
         "messages_rejected_total", "Messages that were refused", "kind", "reason"
     )
+    messages_forked: Counter = _counter(
+        "messages_forked_total",
+        "Activation batches of another history of their stream than the journaled one",
+        "tier",
+    )
     samples_journaled: Counter = _counter("samples_journaled_total", "Distinct samples made durable", "tier")
+    samples_repeated: Counter = _counter(
+        "samples_repeated_total", "Samples left out of a batch because they were journaled in another", "tier"
+    )
     up_bytes: Counter = _counter("up_bytes_total", "Payload bytes of activation batches received", "tier")
     down_bytes: Counter = _counter(
         "down_bytes_total", "Payload bytes published to devices", "tier", "content"

@@ -69,6 +69,10 @@ class Counts:
     """Samples that came without a label and were kept until one comes."""
     unlabelled_dropped: int = 0
     """Of them, those dropped for want of room."""
+    streams_forked: int = 0
+    """New streams begun because an outbox was set back or copied."""
+    samples_lost: int = 0
+    """Samples receipted before the trainer's journal was set back, and gone from the device since."""
     forward_seconds: float = 0.0
     """Time in the forward pass for training."""
 

@@ -29,6 +29,8 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Samples passed through its backbone for training."""
     samples_dropped: int = 0
     """Samples that its full outbox dropped."""
+    samples_lost: int = 0
+    """Samples receipted before the trainer's journal was set back, and gone from the device since."""
     batches_refused: int = 0
     """Batches of its that the trainer refused."""
     bytes_up: int = 0
@@ -66,6 +68,8 @@ class TierView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Samples passed through backbones for training."""
     samples_dropped: int = 0
     """Samples that full outboxes dropped."""
+    samples_lost: int = 0
+    """Samples receipted before the trainer's journal was set back, and gone from devices since."""
     bytes_up: int = 0
     """Payload bytes published by devices."""
     bytes_down: int = 0

@@ -6,6 +6,7 @@ To restore, put the copy in the state directory's place while no trainer runs.
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import sqlite3
 from pathlib import Path
@@ -14,6 +15,8 @@ from contract.errors import StateError
 from side_trainer.checkpoint import newest_files
 from side_trainer.heads import FOLDER
 from side_trainer.journal import FILE_NAME, Journal
+
+_log = logging.getLogger(__name__)
 
 
 def backup(state_dir: Path, out: Path) -> int:
@@ -35,7 +38,9 @@ def backup(state_dir: Path, out: Path) -> int:
         _copy_journal(state_dir / FILE_NAME, out / FILE_NAME)
         if (state_dir / FOLDER).is_dir():  # after the journal: those that it goes by are there by then
             shutil.copytree(state_dir / FOLDER, out / FOLDER, ignore=shutil.ignore_patterns("*.tmp"))
-        return _read_through(out / FILE_NAME)
+        records = _read_through(out / FILE_NAME)
+        _note(state_dir / FILE_NAME, out / FILE_NAME)
+        return records
     except FileExistsError as exc:
         raise StateError(f"{out} exists already; give a folder that does not with --out") from exc
     except OSError as exc:
@@ -51,6 +56,27 @@ def _copy_journal(source: Path, target: Path) -> None:
             old.backup(new)
     except sqlite3.Error as exc:
         raise StateError(f"journal {source} cannot be copied: {exc}") from exc
+
+
+def _note(journal: Path, copy: Path) -> None:
+    """Note in both, the running trainer's and the copy, up to where each stream is in a backup now."""
+    try:
+        for path in (copy, journal):  # the copy first: it is what devices may go by from then on
+            with contextlib.closing(sqlite3.connect(path, timeout=10.0, isolation_level=None)) as db:
+                db.execute("PRAGMA synchronous = FULL")
+                db.execute("ATTACH ? AS copy", (str(copy),))
+                db.execute("BEGIN IMMEDIATE")
+                db.execute(
+                    "UPDATE main.streams SET saved = max(saved, (SELECT watermark FROM copy.streams AS one "
+                    "WHERE one.stream = streams.stream)) WHERE stream IN (SELECT stream FROM copy.streams)"
+                )
+                db.execute(
+                    "INSERT INTO main.meta VALUES ('backups', '1') "
+                    "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+                )
+                db.execute("COMMIT")
+    except sqlite3.Error as exc:
+        _log.warning("devices go on keeping what this backup holds: it cannot be noted in the journal: %s", exc)
 
 
 def _read_through(path: Path) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from contract.errors import BrokerError
 from contract.messages import Receipt
-from contract.topics import Topics, Uplink
+from contract.topics import Topics
 from contract.wire import pack
 from metrics.catalogue import Content, TrainerMetrics
 from side_trainer.gate import Gate
@@ -57,16 +57,26 @@ class Downlink:
             self._metrics.down_bytes.labels(tier, Content.CONTROL).inc(len(payload))
         return True
 
-    def receipt(self, uplink: Uplink, stream: str, **about: Any) -> None:
+    def receipt(self, tier: str, device: str, stream: str, *, retain: bool = True, **about: Any) -> None:
         """Tell a device what of a stream is safe.
 
         Args:
-            uplink: The device.
+            tier: Of the device,
+            device: and its id.
             stream: Of its outbox.
+            retain: Whether it is the word that a device finds when it comes back.
             about: More fields of the :class:`~contract.messages.Receipt`.
         """
         state = self._journal.stream(stream)
-        upto = state.watermark if state else 0
-        receipt = Receipt(stream=stream, upto=upto, fence=self._standing.fence, **about)
-        topic = self._topics.receipt(uplink.tier, uplink.device)
-        self.send(topic, pack(receipt), retain=True, tier=uplink.tier)
+        upto = saved = 0
+        if state is not None and state.device == device:  # of another device's stream it learns nothing
+            upto, saved = state.watermark, state.saved
+        receipt = Receipt(
+            stream=stream,
+            upto=upto,
+            digest=self._journal.content(stream, upto) if upto else "",
+            saved=saved,
+            fence=self._standing.fence,
+            **about,
+        )
+        self.send(self._topics.receipt(tier, device), pack(receipt), retain=retain, tier=tier)

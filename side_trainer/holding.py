@@ -44,7 +44,7 @@ class Holding:
     # --- batches -------------------------------------------------------------------------------------
 
     def hold(
-        self, payload: bytes, *, tier: str, stream: str, sequence: int, samples: int, max_bytes: int
+        self, payload: bytes, tier: str, stream: str, sequence: int, samples: int, *, max_bytes: int
     ) -> None:
         """Keep a batch, within a transaction.
 
@@ -83,8 +83,6 @@ class Holding:
     def held(self) -> dict[str, Held]:
         """What is held, by device."""
         with self._file.reading() as db:
-            if not self._file.has_table("held"):
-                return {}
             rows = db.execute(
                 "SELECT device, count(*), sum(held.samples), sum(length(payload)) FROM held "
                 "JOIN streams USING (stream) GROUP BY device"
@@ -106,17 +104,14 @@ class Holding:
             StateError: if one is not what was written.
         """
         with self._file.reading() as db:
-            if not self._file.has_table("held"):
-                return 0
-            digest = "digest" if self._file.has_digests("held") else "NULL"
             count = 0
-            for row in db.execute(f"SELECT number, payload, {digest} FROM held ORDER BY number"):
+            for row in db.execute("SELECT number, payload, digest FROM held ORDER BY number"):
                 self._check(*row)
                 count += 1
             return count
 
-    def _check(self, number: int, payload: bytes, digest: bytes | None) -> None:
-        if digest is not None and digest != digest_of(payload):
+    def _check(self, number: int, payload: bytes, digest: bytes) -> None:
+        if digest != digest_of(payload):
             raise self._file.damaged(f"held batch {number} has changed")
 
     # --- verdicts ------------------------------------------------------------------------------------
@@ -146,6 +141,4 @@ class Holding:
     def verdicts(self) -> list[tuple[str, str, str, float]]:
         """``(device, state, reason, since)`` of every device about which something was decided."""
         with self._file.reading() as db:
-            if not self._file.has_table("verdicts"):
-                return []  # written by an older version, and looked at only
             return db.execute("SELECT * FROM verdicts ORDER BY device").fetchall()

@@ -5,6 +5,7 @@ It alone feeds the job and the fleet, so neither needs a lock.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import sys
@@ -22,13 +23,16 @@ from contract.errors import (
     NoRoomError,
     StateError,
     StorageError,
+    WireError,
 )
 from contract.messages import (
+    HIGHEST_FENCE,
     ActivationBatch,
     Flow,
     Status,
     Telemetry,
     TrainerStatus,
+    content_digest,
 )
 from contract.plan import Plan
 from contract.tensors import Floats
@@ -45,13 +49,14 @@ from side_trainer.figures import Figures
 from side_trainer.gate import Gate
 from side_trainer.inbox import Inbox, Refused, examine
 from side_trainer.job import Job
-from side_trainer.journal import Journal
+from side_trainer.journal import Arrived, Claim, Journal, Taken
 from side_trainer.judge import Judge
 from side_trainer.missing import Missing
 from side_trainer.presence import Presence
 from side_trainer.refusals import Refusals
 from side_trainer.retained import Retained
 from side_trainer.seal import Seal
+from side_trainer.setbacks import Setbacks
 from side_trainer.standing import Standing
 
 _log = logging.getLogger(__name__)
@@ -150,6 +155,10 @@ class Ingest:
         )
         self._exported = 0.0
         self._births: dict[tuple[str, str], Status] = {}
+        self._greetings: dict[tuple[str, str], tuple[str, ...]] = {}  # streams to be told of, the current first
+        self._backups = journal.backups
+        self._setbacks = Setbacks(journal)
+        self._found_versions: dict[int, dict[str, int]] = {}  # on the broker, with their chunks by tier
         self._judge = judge
         self._missing = Missing()
         self._held_max_bytes = held_max_bytes
@@ -189,6 +198,7 @@ class Ingest:
                 if not self._refusals.drops(uplink, arrived):
                     batches.append((uplink, event))
         self._stand(arrived)
+        self._greet()
         self._settle_job(arrived)  # births come before the batches that go by what they settle
         if not self._standing.active:  # the devices send again what finds no room here
             self._held += batches
@@ -261,13 +271,39 @@ class Ingest:
         """Start publishing at the moment from which this is certainly the job's one trainer."""
         if not self._presence.begins(now):
             return
+        self._rise_above_published()
         self.confirmed.set()
         self._announce_plan()
         self._announce_flow()
         self._learner_woken(True)
 
+    def _rise_above_published(self) -> None:
+        """Go on above the versions on the broker: a journal that was set back would publish none that counts."""
+        published, found = self._journal.published, max(self._found_versions, default=0)
+        if found <= max(published, default=0):
+            return
+        self._journal.version_base = found
+        self._journal.set_published({**published, **self._found_versions})
+        _log.warning(
+            "this journal was set back to an earlier state: version %d of its weights is on the broker, and it "
+            "knows of none above %d. Devices send again what it lacks, and versions count on from there",
+            *(found, max(published, default=0)),
+        )
+
+    def _note_version(self, event: Received) -> None:
+        """A manifest that stands on the broker since before this start."""
+        tier = event.topic.split("/")[-2]
+        try:
+            manifest = self._seal.open_manifest(event.payload, tier)
+        except WireError:
+            return
+        if manifest.run == self._journal.run and manifest.version < HIGHEST_FENCE:
+            self._found_versions.setdefault(manifest.version, {})[tier] = manifest.chunks
+
     def _check_retained(self, event: Received) -> None:
         """Put the plan and the weights back if somebody else wrote over them."""
+        if not self.confirmed.is_set() and event.topic.endswith("/weights") and event.payload:
+            self._note_version(event)
         now = time.monotonic()
         if self._retained.is_foreign(event.topic, event.payload) and now - self._repaired >= _REPAIR_EVERY_S:
             self._repaired = now
@@ -289,6 +325,7 @@ class Ingest:
                 self._fleet.on_telemetry(uplink.tier, uplink.device, told, now)
                 why = self._missing.on_telemetry(uplink.tier, uplink.device, told.batches_sent, now)
                 self._warn_of(uplink, why)
+                self._setbacks.on_telemetry(uplink, told)
                 return
             status = unpack(Status, event.payload)
             news = self._fleet.on_status(uplink.tier, uplink.device, status, now)
@@ -296,7 +333,11 @@ class Ingest:
             self._refusals.reject(uplink, event, Reason.UNDECODABLE, str(exc))
         except MismatchError as exc:
             self._refusals.reject(uplink, event, Reason.UNKNOWN_TIER, str(exc))
+        except StorageError as exc:
+            _log.error("%s; what a device has lost is noted when it next tells", exc)
         else:
+            if news:
+                self._greetings[uplink.tier, uplink.device] = (status.stream, *status.kept_streams)
             if news and status.state == "online":
                 _log.info("device %s (%s) is online", uplink.device, uplink.tier, extra=_about(uplink))
                 self._births[uplink.tier, uplink.device] = status
@@ -327,6 +368,22 @@ class Ingest:
         if changed:
             self._announce_plan()
 
+    def _greet(self) -> None:
+        """Tell devices that came what of their streams is here: it may be less than they were told before."""
+        while self._greetings and self._standing.active:
+            (tier, device), (current, *earlier) = self._greetings.popitem()
+            for stream in earlier:
+                self._downlink.receipt(tier, device, stream, retain=False)
+            self._downlink.receipt(tier, device, current)
+
+    def _follow_backups(self) -> None:
+        """Tell devices once a backup has been made: they need not keep what is in it."""
+        backups = self._journal.backups
+        if backups != self._backups:
+            self._backups = backups
+            for one in self._fleet.by_age():
+                self._greetings[one.tier, one.name] = (one.stream,)
+
     # --- batches -------------------------------------------------------------------------------------
 
     def _take_batches(self, arrived: list[tuple[Uplink, Received]]) -> None:
@@ -352,49 +409,54 @@ class Ingest:
         if self._paused:
             self._pause(False)
         for uplink, stream in {(one.uplink, one.batch.stream): None for one in journaled}:
-            self._downlink.receipt(uplink, stream)
+            self._downlink.receipt(uplink.tier, uplink.device, stream)
         taken = [f"{one.uplink.device} {one.batch.sequence}" for one in journaled]
         self._trace.add("ingest", "ingest", began, batches=taken)
         self._learner_woken(False)
 
     def _journal_batches(self, admitted: list[_Admitted]) -> list[_Admitted]:
         """Append what is new; return everything that is in the journal now and may be receipted."""
-        settled, fresh, unkept = [], [], []
+        taken: list[tuple[_Admitted, Taken | None]] = []  # None: no room
         with self._journal.transaction():
             for one in admitted:
-                uplink, batch = one.uplink, one.batch
-                try:
-                    new = self._journal.append_batch(
-                        one.event.payload,
-                        tier=uplink.tier,
-                        device=uplink.device,
-                        stream=batch.stream,
-                        sequence=batch.sequence,
-                        floor=batch.floor,
-                        samples=len(batch.sample_ids),
-                        held=self._judge.holds(uplink.device),
-                        held_max_bytes=self._held_max_bytes,
+                held = self._judge.holds(one.uplink.device)
+                done: Taken | None = None
+                with contextlib.suppress(NoRoomError):
+                    done = self._journal.append_batch(
+                        _arrived(one), held=held, held_max_bytes=self._held_max_bytes
                     )
-                except MismatchError as exc:
-                    self._refusals.reject(uplink, one.event, Reason.MISMATCH, str(exc), batch)
-                    continue
-                except NoRoomError:
-                    unkept.append(one)
-                    continue
-                settled.append(one)
-                fresh.append(new)
-        for one in unkept:
-            self._refusals.have_wait(one.uplink, one.event, one.batch, self._held_max_bytes)
-        for one, new in zip(settled, fresh, strict=True):
-            tier = one.uplink.tier
-            self._metrics.up_bytes.labels(tier).inc(len(one.event.payload))
-            if not new:
-                self._metrics.messages_duplicate.labels(tier).inc()
-            elif not self._judge.holds(one.uplink.device):
-                self._metrics.messages_journaled.labels(tier).inc()
-                self._metrics.samples_journaled.labels(tier).inc(len(one.batch.sample_ids))
-                self._judge.on_batch(tier, one.uplink.device, one.batch, one.means)
-        return settled
+                taken.append((one, done))
+        for one, done in taken:
+            if done is None:
+                self._refusals.have_wait(one.uplink, one.event, one.batch, self._held_max_bytes)
+            elif done.claim is Claim.FORKED:
+                self._on_fork(one)
+            else:
+                self._count(one, done)
+        return [one for one, done in taken if done is not None and done.claim is not Claim.FORKED]
+
+    def _on_fork(self, one: _Admitted) -> None:
+        """Its device goes on with another stream."""
+        self._metrics.messages_forked.labels(one.uplink.tier).inc()
+        self._setbacks.on_fork(one.uplink, one.batch.stream)
+        self._downlink.receipt(
+            one.uplink.tier,
+            one.uplink.device,
+            one.batch.stream,
+            forked_sequence=one.batch.sequence,
+            forked_digest=content_digest(one.batch),
+        )
+
+    def _count(self, one: _Admitted, done: Taken) -> None:
+        tier = one.uplink.tier
+        self._metrics.up_bytes.labels(tier).inc(len(one.event.payload))
+        self._metrics.samples_repeated.labels(tier).inc(done.repeated)
+        if done.claim is Claim.KNOWN:
+            self._metrics.messages_duplicate.labels(tier).inc()
+        elif not self._judge.holds(one.uplink.device):
+            self._metrics.messages_journaled.labels(tier).inc()
+            self._metrics.samples_journaled.labels(tier).inc(done.samples)
+            self._judge.on_batch(tier, one.uplink.device, one.batch, one.means)
 
     def _on_storage_failure(self, exc: StateError) -> None:
         """Nothing was receipted, so nothing is lost: the devices keep it. Ask them to wait, and try again."""
@@ -452,10 +514,29 @@ class Ingest:
         """Bring the metrics and the trainer's retained status up to date."""
         self._exported = now
         self._follow_operator()
+        self._follow_backups()
         if self._plan_due:
             self._announce_plan()
         self._presence.tell()
         self._online = self._figures.update(self._status(), now)
+
+
+def _arrived(one: _Admitted) -> Arrived:
+    """A batch as the journal sees it."""
+    batch = one.batch
+    return Arrived(
+        tier=one.uplink.tier,
+        device=one.uplink.device,
+        stream=batch.stream,
+        sequence=batch.sequence,
+        floor=batch.floor,
+        content=content_digest(batch),
+        previous=batch.previous,
+        samples=len(batch.sample_ids),
+        keys=batch.sample_keys,
+        payload=one.event.payload,
+        select=lambda rows: pack(batch.select(rows)),
+    )
 
 
 def _about(uplink: Uplink) -> dict[str, str]:

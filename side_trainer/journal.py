@@ -1,26 +1,78 @@
 """The journal: every fact that changes the weights, in order, durable before anyone is told.
 
 One SQLite file. A record has an offset; a batch has also its identity ``(stream, sequence)``, which is
-unique, and so it counts once however often it arrives. The journal knows nothing of networks or tensors;
-payloads are bytes to it.
+unique, and so it counts once however often it arrives. An identity is never believed without its content: of
+two histories of one stream the journal takes one. A sample has a key, which is unique as well, and so it counts
+once in whatever batch it arrives. The journal knows nothing of networks or tensors; payloads are bytes to it.
 """
 
 from __future__ import annotations
 
+import enum
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from contract.errors import MismatchError
 from side_trainer.holding import Holding
 from side_trainer.journal_facts import JournalFacts
 from side_trainer.journal_file import digest_of
 
 FILE_NAME: Final = "journal.db"
 _COLUMNS: Final = "offset, kind, tier, samples, payload, stream, digest"
+
+
+class Claim(enum.Enum):
+    """What the journal says to a batch."""
+
+    NEW = "new"
+    """It is taken."""
+    KNOWN = "known"
+    """It was taken before."""
+    FORKED = "forked"
+    """It will never be taken: the stream is another device's, has another batch in its place or beside it, or
+    was told to be without it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrived:
+    """A batch that may be journaled."""
+
+    tier: str
+    """Of the device,"""
+    device: str
+    """and its id."""
+    stream: str
+    """Of its outbox,"""
+    sequence: int
+    """the batch's place in it,"""
+    floor: int
+    """and the lowest that may still come."""
+    content: str
+    """By which the batch is known again,"""
+    previous: str
+    """and the same of the batch before it."""
+    samples: int
+    """How many are in it."""
+    keys: Sequence[bytes]
+    """Of each of them; none if the device gave none."""
+    payload: bytes
+    """As it came."""
+    select: Callable[[Sequence[int]], bytes]
+    """The payload with only some of its samples."""
+
+
+class Taken(NamedTuple):
+    """What became of a batch."""
+
+    claim: Claim
+    samples: int = 0
+    """That are new."""
+    repeated: int = 0
+    """That had come before, in another batch, and were left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +103,8 @@ class StreamState:
     """The device that it belongs to."""
     watermark: int
     """Every sequence up to here is journaled, or was given up by the device."""
+    saved: int
+    """Every sequence up to here is in a backup as well."""
     batches: int
     """Journaled."""
     samples: int
@@ -79,7 +133,6 @@ class Journal(JournalFacts):
 
     def _open(self, read_only: bool) -> None:
         super()._open(read_only)
-        self._columns = _COLUMNS if self.has_digests("records") else _COLUMNS.replace("digest", "NULL")
         self._offset = self.one("SELECT coalesce(max(offset), 0) FROM records")
 
     @contextmanager
@@ -109,41 +162,38 @@ class Journal(JournalFacts):
                 return self._insert(kind, payload, tier=tier)
 
     def append_batch(
-        self,
-        payload: bytes,
-        *,
-        tier: str,
-        device: str,
-        stream: str,
-        sequence: int,
-        floor: int,
-        samples: int,
-        held: bool = False,
-        held_max_bytes: int = sys.maxsize,
-    ) -> bool:
-        """Append a batch within a :meth:`transaction`; return False if it is there already.
+        self, batch: Arrived, *, held: bool = False, held_max_bytes: int = sys.maxsize
+    ) -> Taken:
+        """Take a batch within a :meth:`transaction`, if it is new, without the samples that had come before.
 
         A ``held`` one is kept beside the records, and becomes one when its device is released.
 
         Raises:
-            MismatchError: if the stream belongs to another device.
             NoRoomError: if it is to be held, and all that are would take more than ``held_max_bytes``.
         """
-        if not self._claim(stream, device, sequence, floor):
-            return False
-        if held:
-            self.holding.hold(
-                payload,
-                tier=tier,
-                stream=stream,
-                sequence=sequence,
-                samples=samples,
-                max_bytes=held_max_bytes,
-            )
-        else:
-            self._append_batch(payload, tier, stream, sequence, samples)
-        self._advance(stream, floor)
-        return True
+        claim = self._claim(batch)
+        if claim is not Claim.NEW:
+            if claim is Claim.KNOWN:
+                self._advance(batch.stream, batch.floor)
+            return Taken(claim)
+        fresh = [row for row in range(batch.samples) if not batch.keys or not self._has_sample(batch.keys[row])]
+        if fresh:
+            payload = batch.payload if len(fresh) == batch.samples else batch.select(fresh)
+            keep = self._hold(held_max_bytes) if held else self._append_batch
+            keep(payload, batch.tier, batch.stream, batch.sequence, len(fresh))
+        self.db.execute(
+            "INSERT INTO identities VALUES (?, ?, ?, ?)",
+            (batch.stream, batch.sequence, batch.content, batch.previous),
+        )
+        self.db.executemany("INSERT OR IGNORE INTO samples VALUES (?)", [(key,) for key in batch.keys])
+        self._advance(batch.stream, batch.floor)
+        return Taken(claim, len(fresh), batch.samples - len(fresh))
+
+    def _has_sample(self, key: bytes) -> bool:
+        return self.db.execute("SELECT 1 FROM samples WHERE key = ?", (key,)).fetchone() is not None
+
+    def _hold(self, max_bytes: int) -> Callable[[bytes, str, str, int, int], None]:
+        return partial(self.holding.hold, max_bytes=max_bytes)
 
     def _append_batch(self, payload: bytes, tier: str, stream: str, sequence: int, samples: int) -> None:
         self._insert("batch", payload, tier=tier, stream=stream, sequence=sequence, samples=samples)
@@ -153,33 +203,38 @@ class Journal(JournalFacts):
             (samples, len(payload), stream),
         )
 
-    def _claim(self, stream: str, device: str, sequence: int, floor: int) -> bool:
-        """Bind a new stream to its device; say whether the sequence is new."""
+    def _claim(self, batch: Arrived) -> Claim:
+        """Bind a new stream to its device; say whether the batch is new, and of the history that is here."""
         assert self.db.in_transaction, "batches are appended within a transaction"
-        self.db.execute("INSERT OR IGNORE INTO streams (stream, device) VALUES (?, ?)", (stream, device))
-        owner, watermark = self.db.execute(
-            "SELECT device, watermark FROM streams WHERE stream = ?", (stream,)
-        ).fetchone()
-        if owner != device:
-            raise MismatchError(f"stream {stream[:8]} belongs to device {owner!r}, not to {device!r}")
-        # At or below the watermark a batch is journaled, or the device gave it up and counted it as dropped.
-        if sequence <= watermark:
-            return False
-        known = self.one(
-            "SELECT EXISTS (SELECT 1 FROM records WHERE stream = ?1 AND sequence = ?2) "
-            "OR EXISTS (SELECT 1 FROM held WHERE stream = ?1 AND sequence = ?2)",
-            (stream, sequence),
+        self.db.execute(
+            "INSERT OR IGNORE INTO streams (stream, device) VALUES (?, ?)", (batch.stream, batch.device)
         )
-        if known:
-            self._advance(stream, floor)
-        return not known
+        owner, watermark = self.db.execute(
+            "SELECT device, watermark FROM streams WHERE stream = ?", (batch.stream,)
+        ).fetchone()
+        if owner != batch.device:
+            return Claim.FORKED
+        beside = {
+            sequence: (content, previous)
+            for sequence, content, previous in self.db.execute(
+                "SELECT sequence, content, previous FROM identities "
+                "WHERE stream = ? AND sequence BETWEEN ? AND ?",
+                (batch.stream, batch.sequence - 1, batch.sequence + 1),
+            )
+        }
+        if (here := beside.get(batch.sequence)) is not None:
+            return Claim.KNOWN if here[0] == batch.content else Claim.FORKED
+        before, after = beside.get(batch.sequence - 1), beside.get(batch.sequence + 1)
+        follows = before is None or batch.previous in (before[0], "")
+        leads = after is None or after[1] in (batch.content, "")
+        # Below the watermark the device had given up what is not here.
+        return Claim.NEW if follows and leads and batch.sequence > watermark else Claim.FORKED
 
     def _advance(self, stream: str, floor: int) -> None:
         """Raise the stream's watermark over the sequences that are settled without a gap."""
         watermark = max(floor - 1, self.one("SELECT watermark FROM streams WHERE stream = ?", (stream,)))
         for (sequence,) in self.db.execute(
-            "SELECT sequence FROM records WHERE stream = ?1 AND sequence > ?2 "
-            "UNION SELECT sequence FROM held WHERE stream = ?1 AND sequence > ?2 ORDER BY sequence",
+            "SELECT sequence FROM identities WHERE stream = ? AND sequence > ? ORDER BY sequence",
             (stream, watermark),
         ):
             if sequence != watermark + 1:
@@ -240,7 +295,7 @@ class Journal(JournalFacts):
 
     def _records(self, clause: str, arguments: tuple[object, ...]) -> list[Record]:
         with self.reading() as db:
-            rows = db.execute(f"SELECT {self._columns} FROM records {clause}", arguments).fetchall()
+            rows = db.execute(f"SELECT {_COLUMNS} FROM records {clause}", arguments).fetchall()
         return [self._record(*row) for row in rows]
 
     def _record(
@@ -251,10 +306,10 @@ class Journal(JournalFacts):
         samples: int,
         payload: bytes,
         stream: str | None,
-        digest: bytes | None,
+        digest: bytes,
     ) -> Record:
         """A record as it was written: a disk that changed a byte of it is noticed here."""
-        if digest is not None and digest != digest_of(payload):
+        if digest != digest_of(payload):
             raise self.damaged(f"record {offset} has changed")
         return Record(offset=offset, kind=kind, tier=tier, samples=samples, payload=payload, stream=stream)
 
@@ -263,6 +318,13 @@ class Journal(JournalFacts):
         found = self._streams("WHERE stream = ?", (stream,))
         return found[0] if found else None
 
+    def content(self, stream: str, sequence: int) -> str:
+        """What the batch in a place is known by; empty if there is none."""
+        query = "SELECT content FROM identities WHERE stream = ? AND sequence = ?"
+        with self.reading() as db:
+            row = db.execute(query, (stream, sequence)).fetchone()
+        return str(row[0]) if row is not None else ""
+
     def streams(self) -> list[StreamState]:
         """Every stream's state, by device."""
         return self._streams("ORDER BY device, stream", ())
@@ -270,9 +332,10 @@ class Journal(JournalFacts):
     def _streams(self, clause: str, arguments: tuple[str, ...]) -> list[StreamState]:
         with self.reading() as db:
             rows = db.execute(
-                f"SELECT stream, device, watermark, batches, samples, bytes FROM streams {clause}", arguments
+                f"SELECT stream, device, watermark, saved, batches, samples, bytes FROM streams {clause}",
+                arguments,
             ).fetchall()
-        fields = ("stream", "device", "watermark", "batches", "samples", "bytes")
+        fields = ("stream", "device", "watermark", "saved", "batches", "samples", "bytes")
         return [StreamState(**dict(zip(fields, row, strict=True))) for row in rows]
 
     def samples(self) -> int:

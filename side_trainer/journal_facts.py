@@ -14,9 +14,31 @@ class JournalFacts(JournalFile):
 
     @property
     def version_base(self) -> int:
-        """What a weights version counts beside records: raised by a rebuild, so that versions only rise."""
+        """What a weights version counts beside records: raised by a rebuild, or after
+        the journal was set back, so that versions only rise."""
         with self.reading():
             return int(self.meta("version_base", "0"))
+
+    @version_base.setter
+    def version_base(self, base: int) -> None:
+        self.set_meta("version_base", str(base))
+
+    @property
+    def backups(self) -> int:
+        """How many backups have been made of it."""
+        with self.reading():
+            return int(self.meta("backups", "0"))
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """By stream, samples that were receipted before the journal was set back and cannot be had back."""
+        with self.reading():
+            found: dict[str, int] = json.loads(self.meta("lost", "{}"))
+            return found
+
+    def note_lost(self, stream: str, samples: int) -> None:
+        """Note what a device told of that."""
+        self.set_meta("lost", json.dumps({**self.lost, stream: samples}))
 
     def next_epoch(self) -> int:
         """Count a start of the trainer; return how many there have been."""

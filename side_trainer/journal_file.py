@@ -17,7 +17,7 @@ from typing import Final
 from contract.errors import StateError, StorageError
 
 REMEDY: Final = "; restore the state directory from a backup"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE records (
@@ -28,35 +28,42 @@ CREATE TABLE records (
     sequence INTEGER,
     samples INTEGER NOT NULL DEFAULT 0,
     payload BLOB NOT NULL,
-    digest BLOB
+    digest BLOB NOT NULL
 );
 CREATE UNIQUE INDEX batch_identity ON records (stream, sequence) WHERE stream IS NOT NULL;
 CREATE TABLE streams (
     stream TEXT PRIMARY KEY,
     device TEXT NOT NULL,
     watermark INTEGER NOT NULL DEFAULT 0,
+    saved INTEGER NOT NULL DEFAULT 0,
     batches INTEGER NOT NULL DEFAULT 0,
     samples INTEGER NOT NULL DEFAULT 0,
     bytes INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
-"""
-
-_LATER_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS held (
+CREATE TABLE identities (
+    stream TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    content TEXT NOT NULL,
+    previous TEXT NOT NULL,
+    PRIMARY KEY (stream, sequence)
+) WITHOUT ROWID;
+CREATE TABLE samples (key BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE held (
     number INTEGER PRIMARY KEY,
     stream TEXT NOT NULL,
     sequence INTEGER NOT NULL,
     tier TEXT NOT NULL,
     samples INTEGER NOT NULL,
     payload BLOB NOT NULL,
-    digest BLOB,
+    digest BLOB NOT NULL,
     UNIQUE (stream, sequence)
 );
-CREATE TABLE IF NOT EXISTS verdicts (
+CREATE TABLE verdicts (
     device TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL
-) WITHOUT ROWID
+) WITHOUT ROWID;
 """
-"""What the first version did not have: batches that are kept and are no records, and why."""
+"""A batch that was taken has its row in ``identities`` for ever, and its samples' keys theirs in ``samples``; its
+payload is a record, is held, or, if every sample of it had come before, is nowhere."""
 
 
 class JournalFile:
@@ -99,14 +106,14 @@ class JournalFile:
             # A receipt promises that the batch outlives a power cut, so every commit reaches the disk.
             self.db.execute("PRAGMA synchronous = FULL")
             self._create()
-            for table in ("records", "held"):
-                if not self.has_digests(table):
-                    self.db.execute(f"ALTER TABLE {table} ADD COLUMN digest BLOB")
             self._check()
         self.run: str = self.meta("run")
         """The journal's id."""
         if self.meta("format") != str(_FORMAT):
-            raise StateError(f"{self.path} was written by another version of Sidestream")
+            raise StateError(
+                f"{self.path} was written by another version of Sidestream; go on with that one, or begin anew "
+                "with another --state-dir"
+            )
 
     @property
     def folder(self) -> Path:
@@ -165,15 +172,6 @@ class JournalFile:
         with self.transaction():
             self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    def has_digests(self, table: str) -> bool:
-        """Whether a table's rows have digests: an earlier version's that is only looked at have none."""
-        columns = self.db.execute(f"PRAGMA table_info({table})").fetchall()
-        return any(column[1] == "digest" for column in columns)
-
-    def has_table(self, name: str) -> bool:
-        """Whether there is one: a file of an earlier version that is only looked at may lack some."""
-        return self.one("SELECT count(*) FROM sqlite_master WHERE name = ?", (name,)) > 0
-
     def damaged(self, what: str) -> StateError:
         """What to say of a row that is not what was written."""
         return StateError(f"journal {self.path} is damaged: {what}{REMEDY}")
@@ -185,9 +183,7 @@ class JournalFile:
 
     def _create(self) -> None:
         with self.transaction():
-            for statement in _LATER_SCHEMA.split(";"):
-                self.db.execute(statement)
-            if self.has_table("meta"):
+            if self.one("SELECT count(*) FROM sqlite_master WHERE name = 'meta'"):
                 return
             for statement in _SCHEMA.split(";"):
                 self.db.execute(statement)

@@ -122,6 +122,8 @@ class Learner:
 
     def run(self, stop: threading.Event) -> None:
         """Learn until stopped, then checkpoint."""
+        self._base = self._journal.version_base  # both may have risen since we were made
+        self._never_below = max(self._journal.published, default=0)
         while not stop.is_set():
             busy = self._catch_up(stop)
             try:

@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from broker_config.transport import Received
-from contract.messages import ActivationBatch, Rejection, refusal_digest
+from contract.messages import ActivationBatch, Rejection, content_digest
 from contract.topics import Topics, Uplink
 from contract.wire import pack
 from metrics.board import Board
@@ -64,10 +64,11 @@ class Refusals:
         self.reject(uplink, event, refusal.reason, str(refusal), refusal.batch)
         if refusal.batch is not None:
             self._downlink.receipt(
-                uplink,
+                uplink.tier,
+                uplink.device,
                 refusal.batch.stream,
                 refused_sequence=refusal.batch.sequence,
-                refused_digest=refusal_digest(refusal.batch),
+                refused_digest=content_digest(refusal.batch),
                 reason=str(refusal)[:500],
             )
 
@@ -78,7 +79,7 @@ class Refusals:
             f"release it, or raise quarantine_max_mib = {room_bytes >> 20}"
         )
         self.reject(uplink, event, Reason.QUARANTINE, why, batch)
-        self._downlink.receipt(uplink, batch.stream, reason=why, wait=True)
+        self._downlink.receipt(uplink.tier, uplink.device, batch.stream, reason=why, wait=True)
 
     def reject(
         self,

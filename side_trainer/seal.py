@@ -52,6 +52,19 @@ class Seal:
             return pack(status)
         return self._signer.seal(status, Scope(kind="status", job=self._job))
 
+    def open_manifest(self, payload: bytes, tier: str) -> WeightsManifest:
+        """A manifest of this job's weights.
+
+        Raises:
+            UntrustedError: it is not signed by one of our keys, and we have some.
+            DecodeError: it is none.
+        """
+        if self._signer is None:
+            return unpack(WeightsManifest, payload)
+        return open_sealed(
+            WeightsManifest, payload, Scope(kind="weights", job=self._job, tier=tier), self.keys
+        )
+
     def open_status(self, payload: bytes) -> TrainerStatus:
         """A status of a trainer of this job, this one or another.
 

@@ -65,7 +65,11 @@ function showTiles(view) {
   say("t-loss-sub", `${whole(trainer.backlog ?? 0)} records to learn`);
   const last = fleet.points.length - 1;
   big("t-samples", whole(trainer.samples ?? 0), last > 0 ? `${rate(fleet.rateAt(last, "samples"))}/s` : "");
-  say("t-samples-sub", all.samples_dropped ? `${whole(all.samples_dropped)} dropped by full outboxes` : `${whole(trainer.messages ?? 0)} batches, ${whole(trainer.duplicates ?? 0)} repeats`, `sub ${all.samples_dropped ? "bad" : ""}`);
+  const gone = [
+    all.samples_lost ? `${whole(all.samples_lost)} lost with the trainer's state` : "",
+    all.samples_dropped ? `${whole(all.samples_dropped)} dropped by full outboxes` : "",
+  ].filter(Boolean).join(", ");
+  say("t-samples-sub", gone || `${whole(trainer.messages ?? 0)} batches, ${whole(trainer.duplicates ?? 0)} repeats`, `sub ${gone ? "bad" : ""}`);
   big("t-traffic", bytes(trainer.bytes_up ?? 0), "up");
   say("t-traffic-sub", `${bytes(all.bytes_down ?? 0)} received by devices`);
   const refused = (trainer.refused ?? []).reduce((sum, one) => sum + one.count, 0);
@@ -123,6 +127,7 @@ function showTiers(view) {
     const told = [
       [capital(view.measure), figure(tier.quality)], ["Loss", figure(tier.loss)], ["Version", versions], ["Samples", whole(tier.samples ?? 0)],
       ["Sent", bytes(tier.bytes_up ?? 0)], ["Received", bytes(tier.bytes_down ?? 0)], ["In outboxes", bytes(tier.outbox_bytes ?? 0)], ["Dropped", whole(tier.samples_dropped ?? 0)],
+      ...(tier.samples_lost ? [["Lost", whole(tier.samples_lost)]] : []),
     ];
     facts.replaceChildren(...told.map(([name, value]) => {
       const pair = node("div");
