@@ -22,15 +22,16 @@ from benchmarks.fleet import FleetDevice
 from benchmarks.fleet_run import FleetRun, run_fleet
 from benchmarks.program import Tell
 from benchmarks.workload import Workload
-from contract.messages import Status
+from contract.messages import ActivationBatch, Status
 from contract.plan import Plan
 from contract.tensors import Codec, decode, encode
-from contract.wire import TARGET_MESSAGE_BYTES
+from contract.wire import TARGET_MESSAGE_BYTES, unpack
 from edge_agent.backbone import Backbone, shared_backbone
 from edge_agent.batch_maker import BatchMaker
-from edge_agent.outbox import Slot
+from edge_agent.streams import Slot
 from edge_agent.taps import Sampled, pad
 from side_trainer.config import TrainerConfig
+from side_trainer.inbox import arrived
 from side_trainer.job import Job
 from side_trainer.journal import FILE_NAME, Journal
 from sidestream.shards import Example
@@ -114,17 +115,10 @@ class TierFeatures:
         stream, total, sent, began = secrets.token_hex(16), 0, 0, time.thread_time()
         with journal.transaction():
             for number, (samples, packer) in enumerate(self._packers(order), start=1):
-                payload = packer(Slot(stream, number, number, sent))
+                payload = packer(Slot(stream, number, number, sent, ""))
                 total, sent = total + len(payload), sent + samples
-                journal.append_batch(
-                    payload,
-                    tier=self.tier,
-                    device=_DEVICE,
-                    stream=stream,
-                    sequence=number,
-                    floor=number,
-                    samples=samples,
-                )
+                batch = unpack(ActivationBatch, payload)
+                journal.append_batch(arrived(batch, payload, self.tier, _DEVICE))
         return Sent(total, time.thread_time() - began)
 
     def _packers(self, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, Callable[[Slot], bytes]]]:
@@ -133,7 +127,7 @@ class TierFeatures:
             rows = order[start : start + self._batch_size]
             sampled, targets = self._sampled(rows), list(self.targets[rows])
             for part in self._maker.split(sampled, np.arange(len(rows))):
-                yield len(part), self._maker.packer(sampled, targets, part)
+                yield len(part), self._maker.packer(sampled, targets, part, ())
 
     def _sampled(self, rows: npt.NDArray[np.int64]) -> Sampled:
         chosen = [self._samples[row] for row in rows.tolist()]

@@ -18,8 +18,9 @@ from contract.messages import ActivationBatch, Flow, Receipt, to_bin
 from contract.topics import Topics
 from contract.wire import pack, unpack
 from edge_agent.mailbox import Mailbox
-from edge_agent.outbox import Outbox, Slot, Taken
+from edge_agent.outbox import Outbox, Taken
 from edge_agent.sender import Sender
+from edge_agent.streams import Slot
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
@@ -80,6 +81,7 @@ class LightDevice:
                     stream=slot.stream,
                     sequence=slot.sequence,
                     floor=slot.floor,
+                    previous=slot.previous,
                     samples=to_bin(list(samples), "<u4"),
                     targets=to_bin(list(targets), "<u2"),
                 )
@@ -111,8 +113,7 @@ class LightDevice:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Received):
             receipt = unpack(Receipt, event.payload)
-            if receipt.stream == self._outbox.stream:
-                self._sender.receipted(self._outbox.receipt(receipt.upto))
+            self._sender.receipted(self._outbox.receipt(receipt).sequences)
         elif isinstance(event, Connected | Disconnected):
             self.connections += isinstance(event, Connected)
             self._sender.connection(isinstance(event, Connected))

@@ -19,8 +19,8 @@ from contract.plan import Plan, tap_layers
 from contract.side_network import SideNetwork
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.language_model import LanguageModel
-from edge_agent.outbox import Slot
 from edge_agent.samples import Sample
+from edge_agent.streams import Slot
 from edge_agent.token_maker import TokenMaker
 from side_trainer.rows import FamilyRows, MiniBatch
 from side_trainer.token_loss import token_loss
@@ -63,7 +63,9 @@ class TokenStep:
         rows, up = np.arange(len(sampled.mask)), 0
         for part in self._maker.split(sampled, rows):
             targets = [None] * len(rows)
-            up += len(self._maker.packer(sampled, targets, part)(Slot("0" * 32, 1, 1, 0)))
+            keys = [index.to_bytes(8, "big") for index in range(len(part))]
+            packed = self._maker.packer(sampled, targets, part, keys)
+            up += len(packed(Slot("0" * 32, 1, 1, 0, "")))
         return Traffic(up=up, down=0)
 
 

@@ -43,7 +43,7 @@ from contract.plan import Plan
 from contract.wire import Message, unpack
 from side_trainer.config import LearnerSettings
 from side_trainer.fold import Fold
-from side_trainer.inbox import Refused, examine
+from side_trainer.inbox import Refused, arrived, examine
 from side_trainer.journal import FILE_NAME, Journal
 from side_trainer.records import LabelsRecord, SettingsRecord, TierRecord
 
@@ -151,15 +151,7 @@ def folds_finite(batches: Sequence[bytes], plan: Plan) -> bool:
         for index, payload in enumerate(batches):
             batch = unpack(ActivationBatch, payload)
             with journal.transaction():
-                journal.append_batch(
-                    payload,
-                    tier="small",
-                    device=f"dev-{index}",
-                    stream=f"{index:032x}",
-                    sequence=1,
-                    floor=1,
-                    samples=len(batch.sample_ids),
-                )
+                journal.append_batch(arrived(batch, payload, "small", f"dev-{index}"))
         fold = Fold(journal)
         while records := journal.read(fold.offset):
             for record in records:

@@ -20,7 +20,7 @@ from contract.tensors import Tensor as Encoded
 from contract.wire import TARGET_MESSAGE_BYTES
 from edge_agent.backbone import Backbone
 from edge_agent.batch_maker import BatchMaker
-from edge_agent.outbox import Slot
+from edge_agent.streams import Slot
 
 _LABELS: Final = 2
 _TIER: Final = "tier"
@@ -76,7 +76,9 @@ class AgentStep:
     def run(self, texts: Sequence[str]) -> Traffic:
         sampled = self._maker.forward(texts)
         rows = np.arange(len(texts))
-        payload = self._maker.packer(sampled, [np.array(0)] * len(texts), rows)(Slot("0" * 32, 1, 1, 0))
+        keys = [index.to_bytes(8, "big") for index in range(len(texts))]
+        packed = self._maker.packer(sampled, [np.array(0)] * len(texts), rows, keys)
+        payload = packed(Slot("0" * 32, 1, 1, 0, ""))
         return Traffic(up=len(payload), down=0)
 
 

@@ -106,10 +106,11 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
     """How ``targets`` are written (:mod:`contract.tasks`)."""
     previous: ShortText = ""
     """The :func:`content_digest` of the batch before it in the stream, whatever became of that one; empty for
-    the first, and from whoever keeps no chain. So a batch stands for all of its history, and one history is never taken for another."""
+    the first, and from whoever keeps no chain. So a batch stands for all of its history, and one history is
+    never taken for another."""
     keys: bytes = b""
-    """u64[K]: by which the trainer knows a sample that comes again, in whatever batch of whatever stream. They
-    are hashes under a secret of the device's, and say nothing of the samples' content."""
+    """u64[K]: by which the trainer knows a sample that comes again, in whatever batch of whatever stream.
+    They are hashes under a secret of the device's, and say nothing of the samples' content."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)

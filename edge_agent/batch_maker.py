@@ -17,8 +17,8 @@ from contract.tasks import Task
 from contract.tensors import encode, encoded_sizes
 from edge_agent import kept
 from edge_agent.message import Letterhead
-from edge_agent.streams import Slot
 from edge_agent.samples import Sample, Text
+from edge_agent.streams import Slot
 from edge_agent.taps import Sampled
 from edge_agent.targets import Targets, Unusable, targets_of
 

@@ -55,7 +55,8 @@ class Outbox:
         when_full: ``pause``: :meth:`has_room` says so and the caller waits. ``drop_oldest``: appending drops
             the oldest batches, and counts them.
         unlabelled_max_bytes: Room for samples that wait for their labels.
-        keep_share: Share of the room in which receipted batches stay, for the day when the trainer's journal is
+        keep_share: Share of the room in which receipted batches stay, for the day when the trainer's journal
+        is
             set back to a backup; waiting ones go before them.
 
     Raises:
@@ -202,7 +203,7 @@ class Outbox:
         return self._streams.waiting(after, limit)
 
     def receipt(self, receipt: Receipt) -> Settled:
-        """Let go of what the trainer is proved to have; begin a new stream where its history is another one."""
+        """Settle what the trainer is proved to have; begin a new stream where its history is another."""
         return self._streams.receipt(receipt)
 
     def refuse(self, stream: str, sequence: int, digest: str) -> bool:
@@ -301,7 +302,10 @@ class Outbox:
                 self._file.set_value(name, value)
         if known["device"] != owner["device"] and not self._streams.empty:
             log.warning(
-                "%s was device %r until now, and is %r from now on", self.folder, known["device"], owner["device"]
+                "%s was device %r until now, and is %r from now on",
+                self.folder,
+                known["device"],
+                owner["device"],
             )
             self._streams.fork()
 
@@ -325,7 +329,7 @@ class Outbox:
         self._file.save_counts()
 
     def _make_room(self, db: sqlite3.Connection) -> None:
-        """Receipted batches make room for waiting ones; the oldest of these for new ones, if that is wanted."""
+        """Receipted batches make room for waiting ones, and the oldest of these for new ones if wanted."""
         total = self._streams.size(State.WAITING)[1]
         self._streams.keep_within(db, self._max_bytes - total)
         while self._when_full == "drop_oldest" and total > self._max_bytes:

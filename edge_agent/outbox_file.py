@@ -173,7 +173,8 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, _SCHEMA_VERSION):
         raise StateError(
-            f"{path}: written by another version of Sidestream (schema {version}); finish with that version, or "
+            f"{path}: written by another version of Sidestream (schema {version}); finish with that version, "
+            f"or "
             "give a new --state-dir"
         )
     db.executescript(_SCHEMA + SHELF_SCHEMA)

@@ -1,10 +1,10 @@
 """The streams of an outbox: what of them is journaled, and what is done when two histories have parted.
 
-A stream is a chain. Every batch names the one before it by its content, so the content of a batch stands for all
-that came before it, and a receipt, which names the last batch that it speaks for, proves all of them. Where it
-names another one than stands here, the outbox was set back to an earlier state, or two devices have gone on from
-a copy of it. Then a **new stream** begins, and what is not proved to be journaled goes into it; the trainer
-knows each sample by its key, and takes it once in whatever stream it comes.
+A stream is a chain. Every batch names the one before it by its content, so the content of a batch stands for
+all that came before it, and a receipt, which names the last batch that it speaks for, proves all of them.
+Where it names another one than stands here, the outbox was set back to an earlier state, or two devices have
+gone on from a copy of it. Then a **new stream** begins, and what is not proved to be journaled goes into it;
+the trainer knows each sample by its key, and takes it once in whatever stream it comes.
 
 What is receipted is kept for a while all the same: if the trainer's journal is set back to a backup, its
 receipts fall behind those that were given before, and what they no longer speak for is sent again.
@@ -236,9 +236,9 @@ class Streams:
             self._file.add("streams_forked", 1)
         moved = self._gather()
         log.warning(
-            "the history of this outbox and that of the trainer's journal have parted: %s was restored from an "
-            "older copy, or another device goes on from a copy of it. A new stream begins; %d batches that are "
-            "not proved to be journaled go into it. Nothing is lost, and no sample counts twice",
+            "the history of this outbox and that of the trainer's journal have parted: %s was restored from "
+            "an older copy, or another device goes on from a copy of it. A new stream begins; %d batches "
+            "that are not proved to be journaled go into it. Nothing is lost, and no sample counts twice",
             *(self._file.path.parent, moved),
         )
         return True
@@ -273,7 +273,7 @@ class Streams:
 
     def _settle(self, db: sqlite3.Connection, stream: _Stream, receipt: Receipt) -> Settled:
         returned = lost = 0
-        # Only a trainer that was started anew can know less than one before it; else the receipt is an old one.
+        # Only a trainer that was started anew can know less than the one before it.
         if receipt.fence > stream.fence and receipt.upto < stream.receipted:
             returned, lost = self._take_back(db, stream, receipt.upto)
             stream = stream._replace(receipted=receipt.upto)
@@ -314,8 +314,8 @@ class Streams:
         ).rowcount
         self._file.add("samples_lost", lost)
         log.warning(
-            "the trainer's journal was set back to an earlier state: %d batches that it had receipted are sent "
-            "to it again%s",
+            "the trainer's journal was set back to an earlier state: %d batches that it had receipted are "
+            "sent to it again%s",
             *(returned, f"; {lost} samples are LOST, for they are no longer here" if lost else ""),
         )
         return returned, lost

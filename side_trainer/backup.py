@@ -76,7 +76,9 @@ def _note(journal: Path, copy: Path) -> None:
                 )
                 db.execute("COMMIT")
     except sqlite3.Error as exc:
-        _log.warning("devices go on keeping what this backup holds: it cannot be noted in the journal: %s", exc)
+        _log.warning(
+            "devices go on keeping what this backup holds: it cannot be noted in the journal: %s", exc
+        )
 
 
 def _read_through(path: Path) -> int:

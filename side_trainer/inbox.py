@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 from broker_config.transport import Event, Received
 from contract.errors import ConfigError, DecodeError
-from contract.messages import ActivationBatch
+from contract.messages import ActivationBatch, content_digest
 from contract.plan import Plan, TierPlan, labels_id
 from contract.sampling import parse_sampling
 from contract.tasks import TASKS, Task, check_targets
 from contract.tensors import Floats, decode
-from contract.wire import MAX_MESSAGE_BYTES, unpack
+from contract.wire import MAX_MESSAGE_BYTES, pack, unpack
 from metrics.catalogue import Reason
+from side_trainer.journal import Arrived
 
 MAX_MESSAGES: Final = 4096
 MAX_BYTES: Final = 64 * 2**20
@@ -124,6 +125,30 @@ def examine(payload: bytes, tier_name: str, plan: Plan, earlier: Policies = _NON
     if largest > MAX_ACTIVATION:
         raise Refused(Reason.NONFINITE, f"an activation of {largest:.3g}: no backbone has any such", batch)
     return Examined(batch, row_means(values, batch.row_lengths))
+
+
+def arrived(batch: ActivationBatch, payload: bytes, tier: str, device: str) -> Arrived:
+    """A batch as the journal sees it.
+
+    Args:
+        batch: What came,
+        payload: as it was written.
+        tier: Where it came from,
+        device: and from whom.
+    """
+    return Arrived(
+        tier=tier,
+        device=device,
+        stream=batch.stream,
+        sequence=batch.sequence,
+        floor=batch.floor,
+        content=content_digest(batch),
+        previous=batch.previous,
+        samples=len(batch.sample_ids),
+        keys=batch.sample_keys,
+        payload=payload,
+        select=lambda rows: pack(batch.select(rows)),
+    )
 
 
 def row_means(vectors: Floats, lengths: npt.NDArray[np.integer[Any]]) -> Floats:

@@ -47,9 +47,9 @@ from side_trainer.config import TrainerConfig
 from side_trainer.downlink import Downlink
 from side_trainer.figures import Figures
 from side_trainer.gate import Gate
-from side_trainer.inbox import Inbox, Refused, examine
+from side_trainer.inbox import Inbox, Refused, arrived, examine
 from side_trainer.job import Job
-from side_trainer.journal import Arrived, Claim, Journal, Taken
+from side_trainer.journal import Claim, Journal, Taken
 from side_trainer.judge import Judge
 from side_trainer.missing import Missing
 from side_trainer.presence import Presence
@@ -155,7 +155,8 @@ class Ingest:
         )
         self._exported = 0.0
         self._births: dict[tuple[str, str], Status] = {}
-        self._greetings: dict[tuple[str, str], tuple[str, ...]] = {}  # streams to be told of, the current first
+        # Streams to be told of, the current one first.
+        self._greetings: dict[tuple[str, str], tuple[str, ...]] = {}
         self._backups = journal.backups
         self._setbacks = Setbacks(journal)
         self._found_versions: dict[int, dict[str, int]] = {}  # on the broker, with their chunks by tier
@@ -278,15 +279,15 @@ class Ingest:
         self._learner_woken(True)
 
     def _rise_above_published(self) -> None:
-        """Go on above the versions on the broker: a journal that was set back would publish none that counts."""
+        """Go on above the versions on the broker: those of a journal that was set back would not count."""
         published, found = self._journal.published, max(self._found_versions, default=0)
         if found <= max(published, default=0):
             return
         self._journal.version_base = found
         self._journal.set_published({**published, **self._found_versions})
         _log.warning(
-            "this journal was set back to an earlier state: version %d of its weights is on the broker, and it "
-            "knows of none above %d. Devices send again what it lacks, and versions count on from there",
+            "this journal was set back to an earlier state: version %d of its weights is on the broker, and "
+            "it knows of none above %d. Devices send again what it lacks, and versions count on from there",
             *(found, max(published, default=0)),
         )
 
@@ -423,7 +424,9 @@ class Ingest:
                 done: Taken | None = None
                 with contextlib.suppress(NoRoomError):
                     done = self._journal.append_batch(
-                        _arrived(one), held=held, held_max_bytes=self._held_max_bytes
+                        arrived(one.batch, one.event.payload, one.uplink.tier, one.uplink.device),
+                        held=held,
+                        held_max_bytes=self._held_max_bytes,
                     )
                 taken.append((one, done))
         for one, done in taken:
@@ -519,24 +522,6 @@ class Ingest:
             self._announce_plan()
         self._presence.tell()
         self._online = self._figures.update(self._status(), now)
-
-
-def _arrived(one: _Admitted) -> Arrived:
-    """A batch as the journal sees it."""
-    batch = one.batch
-    return Arrived(
-        tier=one.uplink.tier,
-        device=one.uplink.device,
-        stream=batch.stream,
-        sequence=batch.sequence,
-        floor=batch.floor,
-        content=content_digest(batch),
-        previous=batch.previous,
-        samples=len(batch.sample_ids),
-        keys=batch.sample_keys,
-        payload=one.event.payload,
-        select=lambda rows: pack(batch.select(rows)),
-    )
 
 
 def _about(uplink: Uplink) -> dict[str, str]:

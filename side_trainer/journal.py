@@ -2,8 +2,9 @@
 
 One SQLite file. A record has an offset; a batch has also its identity ``(stream, sequence)``, which is
 unique, and so it counts once however often it arrives. An identity is never believed without its content: of
-two histories of one stream the journal takes one. A sample has a key, which is unique as well, and so it counts
-once in whatever batch it arrives. The journal knows nothing of networks or tensors; payloads are bytes to it.
+two histories of one stream the journal takes one. A sample has a key, which is unique as well, and so it
+counts once in whatever batch it arrives. The journal knows nothing of networks or tensors; payloads are bytes
+to it.
 """
 
 from __future__ import annotations
@@ -161,9 +162,7 @@ class Journal(JournalFacts):
             with self.transaction():
                 return self._insert(kind, payload, tier=tier)
 
-    def append_batch(
-        self, batch: Arrived, *, held: bool = False, held_max_bytes: int = sys.maxsize
-    ) -> Taken:
+    def append_batch(self, batch: Arrived, *, held: bool = False, held_max_bytes: int = sys.maxsize) -> Taken:
         """Take a batch within a :meth:`transaction`, if it is new, without the samples that had come before.
 
         A ``held`` one is kept beside the records, and becomes one when its device is released.
@@ -176,7 +175,8 @@ class Journal(JournalFacts):
             if claim is Claim.KNOWN:
                 self._advance(batch.stream, batch.floor)
             return Taken(claim)
-        fresh = [row for row in range(batch.samples) if not batch.keys or not self._has_sample(batch.keys[row])]
+        seen = {row for row, key in enumerate(batch.keys) if self._has_sample(key)}
+        fresh = [row for row in range(batch.samples) if row not in seen]
         if fresh:
             payload = batch.payload if len(fresh) == batch.samples else batch.select(fresh)
             keep = self._hold(held_max_bytes) if held else self._append_batch

@@ -14,8 +14,10 @@ class JournalFacts(JournalFile):
 
     @property
     def version_base(self) -> int:
-        """What a weights version counts beside records: raised by a rebuild, or after
-        the journal was set back, so that versions only rise."""
+        """What a weights version counts beside records.
+
+        Raised by a rebuild, and after the journal was set back, so that versions only rise.
+        """
         with self.reading():
             return int(self.meta("version_base", "0"))
 

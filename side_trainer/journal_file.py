@@ -62,8 +62,8 @@ CREATE TABLE verdicts (
     device TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL
 ) WITHOUT ROWID;
 """
-"""A batch that was taken has its row in ``identities`` for ever, and its samples' keys theirs in ``samples``; its
-payload is a record, is held, or, if every sample of it had come before, is nowhere."""
+"""A batch that was taken has its row in ``identities`` for ever, and its samples' keys theirs in ``samples``;
+its payload is a record, is held, or, if every sample of it had come before, is nowhere."""
 
 
 class JournalFile:
@@ -111,7 +111,8 @@ class JournalFile:
         """The journal's id."""
         if self.meta("format") != str(_FORMAT):
             raise StateError(
-                f"{self.path} was written by another version of Sidestream; go on with that one, or begin anew "
+                f"{self.path} was written by another version of Sidestream; go on with that one, or begin "
+                f"anew "
                 "with another --state-dir"
             )
 

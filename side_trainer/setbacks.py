@@ -34,9 +34,9 @@ class Setbacks:
             return
         self._forked.add(stream)
         _log.warning(
-            "device %s (%s) sends another history of stream %s than the journaled one: its state was set back to "
-            "an earlier copy, or two devices use one. It goes on with a stream of its own; nothing is lost, and "
-            "no sample counts twice",
+            "device %s (%s) sends another history of stream %s than the journaled one: its state was set "
+            "back to an earlier copy, or two devices use one. It goes on with a stream of its own; nothing "
+            "is lost, and no sample counts twice",
             *(uplink.device, uplink.tier, stream[:8]),
         )
 

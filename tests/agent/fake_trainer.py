@@ -22,6 +22,7 @@ from contract.messages import (
     Telemetry,
     WeightsChunk,
     WeightsManifest,
+    content_digest,
 )
 from contract.plan import FlowPlan, Plan, SideNetworkSpec, TierPlan, tap_layers
 from contract.side_network import SideNetwork
@@ -174,7 +175,9 @@ class FakeTrainer:
         return WeightsManifest(**{**fields, **changes})
 
     def receipt(self, device: str, stream: str, upto: int, **refusal: Any) -> None:
-        self.send(self.topics.receipt(TIER, device), Receipt(stream=stream, upto=upto, **refusal))
+        batch = self.journal.get((stream, upto))
+        receipt = Receipt(stream=stream, upto=upto, digest=content_digest(batch) if batch else "")
+        self.send(self.topics.receipt(TIER, device), msgspec.structs.replace(receipt, **refusal))
 
     # --- what it hears -----------------------------------------------------------------------------------
 

@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from broker_config.inprocess import InProcessBroker
-from contract.messages import ActivationBatch, Flow, to_bin
+from contract.messages import Flow
 from contract.plan import DEFAULT_LADDER, Rung
 from contract.sampling import parse_sampling
-from contract.tensors import Codec, encode, encoded_sizes
-from contract.wire import pack
+from contract.tensors import Codec, encoded_sizes
 from edge_agent.budget import Allowance, Ladder, LinkBudget, SampleBudget, choose
-from edge_agent.outbox import Outbox, Slot, Taken
+from edge_agent.outbox import Outbox, Taken
 from edge_agent.sender import Sender
+from edge_agent.streams import Slot
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
+from tests import outboxes
 
 TAPS, WIDTH, ROWS = 3, 384, 16
 OVERHEAD = 380
@@ -174,7 +175,8 @@ class Device:
             before = self.outbox.counters()["bytes_up"]
             if self.up and self.sender.send_next():
                 self.sent.append((self.clock.now, self.outbox.counters()["bytes_up"] - before))
-                self.sender.receipted(self.outbox.receipt(self.outbox.floor))
+                upto = self.outbox.first_waiting
+                self.sender.receipted(self.outbox.receipt(outboxes.receipt_for(self.outbox, upto)).sequences)
                 continue
             idle_s = self.link.wait_s() if self.up and self.outbox.size()[0] else seconds
             if self.clock.now + idle_s >= end_s:
@@ -187,20 +189,7 @@ class Device:
 
 
 def message(slot: Slot, width: int) -> bytes:
-    batch = ActivationBatch(
-        stream=slot.stream,
-        sequence=slot.sequence,
-        floor=slot.floor,
-        fingerprint="f" * 32,
-        labels_id="1" * 16,
-        taps=(1,),
-        sampling="mean",
-        samples=to_bin([slot.first_sample], "<u4"),
-        lengths=to_bin([1], "<u2"),
-        targets=to_bin([0], "<u2"),
-        activations=encode(np.ones((1, 1, width), np.float32), Codec.INT8),
-    )
-    return pack(batch)
+    return outboxes.message(slot, width=width, codec=Codec.INT8)
 
 
 @pytest.fixture(name="device")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from metrics.catalogue import AgentMetrics
 from side_trainer.inbox import examine
 from tests.agent.tiny import LAYERS, WIDTH, WORDS
 from tests.agent.tiny_lm import save_tiny_lm
+from tests.outboxes import message
 
 LONG = " ".join(WORDS[(7 * i) % len(WORDS)] for i in range(150))
 MESSAGE_BYTES = 1024 + 600
@@ -215,13 +217,14 @@ def test_a_crash_within_a_long_row_leaves_all_of_it_or_nothing(tmp_path: Path) -
         raise RuntimeError("killed")
 
     with Outbox(tmp_path, job="a", device="d", tier="pi", max_bytes=10**6) as outbox:
-        parts: list[Any] = [(lambda slot: b"one", 2), (fails, 1)]
+        parts: list[Any] = [(partial(message, rows=2), 2), (fails, 1)]
         with pytest.raises(RuntimeError):
             outbox.append_all(parts, Taken(keys=[b"k"]))
         assert outbox.size() == (0, 0) and not outbox.is_consumed(b"k")
-        parts[1] = (lambda slot: f"{slot.sequence} {slot.first_sample}".encode(), 1)
-        assert outbox.append_all(parts, Taken(keys=[b"k"])) == [1, 2]
-        assert [one.payload for one in outbox.pending(0, 9)] == [b"one", b"2 2"] and outbox.is_consumed(b"k")
+        parts[1] = (message, 1)
+        assert outbox.append_all(parts, Taken(keys=[b"k"])) == [1, 2] and outbox.is_consumed(b"k")
+        batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 9)]
+        assert [batch.sample_ids.tolist() for batch in batches] == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize(("sampling", "share"), [("random:0.5", 0.5), ("hardest:0.25", 0.25)])

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from contract.errors import MismatchError, StateError
-from edge_agent.outbox import Outbox, Slot, Taken
+from contract.errors import StateError
+from contract.messages import ActivationBatch
+from contract.wire import unpack
+from edge_agent.outbox import Outbox, Taken
 from edge_agent.outbox_file import FILE_NAME
 from edge_agent.samples import Row, Sample
+from edge_agent.streams import Slot
+from tests.outboxes import message, receipt_for, refuse
+
+BYTES = len(message(Slot("0" * 32, 1, 1, 0, "0" * 32)))
+"""Of a batch with one sample."""
 
 
 def open_outbox(folder: Path, **changes: Any) -> Outbox:
@@ -18,12 +25,17 @@ def open_outbox(folder: Path, **changes: Any) -> Outbox:
     return Outbox(folder, **settings)
 
 
-def payload(size: int = 100) -> Callable[[Slot], bytes]:
-    return lambda slot: f"{slot.sequence}/{slot.floor}/{slot.first_sample} ".encode().ljust(size, b".")
+def put(outbox: Outbox, *keys: bytes, value: float = 1.0, width: int = 8) -> int:
+    packed = partial(message, rows=len(keys), value=value, width=width)
+    return outbox.append(packed, len(keys), Taken(keys=list(keys)))
 
 
-def put(outbox: Outbox, *keys: bytes, size: int = 100) -> int:
-    return outbox.append(payload(size), len(keys), Taken(keys=list(keys)))
+def settle(outbox: Outbox, upto: int, **changes: Any) -> list[int]:
+    return list(outbox.receipt(receipt_for(outbox, upto, **changes)).sequences)
+
+
+def first(outbox: Outbox) -> ActivationBatch:
+    return unpack(ActivationBatch, outbox.pending(0, 1)[0].payload)
 
 
 def waiting(outbox: Outbox) -> list[int]:
@@ -35,7 +47,7 @@ def test_a_batch_its_samples_and_its_counters_survive_together(tmp_path: Path) -
         stream = outbox.stream
         taken = Taken(keys=[b"a", b"b"], forward_seconds=0.25)
         taken.counts["samples_forwarded"] = 2
-        assert outbox.append(payload(), 2, taken) == 1
+        assert outbox.append(partial(message, rows=2), 2, taken) == 1
     with open_outbox(tmp_path) as outbox:
         assert outbox.stream == stream and waiting(outbox) == [1]
         assert outbox.is_consumed(b"a") and outbox.is_consumed(b"b") and not outbox.is_consumed(b"c")
@@ -56,59 +68,50 @@ def test_sequences_and_sample_numbers_go_on_after_receipts_and_restarts(tmp_path
     with open_outbox(tmp_path) as outbox:
         put(outbox, b"a", b"b")
         put(outbox, b"c")
-        assert outbox.receipt(2) == [1, 2]
-        assert outbox.floor == 3
+        assert settle(outbox, 2) == [1, 2]
+        assert outbox.first_waiting == 3
     with open_outbox(tmp_path) as outbox:
         assert put(outbox, b"d") == 3
-        assert outbox.pending(0, 9)[0].payload.startswith(b"3/3/3 ")
+        assert (first(outbox).sequence, first(outbox).sample_ids.tolist()) == (3, [3])
 
 
 def test_receipts_are_cumulative_and_repeat_without_harm(tmp_path: Path) -> None:
     with open_outbox(tmp_path) as outbox:
         for key in (b"a", b"b", b"c"):
             put(outbox, key)
-        assert outbox.receipt(2) == [1, 2] and outbox.receipt(2) == [] and outbox.receipt(0) == []
-        assert waiting(outbox) == [3] and outbox.size() == (1, 100)
-
-
-def test_a_receipt_for_batches_never_made_means_an_older_copy(tmp_path: Path) -> None:
-    with open_outbox(tmp_path) as outbox:
-        put(outbox, b"a")
-        with pytest.raises(MismatchError, match="only got to 1"):
-            outbox.receipt(2)
-        assert waiting(outbox) == [1]
+        assert settle(outbox, 2) == [1, 2] and settle(outbox, 2) == [] and settle(outbox, 0) == []
+        assert waiting(outbox) == [3] and outbox.size() == (1, len(outbox.pending(0, 1)[0].payload))
 
 
 def test_a_refused_batch_goes_alone_and_is_counted(tmp_path: Path) -> None:
     with open_outbox(tmp_path) as outbox:
         for key in (b"a", b"b", b"c"):
             put(outbox, key)
-        outbox.refuse(2)
-        outbox.refuse(2)
+        assert refuse(outbox, 2) and not refuse(outbox, 2)
         assert waiting(outbox) == [1, 3] and outbox.floor == 1
         assert outbox.counters()["batches_refused"] == 1
 
 
 def test_a_full_outbox_says_so_until_receipts_make_room(tmp_path: Path) -> None:
-    with open_outbox(tmp_path, max_bytes=250) as outbox:
+    with open_outbox(tmp_path, max_bytes=int(2.5 * BYTES)) as outbox:
         for key in (b"a", b"b", b"c"):
             assert outbox.has_room()
             put(outbox, key)
         assert not outbox.has_room()
-        outbox.receipt(1)
+        settle(outbox, 1)
         assert outbox.has_room()
         assert outbox.counters()["batches_dropped"] == 0
 
 
 def test_a_full_outbox_may_drop_its_oldest_batches_and_counts_them(tmp_path: Path) -> None:
-    with open_outbox(tmp_path, max_bytes=250, when_full="drop_oldest") as outbox:
+    with open_outbox(tmp_path, max_bytes=int(2.5 * BYTES), when_full="drop_oldest") as outbox:
         put(outbox, b"a", b"b")
         for key in (b"c", b"d", b"e"):
             assert outbox.has_room()
             put(outbox, key)
         assert waiting(outbox) == [3, 4] and outbox.floor == 3
         assert outbox.counters()["batches_dropped"] == 2 and outbox.counters()["samples_dropped"] == 3
-        put(outbox, b"f", size=400)
+        put(outbox, b"f", width=1000)
         assert waiting(outbox) == [5]
 
 
@@ -144,7 +147,7 @@ def test_a_journal_that_comes_back_finds_its_own_stream_again(tmp_path: Path) ->
         first, births = outbox.stream, outbox.new_birth()
         put(outbox, b"a")
         put(outbox, b"b")
-        outbox.receipt(1)
+        settle(outbox, 1)
         outbox.begin_run("2" * 32)
         second = outbox.stream
         assert outbox.new_birth() == births + 1
@@ -174,12 +177,23 @@ def test_quick_counters_are_saved_on_closing(tmp_path: Path) -> None:
         assert outbox.counters()["bytes_up"] == 7
 
 
-@pytest.mark.parametrize("owner", [{"job": "heating"}, {"device": "pi-2"}, {"tier": "pi4"}])
-def test_a_state_directory_belongs_to_one_job_device_and_tier(tmp_path: Path, owner: dict[str, str]) -> None:
-    open_outbox(tmp_path).close()
+@pytest.mark.parametrize("owner", [{"job": "heating"}, {"tier": "pi4"}])
+def test_a_state_directory_with_batches_belongs_to_one_job_and_tier(
+    tmp_path: Path, owner: dict[str, str]
+) -> None:
+    with open_outbox(tmp_path) as outbox:
+        put(outbox, b"a")
     with pytest.raises(StateError, match=f"belongs to {next(iter(owner))}"):
         open_outbox(tmp_path, **owner)
     open_outbox(tmp_path).close()
+
+
+def test_where_nothing_was_made_yet_another_device_or_tier_may_begin(tmp_path: Path) -> None:
+    open_outbox(tmp_path).close()
+    with open_outbox(tmp_path, device="pi-2", tier="pi4") as outbox:
+        assert outbox.counters()["streams_forked"] == 0
+    with pytest.raises(StateError, match="belongs to job"):
+        open_outbox(tmp_path, job="heating")
 
 
 def test_a_file_that_is_no_outbox_is_refused(tmp_path: Path) -> None:

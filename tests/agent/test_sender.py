@@ -6,45 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from broker_config.inprocess import InProcessBroker
 from contract.errors import BrokerError
-from contract.messages import ActivationBatch, Flow, to_bin
-from contract.tensors import Codec, encode
-from contract.wire import pack
-from edge_agent.outbox import Outbox, Slot, Taken
+from contract.messages import Flow
+from edge_agent.outbox import Outbox, Taken
 from edge_agent.sender import Sender
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 from tests.agent.fake_trainer import TIER, FakeTrainer, sequences
+from tests.outboxes import message, receipt_for, refuse
 from tests.until import until
 
 DEVICE = "pi-1"
 
 
-def batch(slot: Slot, width: int = 8) -> bytes:
-    message = ActivationBatch(
-        stream=slot.stream,
-        sequence=slot.sequence,
-        floor=slot.floor,
-        fingerprint="f",
-        labels_id="l",
-        taps=(1,),
-        sampling="mean",
-        samples=to_bin([slot.first_sample], "<u4"),
-        lengths=to_bin([1], "<u2"),
-        targets=to_bin([0], "<u2"),
-        activations=encode(np.ones((1, 1, width), np.float32), Codec.F32),
-    )
-    return pack(message)
-
-
 def put(outbox: Outbox, count: int = 1) -> None:
     for _ in range(count):
-        outbox.append(batch, 1, Taken())
+        outbox.append(message, 1, Taken())
 
 
 @pytest.fixture
@@ -110,7 +91,7 @@ def test_no_more_than_a_window_is_under_way(
     put(outbox, 8)
     with Sending(broker, outbox, trainer, window=3) as sender:
         assert settled(trainer) == [1, 2, 3]
-        sender.receipted(outbox.receipt(2))
+        sender.receipted(outbox.receipt(receipt_for(outbox, 2)).sequences)
         assert settled(trainer) == [1, 2, 3, 4, 5]
         sender.set_flow(Flow(window=5))
         assert settled(trainer) == [1, 2, 3, 4, 5, 6, 7]
@@ -164,7 +145,7 @@ def test_after_a_reconnect_everything_unreceipted_goes_again_in_order(
     put(outbox, 3)
     with Sending(broker, outbox, trainer) as sender:
         trainer.wait(lambda t: len(t.received) == 3)
-        outbox.receipt(1)
+        outbox.receipt(receipt_for(outbox, 1))
         sender.connection(False)
         assert settled(trainer) == [1, 2, 3]
         sender.connection(True)
@@ -190,8 +171,8 @@ def test_every_message_tells_the_floor_of_the_moment(
 ) -> None:
     trainer.receipts = False
     put(outbox, 4)
-    outbox.receipt(1)
-    outbox.refuse(2)
+    outbox.receipt(receipt_for(outbox, 1))
+    refuse(outbox, 2)
     with Sending(broker, outbox, trainer):
         trainer.wait(lambda t: len(t.received) == 2)
     assert [(b.sequence, b.floor) for _, b in trainer.received] == [(3, 3), (4, 3)]
@@ -200,7 +181,7 @@ def test_every_message_tells_the_floor_of_the_moment(
 def test_a_batch_that_no_broker_will_take_stops_the_agent_with_a_remedy(
     broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
 ) -> None:
-    outbox.append(lambda slot: batch(slot, width=1000), 1, Taken())
+    outbox.append(lambda slot: message(slot, width=1000), 1, Taken())
     sending = Sending(broker, outbox, trainer, max_packet_bytes=2000)
     with sending:
         until(lambda: sending.error is not None)

@@ -19,9 +19,10 @@ from contract.tensors import Codec, decode
 from contract.wire import unpack
 from edge_agent import kept
 from edge_agent.late_labels import LateLabels
-from edge_agent.outbox import Outbox, Slot, Taken
+from edge_agent.outbox import Outbox, Taken
 from edge_agent.samples import Sample
 from edge_agent.shelf import Kept
+from edge_agent.streams import Slot
 from edge_agent.taps import Sampled
 from tests.agent.fake_trainer import JOB, LABELS, RUN, TIER
 from tests.agent.late import give, listed

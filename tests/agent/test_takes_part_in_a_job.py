@@ -13,7 +13,7 @@ import pytest
 import edge_agent
 from broker_config.inprocess import InProcessBroker
 from contract.errors import BackboneError, BrokerError, ConfigError, DataError, StateError
-from contract.messages import ActivationBatch, TrainerStatus, refusal_digest
+from contract.messages import ActivationBatch, TrainerStatus, content_digest
 from contract.plan import FlowPlan, Rung, labels_id
 from contract.tensors import Codec, decode
 from contract.wire import TARGET_MESSAGE_BYTES, pack, unpack
@@ -270,7 +270,7 @@ def test_a_refusal_is_believed_only_if_it_names_the_batch_by_its_content(
         trainer.receipt("pi-1", first.stream, 0, refused_digest="0" * 32, **refusal)
         time.sleep(0.3)
         assert trainer.telemetry["pi-1"].batches_refused == 0
-        trainer.receipt("pi-1", first.stream, 0, refused_digest=refusal_digest(first), **refusal)
+        trainer.receipt("pi-1", first.stream, 0, refused_digest=content_digest(first), **refusal)
         trainer.wait(lambda t: t.telemetry["pi-1"].batches_refused == 1)
         trainer.wait(lambda t: t.received[-1][1].floor == 2)
     assert "refused batch 1: wrong taps" in caplog.text

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from contract.bundle import About, WeightsCodec, decode_bundle
-from contract.messages import ActivationBatch, refusal_digest
+from contract.messages import ActivationBatch, content_digest
 from contract.signing import Scope, open_sealed
 from contract.tensors import Codec, Tensor, decode, encode
 from contract.wire import pack, unpack
@@ -60,7 +60,7 @@ def test_a_refusal_names_a_batch_of_before_there_were_forms_as_agents_of_then_do
 ) -> None:
     sent = bytes.fromhex(vector["hex"])
     then = msgpack.packb({**msgpack.unpackb(sent), "floor": 1}, use_bin_type=True)
-    assert refusal_digest(unpack(ActivationBatch, sent)) == hashlib.sha256(then).hexdigest()[:32]
+    assert content_digest(unpack(ActivationBatch, sent)) == hashlib.sha256(then).hexdigest()[:32]
 
 
 @_named([vector for vector in MESSAGES if not vector.get("decode_only")])

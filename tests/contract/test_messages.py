@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contract.errors import DecodeError
-from contract.messages import MAX_ROWS, ActivationBatch, Status, refusal_digest, to_bin
+from contract.messages import MAX_ROWS, ActivationBatch, Status, content_digest, to_bin
 from contract.tensors import Codec, encode
 from contract.wire import pack, unpack
 from tests.contract.examples import EXAMPLES, STREAM, batch, values
@@ -77,10 +77,10 @@ def test_the_largest_batch_fits() -> None:
 
 
 def test_a_refusal_names_a_batch_by_its_content_but_for_the_floor() -> None:
-    assert refusal_digest(batch()) == refusal_digest(batch(floor=1))
+    assert content_digest(batch()) == content_digest(batch(floor=1))
     others = [batch(sequence=8), batch(Codec.INT8), batch(targets=to_bin([0, 2, 2], "<u2"))]
-    assert len({refusal_digest(one) for one in [batch(), *others]}) == 4
-    assert refusal_digest(unpack(ActivationBatch, pack(batch()))) == refusal_digest(batch())
+    assert len({content_digest(one) for one in [batch(), *others]}) == 4
+    assert content_digest(unpack(ActivationBatch, pack(batch()))) == content_digest(batch())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import DecodeError
-from contract.messages import ActivationBatch, Receipt, Status, Telemetry, refusal_digest
+from contract.messages import ActivationBatch, Receipt, Status, Telemetry, content_digest
 from contract.plan import Plan
 from contract.tensors import Codec, decode
 from contract.wire import MAX_MESSAGE_BYTES, Message, pack, unpack
@@ -45,7 +45,7 @@ def _receive(kind: type[Message], payload: bytes) -> Message | None:
         message = unpack(kind, payload)
         if isinstance(message, ActivationBatch):
             decode(message.activations)
-            refusal_digest(message)
+            content_digest(message)
     except DecodeError as exc:
         assert len(str(exc)) < 1000 and str(exc).isprintable()
         return None

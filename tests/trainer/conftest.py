@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from contract.tensors import Codec, encode
 from contract.wire import pack
 from side_trainer.config import LearnerSettings, TierConfig, TrainerConfig
 from side_trainer.fold import Fold
+from side_trainer.inbox import arrived
 from side_trainer.job import Job
-from side_trainer.journal import FILE_NAME, Journal
+from side_trainer.journal import FILE_NAME, Claim, Journal, Taken
 
 LABELS = ("amber", "blue", "cyan", "dun")
 DEPTHS = {"big": 6, "small": 3, "wide": 4}
@@ -108,15 +110,12 @@ def settle(job: Job, fleet: list[FakeDevice]) -> None:
 
 def append(journal: Journal, device: FakeDevice, batch: ActivationBatch) -> bool:
     with journal.transaction():
-        return journal.append_batch(
-            pack(batch),
-            tier=device.tier,
-            device=device.name,
-            stream=batch.stream,
-            sequence=batch.sequence,
-            floor=batch.floor,
-            samples=len(batch.sample_ids),
-        )
+        return put(journal, device, batch).claim is Claim.NEW
+
+
+def put(journal: Journal, device: FakeDevice, batch: ActivationBatch, **held: Any) -> Taken:
+    """Within a transaction."""
+    return journal.append_batch(arrived(batch, pack(batch), device.tier, device.name), **held)
 
 
 def fold_all(journal: Journal, fold: Fold) -> Fold:

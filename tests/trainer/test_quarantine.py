@@ -24,13 +24,13 @@ from side_trainer.fold import Fold
 from side_trainer.holding import Held
 from side_trainer.inbox import MAX_ACTIVATION, Refused, examine, row_means
 from side_trainer.job import Job
-from side_trainer.journal import FILE_NAME, Journal
+from side_trainer.journal import FILE_NAME, Claim, Journal
 from side_trainer.judge import Judge
 from side_trainer.quarantine import Quarantine, judgements
 from side_trainer.rate import RateLimit
 from side_trainer.rebuild import rebuild
 from side_trainer.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion, row_sizes
-from tests.trainer.conftest import FakeDevice, append, config, fold_all, settle
+from tests.trainer.conftest import FakeDevice, append, config, fold_all, put, settle
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, receipted, send, trainer
 from tests.until import until
 
@@ -235,16 +235,7 @@ def test_what_is_held_is_not_journaled_twice_and_counts_for_the_watermark(
     assert held.suspect(device.name, "because") and not held.suspect(device.name, "again")
     for batch in (batches[1], batches[2], batches[1]):
         with journal.transaction():
-            journal.append_batch(
-                pack(batch),
-                tier="big",
-                device=device.name,
-                stream=batch.stream,
-                sequence=batch.sequence,
-                floor=1,
-                samples=8,
-                held=held.holds(device.name),
-            )
+            put(journal, device, batch, held=held.holds(device.name))
     state = journal.stream(device.stream)
     assert state is not None and (state.watermark, state.batches) == (3, 1)
     assert journal.holding.held()[device.name][:2] == (2, 16)
@@ -261,17 +252,7 @@ def test_what_is_held_is_not_journaled_twice_and_counts_for_the_watermark(
 
 def held_batch(journal: Journal, device: FakeDevice, batch: ActivationBatch, room: int = 10**9) -> bool:
     with journal.transaction():
-        return journal.append_batch(
-            pack(batch),
-            tier="big",
-            device=device.name,
-            stream=batch.stream,
-            sequence=batch.sequence,
-            floor=1,
-            samples=8,
-            held=True,
-            held_max_bytes=room,
-        )
+        return put(journal, device, batch, held=True, held_max_bytes=room).claim is Claim.NEW
 
 
 def test_what_is_held_has_a_bound_and_what_is_there_already_is_receipted_beyond_it(

@@ -24,7 +24,7 @@ from contract.messages import (
     TrainerStatus,
     WeightsChunk,
     WeightsManifest,
-    refusal_digest,
+    content_digest,
 )
 from contract.plan import Plan, SideNetworkSpec
 from contract.side_network import SideNetwork, from_bundle
@@ -271,7 +271,7 @@ def test_garbage_is_refused_with_a_reason_and_training_goes_on(
         assert sorted(reasons) == ["fingerprint", *["undecodable"] * 6, "unknown_tier"]
         receipt = listener.last(TOPICS.receipt(device.tier, device.name), Receipt)
         assert receipt is not None and receipt.upto == 0
-        assert (receipt.refused_sequence, receipt.refused_digest) == (2, refusal_digest(wrong))
+        assert (receipt.refused_sequence, receipt.refused_digest) == (2, content_digest(wrong))
         listener.transport.publish(topic, good)
         final(listener, 8)
 
