@@ -318,6 +318,8 @@ class Telemetry(Message, frozen=True, kw_only=True):
     """How many of them have none yet."""
     unlabelled_dropped: Count = 0
     """Of them, those that were dropped for want of room."""
+    weights_run: ShortText = ""
+    """The journal that ``weights_version`` is of."""
     streams_forked: Count = 0
     """How often the outbox has begun a new stream because its history and the journal's had parted."""
     samples_lost: Count = 0

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 class InUse(NamedTuple):
     """The version in use, and how it did."""
 
+    run: str
     version: int
     bundle_digest: str
     network: SideNetwork
@@ -167,7 +168,7 @@ class Adopter:
         except StorageError as exc:
             log.error("version %d is used, but a restart will not find it: %s", manifest.version, exc)
         self._trust.adopted_weights(manifest.run, manifest.version)
-        self._in_use = InUse(manifest.version, manifest.bundle_digest, network, None)
+        self._in_use = InUse(manifest.run, manifest.version, manifest.bundle_digest, network, None)
         self._metrics.weights_adopted.inc()
         self._trace.add("adopt", "weights", started, version=manifest.version, bytes=len(data))
         log.info(
@@ -247,4 +248,6 @@ class Adopter:
         except (StateError, WireError) as exc:
             log.warning("the weights adopted before cannot be used: %s", exc)
             return
-        self._in_use = InUse(kept.adopted.version, kept.adopted.bundle_digest, network, None)
+        self._in_use = InUse(
+            kept.adopted.run, kept.adopted.version, kept.adopted.bundle_digest, network, None
+        )

@@ -124,10 +124,10 @@ class Outbox:
     def name(self, key: bytes, part: int = 0) -> bytes:
         """By what the trainer knows a sample, or a part of one, whenever it comes again: 8 bytes.
 
-        A hash under a secret that stays with the outbox, so that nobody can tell from it what a text was.
+        A hash under a secret that stays with the outbox, so that nobody can tell from it what a text was. Of
+        another device that began with a copy of this outbox an equal row is a sample of its own.
         """
-        secret = bytes.fromhex(self._secret)
-        return hashlib.blake2b(key + part.to_bytes(4, "little"), key=secret, digest_size=8).digest()
+        return hashlib.blake2b(key + part.to_bytes(4, "little"), key=self._secret, digest_size=8).digest()
 
     def begin_run(self, run: str) -> bool:
         """Bind the outbox to a trainer's journal.
@@ -290,7 +290,7 @@ class Outbox:
                 self._file.set_value("secret", secrets.token_hex(16))
                 self._file.set_value("births", self._file.value("births") or "0")
                 self._streams.begin(db)
-            self._secret = self._file.value("secret")
+            self._secret = hashlib.sha256(f"{self._file.value('secret')} {owner['device']}".encode()).digest()
             known = {name: self._file.value(name) or value for name, value in owner.items()}
             for name in ("job",) if self._streams.empty else ("job", "tier"):
                 if known[name] != owner[name]:

@@ -34,8 +34,8 @@ CREATE TABLE IF NOT EXISTS streams (
 );
 CREATE TABLE IF NOT EXISTS batches (
     number INTEGER PRIMARY KEY, stream INTEGER NOT NULL, sequence INTEGER NOT NULL,
-    samples INTEGER NOT NULL, digest TEXT NOT NULL, state INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    payload BLOB NOT NULL, UNIQUE (stream, sequence)
+    floor INTEGER NOT NULL, samples INTEGER NOT NULL, digest TEXT NOT NULL, state INTEGER NOT NULL,
+    bytes INTEGER NOT NULL, payload BLOB NOT NULL, UNIQUE (stream, sequence)
 );
 CREATE INDEX IF NOT EXISTS batch_states ON batches (state, stream, sequence, bytes);
 """

@@ -10,13 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from broker_config.errors import NotConnected, PublishTimeout, TooLarge
 from broker_config.transport import Transport
 from contract.errors import BrokerError
-from contract.messages import ActivationBatch, Flow
-from contract.wire import pack, unpack
+from contract.messages import Flow
 from edge_agent.budget import LinkBudget
 from edge_agent.outbox import Outbox
 from edge_agent.streams import Waiting
@@ -193,7 +190,7 @@ class Sender:
         self._news_s = self._clock()
 
     def _publish(self, batch: Waiting) -> None:
-        payload = self._with_floor(batch)
+        payload = batch.payload
         with self._changed:
             self._last_sent = batch.sequence  # before it is sent: a reconnect meanwhile sets it back
             started = self._trace.now()
@@ -217,11 +214,3 @@ class Sender:
             self._link.spent(len(payload))
         self._outbox.count("batches_sent", 1)
         self._outbox.count("bytes_up", len(payload))
-
-    def _with_floor(self, batch: Waiting) -> bytes:
-        """The payload, brought up to date: batches before it may have gone since it was made."""
-        message = unpack(ActivationBatch, batch.payload)
-        floor = min(self._outbox.floor, batch.sequence)
-        if message.floor == floor:
-            return batch.payload
-        return pack(msgspec.structs.replace(message, floor=floor))

@@ -112,6 +112,7 @@ class Session:
         self._birth_due = self._telemetry_due = False
         self._telemetry_s = 0.0
         self._telemetry_every_s = device.config.telemetry_every_s
+        self._spoken_fence = 0  # of the last receipt for our stream
         self._last_receipt: tuple[int, float] | None = None  # the newest version then, and when it came
         self._looked_s = float("-inf")
 
@@ -177,6 +178,8 @@ class Session:
     def _is_done(self) -> bool:
         """Everything is receipted, and the version in use is final, has learnt from it, and is measured."""
         in_use, newest = self._work.in_use, self._weights.newest
+        if self._plan is None or self._spoken_fence < self._plan.fence:
+            return False  # a trainer that was started since, from a backup perhaps, may lack what it had
         if not self._work.produced or in_use is None or in_use.score is None:
             return False
         if self._labels_pending() or self._outbox.size()[0]:
@@ -301,6 +304,7 @@ class Session:
         if self._plans.is_deposed(receipt.fence):
             return
         if receipt.stream == self._outbox.stream:
+            self._spoken_fence = receipt.fence
             self._on_wait(receipt)
             self._on_refusal(receipt)
         try:

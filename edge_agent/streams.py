@@ -139,14 +139,18 @@ class Streams:
         return min(self.first_waiting(), self.current.gone + 1)
 
     def waiting(self, after: int, limit: int) -> list[Waiting]:
-        """Up to ``limit`` waiting batches with sequences over ``after``, in order."""
+        """Up to ``limit`` waiting batches with sequences over ``after``, in order, with today's floor."""
         with self._file.reading() as db:
             rows = db.execute(
-                "SELECT sequence, payload FROM batches WHERE state = ? AND stream = ? AND sequence > ? "
-                "ORDER BY sequence LIMIT ?",
+                "SELECT sequence, floor, payload FROM batches "
+                "WHERE state = ? AND stream = ? AND sequence > ? ORDER BY sequence LIMIT ?",
                 (State.WAITING, self.current.id, after, limit),
             ).fetchall()
-        return [Waiting(*row) for row in rows]
+            floor = self.floor
+        return [
+            Waiting(sequence, payload if made_with == floor else _with_floor(payload, floor))
+            for sequence, made_with, payload in rows
+        ]
 
     def size(self, state: State) -> tuple[int, int]:
         """Batches in a state, and their bytes."""
@@ -178,9 +182,9 @@ class Streams:
         payload = pack(slot)
         digest = content_digest(unpack(ActivationBatch, payload))
         db.execute(
-            "INSERT INTO batches (stream, sequence, samples, digest, state, bytes, payload) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (stream.id, slot.sequence, samples, digest, State.WAITING, len(payload), payload),
+            "INSERT INTO batches (stream, sequence, floor, samples, digest, state, bytes, payload) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (stream.id, *slot[1:3], samples, digest, State.WAITING, len(payload), payload),
         )
         db.execute(
             "UPDATE streams SET next_sequence = ?, next_sample = ?, head = ? WHERE id = ?",
@@ -220,7 +224,9 @@ class Streams:
             stream = self._find(receipt.stream)
             if stream is None or receipt.fence < stream.fence:
                 return Settled()
-            if self._has_parted(stream, receipt):
+            if receipt.forked_sequence and not self._is_waiting(stream, receipt):
+                return Settled()  # it has gone into another stream already
+            if receipt.forked_sequence or self._has_parted(stream, receipt):
                 return Settled(forked=stream.id == self.current.id and self.fork())
             with self._file.transaction() as db:
                 settled = self._settle(db, stream, receipt)
@@ -253,11 +259,7 @@ class Streams:
         return _Stream(*row) if row is not None else None
 
     def _has_parted(self, stream: _Stream, receipt: Receipt) -> bool:
-        """Whether a receipt, or its word on one batch, is for another history than the one that is here."""
-        if receipt.forked_sequence and self.is_waiting(
-            stream.name, receipt.forked_sequence, receipt.forked_digest
-        ):
-            return True
+        """Whether a receipt is for another history than the one that is here."""
         if receipt.upto >= stream.next_sequence:
             return True
         with self._file.reading() as db:
@@ -270,6 +272,9 @@ class Streams:
         digest, state = row
         # Of what was given up the journal may have nothing.
         return digest != receipt.digest and bool(receipt.digest or state != State.GIVEN_UP)
+
+    def _is_waiting(self, stream: _Stream, receipt: Receipt) -> bool:
+        return self.is_waiting(stream.name, receipt.forked_sequence, receipt.forked_digest)
 
     def _settle(self, db: sqlite3.Connection, stream: _Stream, receipt: Receipt) -> Settled:
         returned = lost = 0
@@ -354,6 +359,11 @@ def _moved(batch: ActivationBatch, slot: Slot) -> bytes:
             previous=slot.previous,
         )
     )
+
+
+def _with_floor(payload: bytes, floor: int) -> bytes:
+    """The message brought up to date: batches before it have gone since it was made."""
+    return pack(msgspec.structs.replace(unpack(ActivationBatch, payload), floor=floor))
 
 
 def _empty(db: sqlite3.Connection, number: int, state: State) -> None:

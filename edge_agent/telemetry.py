@@ -35,6 +35,7 @@ def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) 
         peak_rss_bytes=peak_rss,
         temperature_celsius=temperature_celsius(),
         weights_version=in_use.version if in_use is not None else 0,
+        weights_run=in_use.run if in_use is not None else "",
         accuracy=score.measures.get("accuracy") if score is not None else None,
         tally=score.tally if score is not None else None,
         evaluation_samples=score.samples if score is not None else 0,

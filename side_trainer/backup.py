@@ -61,23 +61,19 @@ def _copy_journal(source: Path, target: Path) -> None:
 def _note(journal: Path, copy: Path) -> None:
     """Note in both, the running trainer's and the copy, up to where each stream is in a backup now."""
     try:
-        for path in (copy, journal):  # the copy first: it is what devices may go by from then on
-            with contextlib.closing(sqlite3.connect(path, timeout=10.0, isolation_level=None)) as db:
+        with contextlib.closing(sqlite3.connect(copy)) as db:
+            marks = db.execute("SELECT watermark, stream FROM streams").fetchall()
+        for path in (copy, journal):  # the copy first: only what is surely in it may be let go
+            with contextlib.closing(sqlite3.connect(path, timeout=10.0)) as db, db:
                 db.execute("PRAGMA synchronous = FULL")
-                db.execute("ATTACH ? AS copy", (str(copy),))
-                db.execute("BEGIN IMMEDIATE")
+                db.executemany("UPDATE streams SET saved = max(saved, ?) WHERE stream = ?", marks)
                 db.execute(
-                    "UPDATE main.streams SET saved = max(saved, (SELECT watermark FROM copy.streams AS one "
-                    "WHERE one.stream = streams.stream)) WHERE stream IN (SELECT stream FROM copy.streams)"
-                )
-                db.execute(
-                    "INSERT INTO main.meta VALUES ('backups', '1') "
+                    "INSERT INTO meta VALUES ('backups', '1') "
                     "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
                 )
-                db.execute("COMMIT")
     except sqlite3.Error as exc:
         _log.warning(
-            "devices go on keeping what this backup holds: it cannot be noted in the journal: %s", exc
+            "devices go on keeping what is in this backup: the journal cannot be told of it: %s", exc
         )
 
 

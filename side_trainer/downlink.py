@@ -68,14 +68,12 @@ class Downlink:
             about: More fields of the :class:`~contract.messages.Receipt`.
         """
         state = self._journal.stream(stream)
-        upto = saved = 0
-        if state is not None and state.device == device:  # of another device's stream it learns nothing
-            upto, saved = state.watermark, state.saved
+        upto = state.watermark if state is not None else 0
         receipt = Receipt(
             stream=stream,
             upto=upto,
             digest=self._journal.content(stream, upto) if upto else "",
-            saved=saved,
+            saved=state.saved if state is not None else 0,
             fence=self._standing.fence,
             **about,
         )

@@ -23,10 +23,8 @@ from contract.errors import (
     NoRoomError,
     StateError,
     StorageError,
-    WireError,
 )
 from contract.messages import (
-    HIGHEST_FENCE,
     ActivationBatch,
     Flow,
     Status,
@@ -158,8 +156,7 @@ class Ingest:
         # Streams to be told of, the current one first.
         self._greetings: dict[tuple[str, str], tuple[str, ...]] = {}
         self._backups = journal.backups
-        self._setbacks = Setbacks(journal)
-        self._found_versions: dict[int, dict[str, int]] = {}  # on the broker, with their chunks by tier
+        self._setbacks = Setbacks(journal, seal)
         self._judge = judge
         self._missing = Missing()
         self._held_max_bytes = held_max_bytes
@@ -272,39 +269,17 @@ class Ingest:
         """Start publishing at the moment from which this is certainly the job's one trainer."""
         if not self._presence.begins(now):
             return
-        self._rise_above_published()
+        with contextlib.suppress(StorageError):  # it is tried again with the next telemetry
+            self._setbacks.rise()
         self.confirmed.set()
         self._announce_plan()
         self._announce_flow()
         self._learner_woken(True)
 
-    def _rise_above_published(self) -> None:
-        """Go on above the versions on the broker: those of a journal that was set back would not count."""
-        published, found = self._journal.published, max(self._found_versions, default=0)
-        if found <= max(published, default=0):
-            return
-        self._journal.version_base = found
-        self._journal.set_published({**published, **self._found_versions})
-        _log.warning(
-            "this journal was set back to an earlier state: version %d of its weights is on the broker, and "
-            "it knows of none above %d. Devices send again what it lacks, and versions count on from there",
-            *(found, max(published, default=0)),
-        )
-
-    def _note_version(self, event: Received) -> None:
-        """A manifest that stands on the broker since before this start."""
-        tier = event.topic.split("/")[-2]
-        try:
-            manifest = self._seal.open_manifest(event.payload, tier)
-        except WireError:
-            return
-        if manifest.run == self._journal.run and manifest.version < HIGHEST_FENCE:
-            self._found_versions.setdefault(manifest.version, {})[tier] = manifest.chunks
-
     def _check_retained(self, event: Received) -> None:
         """Put the plan and the weights back if somebody else wrote over them."""
         if not self.confirmed.is_set() and event.topic.endswith("/weights") and event.payload:
-            self._note_version(event)
+            self._setbacks.on_manifest(event)
         now = time.monotonic()
         if self._retained.is_foreign(event.topic, event.payload) and now - self._repaired >= _REPAIR_EVERY_S:
             self._repaired = now

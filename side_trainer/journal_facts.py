@@ -12,18 +12,23 @@ from side_trainer.journal_file import JournalFile
 class JournalFacts(JournalFile):
     """The file with its facts by name."""
 
+    _version_base: int | None = None  # read once: it is asked for again and again
+
     @property
     def version_base(self) -> int:
         """What a weights version counts beside records.
 
         Raised by a rebuild, and after the journal was set back, so that versions only rise.
         """
-        with self.reading():
-            return int(self.meta("version_base", "0"))
+        if self._version_base is None:
+            with self.reading():
+                self._version_base = int(self.meta("version_base", "0"))
+        return self._version_base
 
     @version_base.setter
     def version_base(self, base: int) -> None:
         self.set_meta("version_base", str(base))
+        self._version_base = base
 
     @property
     def backups(self) -> int:

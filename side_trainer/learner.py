@@ -78,8 +78,6 @@ class Learner:
         found = resume(directory, self._fold, journal.run, journal.tail)
         if found is not None:
             _log.info("resumed at record %d of %d", found.about.offset, journal.tail)
-        self._base = journal.version_base
-        self._never_below = max(journal.published, default=0)
         self._published: Mapping[str, Floats] = {}
         self._published_offset = -1
         self._published_tiers: set[str] = set()
@@ -106,7 +104,7 @@ class Learner:
     @property
     def version(self) -> int:
         """Journal records folded in, and what a rebuild has added to that."""
-        return self._base + self._fold.offset
+        return self._journal.version_base + self._fold.offset
 
     @property
     def backlog(self) -> int:
@@ -122,8 +120,6 @@ class Learner:
 
     def run(self, stop: threading.Event) -> None:
         """Learn until stopped, then checkpoint."""
-        self._base = self._journal.version_base  # both may have risen since we were made
-        self._never_below = max(self._journal.published, default=0)
         while not stop.is_set():
             busy = self._catch_up(stop)
             try:
@@ -222,7 +218,7 @@ class Learner:
         None but a repeat before the last one can be everywhere.
         """
         offset, tiers = self.version, set(self._fold.tiers)
-        if self._fold.updates == 0 or offset < self._never_below:
+        if self._fold.updates == 0 or offset < max(self._journal.published, default=0):
             return
         again = self._republish or tiers != self._published_tiers
         final = self.final and offset > self._published_offset
@@ -266,7 +262,6 @@ class Learner:
             self._published = weights
             self._published_offset = version.number
             self._published_tiers = set(self._fold.tiers)
-            self._never_below = version.number
             if version.final:
                 _log.info("version %d is final: %d samples learnt", version.number, version.samples)
 

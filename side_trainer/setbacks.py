@@ -8,9 +8,12 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from contract.messages import Telemetry
+from broker_config.transport import Received
+from contract.errors import WireError
+from contract.messages import HIGHEST_FENCE, Telemetry
 from contract.topics import Uplink
 from side_trainer.journal import Journal
+from side_trainer.seal import Seal
 
 _log = logging.getLogger(__name__)
 _REMEMBERED: Final = 10_000
@@ -21,10 +24,14 @@ class Setbacks:
 
     Args:
         journal: Remembers what was lost.
+        seal: Knows our manifests.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, seal: Seal) -> None:
         self._journal = journal
+        self._seal = seal
+        self._published: dict[int, dict[str, int]] = {}  # versions on the broker, with their chunks by tier
+        self._highest = 0
         self._lost = journal.lost
         self._forked: set[str] = set()
 
@@ -46,6 +53,9 @@ class Setbacks:
         Raises:
             StorageError: the journal cannot be written to.
         """
+        if told.weights_run == self._journal.run and told.weights_version < HIGHEST_FENCE:
+            self._highest = max(self._highest, told.weights_version)
+            self.rise()
         before = self._lost.get(told.stream, 0)
         if told.samples_lost <= before:
             return
@@ -55,4 +65,32 @@ class Setbacks:
             "device %s (%s): %d samples that were receipted before this journal was set back are LOST: the "
             "device no longer keeps them. Back up more often, or raise keep_receipted_share on devices",
             *(uplink.device, uplink.tier, told.samples_lost - before),
+        )
+
+    def on_manifest(self, event: Received) -> None:
+        """Weights that stand on the broker since before this start."""
+        tier = event.topic.split("/")[-2]
+        try:
+            manifest = self._seal.open_manifest(event.payload, tier)
+        except WireError:
+            return
+        if manifest.run == self._journal.run and manifest.version < HIGHEST_FENCE:
+            self._published.setdefault(manifest.version, {})[tier] = manifest.chunks
+            self._highest = max(self._highest, manifest.version)
+
+    def rise(self) -> None:
+        """Go on above the highest version seen, if this journal does not know of it: it was set back.
+
+        Raises:
+            StorageError: the journal cannot be written to.
+        """
+        known = max(self._journal.published, default=0)
+        if self._highest <= known:
+            return
+        self._journal.version_base = self._highest
+        self._journal.set_published({**self._journal.published, self._highest: {}, **self._published})
+        _log.warning(
+            "this journal was set back to an earlier state: version %d of its weights was published, and it "
+            "knows of none above %d. Devices send again what it lacks, and versions count on from there",
+            *(self._highest, known),
         )

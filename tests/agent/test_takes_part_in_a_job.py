@@ -456,7 +456,7 @@ def test_data_that_cannot_be_read_ends_the_agent_before_it_connects(
     assert trainer.statuses == []
 
 
-def test_a_receipt_for_batches_never_made_is_told_and_deletes_nothing(
+def test_a_receipt_for_batches_never_made_is_told_and_a_new_stream_begins(
     broker: InProcessBroker,
     trainer: FakeTrainer,
     bert: Backbone,
@@ -468,13 +468,15 @@ def test_a_receipt_for_batches_never_made_is_told_and_deletes_nothing(
     trainer.receipts = False
     with Running(broker, bert, tmp_path, data={"path": str(data)}):
         trainer.wait(lambda t: t.rows() == 4 and t.telemetry["pi-1"].outbox_batches > 0)
-        stream, batches = trainer.received[0][1].stream, trainer.telemetry["pi-1"].outbox_batches
+        stream = trainer.received[0][1].stream
         trainer.receipt("pi-1", stream, 99)
-        trainer.wait(lambda _: "restored from an older copy" in caplog.text)
-        trainer.telemetry.clear()
-        trainer.wait(lambda t: "pi-1" in t.telemetry and t.telemetry["pi-1"].outbox_batches == batches)
-        trainer.receipt("pi-1", stream, batches)
+        trainer.wait(lambda _: "history of this outbox" in caplog.text)
+        trainer.wait(lambda t: {batch.stream for _, batch in t.received} > {stream})
+        trainer.receipts = True
+        trainer.receipt("pi-1", stream, 99)  # what stands there still begins no third one
         trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 0)
+    assert len({batch.stream for _, batch in trainer.received}) == 2
+    assert trainer.telemetry["pi-1"].streams_forked == 1
 
 
 # --- several in one process ------------------------------------------------------------------------------

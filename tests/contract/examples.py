@@ -64,6 +64,8 @@ def batch(codec: Codec = Codec.INT4, **changes: Any) -> ActivationBatch:
         "lengths": to_bin([2, 1, 3], "<u2"),
         "targets": to_bin([0, 2, 1], "<u2"),
         "activations": encode(values((2, 6, 5)), codec),
+        "previous": "c" * 32,
+        "keys": bytes(range(24)),
         **changes,
     }
     return ActivationBatch(**fields)
@@ -100,7 +102,7 @@ def plan(**changes: Any) -> Plan:
 
 
 EXAMPLES: Final[dict[str, Message]] = {
-    **{f"batch of labels in {codec.value}": batch(codec) for codec in Codec},
+    **{f"keyed batch of labels in {codec.value}": batch(codec) for codec in Codec},
     "plan of a language model, unsigned": plan(
         task="causal-lm",
         labels=(),
@@ -110,18 +112,26 @@ EXAMPLES: Final[dict[str, Message]] = {
             )
         },
     ),
-    "batch of tokens": batch(target_form="tokens", targets=write_tokens(np.arange(6) * 11_000, 60_000)),
-    "batch of tokens of a large vocabulary": batch(
+    "keyed batch of tokens": batch(target_form="tokens", targets=write_tokens(np.arange(6) * 11_000, 60_000)),
+    "keyed batch of tokens of a large vocabulary": batch(
         target_form="tokens", targets=write_tokens(np.arange(6) * 40_000, 256_000)
     ),
     "plan, unsigned": plan(fence=8),
-    "batch of label sets": batch(targets=bytes([0b101, 0, 0b10]), target_form=TargetForm.LABEL_SETS),
-    "batch of values": batch(targets=struct.pack("<3f", 1.5, -2.0, 0.0), target_form=TargetForm.VALUES),
-    "batch of token labels": batch(
+    "keyed batch of label sets": batch(targets=bytes([0b101, 0, 0b10]), target_form=TargetForm.LABEL_SETS),
+    "keyed batch of values": batch(targets=struct.pack("<3f", 1.5, -2.0, 0.0), target_form=TargetForm.VALUES),
+    "keyed batch of token labels": batch(
         sampling="all", targets=to_bin([0, 1, 2, 2, 1, 0], "<u2"), target_form=TargetForm.TOKEN_LABELS
     ),
-    "receipt that asks to wait": Receipt(stream=STREAM, upto=12, reason="no room", fence=8, wait=True),
-    "status online, one process": Status(
+    "receipt of a fork": Receipt(
+        stream=STREAM,
+        upto=12,
+        fence=8,
+        digest="d" * 32,
+        forked_sequence=13,
+        forked_digest="e" * 32,
+        saved=4,
+    ),
+    "status online, with an earlier stream": Status(
         state="online",
         birth=3,
         stream=STREAM,
@@ -130,11 +140,12 @@ EXAMPLES: Final[dict[str, Message]] = {
         width=384,
         labels=("on", "off"),
         instance="a1",
+        kept_streams=(STREAM[::-1],),
     ),
-    "status offline, one process": Status(
+    "status offline, none earlier": Status(
         state="offline", birth=3, stream=STREAM, reason="lost", instance="a1"
     ),
-    "telemetry with samples that wait for a label": Telemetry(
+    "telemetry with samples lost": Telemetry(
         stream=STREAM,
         samples_read=100,
         bytes_up=2**40,
@@ -154,14 +165,17 @@ EXAMPLES: Final[dict[str, Message]] = {
         samples_unlabelled=40,
         unlabelled_waiting=30,
         unlabelled_dropped=4,
+        weights_run=STREAM,
+        streams_forked=1,
+        samples_lost=6,
     ),
-    "telemetry of a regression, none waiting": Telemetry(
+    "telemetry of a regression, none lost": Telemetry(
         stream=STREAM, tally=Tally(units=2, moments=(3.0, 4.0, 5.0, 10.0, 7.0, 1.0))
     ),
-    "telemetry of a language model, none waiting": Telemetry(
+    "telemetry of a language model, none lost": Telemetry(
         stream=STREAM, tally=Tally(units=3, correct=1, nll=5.5)
     ),
-    "telemetry of a newborn, none waiting": Telemetry(stream=STREAM),
+    "telemetry of a newborn, none lost": Telemetry(stream=STREAM),
     "manifest, inline, unsigned": WeightsManifest(
         run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=3, bundle=b"\x00\xff\x80"
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 from typing import Any, get_args
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 
 from contract.bundle import About, WeightsCodec, decode_bundle
-from contract.messages import ActivationBatch, content_digest
 from contract.signing import Scope, open_sealed
 from contract.tensors import Codec, Tensor, decode, encode
 from contract.wire import pack, unpack
@@ -52,15 +50,6 @@ def test_the_decoder_reads_these_values(vector: dict[str, Any]) -> None:
 @_named(CODECS)
 def test_a_plain_reading_of_the_format_gives_the_same_values(vector: dict[str, Any]) -> None:
     assert _read_plainly(_tensor(vector)) == pytest.approx(vector["decoded"], rel=1e-6, abs=0)
-
-
-@_named([one for one in MESSAGES if one["type"] == "ActivationBatch" and "target_form" not in one["value"]])
-def test_a_refusal_names_a_batch_of_before_there_were_forms_as_agents_of_then_do(
-    vector: dict[str, Any],
-) -> None:
-    sent = bytes.fromhex(vector["hex"])
-    then = msgpack.packb({**msgpack.unpackb(sent), "floor": 1}, use_bin_type=True)
-    assert content_digest(unpack(ActivationBatch, sent)) == hashlib.sha256(then).hexdigest()[:32]
 
 
 @_named([vector for vector in MESSAGES if not vector.get("decode_only")])

@@ -10,9 +10,12 @@ import pytest
 
 from contract.errors import DecodeError
 from contract.messages import MAX_ROWS, ActivationBatch, Status, content_digest, to_bin
-from contract.tensors import Codec, encode
+from contract.tasks import TargetForm
+from contract.tensors import Codec, decode, encode, error_bound
 from contract.wire import pack, unpack
 from tests.contract.examples import EXAMPLES, STREAM, batch, values
+
+BLOCKED = {Codec.INT4, Codec.NF4, Codec.INT2}
 
 
 def test_arrays_are_read_as_they_were_written() -> None:
@@ -47,6 +50,8 @@ def test_integers_travel_little_endian() -> None:
         {"taps": (2, 4, 6)},
         {"stream": "z" * 32},
         {"stream": ""},
+        {"keys": bytes(23)},
+        {"keys": bytes(24)},
         {"activations": encode(values((6, 5)), Codec.F32)},
         {"activations": encode(values((2, 5, 6)), Codec.F32)},
         {"activations": encode(values((2, 6, 5, 1)), Codec.F32)},
@@ -71,6 +76,7 @@ def test_the_largest_batch_fits() -> None:
         samples=to_bin(np.arange(MAX_ROWS), "<u4"),
         lengths=to_bin(np.ones(MAX_ROWS), "<u2"),
         targets=bytes(2 * MAX_ROWS),
+        keys=b"",
         activations=encode(values((2, MAX_ROWS, 8)), Codec.INT4),
     )
     assert unpack(ActivationBatch, pack(one)) == one
@@ -78,9 +84,35 @@ def test_the_largest_batch_fits() -> None:
 
 def test_a_refusal_names_a_batch_by_its_content_but_for_the_floor() -> None:
     assert content_digest(batch()) == content_digest(batch(floor=1))
-    others = [batch(sequence=8), batch(Codec.INT8), batch(targets=to_bin([0, 2, 2], "<u2"))]
-    assert len({content_digest(one) for one in [batch(), *others]}) == 4
+    others = [
+        batch(sequence=8),
+        batch(Codec.INT8),
+        batch(targets=to_bin([0, 2, 2], "<u2")),
+        batch(previous="b" * 32),
+    ]
+    assert len({content_digest(one) for one in [batch(), *others]}) == 5
     assert content_digest(unpack(ActivationBatch, pack(batch()))) == content_digest(batch())
+
+
+@pytest.mark.parametrize("codec", list(Codec))
+@pytest.mark.parametrize("width", [5, 64])
+def test_some_rows_of_a_batch_are_what_they_were(codec: Codec, width: int) -> None:
+    whole = batch(codec, activations=encode(values((2, 6, width)), codec))
+    some = whole.select([0, 2])
+    assert some.sample_ids.tolist() == [40, 43] and some.row_lengths.tolist() == [2, 3]
+    assert some.read_targets().tolist() == [0, 1]
+    assert some.sample_keys == [whole.sample_keys[0], whole.sample_keys[2]]
+    kept = decode(whole.activations)[:, [0, 1, 3, 4, 5]]
+    bound = error_bound(kept, codec) if width % 64 and codec in BLOCKED else np.zeros_like(kept)
+    assert (np.abs(decode(some.activations) - kept) <= bound).all()
+    assert content_digest(some) != content_digest(whole)
+
+
+@pytest.mark.parametrize("form", [TargetForm.TOKENS, TargetForm.TOKEN_LABELS, TargetForm.LABEL_SETS])
+def test_some_rows_keep_their_targets_in_whatever_form(form: TargetForm) -> None:
+    targets = bytes([1, 2, 3]) if form is TargetForm.LABEL_SETS else to_bin(range(6), "<u2")
+    some = batch(target_form=form, targets=targets, sampling="all").select([1])
+    assert some.targets == (bytes([2]) if form is TargetForm.LABEL_SETS else to_bin([2], "<u2"))
 
 
 @pytest.mark.parametrize(
@@ -93,12 +125,12 @@ def test_a_refusal_names_a_batch_by_its_content_but_for_the_floor() -> None:
         ("manifest of chunks, unsigned", {"run": "1"}),
         ("chunk", {"run": STREAM[:-1]}),
         ("trainer status, unsigned", {"run": ""}),
-        ("receipt that asks to wait", {"stream": STREAM + "0"}),
-        ("status online, one process", {"labels": ("on", "on")}),
-        ("status online, one process", {"labels": ("",)}),
-        ("status online, one process", {"labels": ("x" * 129,)}),
-        ("telemetry with samples that wait for a label", {"accuracy": float("nan")}),
-        ("telemetry with samples that wait for a label", {"temperature_celsius": float("inf")}),
+        ("receipt of a fork", {"stream": STREAM + "0"}),
+        ("status online, with an earlier stream", {"labels": ("on", "on")}),
+        ("status online, with an earlier stream", {"labels": ("",)}),
+        ("status online, with an earlier stream", {"labels": ("x" * 129,)}),
+        ("telemetry with samples lost", {"accuracy": float("nan")}),
+        ("telemetry with samples lost", {"temperature_celsius": float("inf")}),
     ],
 )
 def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[str, Any]) -> None:
@@ -109,12 +141,12 @@ def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[s
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("telemetry with samples that wait for a label", {"accuracy": 1.5}),
-        ("telemetry with samples that wait for a label", {"forward_seconds": -1.0}),
-        ("telemetry with samples that wait for a label", {"bytes_up": 2**63}),
-        ("status online, one process", {"state": "asleep"}),
-        ("status online, one process", {"width": 65537}),
-        ("status online, one process", {"labels": [f"l{n}" for n in range(1025)]}),
+        ("telemetry with samples lost", {"accuracy": 1.5}),
+        ("telemetry with samples lost", {"forward_seconds": -1.0}),
+        ("telemetry with samples lost", {"bytes_up": 2**63}),
+        ("status online, with an earlier stream", {"state": "asleep"}),
+        ("status online, with an earlier stream", {"width": 65537}),
+        ("status online, with an earlier stream", {"labels": [f"l{n}" for n in range(1025)]}),
         ("flow", {"window": 0}),
         ("chunk", {"index": -1}),
         ("manifest, inline, unsigned", {"bundle_bytes": 0}),

@@ -266,7 +266,7 @@ def test_a_bomb_costs_no_more_than_a_few_times_its_size(kind: type[Message], key
         if kind is ActivationBatch
         else plan()
         if kind is Plan
-        else EXAMPLES["status online, one process"]
+        else EXAMPLES["status online, with an earlier stream"]
     )
     body = msgpack.unpackb(pack(example))
     body.pop(key, None)
@@ -286,6 +286,7 @@ def test_a_tensor_of_two_bits_a_value_costs_little_more_than_its_values() -> Non
         "samples": b"".join(n.to_bytes(4, "little") for n in range(100)),
         "lengths": (100).to_bytes(2, "little") * 100,
         "targets": bytes(200),
+        "keys": b"",
         "activations": {
             "codec": "int2",
             "shape": [1, 10_000, values // 10_000],

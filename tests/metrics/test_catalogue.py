@@ -33,7 +33,9 @@ TRAINER = {
     "sidestream_messages_journaled_total": ("tier",),
     "sidestream_messages_duplicate_total": ("tier",),
     "sidestream_messages_rejected_total": ("kind", "reason"),
+    "sidestream_messages_forked_total": ("tier",),
     "sidestream_samples_journaled_total": ("tier",),
+    "sidestream_samples_repeated_total": ("tier",),
     "sidestream_up_bytes_total": ("tier",),
     "sidestream_down_bytes_total": ("tier", "content"),
     "sidestream_weights_published_total": ("tier",),
@@ -83,6 +85,8 @@ TRAINER = {
     "sidestream_device_weights_refused_total": ("tier",),
     "sidestream_device_samples_unlabelled_total": ("tier",),
     "sidestream_device_unlabelled_dropped_total": ("tier",),
+    "sidestream_device_streams_forked_total": ("tier",),
+    "sidestream_device_samples_lost_total": ("tier",),
     "sidestream_device_forward_seconds_total": ("tier",),
 }
 BROKER = (
@@ -143,6 +147,8 @@ AGENT = (
     "sidestream_agent_weights_refused_total",
     "sidestream_agent_samples_unlabelled_total",
     "sidestream_agent_unlabelled_dropped_total",
+    "sidestream_agent_streams_forked_total",
+    "sidestream_agent_samples_lost_total",
     "sidestream_agent_forward_seconds_total",
 )
 

@@ -20,6 +20,7 @@ from side_trainer.fold import Fold
 from side_trainer.implied import NEW_LEARNER, with_implied
 from side_trainer.job import Job
 from side_trainer.journal import Journal
+from side_trainer.journal_file import digest_of
 from side_trainer.records import IdleRecord, SettingsRecord
 from side_trainer.rows import Ints, MiniBatch, RowStore, StoredBatch, gather
 from tests.trainer.conftest import append, config, devices, fold_all, settle
@@ -88,7 +89,7 @@ def test_a_damaged_journal_is_told_and_not_folded(journal: Journal, tmp_path: Pa
     journal.db.execute("UPDATE records SET payload = x'80' WHERE offset = ?", (batch,))
     with pytest.raises(StateError, match=f"record {batch} has changed; restore"):
         fold_all(journal, Fold(journal))
-    journal.db.execute("UPDATE records SET digest = NULL WHERE offset = ?", (batch,))
+    journal.db.execute("UPDATE records SET digest = ? WHERE offset = ?", (digest_of(b"\x80"), batch))
     with pytest.raises(StateError, match=f"record {batch} cannot be folded"):
         fold_all(journal, Fold(journal))
     journal.db.execute("DELETE FROM records WHERE offset = ?", (batch,))
