@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -66,6 +66,8 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     """Of their payloads."""
     watermark: int
     """Receipted up to here."""
+    lost: int = 0
+    """Samples receipted before the journal was set back, which neither it nor the device has any more."""
 
 
 class TrainerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,7 +279,7 @@ def read_state(state_dir: Path) -> TrainerState:
             published_version=max(journal.published, default=0),
             labels=fold.labels,
             tiers={name: tier.depth for name, tier in fold.tiers.items()},
-            devices=[_device(stream) for stream in journal.streams()],
+            devices=[_device(stream, journal.lost) for stream in journal.streams()],
         )
     finally:
         journal.close()
@@ -305,7 +307,7 @@ def decide(state_dir: Path, device: str, state: State) -> None:
         Quarantine(journal).order(device, state, "by the operator")
 
 
-def _device(stream: StreamState) -> DeviceState:
+def _device(stream: StreamState, lost: Mapping[str, int]) -> DeviceState:
     return DeviceState(
         device=stream.device,
         stream=stream.stream,
@@ -313,4 +315,5 @@ def _device(stream: StreamState) -> DeviceState:
         samples=stream.samples,
         bytes=stream.bytes,
         watermark=stream.watermark,
+        lost=lost.get(stream.stream, 0),
     )

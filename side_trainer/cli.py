@@ -285,8 +285,9 @@ def status(args: argparse.Namespace) -> int:
         f"{state.samples_trained_unique} samples in it; version {state.published_version} published"
     )
     for device in state.devices:
+        lost = f"; {device.lost} samples LOST with an earlier state" if device.lost else ""
         print(
             f"  {device.device:24} {device.samples:8} samples {device.batches:7} batches "
-            f"{device.bytes:11} bytes, receipted to {device.watermark}"
+            f"{device.bytes:11} bytes, receipted to {device.watermark}{lost}"
         )
     return 0

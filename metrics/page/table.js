@@ -151,7 +151,9 @@ export class Table {
       let name = { num: "num", version: "num", name: "name" }[column.type] ?? "";
       if (column.type === "state") {
         name = `state ${STATES.includes(device.state) ? device.state : "gone"}`;
-        cell.why.textContent = device.online || !device.reason || ["goodbye", device.state].includes(device.reason) ? "" : ` · ${device.reason}`;
+        const left = device.online || ["goodbye", device.state].includes(device.reason) ? "" : device.reason;
+        const lost = device.samples_lost ? `${whole(device.samples_lost)} samples lost with the trainer's state` : "";
+        cell.why.textContent = [left, lost].filter(Boolean).map((why) => ` · ${why}`).join("");
       }
       if (column.type === "version" && device.online && (device.weights_version ?? 0) < view.trainer.published) {
         name += " behind";

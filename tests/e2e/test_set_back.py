@@ -103,4 +103,5 @@ def test_what_a_device_no_longer_keeps_is_told_with_its_number(fleet: Processes)
     fleet.stop(trainer, "trainer")
     log = (fleet.folder / "trainer.log").read_text()
     assert log.count("80 samples that were receipted") == 1 and "are LOST" in log
+    assert "80 samples LOST" in fleet.run("trainer", "status", "--state-dir", str(fleet.trainer_state))
     assert_samples(fleet, 60)
