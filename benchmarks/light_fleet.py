@@ -6,7 +6,9 @@ They stand in for agents where it takes hundreds: no backbone, no samples, one p
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -22,6 +24,8 @@ from edge_agent.outbox import Outbox, Slot, Taken
 from edge_agent.sender import Sender
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
+
+_LABELS: Final = 1000  # of the job
 
 
 class LightDevice:
@@ -40,6 +44,9 @@ class LightDevice:
         self.name = name
         self.connections = 0
         """How often it was connected."""
+        self.receipt_s: list[float] = []
+        """Of each batch that was receipted, the seconds since it was added."""
+        self._added_s: dict[int, float] = {}
         self._topics = Topics(job)
         self._model = model
         self._sent = 0
@@ -72,7 +79,7 @@ class LightDevice:
         rows = len(self._model.sample_ids)
 
         def packed(slot: Slot) -> bytes:
-            targets = range(self._sent, self._sent + rows)
+            targets = [(self._sent + row) % _LABELS for row in range(rows)]
             samples = range(slot.first_sample, slot.first_sample + rows)
             return pack(
                 msgspec.structs.replace(
@@ -81,11 +88,12 @@ class LightDevice:
                     sequence=slot.sequence,
                     floor=slot.floor,
                     samples=to_bin(list(samples), "<u4"),
-                    targets=to_bin(list(targets), "<u2"),
+                    targets=to_bin(targets, "<u2"),
                 )
             )
 
-        self._outbox.append(packed, rows, Taken())
+        added_s = time.monotonic()
+        self._added_s[self._outbox.append(packed, rows, Taken())] = added_s
         self._sent += rows
         self._sender.wake()
         return rows
@@ -112,7 +120,9 @@ class LightDevice:
         if isinstance(event, Received):
             receipt = unpack(Receipt, event.payload)
             if receipt.stream == self._outbox.stream:
-                self._sender.receipted(self._outbox.receipt(receipt.upto))
+                sequences, now_s = self._outbox.receipt(receipt.upto), time.monotonic()
+                self.receipt_s += [now_s - self._added_s.pop(one, now_s) for one in sequences]
+                self._sender.receipted(sequences)
         elif isinstance(event, Connected | Disconnected):
             self.connections += isinstance(event, Connected)
             self._sender.connection(isinstance(event, Connected))

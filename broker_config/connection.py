@@ -231,9 +231,9 @@ class Connection:
         )
         if found:
             log.warning(
-                "%s cut the line twice while a packet of %d bytes was on its way: it takes none so large, it seems, "
-                "and does not say so. None over %d bytes is sent from now on; sidestream doctor finds out what "
-                "it takes, and broker.max_packet_bytes is where to write it down",
+                "%s cut the line twice while a packet of %d bytes was on its way: it seems to take none so "
+                "large, and does not say so. None over %d bytes is sent from now on; sidestream doctor finds "
+                "out what it takes, and broker.max_packet_bytes is where to write it down",
                 *(self._plan.endpoint.address, size, self._limit.found_bytes),
             )
 

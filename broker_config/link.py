@@ -198,7 +198,7 @@ class Link:
                 self._check_window()
 
     def _check_window(self) -> None:
-        """A broker that forgot an acknowledgement, or never got our message, would hold the window for ever."""
+        """A broker that forgot an acknowledgement, or never got a message, would hold it for ever."""
         unsent = unsent_bytes(self._socket())
         if unsent != self._unsent_bytes:  # a slow line is no stuck one
             self._unsent_bytes = unsent

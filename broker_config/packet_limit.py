@@ -1,8 +1,8 @@
 """How large a packet may be where the broker does not say: learnt from where it cuts the line. Pure.
 
-MQTT 3.1.1 has no limit in its CONNACK, and some brokers and load balancers of MQTT 5 leave theirs out. They all do the
-same with a packet that is too large: they close the connection, without a word. A line that is cut twice in a row
-with the same size of message unacknowledged, and that has never carried one so large, has such a limit.
+MQTT 3.1.1 tells no limit in its CONNACK, and some brokers and load balancers of MQTT 5 leave theirs out. They
+all do the same with a packet that is too large: they close the connection, without a word. A line that is cut
+twice in a row with the same size of message unacknowledged, and never carried one so large, has such a limit.
 """
 
 import threading

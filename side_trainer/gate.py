@@ -24,6 +24,19 @@ class Gate:
         """See :class:`~broker_config.transport.Transport`."""
         return self._transport.connected
 
+    @property
+    def active(self) -> bool:
+        """Whether a publish would be attempted right now."""
+        return self._standing.active and self._transport.connected
+
+    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
+        """See :class:`~broker_config.transport.Transport`."""
+        self._transport.subscribe(topic_filter, qos=qos)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """See :class:`~broker_config.transport.Transport`."""
+        self._transport.unsubscribe(topic_filter)
+
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, timeout_s: float = 10.0
     ) -> None:

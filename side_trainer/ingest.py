@@ -52,7 +52,9 @@ from side_trainer.presence import Presence
 from side_trainer.refusals import Refusals
 from side_trainer.retained import Retained
 from side_trainer.seal import Seal
+from side_trainer.shut_out import ShutOut
 from side_trainer.standing import Standing
+from side_trainer.subscriptions import Subscriptions
 
 _log = logging.getLogger(__name__)
 _EXPORT_EVERY_S: Final = 1.0
@@ -136,8 +138,15 @@ class Ingest:
             standing, journal, transport, self._downlink, self._topics, seal, status=status
         )
         self._refusals = Refusals(
-            self._downlink, self._topics, board, metrics, max_batches_per_s=max_batches_per_s
+            self._downlink,
+            self._topics,
+            board,
+            metrics,
+            max_batches_per_s=max_batches_per_s,
+            box=inbox.box,
         )
+        self._subscriptions = Subscriptions(transport, self._topics)
+        self._shut_out = ShutOut(inbox.box, self._subscriptions, self._topics, fleet, board, metrics)
         self._figures = Figures(
             journal=journal,
             inbox=inbox,
@@ -174,9 +183,14 @@ class Ingest:
         """Go on with more tiers, from the next step on; for any thread."""
         self._reconfigured.put(config)
 
+    def listen(self) -> None:
+        """Subscribe to everything; before the transport is started."""
+        self._subscriptions.begin()
+
     def step(self, timeout_s: float = 0.2) -> None:
         """Handle what is in the inbox, waiting so long for the first of it."""
         self._decide()
+        self._downlink.pay()
         while not self._reconfigured.empty():
             self._add_tiers(self._reconfigured.get())
         events = self._inbox.take(timeout_s)
@@ -200,6 +214,7 @@ class Ingest:
             self._take_batches(batches)
             self._metrics.ingest_seconds.observe(time.monotonic() - arrived)
         now = time.monotonic()
+        self._shut_out.tick(now)
         if now - self._exported >= _EXPORT_EVERY_S:
             self._export(now)
 
@@ -221,6 +236,7 @@ class Ingest:
             self._on_connected()
             return None
         if isinstance(event, Disconnected):
+            self._metrics.taken_over.inc(event.taken_over)
             self._presence.disconnected()
             self._missing.disconnected()
             self._metrics.broker_connected.set(0)

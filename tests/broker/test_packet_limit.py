@@ -1,4 +1,4 @@
-"""A broker that cuts the line at a large packet, and never says so, is found out; one that is flaky is not blamed."""
+"""A broker that cuts the line at a large packet, unsaid, is found out; a flaky one is not blamed."""
 
 from __future__ import annotations
 
