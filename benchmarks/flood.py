@@ -2,9 +2,9 @@
 
     python benchmarks/flood.py --qos 0 1 --seconds 30 --json flood.json
 
-Real processes and Mosquitto: a trainer, honest devices (light ones: real outbox, sender and connection) that
-each send a batch every so often, and one device that publishes 256 KiB of junk on its own topic as fast as
-it can. Exits 1 if the 95th percentile of the time to a receipt during the flood is over three times the quiet one.
+Real processes and Mosquitto: a trainer, honest devices (light ones: real outbox, sender and connection),
+each sending a batch every so often, and one that publishes 256 KiB of junk on its own topic as fast as it
+can. Exits 1 if the 95th percentile of the time to a receipt in the flood is over three times the quiet one.
 """
 
 from __future__ import annotations

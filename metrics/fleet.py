@@ -166,7 +166,7 @@ class Fleet:
         self._max_devices = max_devices
         self._silent_after_s = silent_after_s
         self._devices: dict[tuple[str, str], Device] = {}
-        # By when they were heard, the longest ago first: who said that they are here, and who did not, or left.
+        # Whoever was heard longest ago stands first: those who said that they are here, and all others.
         self._here: OrderedDict[tuple[str, str], Device] = OrderedDict()
         self._left: OrderedDict[tuple[str, str], Device] = OrderedDict()
         self._totals = {tier: Counts() for tier in self._tiers}

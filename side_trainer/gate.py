@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from broker_config.errors import NotConnected
 from broker_config.transport import Transport
 from side_trainer.standing import Standing
@@ -18,6 +20,8 @@ class Gate:
     def __init__(self, transport: Transport, standing: Standing) -> None:
         self._transport = transport
         self._standing = standing
+        self.max_packet_bytes = sys.maxsize
+        """What the present connection takes, as the last event ``Connected`` said."""
 
     @property
     def connected(self) -> bool:

@@ -233,6 +233,7 @@ class Ingest:
     def _route(self, event: Event) -> Uplink | None:
         """Handle everything but activations; of those, say where they came from."""
         if isinstance(event, Connected):
+            self._transport.max_packet_bytes = event.max_packet_bytes
             self._on_connected()
             return None
         if isinstance(event, Disconnected):
@@ -369,6 +370,7 @@ class Ingest:
             self._pause(False)
         for uplink, stream in {(one.uplink, one.batch.stream): None for one in journaled}:
             self._downlink.receipt(uplink, stream)
+            self._shut_out.honest(uplink.tier, uplink.device)
         taken = [f"{one.uplink.device} {one.batch.sequence}" for one in journaled]
         self._trace.add("ingest", "ingest", began, batches=taken)
         self._learner_woken(False)

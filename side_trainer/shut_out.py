@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from typing import Final
 
 from contract.errors import DecodeError
 from contract.topics import Topics
 from metrics.board import Board
 from metrics.catalogue import Kind, Reason, TrainerMetrics
-from metrics.fleet import Fleet
+from metrics.fleet import MAX_DEVICES, Fleet
 from metrics.view import RefusalView
 from side_trainer.penalty import Penalty, PenaltyBox
 from side_trainer.subscriptions import Subscriptions
@@ -47,8 +48,16 @@ class ShutOut:
         self._fleet = fleet
         self._board = board
         self._metrics = metrics
+        self._senders: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._due_s = float("-inf")
         self._count = 0
+
+    def honest(self, tier: str, device: str) -> None:
+        """Something that a device sent was taken: it is listened to, announced or not."""
+        self._senders[tier, device] = None
+        self._senders.move_to_end((tier, device))
+        if len(self._senders) > MAX_DEVICES:
+            self._senders.popitem(last=False)
 
     def tick(self, now: float) -> None:
         """Do what has become due, a few times a second."""
@@ -61,9 +70,9 @@ class ShutOut:
         for kind, count in self._box.skipped().items():
             self._metrics.messages_rejected.labels(Kind(kind), Reason.FLOOD).inc(count)
         self._metrics.topics_shut_out.set(len(self._box))
-        self._subscriptions.leave_out(
-            self._box.floods, ((one.tier, one.name) for one in self._fleet.by_age())
-        )
+        floods = self._box.floods
+        announced = ((one.tier, one.name) for one in self._fleet.by_age()) if floods else ()
+        self._subscriptions.leave_out(floods, {*announced, *self._senders} if floods else ())
 
     def _tell(self, penalty: Penalty) -> None:
         self._metrics.penalties.inc()
