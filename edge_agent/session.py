@@ -83,9 +83,7 @@ class Session:
             instance=device.instance,
             metrics=device.metrics,
         )
-        self._transport = device.connect(
-            device.config, f"sidestream-{device.config.job}-{device.name}", self._reporter.will()
-        )
+        self._transport = device.connect(device.config, device.client_id, self._reporter.will())
         self._weights = WeightsInbox(self._transport, self._topics.weights(device.tier))
         self._writes = WriteCheck(device.name, device.tier, device.metrics)
         self._plans = PlanInbox(device.config.job, device.tier, device.outbox, device.trust)
@@ -220,6 +218,7 @@ class Session:
             self._on_connected(event)
         elif isinstance(event, Disconnected):
             self._set_connected(False)
+            self._device.metrics.taken_over.inc(event.taken_over)
             self._writes.disconnected()
         elif event.payload:  # an empty one only says that a retained message was taken back
             self._on_message(event)
@@ -257,10 +256,15 @@ class Session:
 
     def _on_own_status(self, status: Status, *, retained: bool) -> None:
         """What stands there is ours, an earlier life's, or another agent's under the same name."""
-        if not retained and self._reporter.is_own(status):
-            self._writes.heard()
-        if self._connections > 1 and self._reporter.gives_way_to(status):
+        if self._reporter.is_own(status):
+            if not retained:
+                self._writes.heard()
+        elif self._reporter.gives_way_to(status) and (
+            self._connections > 1 or (not retained and status.state == "online")
+        ):
             self._namesake = True
+        elif not retained:  # what stands there now is not ours: the other is to hear that we are here
+            self._birth_due = True
 
     # --- the plan ----------------------------------------------------------------------------------------
 

@@ -436,6 +436,10 @@ class AgentMetrics(_Holder):
         "agent_broker_reconnects_total", "Connections to the broker after the first"
     )
 
+    taken_over: Counter = _counter(
+        "agent_session_taken_over_total", "Connections lost to another client with the agent's client id"
+    )
+
     broker_connected: Gauge = _gauge("agent_broker_connected", "1 while connected to the broker")
     writes_denied: Gauge = _gauge(
         "agent_writes_denied", "1 when the broker's access list denied what the device wrote last"

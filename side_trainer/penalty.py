@@ -23,7 +23,7 @@ _FIRST_S: Final = 30.0
 _LONGEST_S: Final = 3600.0
 _FORGIVEN_S: Final = 3600.0
 """So long after a penalty the next one is a first one again."""
-_FLOOD_MESSAGES: Final = 64
+_FLOOD_MESSAGES: Final = 32
 _FLOOD_MESSAGES_PER_S: Final = 500.0
 _FLOOD_BYTES_PER_S: Final = 4 * 2**20
 
@@ -113,7 +113,7 @@ class PenaltyBox:
             for topic in [topic for topic, one in self._inside.items() if now >= one.until_s]:
                 del self._inside[topic]
             for account in self._inside.values():
-                seconds = max(now - account.since_s, 0.25)
+                seconds = max(now - account.since_s, 0.05)
                 account.flood = account.flood or (
                     account.messages >= _FLOOD_MESSAGES
                     and (

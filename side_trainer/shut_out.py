@@ -18,7 +18,7 @@ from side_trainer.subscriptions import Subscriptions
 
 _log = logging.getLogger(__name__)
 _LOGGED: Final = 100
-_EVERY_S: Final = 0.25
+_EVERY_S: Final = 1.0
 
 
 class ShutOut:
@@ -49,6 +49,7 @@ class ShutOut:
         self._board = board
         self._metrics = metrics
         self._senders: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._floods: frozenset[str] = frozenset()
         self._due_s = float("-inf")
         self._count = 0
 
@@ -60,17 +61,22 @@ class ShutOut:
             self._senders.popitem(last=False)
 
     def tick(self, now: float) -> None:
-        """Do what has become due, a few times a second."""
-        if now < self._due_s:
-            return
-        self._due_s = now + _EVERY_S
+        """Do what has become due: at once where a flood begins or ends, the rest once a second."""
         self._box.tick()
+        floods = self._box.floods
+        if floods != self._floods or now >= self._due_s:
+            self._due_s, self._floods = now + _EVERY_S, floods
+            self._leave_out(floods)
+            self._show()
+
+    def _show(self) -> None:
         for penalty in self._box.news():
             self._tell(penalty)
         for kind, count in self._box.skipped().items():
             self._metrics.messages_rejected.labels(Kind(kind), Reason.FLOOD).inc(count)
         self._metrics.topics_shut_out.set(len(self._box))
-        floods = self._box.floods
+
+    def _leave_out(self, floods: frozenset[str]) -> None:
         announced = ((one.tier, one.name) for one in self._fleet.by_age()) if floods else ()
         self._subscriptions.leave_out(floods, {*announced, *self._senders} if floods else ())
 
