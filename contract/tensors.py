@@ -145,6 +145,22 @@ def join(tensors: Sequence[Tensor]) -> Tensor:
     )
 
 
+def cut(tensor: Tensor, first: int, last: int) -> Tensor:
+    """The vectors from ``first`` to before ``last`` of a tensor [B, V, d].
+
+    As they are written, so that no value is quantised again, unless blocks hold values of two vectors.
+    """
+    taps, vectors, width = tensor.shape
+    if _CODECS[tensor.codec].bits < 8 and width % BLOCK:
+        return encode(decode(tensor)[:, first:last], tensor.codec)
+    data, scales = (
+        np.frombuffer(part, np.uint8).reshape(taps, vectors, len(part) // (taps * vectors))[:, first:last]
+        for part in (tensor.data, tensor.scales)
+    )
+    shape = (taps, last - first, width)
+    return Tensor(codec=tensor.codec, shape=shape, data=data.tobytes(), scales=scales.tobytes())
+
+
 def _by_tap(parts: Sequence[bytes], taps: int) -> bytes:
     rows = [np.frombuffer(part, np.uint8).reshape(taps, len(part) // taps) for part in parts]
     return np.concatenate(rows, axis=1).tobytes()

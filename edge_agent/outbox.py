@@ -242,6 +242,22 @@ class Outbox:
             if db.execute("DELETE FROM batches WHERE sequence = ?", (sequence,)).rowcount:
                 self._file.add("batches_refused", 1)
 
+    def replace(self, sequence: int, parts: Sequence[tuple[Callable[[Slot], bytes], int]]) -> None:
+        """Put several batches, which hold the same samples, in the place of one, at the end of the stream.
+
+        Args:
+            sequence: Of the one.
+            parts: As in :meth:`append_all`; they number their samples as the one did.
+        """
+        with self._file.transaction() as db:
+            if not db.execute("DELETE FROM batches WHERE sequence = ?", (sequence,)).rowcount:
+                return
+            for pack, samples in parts:
+                number = self.next_sequence
+                payload = pack(Slot(self.stream, number, self.floor, 0))
+                db.execute("INSERT INTO batches VALUES (?, ?, ?)", (number, samples, payload))
+                self._file.set_value("next_sequence", str(number + 1))
+
     @property
     def max_bytes(self) -> int:
         """Room for waiting batches."""
