@@ -268,7 +268,8 @@ class Outbox:
         """The lowest sequence still waiting; if none is, the next one to be made."""
         with self._file.reading() as db:
             lowest = db.execute("SELECT MIN(sequence) FROM batches").fetchone()[0]
-        return self.next_sequence if lowest is None else int(lowest)
+            # Within: a batch that comes between the two would lie below the floor.
+            return self.next_sequence if lowest is None else int(lowest)
 
     def size(self) -> tuple[int, int]:
         """Waiting batches, and their bytes."""

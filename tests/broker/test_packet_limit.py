@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,16 @@ from broker_config.settings import BrokerSettings
 from broker_config.transport import Connected, Disconnected
 from tests.broker.conftest import Inbox, quick
 
-CUT = {"cut": True, "acknowledged_bytes": 0}
+
+def cut(limit: PacketLimit, size: int) -> bool:
+    """The line is cut with a packet of that size on its way; whether a limit is found by it."""
+    return limit.lost(cut=True, unacknowledged_bytes=size, acknowledged_bytes=0)
 
 
 def test_two_cuts_behind_messages_of_one_size_are_a_limit() -> None:
     limit = PacketLimit()
-    assert not limit.lost(unacknowledged_bytes=261_000, **CUT)
-    assert limit.lost(unacknowledged_bytes=261_300, **CUT)
+    assert not cut(limit, 261_000)
+    assert cut(limit, 261_300)
     assert limit.found_bytes == 131_072
 
 
@@ -35,22 +39,22 @@ def test_two_cuts_behind_messages_of_one_size_are_a_limit() -> None:
     ],
     ids=["another message", "one as large has passed", "a reason was given"],
 )
-def test_two_cuts_for_other_reasons_are_none(second: dict[str, int]) -> None:
+def test_two_cuts_for_other_reasons_are_none(second: dict[str, Any]) -> None:
     limit = PacketLimit()
-    assert not limit.lost(unacknowledged_bytes=261_000, **CUT)
-    assert not limit.lost(**second)  # type: ignore[arg-type]
+    assert not cut(limit, 261_000)
+    assert not limit.lost(**second)
     assert limit.found_bytes is None
 
 
 def test_small_messages_are_never_to_blame() -> None:
     limit = PacketLimit()
-    assert not any(limit.lost(unacknowledged_bytes=3000, **CUT) for _ in range(5))
+    assert not any(cut(limit, 3000) for _ in range(5))
 
 
 def test_a_limit_that_is_still_too_high_is_lowered_again() -> None:
     limit = PacketLimit()
     for size in (261_000, 261_000, 131_000, 131_000):
-        limit.lost(unacknowledged_bytes=size, **CUT)
+        cut(limit, size)
     assert limit.found_bytes == 65_536
 
 
