@@ -124,12 +124,14 @@ class Link:
         if size > self._max_packet_bytes:
             raise TooLarge(size, self._max_packet_bytes)
         self.window.acquire(timeout_s)
+        counted = size if qos else 0  # that QoS 0 was sent shows nothing
+        self.sizes.handed(counted)
         # From here on, on_publish gives the place back, perhaps before publish() has returned.
         handed = self._client.publish(topic, payload, qos, retain)
         if handed.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self.window.release()
             raise NotConnected("the connection broke while a message was handed to it")
-        self.sizes.sent(handed.mid, size if qos else 0)  # that QoS 0 was sent shows nothing
+        self.sizes.sent(handed.mid, counted)
 
     def resubscribe(self) -> None:
         """The wanted filters have changed: bring the broker into step."""

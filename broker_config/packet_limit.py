@@ -56,13 +56,20 @@ class Sizes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sent: dict[int, int] = {}
+        self._handed: list[int] = []
         self._early: set[int] = set()
         self.largest_acknowledged = 0
         """Of the packets that were acknowledged after their number was known, in bytes."""
 
-    def sent(self, number: int, size: int) -> None:
-        """A packet went out."""
+    def handed(self, size: int) -> None:
+        """A packet is about to go out, under a number that is not known yet."""
         with self._lock:
+            self._handed.append(size)
+
+    def sent(self, number: int, size: int) -> None:
+        """It went out."""
+        with self._lock:
+            self._handed.remove(size)
             if number in self._early:
                 self._early.remove(number)
                 self.largest_acknowledged = max(self.largest_acknowledged, size)
@@ -82,7 +89,7 @@ class Sizes:
     def largest_unacknowledged(self) -> int:
         """In bytes; 0 for none."""
         with self._lock:
-            return max(self._sent.values(), default=0)
+            return max((*self._sent.values(), *self._handed), default=0)
 
 
 def power_of_two_below(size: int) -> int:

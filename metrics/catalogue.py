@@ -309,7 +309,7 @@ class TrainerMetrics(_Holder):
         "Times that a device's topic was shut out for a while, for too much that is refused",
     )
     taken_over: Counter = _counter(
-        "session_taken_over_total", "Connections lost to another client with the trainer's client id"
+        "sessions_taken_over_total", "Connections lost to another client with its client id, if told"
     )
 
     ingest_seconds: Histogram = _seconds(
@@ -437,7 +437,8 @@ class AgentMetrics(_Holder):
     )
 
     taken_over: Counter = _counter(
-        "agent_session_taken_over_total", "Connections lost to another client with the agent's client id"
+        "agent_sessions_taken_over_total",
+        "Connections lost to another client with the agent's client id, where the broker tells",
     )
 
     broker_connected: Gauge = _gauge("agent_broker_connected", "1 while connected to the broker")

@@ -60,8 +60,11 @@ def test_a_limit_that_is_still_too_high_is_lowered_again() -> None:
 
 def test_an_acknowledgement_that_is_heard_before_its_number_is_known_counts() -> None:
     sizes = Sizes()
+    sizes.handed(100)
+    assert sizes.largest_unacknowledged == 100
     sizes.acknowledged(7)
     sizes.sent(7, 100)
+    sizes.handed(50)
     sizes.sent(8, 50)
     assert (sizes.largest_acknowledged, sizes.largest_unacknowledged) == (100, 50)
 
