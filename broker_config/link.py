@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 1.0  # how long the loop sleeps at most; less where a shorter time has to be kept
 _DEFAULT_RECEIVE_MAXIMUM = 65535
+_PING_BYTES = 256  # that a ping came and went says nothing of messages
 _FILTERS_A_PACKET = 8  # AWS IoT Core takes no more in one SUBSCRIBE
 _PROTOCOLS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
@@ -202,8 +203,8 @@ class Link:
     def _check_window(self) -> None:
         """A broker that forgot an acknowledgement, or never got a message, would hold it for ever."""
         unsent = unsent_bytes(self._socket())
-        if unsent != self._unsent_bytes:  # a slow line is no stuck one
-            self._unsent_bytes = unsent
+        before, self._unsent_bytes = self._unsent_bytes, unsent
+        if unsent != before and max(unsent, before) > _PING_BYTES:  # a slow line is no stuck one
             self.window.moved()
         if self.window.stuck_s > self._plan.stuck_s:
             self._counters["stuck"] += 1

@@ -257,12 +257,13 @@ class Session:
     def _on_own_status(self, status: Status, *, retained: bool) -> None:
         """What stands there is ours, an earlier life's, or another agent's under the same name."""
         found = self._connections > 1 or (not retained and status.state == "online")
-        if self._reporter.is_own(status):
-            if not retained:
-                self._writes.heard()
+        if (own := self._reporter.is_own(status)) and not retained:
+            self._writes.heard()
         elif found and self._reporter.gives_way_to(status):
             self._namesake = True
-        elif not retained:  # what stands there now is not ours: the other is to hear that we are here
+        elif not (
+            own or retained
+        ):  # what stands there now is not ours: the other is to hear that we are here
             self._birth_due = True
 
     # --- the plan ----------------------------------------------------------------------------------------

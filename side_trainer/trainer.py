@@ -46,6 +46,7 @@ from side_trainer.standing import Standing
 
 _log = logging.getLogger(__name__)
 _JOIN_S: Final = 30.0
+_LEAST_STUCK_S: Final = 2.0  # a busy machine is no stuck broker
 
 Connect = Callable[[TrainerConfig, str, Will], Transport]
 
@@ -59,7 +60,7 @@ def state_dir_of(config: TrainerConfig) -> Path:
 
 def connect_mqtt(config: TrainerConfig, client_id: str, will: Will) -> Transport:
     """The real broker connection."""
-    stuck_s = config.flow.retry_s
+    stuck_s = max(config.flow.retry_s, _LEAST_STUCK_S)
     return Connection(config.broker, client_id=client_id, will=will, max_inflight=64, stuck_s=stuck_s)
 
 
