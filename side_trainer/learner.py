@@ -223,7 +223,7 @@ class Learner:
         None but a repeat before the last one can be everywhere.
         """
         offset, tiers = self.version, set(self._fold.tiers)
-        if self._fold.updates == 0 or offset < self._never_below or not self._publisher.ready:
+        if self._fold.updates == 0 or offset < self._never_below:
             return
         if time.monotonic() - self._tried_at < self._retry_s:
             return

@@ -89,11 +89,6 @@ class Publisher:
         """Bytes of the last version's bundle, by tier."""
 
     @property
-    def ready(self) -> bool:
-        """Whether there is any use in publishing now."""
-        return self._transport.active
-
-    @property
     def chunk_bytes(self) -> int:
         """How much of a bundle one message holds, on the present connection."""
         room = self._transport.max_packet_bytes - _HEADERS_BYTES
@@ -105,6 +100,8 @@ class Publisher:
         What a device adopts is whole whenever it looks: chunks go first, then the manifest that names them,
         and only then do the chunks of the version before disappear.
         """
+        if not self._transport.active:  # the next connection asks for it
+            return False
         topics = Topics(plan.job)
         bundles = self._bundles(version, plan, tiers)
         self.sizes = {name: len(bundles[_key(tier)]) for name, tier in tiers.items()}
