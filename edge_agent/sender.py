@@ -72,7 +72,7 @@ class Sender:
         self._news_s = clock()  # when something last moved: a publish after idling, or a receipt
         self._connected = False
         self._waits = False  # the trainer has no room for us
-        self._too_large: tuple[int, float] | None = None  # a batch, and since when that is known
+        self._too_large_s: float | None = None  # since when this connection is known not to carry some batch
         self._unanswered_s: float | None = None  # since when something is sent and nothing receipted
         self._stopped = False
         self._changed = threading.Condition()
@@ -80,7 +80,7 @@ class Sender:
     def connection(self, up: bool) -> None:
         """The connection came up or went down; what was under way before may be lost."""
         with self._changed:
-            self._connected, self._unanswered_s, self._too_large = up, None, None
+            self._connected, self._unanswered_s, self._too_large_s = up, None, None
             self._restart()
             self._changed.notify()
 
@@ -235,12 +235,10 @@ class Sender:
         with self._changed:
             self._last_sent = min(self._last_sent, batch.sequence - 1)
             now = self._clock()
-            if self._too_large is None or self._too_large[0] != batch.sequence:
-                self._too_large = batch.sequence, now
-            if now - self._too_large[1] < self._retry_s:
+            self._too_large_s = now if self._too_large_s is None else self._too_large_s
+            if now - self._too_large_s < self._retry_s:
                 self._changed.wait(min(_IDLE_S, self._retry_s))
                 return
-            self._too_large = None
         room = why.limit - (why.size - len(batch.payload)) - _LATER_BYTES
         parts = list(recut(message, room))
         try:
