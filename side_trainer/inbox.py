@@ -30,7 +30,7 @@ from side_trainer.penalty import PenaltyBox
 MAX_MESSAGES: Final = 4096
 MAX_BYTES: Final = 64 * 2**20
 SHARE_MESSAGES: Final = 1024
-SHARE_BYTES: Final = 8 * 2**20
+SHARE_BYTES: Final = 16 * 2**20
 """Of one sender. One sends a window at most: eight batches of a quarter of a MiB, or as the plan says."""
 MAX_ACTIVATION: Final = 1e6
 """Larger ones are refused: their squares, which normalising takes, would leave float32 sooner or later. The
@@ -107,7 +107,7 @@ class Inbox:
             return
         sender = _sender(event.topic)
         if not self._put(event, sender, size) and sender:
-            self.box.charge(event.topic, size)
+            self.box.dropped(event.topic, size)
 
     def _put(self, event: Event, sender: str, size: int) -> bool:
         """Whether the sender's share had room for it, or was not what was too small."""
@@ -116,9 +116,11 @@ class Inbox:
             if isinstance(event, Received):
                 full = self._bytes + size > self._max_bytes or self._count >= self._max_messages
                 too_much = lane is not None and bool(sender) and self._over_share(lane, size)
-                if full or too_much:
+                if too_much:
+                    return False
+                if full:
                     self.dropped += 1
-                    return not too_much
+                    return True
             if lane is None:
                 lane = self._lanes[sender] = _Lane()
                 self._turns.append(sender)

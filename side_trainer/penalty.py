@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 _MOST_TOPICS: Final = 10_000
-_CREDIT: Final = 100.0
-_EARNED_PER_S: Final = 2.0
+_CREDIT: Final = 4000.0
+_EARNED_PER_S: Final = 20.0
 _BYTES_A_POINT: Final = 32 * 1024
 _TOLD: Final = 1 / 8
 """What a refusal costs that its device is told of: an honest one drops the batch."""
@@ -73,8 +73,14 @@ class PenaltyBox:
         self._new: list[Penalty] = []
         self._skipped: Counter[str] = Counter()
 
+    def dropped(self, topic: str, size: int) -> None:
+        """A message found its sender's share full: one too many, whatever is in it."""
+        self.charge(topic, size)
+        with self._lock:
+            self._skipped[topic.rpartition("/")[2]] += 1
+
     def charge(self, topic: str, size: int, *, told: bool = False) -> None:
-        """A message on a topic was junk, or one too many.
+        """A message on a topic was junk.
 
         Args:
             topic: Where it came.

@@ -48,7 +48,7 @@ def test_a_few_refusals_are_forgiven_and_a_stream_of_them_is_not() -> None:
         box.charge(QUIET, 100)
         now[0] += 1.0
     assert not box.skips(QUIET, 100)
-    for _ in range(12):
+    for _ in range(450):
         box.charge(LOUD, len(JUNK))
     assert box.skips(LOUD, 1) and not box.skips(QUIET, 1)
     assert [penalty.topic for penalty in box.news()] == [LOUD] and box.news() == []
@@ -59,7 +59,7 @@ def test_a_penalty_ends_and_the_next_one_is_twice_as_long() -> None:
     now, lengths = [0.0], []
     box = PenaltyBox(lambda: now[0])
     for _ in range(12):
-        for _ in range(20):
+        for _ in range(450):
             box.charge(LOUD, len(JUNK))
         lengths += [penalty.seconds for penalty in box.news()]
         now[0] += lengths[-1] - 0.1
@@ -73,7 +73,7 @@ def test_a_penalty_ends_and_the_next_one_is_twice_as_long() -> None:
 
 def test_refusals_that_the_device_is_told_of_cost_less() -> None:
     box = PenaltyBox(lambda: 0.0)
-    for _ in range(40):
+    for _ in range(3000):
         box.charge(LOUD, len(JUNK), told=True)
     assert len(box) == 0
 
@@ -82,7 +82,7 @@ def test_only_a_topic_on_which_it_goes_on_is_a_flood() -> None:
     now = [0.0]
     box = PenaltyBox(lambda: now[0])
     for topic in (LOUD, QUIET):
-        for _ in range(20):
+        for _ in range(450):
             box.charge(topic, len(JUNK))
     for _ in range(200):
         box.skips(LOUD, len(JUNK))
@@ -101,7 +101,7 @@ def test_senders_take_turns_and_one_fills_only_its_own_share() -> None:
         inbox.offer(message(LOUD))
     inbox.offer(message(QUIET, b"1"))
     inbox.offer(message(QUIET, b"2"))
-    assert inbox.dropped == 2
+    assert inbox.dropped == 0 and inbox.box.skipped() == {"activations": 2}
     taken = [event for event in inbox.take(0.0) if isinstance(event, Received)]
     assert [event.topic for event in taken] == [LOUD, QUIET, LOUD, QUIET, LOUD, LOUD]
     assert [event.payload for event in taken if event.topic == QUIET] == [b"1", b"2"]
@@ -110,7 +110,7 @@ def test_senders_take_turns_and_one_fills_only_its_own_share() -> None:
 
 def test_what_passes_a_share_is_charged_whatever_is_in_it() -> None:
     inbox = Inbox()
-    for _ in range(60):
+    for _ in range(600):
         inbox.offer(message(LOUD))
     assert inbox.box.skips(LOUD, 1) and not inbox.box.skips(QUIET, 1)
 
@@ -221,7 +221,7 @@ def test_a_flood_of_junk_shuts_out_its_sender_and_nobody_else(
         topic = TOPICS.activations(loud.tier, loud.name)
 
         def shut_out() -> bool:
-            for _ in range(20):
+            for _ in range(200):
                 listener.transport.publish(topic, JUNK)
             return scrape(url)["sidestream_topics_shut_out{}"] == 1.0
 
@@ -238,7 +238,7 @@ def test_a_flood_of_junk_shuts_out_its_sender_and_nobody_else(
         assert seen["sidestream_messages_rejected_total{kind=activations,reason=flood}"] > 0
         assert f"device {loud.name} (big) sends too much" in caplog.text
         told = rejections(listener.seen)
-        assert 0 < len(told) <= 20 + 4 * 30 and {one.reason[:11] for one in told} == {"undecodable"}
+        assert 0 < len(told) < 450 and {one.reason[:11] for one in told} == {"undecodable"}
 
 
 def rejections(seen: Sequence[Received]) -> list[Rejection]:
