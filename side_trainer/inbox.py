@@ -107,7 +107,7 @@ class Inbox:
             return
         sender = _sender(event.topic)
         if not self._put(event, sender, size) and sender:
-            self.box.dropped(event.topic, size)
+            self.box.dropped(event.topic)
 
     def _put(self, event: Event, sender: str, size: int) -> bool:
         """Whether the sender's share had room for it, or was not what was too small."""

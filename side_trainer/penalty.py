@@ -19,6 +19,7 @@ _EARNED_PER_S: Final = 20.0
 _BYTES_A_POINT: Final = 32 * 1024
 _TOLD: Final = 1 / 8
 """What a refusal costs that its device is told of: an honest one drops the batch."""
+_OVERFLOW: Final = _CREDIT / 4
 _FIRST_S: Final = 30.0
 _LONGEST_S: Final = 3600.0
 _FORGIVEN_S: Final = 3600.0
@@ -73,9 +74,9 @@ class PenaltyBox:
         self._new: list[Penalty] = []
         self._skipped: Counter[str] = Counter()
 
-    def dropped(self, topic: str, size: int) -> None:
-        """A message found its sender's share full: one too many, whatever is in it."""
-        self.charge(topic, size)
+    def dropped(self, topic: str) -> None:
+        """A message found its sender's share full, which is larger than any honest sender's window."""
+        self._charge(topic, _OVERFLOW)
         with self._lock:
             self._skipped[topic.rpartition("/")[2]] += 1
 
@@ -87,8 +88,10 @@ class PenaltyBox:
             size: Its bytes.
             told: Its device will hear so, and what an honest one does then.
         """
+        self._charge(topic, (1.0 + size / _BYTES_A_POINT) * (_TOLD if told else 1.0))
+
+    def _charge(self, topic: str, price: float) -> None:
         now = self._clock()
-        price = (1.0 + size / _BYTES_A_POINT) * (_TOLD if told else 1.0)
         with self._lock:
             account = self._accounts.setdefault(topic, _Account(now))
             self._accounts.move_to_end(topic)

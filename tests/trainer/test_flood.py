@@ -110,7 +110,7 @@ def test_senders_take_turns_and_one_fills_only_its_own_share() -> None:
 
 def test_what_passes_a_share_is_charged_whatever_is_in_it() -> None:
     inbox = Inbox()
-    for _ in range(600):
+    for _ in range(80):
         inbox.offer(message(LOUD))
     assert inbox.box.skips(LOUD, 1) and not inbox.box.skips(QUIET, 1)
 
