@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 _MOST_TOPICS: Final = 10_000
-_CREDIT: Final = 4000.0
-_EARNED_PER_S: Final = 20.0
+_CREDIT: Final = 100.0
+_EARNED_PER_S: Final = 2.0
 _BYTES_A_POINT: Final = 32 * 1024
 _TOLD: Final = 1 / 8
 """What a refusal costs that its device is told of: an honest one drops the batch."""
