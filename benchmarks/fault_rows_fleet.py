@@ -77,7 +77,7 @@ def storm(bench: Bench, row: str, seed: int, rounds: int) -> Outcome:
     bench.device("dev-a")
     bench.feed("dev-a", 4)
     bench.await_samples()
-    model = _any_batch(bench.trainer_state)
+    model = any_batch(bench.trainer_state)
     fleet = [
         LightDevice(bench.folder / "light" / f"{index}", bench.url, bench.job, f"light-{index}", model)
         for index in range(_STORM)
@@ -150,7 +150,8 @@ def day_offline(bench: Bench, row: str, seed: int, rounds: int) -> Outcome:
         return bench.settle(row, seed, 1, trainer)
 
 
-def _any_batch(state: Path) -> ActivationBatch:
+def any_batch(state: Path) -> ActivationBatch:
+    """Some batch of a journal."""
     with contextlib.closing(Journal(state / FILE_NAME, read_only=True)) as journal:
         return unpack(ActivationBatch, journal.get(journal.batches(journal.tail)[0][0]).payload)
 

@@ -6,7 +6,9 @@ They stand in for agents where it takes hundreds: no backbone, no samples, one p
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -23,6 +25,8 @@ from edge_agent.sender import Sender
 from edge_agent.streams import Slot
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
+
+_LABELS: Final = 1000  # of the job
 
 
 class LightDevice:
@@ -41,6 +45,9 @@ class LightDevice:
         self.name = name
         self.connections = 0
         """How often it was connected."""
+        self.receipt_s: list[float] = []
+        """Of each batch that was receipted, the seconds since it was added."""
+        self._added_s: dict[int, float] = {}
         self._topics = Topics(job)
         self._model = model
         self._sent = 0
@@ -73,7 +80,7 @@ class LightDevice:
         rows = len(self._model.sample_ids)
 
         def packed(slot: Slot) -> bytes:
-            targets = range(self._sent, self._sent + rows)
+            targets = [(self._sent + row) % _LABELS for row in range(rows)]
             samples = range(slot.first_sample, slot.first_sample + rows)
             return pack(
                 msgspec.structs.replace(
@@ -83,11 +90,12 @@ class LightDevice:
                     floor=slot.floor,
                     previous=slot.previous,
                     samples=to_bin(list(samples), "<u4"),
-                    targets=to_bin(list(targets), "<u2"),
+                    targets=to_bin(targets, "<u2"),
                 )
             )
 
-        self._outbox.append(packed, rows, Taken())
+        added_s = time.monotonic()
+        self._added_s[self._outbox.append(packed, rows, Taken())] = added_s
         self._sent += rows
         self._sender.wake()
         return rows
@@ -113,7 +121,9 @@ class LightDevice:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Received):
             receipt = unpack(Receipt, event.payload)
-            self._sender.receipted(self._outbox.receipt(receipt).sequences)
+            sequences, now_s = self._outbox.receipt(receipt).sequences, time.monotonic()
+            self.receipt_s += [now_s - self._added_s.pop(one, now_s) for one in sequences]
+            self._sender.receipted(sequences)
         elif isinstance(event, Connected | Disconnected):
             self.connections += isinstance(event, Connected)
             self._sender.connection(isinstance(event, Connected))

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 
 from broker_config.backoff import Backoff
 from broker_config.errors import NotConnected
-from broker_config.link import Ending, Link, LinkPlan
+from broker_config.link import Link
+from broker_config.link_plan import STUCK_S, Ending, LinkPlan
+from broker_config.packet_limit import PacketLimit
 from broker_config.protocol_choice import ProtocolChoice
 from broker_config.settings import BrokerSettings
 from broker_config.tls import tls_context
@@ -35,6 +37,8 @@ class Connection:
         will: Published by the broker when this connection is lost without a goodbye.
         max_inflight: How many messages may be unacknowledged at once; the broker may allow fewer.
         backoff: How long to wait between attempts.
+        stuck_s: A connection on which messages are under way and none moves for so long is made anew.
+        clock: Seconds that only rise, for that.
 
     Raises:
         ConfigError: A setting is wrong or a certificate file unusable.
@@ -48,13 +52,15 @@ class Connection:
         will: Will | None = None,
         max_inflight: int = 16,
         backoff: Backoff | None = None,
+        stuck_s: float = STUCK_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if will is not None:
             check_topic(will.topic)
         endpoint = settings.endpoint()
         self.counters: Counter[str] = Counter()
         """What went wrong and did no harm: handler_errors, publishes_refused, subscriptions_refused,
-        unsolicited; and connections, disconnections, failed_attempts."""
+        unsolicited; and connections, disconnections, failed_attempts, taken_over, stuck."""
         self._plan = LinkPlan(
             settings=settings,
             endpoint=endpoint,
@@ -62,7 +68,10 @@ class Connection:
             client_id=client_id,
             will=will,
             max_inflight=max_inflight,
+            stuck_s=stuck_s,
+            clock=clock,
         )
+        self._limit = PacketLimit()
         self._protocols = ProtocolChoice(settings.protocol)
         self._backoff = backoff if backoff is not None else Backoff()
         self._filters: dict[str, int] = {}
@@ -96,8 +105,7 @@ class Connection:
         if self._thread is not None or self._closing.is_set():
             raise RuntimeError("a connection is started once")
         self._on_event = on_event
-        name = f"mqtt-{self._plan.client_id}"
-        self._thread = threading.Thread(target=self._supervise, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._supervise, name="mqtt", daemon=True)
         self._thread.start()
 
     def wait_connected(self, timeout_s: float) -> bool:
@@ -178,6 +186,7 @@ class Connection:
             on_up=self._won,
             on_received=self._emit,
             counters=self.counters,
+            most_bytes=self._limit.found_bytes,
         )
         with self._changed:
             self._link = link
@@ -206,9 +215,27 @@ class Connection:
             self._last_error = ending.reason
             self._changed.notify_all()
         self.counters["disconnections" if was_up else "failed_attempts"] += 1
+        self.counters["taken_over"] += ending.taken_over
         if was_up:
-            self._emit(Disconnected(epoch=link.epoch, reason=ending.reason))
+            self._learn_limit(link, ending)
+            gone = Disconnected(epoch=link.epoch, reason=ending.reason, taken_over=ending.taken_over)
+            self._emit(gone)
         return was_up
+
+    def _learn_limit(self, link: Link, ending: Ending) -> None:
+        size = link.sizes.largest_unacknowledged
+        found = self._limit.lost(
+            cut=ending.cut and not self._closing.is_set(),
+            unacknowledged_bytes=size,
+            acknowledged_bytes=link.sizes.largest_acknowledged,
+        )
+        if found:
+            log.warning(
+                "%s cut the line twice while a packet of %d bytes was on its way: it seems to take none so "
+                "large, and does not say so. None over %d bytes is sent from now on; sidestream doctor finds "
+                "out what it takes, and broker.max_packet_bytes is where to write it down",
+                *(self._plan.endpoint.address, size, self._limit.found_bytes),
+            )
 
     def _pause(self, ending: Ending) -> None:
         if self._closing.is_set():

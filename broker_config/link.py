@@ -16,13 +16,13 @@ import logging
 import selectors
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import msgspec
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
@@ -31,46 +31,19 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from broker_config import reasons
 from broker_config.errors import NotConnected, TooLarge
-from broker_config.settings import BrokerSettings, Endpoint
-from broker_config.topic_filter import matches
-from broker_config.transport import Connected, ProtocolVersion, Received, Will, packet_overhead_bytes
+from broker_config.link_plan import Ending, LinkPlan, unsent_bytes
+from broker_config.packet_limit import Sizes
+from broker_config.topic_filter import Filters
+from broker_config.transport import Connected, ProtocolVersion, Received, packet_overhead_bytes
 from broker_config.window import Window
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0  # how long the loop sleeps at most; less where a shorter time has to be kept
 _DEFAULT_RECEIVE_MAXIMUM = 65535
+_PING_BYTES = 256  # that a ping came and went says nothing of messages
+_FILTERS_A_PACKET = 8  # AWS IoT Core takes no more in one SUBSCRIBE
 _PROTOCOLS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
-
-
-class LinkPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What every link of one connection object has in common."""
-
-    settings: BrokerSettings
-    """As the user gave them."""
-    endpoint: Endpoint
-    """Where to connect, and as whom."""
-    tls: ssl.SSLContext | None
-    """None for a plain connection."""
-    client_id: str
-    """Our MQTT client id."""
-    will: Will | None
-    """Our last will."""
-    max_inflight: int
-    """How many messages we leave unacknowledged at most."""
-
-
-class Ending(msgspec.Struct, frozen=True, kw_only=True):
-    """How a link ended."""
-
-    reason: str
-    """For a log line."""
-    unsupported_protocol: bool = False
-    """The broker said that it does not speak this MQTT version."""
-    hung_up: bool = False
-    """The broker closed the connection without an answer: perhaps for the same reason."""
-    no_answer: bool = False
-    """The broker took the connection and never answered: perhaps for the same reason."""
 
 
 class Link:
@@ -84,6 +57,7 @@ class Link:
         on_up: Called once, when every filter is subscribed.
         on_received: Called for every message that matches a wanted filter. Must not raise.
         counters: Where refusals and oddities are counted.
+        most_bytes: The largest packet that the broker was found to take, if it cut the line at larger ones.
     """
 
     def __init__(
@@ -96,8 +70,11 @@ class Link:
         on_up: Callable[["Link", Connected], None],
         on_received: Callable[[Received], None],
         counters: Counter[str],
+        most_bytes: int | None = None,
     ) -> None:
-        self.window = Window(plan.max_inflight)
+        self.window = Window(plan.max_inflight, clock=plan.clock)
+        self.sizes = Sizes()
+        """Of what was sent."""
         self.epoch = epoch
         self._plan = plan
         self._protocol: ProtocolVersion = protocol
@@ -105,12 +82,14 @@ class Link:
         self._on_up = on_up
         self._on_received = on_received
         self._counters = counters
-        self._max_packet_bytes = plan.settings.max_packet_bytes
+        self._max_packet_bytes = min(plan.settings.max_packet_bytes, most_bytes or sys.maxsize)
+        self._unsent_bytes = 0
         self._accepted: Connected | None = None
         self._up = False
         self._leaving = False
         self._out_of_step = False
         self._granted: dict[str, int] = {}
+        self._filters = Filters(())
         self._unanswered: dict[int, list[str]] = {}
         self._ending: Ending | None = None
         self._thread_id = 0
@@ -146,11 +125,14 @@ class Link:
         if size > self._max_packet_bytes:
             raise TooLarge(size, self._max_packet_bytes)
         self.window.acquire(timeout_s)
+        counted = size if qos else 0  # that QoS 0 was sent shows nothing
+        self.sizes.handed(counted)
         # From here on, on_publish gives the place back, perhaps before publish() has returned.
-        code = self._client.publish(topic, payload, qos, retain).rc
-        if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+        handed = self._client.publish(topic, payload, qos, retain)
+        if handed.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self.window.release()
             raise NotConnected("the connection broke while a message was handed to it")
+        self.sizes.sent(handed.mid, counted)
 
     def resubscribe(self) -> None:
         """The wanted filters have changed: bring the broker into step."""
@@ -216,6 +198,18 @@ class Link:
                 silence_s = 1.5 * self._client.keepalive  # which the broker may have changed
                 if 0 < silence_s < now_s - heard_s:
                     self._end(Ending(reason=f"nothing heard from the broker for {silence_s:g} s"))
+                self._check_window()
+
+    def _check_window(self) -> None:
+        """A broker that forgot an acknowledgement, or never got a message, would hold it for ever."""
+        unsent = unsent_bytes(self._socket())
+        before, self._unsent_bytes = self._unsent_bytes, unsent
+        if unsent != before and max(unsent, before) > _PING_BYTES:  # a slow line is no stuck one
+            self.window.moved()
+        if self.window.stuck_s > self._plan.stuck_s:
+            self._counters["stuck"] += 1
+            under_way, seconds = self.window.in_flight, f"{self._plan.stuck_s:g} s"
+            self._end(Ending(reason=f"the broker acknowledged none of {under_way} messages for {seconds}"))
 
     def _turn(self, selector: selectors.BaseSelector) -> bool:
         """Wait for the socket or a wake-up, serve both; whether anything was read."""
@@ -245,12 +239,14 @@ class Link:
         gone = [name for name in self._granted if name not in wanted]
         new = [name for name, qos in wanted.items() if self._granted.get(name) != qos]
         self._granted = wanted
-        if gone:
-            self._client.unsubscribe(gone)
-        if new:
-            code, mid = self._client.subscribe([self._subscription(name, wanted[name]) for name in new])
+        self._filters = Filters(wanted)
+        # New ones first: what an old and a new one match must not fall between them.
+        for some in _slices(new):
+            code, mid = self._client.subscribe([self._subscription(name, wanted[name]) for name in some])
             if code == MQTTErrorCode.MQTT_ERR_SUCCESS and mid is not None:
-                self._unanswered[mid] = new
+                self._unanswered[mid] = some
+        for some in _slices(gone):
+            self._client.unsubscribe(some)
         if not self._unanswered:
             self._announce()
 
@@ -311,7 +307,7 @@ class Link:
         receive_maximum = getattr(said, "ReceiveMaximum", _DEFAULT_RECEIVE_MAXIMUM)
         brokers_limit = getattr(said, "MaximumPacketSize", self._max_packet_bytes)
         self._max_packet_bytes = min(self._max_packet_bytes, brokers_limit)
-        self.window = Window(min(self._plan.max_inflight, receive_maximum))
+        self.window = Window(min(self._plan.max_inflight, receive_maximum), clock=self._plan.clock)
         self._accepted = Connected(
             epoch=self.epoch,
             protocol=self._protocol,
@@ -336,7 +332,7 @@ class Link:
         except UnicodeDecodeError:
             self._counters["unsolicited"] += 1
             return
-        if not any(matches(wanted, topic) for wanted in self._granted):
+        if not self._filters.match(topic):
             self._counters["unsolicited"] += 1
             return
         self._announce()  # a broker may send retained messages before it confirms the subscription
@@ -351,9 +347,10 @@ class Link:
         )
 
     def _acknowledged(
-        self, _client: Client, _userdata: Any, _mid: int, code: ReasonCode, _said: Properties | None
+        self, _client: Client, _userdata: Any, mid: int, code: ReasonCode, _said: Properties | None
     ) -> None:
         self.window.release()
+        self.sizes.acknowledged(mid)
         if code.is_failure:
             self._counters["publishes_refused"] += 1
             log.log(
@@ -376,7 +373,13 @@ class Link:
             self._end(Ending(reason=reasons.why_hung_up(self._plan.endpoint), hung_up=True))
         else:
             from_broker = flags.is_disconnect_packet_from_server
-            self._end(Ending(reason=reasons.why_ended(code.value, str(code), from_broker)))
+            self._end(
+                Ending(
+                    reason=reasons.why_ended(code.value, str(code), from_broker),
+                    cut=not from_broker or code.value == reasons.PACKET_TOO_LARGE,
+                    taken_over=from_broker and code.value == reasons.TAKEN_OVER,
+                )
+            )
 
 
 def _watch(selector: selectors.BaseSelector, sock: socket.socket, writing: bool) -> None:
@@ -386,3 +389,7 @@ def _watch(selector: selectors.BaseSelector, sock: socket.socket, writing: bool)
         selector.register(sock, events)
     elif key.events != events:
         selector.modify(sock, events)
+
+
+def _slices(names: list[str]) -> Iterator[list[str]]:
+    return (names[start : start + _FILTERS_A_PACKET] for start in range(0, len(names), _FILTERS_A_PACKET))

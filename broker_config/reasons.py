@@ -6,6 +6,8 @@ import ssl
 from broker_config.settings import Endpoint
 
 UNSUPPORTED_PROTOCOL = 0x84
+TAKEN_OVER = 0x8E
+PACKET_TOO_LARGE = 0x95
 _KEEPALIVE_TIMEOUT = 0x8D
 
 _REFUSALS = {
@@ -20,9 +22,10 @@ _REFUSALS = {
 }
 
 _GOODBYES = {
-    0x8E: "another client with the same client id took over; give every device its own id",
+    TAKEN_OVER: "another client connected under this client id and took the session over (reason 0x8E); the "
+    "id is a secret of this state directory: was the directory copied to another machine?",
     0x93: "the broker says we have more messages in flight than it allows",
-    0x95: "the broker says a packet was too large; lower broker.max_packet_bytes",
+    PACKET_TOO_LARGE: "the broker says a packet was too large; lower broker.max_packet_bytes",
     0x8B: "the broker is shutting down",
     0x8D: "the broker heard nothing from us for too long",
     0x98: "an administrator of the broker ended the connection",

@@ -1,5 +1,7 @@
 """MQTT topic names and filters: what is legal, and what matches what (MQTT 5, section 4.7)."""
 
+from collections.abc import Iterable
+
 _MAX_BYTES = 65535
 
 
@@ -19,6 +21,18 @@ def check_filter(topic_filter: str) -> None:
             raise ValueError(f"'#' stands alone at the end of a filter: {topic_filter!r}")
         if "+" in level and level != "+":
             raise ValueError(f"'+' stands alone in its level: {topic_filter!r}")
+
+
+class Filters:
+    """A set of filters that a topic is held against; exact ones cost nothing, however many there are."""
+
+    def __init__(self, filters: Iterable[str]) -> None:
+        self._exact = frozenset(filters)
+        self._wild = [one for one in self._exact if "+" in one or "#" in one]
+
+    def match(self, topic: str) -> bool:
+        """Whether any of them matches a topic."""
+        return topic in self._exact or any(matches(one, topic) for one in self._wild)
 
 
 def matches(topic_filter: str, topic: str) -> bool:

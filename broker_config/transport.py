@@ -43,7 +43,8 @@ class Connected(msgspec.Struct, frozen=True, kw_only=True):
     protocol: ProtocolVersion
     """The MQTT version agreed on."""
     max_packet_bytes: int
-    """The largest packet we may send: our own cap or the broker's, whichever is lower."""
+    """The largest packet we may send: the lowest of our own cap, what the broker says that it takes, and what
+    it has been found to take (:mod:`broker_config.packet_limit`)."""
     receive_maximum: int
     """How many unacknowledged messages the broker accepts (65535 where it did not say)."""
 
@@ -55,6 +56,8 @@ class Disconnected(msgspec.Struct, frozen=True, kw_only=True):
     """The epoch of the ``Connected`` that this ends."""
     reason: str
     """Why, in words for a log line."""
+    taken_over: bool = False
+    """Another client connected under our client id. MQTT 3.1.1 has no way to tell."""
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,8 @@ acknowledgement that comes late can never free a place in the next connection's 
 """
 
 import threading
+import time
+from collections.abc import Callable
 
 from broker_config.errors import NotConnected, PublishTimeout
 
@@ -14,10 +16,13 @@ class Window:
 
     Args:
         size: How many may be in flight, at least 1.
+        clock: Seconds that only rise.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.size = size
+        self._clock = clock
+        self._moved_s = clock()
         self._in_flight = 0
         self._broken = False
         self._changed = threading.Condition()
@@ -27,6 +32,17 @@ class Window:
         """How many messages are unacknowledged now."""
         with self._changed:
             return self._in_flight
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long messages have been in flight and nothing has moved; 0 while none is."""
+        with self._changed:
+            return self._clock() - self._moved_s if self._in_flight else 0.0
+
+    def moved(self) -> None:
+        """What is in flight is on its way still: some of it has left this machine."""
+        with self._changed:
+            self._moved_s = self._clock()
 
     def acquire(self, timeout_s: float) -> None:
         """Take one place; wait for it up to ``timeout_s``.
@@ -44,12 +60,15 @@ class Window:
                     f"no acknowledgement for {timeout_s:g} s with {self._in_flight} messages in flight: "
                     "the broker is slow or stuck"
                 )
+            if not self._in_flight:
+                self._moved_s = self._clock()
             self._in_flight += 1
 
     def release(self) -> None:
         """Give one place back: a message was acknowledged, or could not be sent after all."""
         with self._changed:
             self._in_flight -= 1
+            self._moved_s = self._clock()
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> bool:

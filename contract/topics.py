@@ -88,6 +88,11 @@ class Topics:
     def trainer_echo(self) -> str:
         return f"{self.base}/trainer/echo"
 
+    def uplink(self, tier: str, device: str, kind: str) -> str:
+        """Where a device sends one kind of message."""
+        assert kind in _UP_KINDS
+        return f"{self.base}/up/{tier}/{device}/{kind}"
+
     def uplink_filter(self, kind: str) -> str:
         """The filter for one kind of message from every device."""
         assert kind in _UP_KINDS

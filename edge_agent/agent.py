@@ -26,6 +26,7 @@ from edge_agent.outbox import Outbox
 from edge_agent.session import Outcome, Session
 from edge_agent.sources import open_source, read_evaluation
 from edge_agent.trust import Trust, read_trusted
+from host.secret_id import secret_id
 from host.state_dir import locked, prepare
 from host.trace import open_trace
 from metrics.catalogue import AgentMetrics
@@ -130,6 +131,7 @@ class Agent:
                 config=config,
                 name=self.name,
                 instance=secrets.token_hex(16),
+                client_id=f"sidestream-{self.name}-{secret_id(folder)}",
                 tier=self.tier,
                 outbox=outbox,
                 evaluation_rows=rows,
@@ -153,5 +155,5 @@ class Agent:
         """Keep away while another agent has this device's name."""
         config = self._config
         status = Topics(config.job).status(self.tier, self.name)
-        client_id = f"sidestream-{config.job}-{self.name}-look"
+        client_id = f"sidestream-look-{secrets.token_hex(16)}"
         await_departure(lambda: self._connect(config, client_id, None), status, self._stop)

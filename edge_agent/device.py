@@ -35,7 +35,9 @@ class Device:
     config: AgentConfig
     name: str
     instance: str
-    """The process's random name."""
+    """The process's random name, which its status tells."""
+    client_id: str
+    """Of its connections to the broker: a secret of the state directory, told to nobody else."""
     tier: str
     outbox: Outbox
     evaluation_rows: Sequence[Row] | None

@@ -1,9 +1,10 @@
 """Another agent under this device's name: recognised by its status, and waited for until it has left.
 
-Both have the same client id, so the broker throws one out when the other connects. An agent that comes back
-and finds, on its own status topic, the birth or the will of one that ranks above it gives way: it sends
-nothing more, and looks now and then, under another client id, whether the name is free again. The other one
-finds nothing above it and stays.
+Each hears, on its own status topic, the other's birth, and says its own again if it ranks above. One that
+hears the birth of one that ranks above it, or finds its birth or will there when it comes back, gives way: it
+sends nothing more, and looks now and then, under another client id, whether the name is free again. The
+other one stays. Where the state directory was copied, both have one client id too: the broker throws one out
+when the other connects.
 """
 
 from __future__ import annotations

@@ -14,16 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 from contract.errors import StateError
-from contract.messages import Receipt
+from contract.messages import ActivationBatch, Receipt
 from edge_agent.outbox_file import OutboxFile
 from edge_agent.samples import Row, Sample
 from edge_agent.shelf import Kept, Labelled, Shelf, staying
-from edge_agent.streams import Settled, Slot, State, Streams, Waiting
+from edge_agent.streams import Settled, Slot, State, Streams, Waiting, moved
 
 log = logging.getLogger(__name__)
 
@@ -214,6 +215,13 @@ class Outbox:
             self._streams.give_up(db, sequence)
             self._file.add("batches_refused", 1)
         return True
+
+    def replace(self, sequence: int, parts: Sequence[ActivationBatch]) -> None:
+        """Put several batches, which hold the same samples, in the place of one, at the end of the stream."""
+        with self._file.transaction() as db:
+            if self._streams.give_up(db, sequence):
+                for part in parts:
+                    self._streams.append(db, partial(moved, part), len(part.sample_ids))
 
     @property
     def max_bytes(self) -> int:

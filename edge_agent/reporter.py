@@ -105,6 +105,10 @@ class Reporter:
         """Whether a status is one that this process said."""
         return status.instance == self._instance and status.birth == self._birth
 
+    def counts_below(self, status: Status) -> bool:
+        """Whether a status tells of more lives than this outbox has had."""
+        return status.birth > self._birth
+
     def rise_above(self, status: Status) -> None:
         """Count on from the births of a life that this outbox, set back since, knows nothing of."""
         self._birth = self._outbox.new_birth(above=status.birth)

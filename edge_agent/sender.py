@@ -12,16 +12,19 @@ from collections.abc import Callable, Sequence
 
 from broker_config.errors import NotConnected, PublishTimeout, TooLarge
 from broker_config.transport import Transport
-from contract.errors import BrokerError
-from contract.messages import Flow
+from contract.errors import BrokerError, StorageError
+from contract.messages import ActivationBatch, Flow
+from contract.wire import unpack
 from edge_agent.budget import LinkBudget
 from edge_agent.outbox import Outbox
+from edge_agent.recut import recut
 from edge_agent.streams import Waiting
 from host.trace import Trace
 from metrics.catalogue import AgentMetrics
 
 _IDLE_S = 0.5
 _ASK_AGAIN = 6.0  # times retry_s: how often a device that was told to wait tries one batch
+_LATER_BYTES = 64  # by which a part may grow with its sequence number and floor
 log = logging.getLogger(__name__)
 
 
@@ -68,6 +71,7 @@ class Sender:
         self._news_s = clock()  # when something last moved: a publish after idling, or a receipt
         self._connected = False
         self._waits = False  # the trainer has no room for us
+        self._too_large_s: float | None = None  # since when this connection is known not to carry some batch
         self._unanswered_s: float | None = None  # since when something is sent and nothing receipted
         self._stopped = False
         self._changed = threading.Condition()
@@ -75,7 +79,7 @@ class Sender:
     def connection(self, up: bool) -> None:
         """The connection came up or went down; what was under way before may be lost."""
         with self._changed:
-            self._connected, self._unanswered_s = up, None
+            self._connected, self._unanswered_s, self._too_large_s = up, None, None
             self._restart()
             self._changed.notify()
 
@@ -205,7 +209,8 @@ class Sender:
                     self._changed.wait(_IDLE_S)
             return
         except TooLarge as exc:
-            raise BrokerError(f"batch {batch.sequence} cannot be sent: {exc}") from exc
+            self._on_too_large(batch, exc)
+            return
         self._trace.add("publish", "send", started, batch=batch.sequence, bytes=len(payload))
         with self._changed:
             if self._unanswered_s is None and not self._waits:
@@ -214,3 +219,33 @@ class Sender:
             self._link.spent(len(payload))
         self._outbox.count("batches_sent", 1)
         self._outbox.count("bytes_up", len(payload))
+
+    def _on_too_large(self, batch: Waiting, why: TooLarge) -> None:
+        """Cut a batch that this connection can never carry, and that no earlier one carried, it seems.
+
+        The trainer's word that it has the batch is retained: in ``retry_s`` it would have come.
+
+        Raises:
+            BrokerError: it is one row and cannot be cut.
+        """
+        message = unpack(ActivationBatch, batch.payload)
+        if len(message.sample_ids) == 1:
+            raise BrokerError(f"batch {batch.sequence} cannot be sent: {why}") from why
+        with self._changed:
+            self._last_sent = min(self._last_sent, batch.sequence - 1)
+            now = self._clock()
+            self._too_large_s = now if self._too_large_s is None else self._too_large_s
+            if now - self._too_large_s < self._retry_s:
+                self._changed.wait(min(_IDLE_S, self._retry_s))
+                return
+        room = why.limit - (why.size - len(batch.payload)) - _LATER_BYTES
+        parts = list(recut(message, room))
+        try:
+            self._outbox.replace(batch.sequence, parts)
+        except StorageError as exc:
+            log.error("batch %d, too large for the broker, cannot be cut now: %s", batch.sequence, exc)
+            return
+        log.warning(
+            "batch %d has %d bytes, and the broker takes %d: it is cut into %d batches and goes last",
+            *(batch.sequence, why.size, why.limit, len(parts)),
+        )

@@ -82,9 +82,7 @@ class Session:
             instance=device.instance,
             metrics=device.metrics,
         )
-        self._transport = device.connect(
-            device.config, f"sidestream-{device.config.job}-{device.name}", self._reporter.will()
-        )
+        self._transport = device.connect(device.config, device.client_id, self._reporter.will())
         self._weights = WeightsInbox(self._transport, self._topics.weights(device.tier))
         self._writes = WriteCheck(device.name, device.tier, device.metrics)
         self._plans = PlanInbox(device.config.job, device.tier, device.outbox, device.trust)
@@ -225,6 +223,7 @@ class Session:
             self._on_connected(event)
         elif isinstance(event, Disconnected):
             self._set_connected(False)
+            self._device.metrics.taken_over.inc(event.taken_over)
             self._writes.disconnected()
         elif event.payload:  # an empty one only says that a retained message was taken back
             self._on_message(event)
@@ -262,15 +261,21 @@ class Session:
 
     def _on_own_status(self, status: Status, *, retained: bool) -> None:
         """What stands there is ours, an earlier life's, or another agent's under the same name."""
-        if not retained and self._reporter.is_own(status):
-            self._writes.heard()
-        if not self._reporter.gives_way_to(status):
-            return
-        if self._connections > 1:
+        if self._reporter.is_own(status):
+            if not retained:
+                self._writes.heard()
+        elif self._reporter.gives_way_to(status) and self._is_there(status, retained):
             self._namesake = True
-        elif retained:  # of a life that this outbox, set back to an earlier state, knows nothing of
+        elif not retained:  # what stands there now is not ours: the other is to hear that we are here
+            self._birth_due = True
+        elif self._reporter.counts_below(status):
+            # Of a life that this outbox, set back to an earlier state, knows nothing of.
             self._reporter.rise_above(status)
             self._set_back = True
+
+    def _is_there(self, status: Status, retained: bool) -> bool:
+        """Whether a status on our topic is no earlier life's."""
+        return self._connections > 1 or (not retained and status.state == "online")
 
     # --- the plan ----------------------------------------------------------------------------------------
 

@@ -327,7 +327,7 @@ class Streams:
 
     def _gather(self) -> int:
         """Move what waits in earlier streams into the current one, batch by batch; return how many."""
-        moved = 0
+        count = 0
         while True:
             with self._file.lock:
                 with self._file.reading() as db:
@@ -337,16 +337,16 @@ class Streams:
                         (State.WAITING, self.current.id),
                     ).fetchone()
                 if found is None:
-                    return moved
+                    return count
                 number, samples, payload = found
                 batch = unpack(ActivationBatch, payload)
                 with self._file.transaction() as db:
-                    self.append(db, partial(_moved, batch), samples)
+                    self.append(db, partial(moved, batch), samples)
                     _empty(db, number, State.GIVEN_UP)
-                moved += 1
+                count += 1
 
 
-def _moved(batch: ActivationBatch, slot: Slot) -> bytes:
+def moved(batch: ActivationBatch, slot: Slot) -> bytes:
     """The message of a batch that gets another place."""
     numbers = np.arange(slot.first_sample, slot.first_sample + len(batch.sample_ids))
     return pack(

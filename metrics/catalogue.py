@@ -65,6 +65,7 @@ class Reason(_Label):
     UNKNOWN_TIER = "unknown_tier"
     RATE = "rate"
     QUARANTINE = "quarantine"
+    FLOOD = "flood"
     OTHER = "other"
 
 
@@ -316,6 +317,17 @@ class TrainerMetrics(_Holder):
         "inbox_dropped_total", "Messages that found the inbox full; their devices send them again"
     )
 
+    rejections_untold: Counter = _counter(
+        "rejections_untold_total", "Refusals that were not published below rejected/, being too many"
+    )
+    penalties: Counter = _counter(
+        "penalties_total",
+        "Times that a device's topic was shut out for a while, for too much that is refused",
+    )
+    taken_over: Counter = _counter(
+        "sessions_taken_over_total", "Connections lost to another client with its client id, if told"
+    )
+
     ingest_seconds: Histogram = _seconds(
         "ingest_seconds", "From a message's arrival in the inbox to its receipt"
     )
@@ -339,6 +351,9 @@ class TrainerMetrics(_Holder):
     inbox_messages: Gauge = _gauge("inbox_messages", "Messages received and not yet handled")
     learner_backlog_records: Gauge = _gauge("learner_backlog_records", "Journal records not yet folded in")
     quarantined: Gauge = _gauge("devices_quarantined", "Devices whose batches are kept and not learnt from")
+    topics_shut_out: Gauge = _gauge(
+        "topics_shut_out", "Topics of devices that are thrown away unread at the moment"
+    )
     journal_bytes: Gauge = _gauge("journal_bytes", "Size of the journal on disk")
 
     accuracy: Gauge = _gauge(
@@ -435,6 +450,11 @@ class AgentMetrics(_Holder):
     weights_adopted: Counter = _counter("agent_weights_adopted_total", "Weights versions adopted")
     reconnects: Counter = _counter(
         "agent_broker_reconnects_total", "Connections to the broker after the first"
+    )
+
+    taken_over: Counter = _counter(
+        "agent_sessions_taken_over_total",
+        "Connections lost to another client with the agent's client id, where the broker tells",
     )
 
     broker_connected: Gauge = _gauge("agent_broker_connected", "1 while connected to the broker")

@@ -170,6 +170,9 @@ class Fleet:
         self._max_devices = max_devices
         self._silent_after_s = silent_after_s
         self._devices: dict[tuple[str, str], Device] = {}
+        # Whoever was heard longest ago stands first: those who said that they are here, and all others.
+        self._here: OrderedDict[tuple[str, str], Device] = OrderedDict()
+        self._left: OrderedDict[tuple[str, str], Device] = OrderedDict()
         self._totals = {tier: Counts() for tier in self._tiers}
         # Counters live as long as an outbox. By its stream they survive a device's new outbox, and are not
         # mixed up when a cloned disk makes two devices share a name.
@@ -197,6 +200,7 @@ class Fleet:
             return False
         entry = self._entry(tier, device, now)
         entry.announced = status.state == "online"
+        self._file(entry)
         entry.birth, entry.stream = status.birth, status.stream
         entry.software, entry.reason = status.software, status.reason
         return True
@@ -234,6 +238,8 @@ class Fleet:
         Returns:
             Whether it was known.
         """
+        self._here.pop((tier, device), None)
+        self._left.pop((tier, device), None)
         return self._devices.pop((tier, device), None) is not None
 
     def devices(self, tier: str | None = None) -> list[Device]:
@@ -287,11 +293,25 @@ class Fleet:
         entry = self._devices.get((tier, device))
         if entry is None:
             if len(self._devices) >= self._max_devices:
-                oldest = min(self._devices.values(), key=lambda one: (self.online(one, now), one.heard))
-                del self._devices[oldest.tier, oldest.name]
+                oldest = self._longest_gone(now)
+                self.forget(oldest.tier, oldest.name)
             entry = self._devices[tier, device] = Device(tier=tier, name=device, heard=now)
         entry.heard = max(entry.heard, now)
+        self._file(entry)
         return entry
+
+    def _file(self, entry: Device) -> None:
+        """Keep both lists in order: whoever was heard last stands last."""
+        key = entry.tier, entry.name
+        to, other = (self._here, self._left) if entry.announced else (self._left, self._here)
+        other.pop(key, None)
+        to[key] = entry
+        to.move_to_end(key)
+
+    def _longest_gone(self, now: float) -> Device:
+        """Of those that are not online the one that was heard longest ago; of all, if they all are."""
+        firsts = [next(iter(some.values())) for some in (self._here, self._left) if some]
+        return min(firsts, key=lambda one: (self.online(one, now), one.heard))
 
 
 def outbox_fill(telemetry: Telemetry) -> float:

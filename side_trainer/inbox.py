@@ -26,9 +26,13 @@ from contract.tensors import Floats, decode
 from contract.wire import MAX_MESSAGE_BYTES, pack, unpack
 from metrics.catalogue import Reason
 from side_trainer.journal import Arrived
+from side_trainer.penalty import PenaltyBox
 
 MAX_MESSAGES: Final = 4096
 MAX_BYTES: Final = 64 * 2**20
+SHARE_MESSAGES: Final = 1024
+SHARE_BYTES: Final = 16 * 2**20
+"""Of one sender. One sends a window at most: eight batches of a quarter of a MiB, or as the plan says."""
 MAX_ACTIVATION: Final = 1e6
 """Larger ones are refused: their squares, which normalising takes, would leave float32 sooner or later. The
 "massive activations" of real transformers stay below 1e5."""
@@ -52,14 +56,41 @@ class Refused(Exception):  # noqa: N818 - not an error of ours: the sender's mes
         self.batch = batch
 
 
+class _Lane:
+    """What one sender has waiting."""
+
+    def __init__(self) -> None:
+        self.events: deque[Event] = deque()
+        self.bytes = 0
+
+
 class Inbox:
     """Events on their way from the network thread, bounded in number and bytes.
 
-    A message that finds it full is dropped and counted; its device sends it again when no receipt comes.
+    A message that finds it full is dropped and counted; its device sends it again when no receipt comes. Each
+    sender has a share of its own, and they take turns: one that sends more than its share pays for it in the
+    penalty box, and the others go on.
+
+    Args:
+        max_messages: Room for all.
+        max_bytes: Likewise.
+        share_bytes: Room for one sender.
+        box: Says what is thrown away unread.
     """
 
-    def __init__(self, *, max_messages: int = MAX_MESSAGES, max_bytes: int = MAX_BYTES) -> None:
-        self._events: deque[Event] = deque()
+    def __init__(
+        self,
+        *,
+        max_messages: int = MAX_MESSAGES,
+        max_bytes: int = MAX_BYTES,
+        share_bytes: int = SHARE_BYTES,
+        box: PenaltyBox | None = None,
+    ) -> None:
+        self.box = box if box is not None else PenaltyBox()
+        self._share_bytes = share_bytes
+        self._lanes: dict[str, _Lane] = {}
+        self._turns: deque[str] = deque()
+        self._count = 0
         self._bytes = 0
         self._max_messages = max_messages
         self._max_bytes = max_bytes
@@ -69,26 +100,68 @@ class Inbox:
 
     def offer(self, event: Event) -> None:
         """Take an event in; never blocks. Connections and their ends always find a place."""
+        if not isinstance(event, Received):
+            self._put(event, "", 0)
+            return
+        size = len(event.payload)
+        if self.box.skips(event.topic, size):
+            return
+        sender = _sender(event.topic)
+        if not self._put(event, sender, size) and sender:
+            self.box.dropped(event.topic)
+
+    def _put(self, event: Event, sender: str, size: int) -> bool:
+        """Whether the sender's share had room for it, or was not what was too small."""
         with self._ready:
+            lane = self._lanes.get(sender)
             if isinstance(event, Received):
-                full = self._bytes + len(event.payload) > self._max_bytes
-                if full or len(self._events) >= self._max_messages:
+                full = self._bytes + size > self._max_bytes or self._count >= self._max_messages
+                too_much = lane is not None and bool(sender) and self._over_share(lane, size)
+                if too_much:
+                    return False
+                if full:
                     self.dropped += 1
-                    return
-                self._bytes += len(event.payload)
-            self._events.append(event)
+                    return True
+            if lane is None:
+                lane = self._lanes[sender] = _Lane()
+                self._turns.append(sender)
+            lane.events.append(event)
+            lane.bytes += size
+            self._count += 1
+            self._bytes += size
             self._ready.notify()
+            return True
 
     def take(self, timeout_s: float, *, most: int = 64) -> list[Event]:
-        """Up to ``most`` events in order; waits so long for the first."""
+        """Up to ``most`` events, one of each sender in turn; waits so long for the first."""
         with self._ready:
-            self._ready.wait_for(lambda: bool(self._events), timeout_s)
-            taken = [self._events.popleft() for _ in range(min(most, len(self._events)))]
-            self._bytes -= sum(len(event.payload) for event in taken if isinstance(event, Received))
-            return taken
+            self._ready.wait_for(lambda: bool(self._count), timeout_s)
+            return [self._next() for _ in range(min(most, self._count))]
+
+    def _over_share(self, lane: _Lane, size: int) -> bool:
+        return len(lane.events) >= SHARE_MESSAGES or lane.bytes + size > self._share_bytes
+
+    def _next(self) -> Event:
+        sender = self._turns.popleft()
+        lane = self._lanes[sender]
+        event = lane.events.popleft()
+        size = len(event.payload) if isinstance(event, Received) else 0
+        lane.bytes -= size
+        self._count -= 1
+        self._bytes -= size
+        if lane.events:
+            self._turns.append(sender)
+        else:
+            del self._lanes[sender]
+        return event
 
     def __len__(self) -> int:
-        return len(self._events)
+        return self._count
+
+
+def _sender(topic: str) -> str:
+    """Whose message it is; empty if it is no device's."""
+    return topic.rpartition("/")[0] if "/up/" in topic else ""
 
 
 Policies: TypeAlias = Mapping[str, AbstractSet[str]]

@@ -55,7 +55,9 @@ from side_trainer.refusals import Refusals
 from side_trainer.retained import Retained
 from side_trainer.seal import Seal
 from side_trainer.setbacks import Setbacks
+from side_trainer.shut_out import ShutOut
 from side_trainer.standing import Standing
+from side_trainer.subscriptions import Subscriptions
 
 _log = logging.getLogger(__name__)
 _EXPORT_EVERY_S: Final = 1.0
@@ -139,8 +141,15 @@ class Ingest:
             standing, journal, transport, self._downlink, self._topics, seal, status=status
         )
         self._refusals = Refusals(
-            self._downlink, self._topics, board, metrics, max_batches_per_s=max_batches_per_s
+            self._downlink,
+            self._topics,
+            board,
+            metrics,
+            max_batches_per_s=max_batches_per_s,
+            box=inbox.box,
         )
+        self._subscriptions = Subscriptions(transport, self._topics)
+        self._shut_out = ShutOut(inbox.box, self._subscriptions, self._topics, fleet, board, metrics)
         self._figures = Figures(
             journal=journal,
             inbox=inbox,
@@ -181,9 +190,14 @@ class Ingest:
         """Go on with more tiers, from the next step on; for any thread."""
         self._reconfigured.put(config)
 
+    def listen(self) -> None:
+        """Subscribe to everything; before the transport is started."""
+        self._subscriptions.begin()
+
     def step(self, timeout_s: float = 0.2) -> None:
         """Handle what is in the inbox, waiting so long for the first of it."""
         self._decide()
+        self._downlink.pay()
         while not self._reconfigured.empty():
             self._add_tiers(self._reconfigured.get())
         events = self._inbox.take(timeout_s)
@@ -208,6 +222,7 @@ class Ingest:
             self._take_batches(batches)
             self._metrics.ingest_seconds.observe(time.monotonic() - arrived)
         now = time.monotonic()
+        self._shut_out.tick(now)
         if now - self._exported >= _EXPORT_EVERY_S:
             self._export(now)
 
@@ -226,9 +241,11 @@ class Ingest:
     def _route(self, event: Event) -> Uplink | None:
         """Handle everything but activations; of those, say where they came from."""
         if isinstance(event, Connected):
+            self._transport.max_packet_bytes = event.max_packet_bytes
             self._on_connected()
             return None
         if isinstance(event, Disconnected):
+            self._metrics.taken_over.inc(event.taken_over)
             self._presence.disconnected()
             self._missing.disconnected()
             self._metrics.broker_connected.set(0)
@@ -348,9 +365,10 @@ class Ingest:
         """Tell devices that came what of their streams is here: it may be less than they were told before."""
         while self._greetings and self._standing.active:
             (tier, device), (current, *earlier) = self._greetings.popitem()
+            uplink = Uplink(tier=tier, device=device, kind=Kind.STATUS.value)
             for stream in earlier:
-                self._downlink.receipt(tier, device, stream, retain=False)
-            self._downlink.receipt(tier, device, current)
+                self._downlink.receipt(uplink, stream, retain=False)
+            self._downlink.receipt(uplink, current)
 
     def _follow_backups(self) -> None:
         """Tell devices once a backup has been made: they need not keep what is in it."""
@@ -385,7 +403,8 @@ class Ingest:
         if self._paused:
             self._pause(False)
         for uplink, stream in {(one.uplink, one.batch.stream): None for one in journaled}:
-            self._downlink.receipt(uplink.tier, uplink.device, stream)
+            self._downlink.receipt(uplink, stream)
+            self._shut_out.honest(uplink.tier, uplink.device)
         taken = [f"{one.uplink.device} {one.batch.sequence}" for one in journaled]
         self._trace.add("ingest", "ingest", began, batches=taken)
         self._learner_woken(False)
@@ -418,8 +437,7 @@ class Ingest:
         self._metrics.messages_forked.labels(one.uplink.tier).inc()
         self._setbacks.on_fork(one.uplink, one.batch.stream)
         self._downlink.receipt(
-            one.uplink.tier,
-            one.uplink.device,
+            one.uplink,
             one.batch.stream,
             forked_sequence=one.batch.sequence,
             forked_digest=content_digest(one.batch),

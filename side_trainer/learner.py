@@ -34,6 +34,7 @@ _PROGRESS_EVERY_S: Final = 5.0
 _AT_ONCE: Final = 4
 _STORAGE_RETRY_S: Final = 5.0
 _PUBLISH_RETRY_S: Final = 1.0
+_PUBLISH_RETRY_MOST_S: Final = 60.0
 
 
 class Learner:
@@ -87,6 +88,8 @@ class Learner:
         self._checkpointed_at = time.monotonic()
         self._last_batch_at = time.monotonic()
         self._republish = False
+        self._retry_s = 0.0  # after a version that could not be published: until it is tried again
+        self._pending: Version | None = None
         self._told = time.monotonic()
 
     # --- seen from other threads ---------------------------------------------------------------------
@@ -94,7 +97,7 @@ class Learner:
     def wake(self, connected: bool) -> None:
         """There is something new: records or a plan, or a fresh connection that needs the weights again."""
         if connected:
-            self._republish = True
+            self._republish, self._retry_s = True, 0.0
         self._wake.set()
 
     def reconfigure(self, config: TrainerConfig) -> None:
@@ -220,6 +223,8 @@ class Learner:
         offset, tiers = self.version, set(self._fold.tiers)
         if self._fold.updates == 0 or offset < max(self._journal.published, default=0):
             return
+        if time.monotonic() - self._tried_at < self._retry_s:
+            return
         again = self._republish or tiers != self._published_tiers
         final = self.final and offset > self._published_offset
         now = time.monotonic()
@@ -239,31 +244,40 @@ class Learner:
         return total / rate if rate else 0.0
 
     def _publish(self, *, forced: bool) -> None:
-        weights = self._fold.weights()
-        if not forced and not self._changed(weights):
+        version = self._made_version()
+        if not forced and not self._changed(version.weights):
             self._tried_at = time.monotonic()
             return
         self._tried_at = self._published_at = time.monotonic()
-        version = Version(
-            number=self.version,
-            weights=weights,
-            state_digest=state_digest(weights),
-            samples=len(self._fold.rows),
-            scale=self._fold.scale,
-            final=self.final,
-        )
         self._republish = False  # before publishing: a connection that comes up meanwhile asks for it again
         began = self._trace.now()
         done = self._publisher.publish(version, self._plan(), self._fold.tiers)
         self._trace.add("publish", "learner", began, version=version.number, final=version.final)
         if not done:
             self._republish = True
+            self._retry_s = min(max(_PUBLISH_RETRY_S, 2 * self._retry_s), _PUBLISH_RETRY_MOST_S)
         else:
-            self._published = weights
+            self._pending, self._retry_s = None, 0.0
+            self._published = version.weights
             self._published_offset = version.number
             self._published_tiers = set(self._fold.tiers)
             if version.final:
                 _log.info("version %d is final: %d samples learnt", version.number, version.samples)
+
+    def _made_version(self) -> Version:
+        """Today's version; the one that could not be published yet, as long as nothing has changed."""
+        pending = self._pending
+        if pending is None or (pending.number, pending.final) != (self.version, self.final):
+            weights = self._fold.weights()
+            self._pending = pending = Version(
+                number=self.version,
+                weights=weights,
+                state_digest=state_digest(weights),
+                samples=len(self._fold.rows),
+                scale=self._fold.scale,
+                final=self.final,
+            )
+        return pending
 
     def _changed(self, weights: Mapping[str, Floats]) -> bool:
         """Whether the weights moved enough since the last version to be worth every device's downlink."""

@@ -6,7 +6,7 @@ A tier gets what it needs and no more: its own alignment map, and the blocks up 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +21,7 @@ from contract.tasks import Scale
 from contract.tensors import Floats
 from contract.topics import Topics
 from contract.wire import TARGET_MESSAGE_BYTES, pack
+from host.now_and_then import NowAndThen
 from metrics.catalogue import Content, TrainerMetrics
 from side_trainer.gate import Gate
 from side_trainer.journal import Journal
@@ -31,6 +32,9 @@ from side_trainer.seal import Seal
 _log = logging.getLogger(__name__)
 CHUNK_BYTES: Final = TARGET_MESSAGE_BYTES - 1024
 """Leaves room for a manifest's or a chunk's other fields and the topic."""
+_HEADERS_BYTES: Final = 1024
+_LEAST_CHUNK_BYTES: Final = 256
+_WARN_EVERY_S: Final = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +83,16 @@ class Publisher:
         self._retained = retained
         self._seal = seal
         self._codec: WeightsCodec = codec
+        self._made: tuple[tuple[int, str, frozenset[str]], Mapping[tuple[str, int], bytes]] | None = None
+        self._warnings = NowAndThen(_WARN_EVERY_S)
         self.sizes: Mapping[str, int] = {}
         """Bytes of the last version's bundle, by tier."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """How much of a bundle one message holds, on the present connection."""
+        room = self._transport.max_packet_bytes - _HEADERS_BYTES
+        return min(CHUNK_BYTES, max(room, _LEAST_CHUNK_BYTES))
 
     def publish(self, version: Version, plan: Plan, tiers: Mapping[str, TierRecord]) -> bool:
         """Publish a version to every settled tier; return False if the broker could not take all of it.
@@ -88,35 +100,54 @@ class Publisher:
         What a device adopts is whole whenever it looks: chunks go first, then the manifest that names them,
         and only then do the chunks of the version before disappear.
         """
+        if not self._transport.active:  # the next connection asks for it
+            return False
         topics = Topics(plan.job)
-        bundles = {key: self._bundle(version, plan, tiers, *key) for key in map(_key, tiers.values())}
+        bundles = self._bundles(version, plan, tiers)
         self.sizes = {name: len(bundles[_key(tier)]) for name, tier in tiers.items()}
-        chunks = {name: _chunk_count(size) for name, size in self.sizes.items()}
-        out = {**self._journal.published, version.number: chunks}
+        part_bytes = self.chunk_bytes
+        chunks = {name: _chunk_count(size, part_bytes) for name, size in self.sizes.items()}
+        before = self._journal.published
+        out = {**before, version.number: _most(chunks, before.get(version.number, {}))}
         self._journal.set_published(out)
         try:
             for name, tier in tiers.items():
-                self._publish_tier(topics, name, bundles[_key(tier)], version, plan.run, chunks[name])
-            for old in sorted(out.keys() - {version.number}):
-                self._clear(topics, old, out[old])
+                parts = _parts(bundles[_key(tier)], part_bytes) if chunks[name] else []
+                self._publish_tier(topics, name, bundles[_key(tier)], version, plan.run, parts)
+            for old, counts in sorted(out.items()):
+                self._clear(topics, old, counts, chunks if old == version.number else {})
         except BrokerError as exc:
-            _log.warning("weights version %d not fully published yet: %s", version.number, exc)
+            text = "weights version %d not fully published yet: %s; it is tried again now and then"
+            _log.log(self._warnings.level(), text, version.number, exc)
             return False
+        if self._warnings.over():
+            _log.info("weights version %d is published", version.number)
         self._journal.set_published({version.number: chunks})
         self._metrics.weights_version.set(version.number)
         return True
 
-    def _clear(self, topics: Topics, version: int, chunks: Mapping[str, int]) -> None:
-        """Take a version's chunks off the broker."""
+    def _bundles(
+        self, version: Version, plan: Plan, tiers: Mapping[str, TierRecord]
+    ) -> Mapping[tuple[str, int], bytes]:
+        """A version's bundles; the last one's are kept, for what could not be published is tried again."""
+        what = version.number, plan.run, frozenset(tiers)
+        if self._made is None or self._made[0] != what:
+            keys = set(map(_key, tiers.values()))
+            self._made = what, {key: self._bundle(version, plan, tiers, *key) for key in keys}
+        return self._made[1]
+
+    def _clear(
+        self, topics: Topics, version: int, chunks: Mapping[str, int], keep: Mapping[str, int]
+    ) -> None:
+        """Take a version's chunks off the broker, but for the first ones of each tier."""
         for tier, count in chunks.items():
-            for index in range(count):
+            for index in range(keep.get(tier, 0), count):
                 self._retain(topics.weights_chunk(tier, version, index), b"")
 
     def _publish_tier(
-        self, topics: Topics, tier: str, bundle: bytes, version: Version, run: str, chunks: int
+        self, topics: Topics, tier: str, bundle: bytes, version: Version, run: str, parts: Sequence[bytes]
     ) -> None:
-        for index in range(chunks):
-            part = bundle[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+        for index, part in enumerate(parts):
             chunk = pack(WeightsChunk(run=run, version=version.number, index=index, data=part))
             self._retain(topics.weights_chunk(tier, version.number, index), chunk)
             self._metrics.down_bytes.labels(tier, Content.WEIGHTS).inc(len(chunk))
@@ -127,8 +158,8 @@ class Publisher:
                 state_digest=version.state_digest,
                 bundle_digest=digest(bundle),
                 bundle_bytes=len(bundle),
-                chunks=chunks,
-                bundle=b"" if chunks else bundle,
+                chunks=len(parts),
+                bundle=b"" if parts else bundle,
                 samples=version.samples,
                 final=version.final,
             ),
@@ -167,6 +198,15 @@ def _key(tier: TierRecord) -> tuple[str, int]:
     return tier.align, len(tier.taps)
 
 
-def _chunk_count(size: int) -> int:
+def _chunk_count(size: int, part_bytes: int) -> int:
     """Messages that a bundle of so many bytes takes; 0 if it fits the manifest."""
-    return 0 if size <= CHUNK_BYTES else -(-size // CHUNK_BYTES)
+    return 0 if size <= part_bytes else -(-size // part_bytes)
+
+
+def _parts(bundle: bytes, part_bytes: int) -> list[bytes]:
+    return [bundle[start : start + part_bytes] for start in range(0, len(bundle), part_bytes)]
+
+
+def _most(counts: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
+    """By tier the larger of two counts."""
+    return {tier: max(counts.get(tier, 0), others.get(tier, 0)) for tier in {**others, **counts}}

@@ -15,10 +15,13 @@ from metrics.catalogue import Kind, Reason, TrainerMetrics
 from metrics.view import RefusalView
 from side_trainer.downlink import Downlink
 from side_trainer.inbox import Refused
+from side_trainer.penalty import PenaltyBox
 from side_trainer.rate import RateLimit
 
 _log = logging.getLogger(__name__)
 _LOGGED: Final = 20
+_TOLD_PER_S: Final = 4.0
+_ALL_TOLD_PER_S: Final = 20.0
 
 
 class Refusals:
@@ -30,6 +33,7 @@ class Refusals:
         board: Shown them.
         metrics: Counts them.
         max_batches_per_s: A device's; 0 for no limit.
+        box: Where devices pay for what is refused.
     """
 
     def __init__(
@@ -40,12 +44,16 @@ class Refusals:
         metrics: TrainerMetrics,
         *,
         max_batches_per_s: float,
+        box: PenaltyBox,
     ) -> None:
         self._downlink = downlink
         self._topics = topics
         self._board = board
         self._metrics = metrics
         self._rate = RateLimit(max_batches_per_s)
+        self._box = box
+        self._told = RateLimit(_TOLD_PER_S)
+        self._all_told = RateLimit(_ALL_TOLD_PER_S)
         self._limited: set[str] = set()
         self._count = 0
 
@@ -64,8 +72,7 @@ class Refusals:
         self.reject(uplink, event, refusal.reason, str(refusal), refusal.batch)
         if refusal.batch is not None:
             self._downlink.receipt(
-                uplink.tier,
-                uplink.device,
+                uplink,
                 refusal.batch.stream,
                 refused_sequence=refusal.batch.sequence,
                 refused_digest=content_digest(refusal.batch),
@@ -79,7 +86,7 @@ class Refusals:
             f"release it, or raise quarantine_max_mib = {room_bytes >> 20}"
         )
         self.reject(uplink, event, Reason.QUARANTINE, why, batch)
-        self._downlink.receipt(uplink.tier, uplink.device, batch.stream, reason=why, wait=True)
+        self._downlink.receipt(uplink, batch.stream, reason=why, wait=True)
 
     def reject(
         self,
@@ -95,6 +102,7 @@ class Refusals:
         self._log(event, kind, reason, text)
         if uplink is None:
             return
+        self._box.charge(event.topic, len(event.payload), told=batch is not None)
         self._board.refuse(
             RefusalView(
                 at_unix_s=round(time.time(), 1),
@@ -104,14 +112,24 @@ class Refusals:
                 reason=f"{reason.value}: {text}"[:200],
             )
         )
+        self._tell(uplink, event, kind, f"{reason.value}: {text}"[:500], batch)
+
+    def _tell(
+        self, uplink: Uplink, event: Received, kind: Kind, why: str, batch: ActivationBatch | None
+    ) -> None:
+        """Publish a rejection, unless there were too many: they must not hold up what is worth taking."""
+        now = time.monotonic()
         rejection = Rejection(
             kind=kind.value,
-            reason=f"{reason.value}: {text}"[:500],
+            reason=why,
             size_bytes=len(event.payload),
             stream=batch.stream if batch else "",
             sequence=batch.sequence if batch else 0,
         )
-        self._downlink.send(self._topics.rejected(uplink.tier, uplink.device), pack(rejection))
+        topic = self._topics.rejected(uplink.tier, uplink.device)
+        may = self._told.allows(topic, now) and self._all_told.allows("", now)
+        if not (may and self._downlink.offer(topic, pack(rejection))):
+            self._metrics.rejections_untold.inc()
 
     def _log(self, event: Received, kind: Kind, reason: Reason, text: str) -> None:
         self._count += 1
@@ -120,5 +138,5 @@ class Refusals:
             _log.warning("refused a message on %s: %s", event.topic[:200], text, extra=about)
         if self._count == _LOGGED:
             _log.warning(
-                "further refusals are counted in the metrics and published below rejected/, not logged"
+                "further refusals are counted in the metrics and partly published below rejected/, not logged"
             )

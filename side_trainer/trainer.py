@@ -20,18 +20,19 @@ from contract.errors import BrokerError
 from contract.messages import TrainerStatus
 from contract.tasks import TASKS, TargetForm
 from contract.topics import Topics
+from contract.wire import TARGET_MESSAGE_BYTES
 from host.state_dir import default_dir, locked, prepare
 from host.trace import open_trace
 from metrics.board import Board
 from metrics.broker_figures import BrokerFigures
-from metrics.catalogue import BROKER_FIGURES, TrainerMetrics
+from metrics.catalogue import TrainerMetrics
 from metrics.device_series import DeviceSeries
 from metrics.fleet import Fleet
 from metrics.page_server import PortInUseError, serve_page
 from metrics.server import serve
 from side_trainer.config import TrainerConfig
 from side_trainer.gate import Gate
-from side_trainer.inbox import Inbox
+from side_trainer.inbox import SHARE_BYTES, Inbox
 from side_trainer.ingest import Ingest
 from side_trainer.job import Job
 from side_trainer.journal import FILE_NAME, Journal
@@ -45,6 +46,7 @@ from side_trainer.standing import Standing
 
 _log = logging.getLogger(__name__)
 _JOIN_S: Final = 30.0
+_LEAST_STUCK_S: Final = 2.0  # a busy machine is no stuck broker
 
 Connect = Callable[[TrainerConfig, str, Will], Transport]
 
@@ -58,7 +60,8 @@ def state_dir_of(config: TrainerConfig) -> Path:
 
 def connect_mqtt(config: TrainerConfig, client_id: str, will: Will) -> Transport:
     """The real broker connection."""
-    return Connection(config.broker, client_id=client_id, will=will, max_inflight=64)
+    stuck_s = max(config.flow.retry_s, _LEAST_STUCK_S)
+    return Connection(config.broker, client_id=client_id, will=will, max_inflight=64, stuck_s=stuck_s)
 
 
 def run_trainer(
@@ -129,7 +132,7 @@ def run_trainer(
             state="offline", run=journal.run, epoch=epoch, fence=standing.fence, instance=standing.instance
         )
         will = Will(topic=topic, payload=seal.status(last_words))
-        transport = connect(config, f"sidestream-trainer-{config.job}-{standing.instance[:8]}", will)
+        transport = connect(config, f"sidestream-trainer-{secrets.token_hex(16)}", will)
         gate = Gate(transport, standing)
         retained = Retained()
         by_labels = TASKS[config.task].form is TargetForm.LABELS
@@ -146,7 +149,7 @@ def run_trainer(
             directory=directory,
             judge=judge.on_loss,
         )
-        inbox = Inbox()
+        inbox = Inbox(share_bytes=max(SHARE_BYTES, (1 + config.flow.window) * TARGET_MESSAGE_BYTES))
         ingest = Ingest(
             journal=journal,
             job=job,
@@ -217,17 +220,7 @@ class _Threads:
 
     def run(self, stop: threading.Event, started: Callable[[], None]) -> None:
         topics = Topics(self._config.job)
-        for kind in ("activations", "status", "telemetry"):
-            self._transport.subscribe(topics.uplink_filter(kind), qos=0 if kind == "telemetry" else 1)
-        for topic_filter in (
-            topics.trainer_status,
-            topics.trainer_claim,
-            topics.plan,
-            *topics.all_weights_filters,
-        ):
-            self._transport.subscribe(topic_filter)
-        for topic in BROKER_FIGURES:
-            self._transport.subscribe(topic, qos=0)
+        self._ingest.listen()
         threads = [
             threading.Thread(target=self._guard, args=(run,), name=name, daemon=True)
             for name, run in (("ingest", self._ingest_all), ("learner", self._learn))

@@ -64,9 +64,11 @@ class Running:
         self.started: list[str] = []
         self.asked: list[tuple[str, int, Precision]] = []
         """Backbones that the agent asked for."""
-        self.client_id = f"sidestream-{JOB}-{device}"
+        self.client_id = ""
+        """Of its last connection."""
 
         def connect(config: AgentConfig, client_id: str, will: Will | None) -> Transport:
+            self.client_id = client_id
             return broker.transport(client_id, will=will)
 
         def load(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:

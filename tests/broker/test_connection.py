@@ -205,6 +205,37 @@ def test_a_connection_that_falls_silent_is_given_up_and_made_anew(amqtt: Embedde
 
 
 @pytest.mark.embedded
+def test_a_window_that_does_not_move_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    with fake_broker(ACCEPT_311) as (port, _):
+        settings = BrokerSettings(url=f"mqtt://127.0.0.1:{port}", protocol="3.1.1", keepalive_s=2)
+        connection = Connection(settings, client_id="c", backoff=quick(), stuck_s=10.0, clock=lambda: now[0])
+        inbox = Inbox()
+        connection.start(inbox)
+        inbox.wait(Connected)
+        connection.publish("t", b"never acknowledged")
+
+        def a_while_later() -> bool:
+            now[0] += 10.5
+            return len(inbox.all(Connected)) >= 2
+
+        until(a_while_later, "it has connected anew")
+        assert "acknowledged none of 1 messages for 10 s" in inbox.wait(Disconnected)[0].reason
+        assert connection.counters["stuck"] == 1
+        connection.close()
+
+
+def test_a_session_that_another_client_takes_over_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with fake_broker(b"\x20\x03\x00\x00\x00" + b"\xe0\x02\x8e\x00", ACCEPT_5_TIGHT) as (port, _):
+        connection, inbox = connect_to(port, protocol="5")
+        lost = inbox.wait(Disconnected)[0]
+        assert lost.taken_over and "another client connected under this client id" in lost.reason
+        assert connection.counters["taken_over"] == 1
+        inbox.wait(Connected, 2)
+        assert "(reason 0x8E)" in caplog.text
+        connection.close()
+
+
 def test_a_quiet_connection_stays_up_by_its_pings(amqtt: EmbeddedBroker) -> None:
     connection, inbox = connect_to(amqtt.port, keepalive_s=1)
     inbox.wait(Connected)

@@ -59,3 +59,22 @@ def test_breaking_off_wakes_everyone() -> None:
     assert False in outcomes
     with pytest.raises(NotConnected):
         window.acquire(0.0)
+
+
+def test_a_window_is_stuck_while_something_is_in_flight_and_nothing_moves() -> None:
+    now = [0.0]
+    window = Window(3, clock=lambda: now[0])
+    now[0] = 50.0
+    assert window.stuck_s == 0.0
+    window.acquire(0.0)
+    window.acquire(0.0)
+    now[0] = 57.0
+    assert window.stuck_s == 7.0
+    window.moved()  # some of it has left this machine
+    assert window.stuck_s == 0.0
+    now[0] = 60.0
+    window.release()
+    assert window.stuck_s == 0.0
+    now[0] = 64.0
+    window.acquire(0.0)  # one more is no sign of life
+    assert window.stuck_s == 4.0

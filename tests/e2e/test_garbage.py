@@ -1,4 +1,4 @@
-"""A flood of garbage on the activation topics: all refused and counted, training and memory undisturbed."""
+"""A flood of garbage on an activation topic: refused, then not heard; training and memory undisturbed."""
 
 from __future__ import annotations
 
@@ -79,14 +79,17 @@ def test_a_thousand_garbage_messages_are_refused_and_training_goes_on(fleet: Pro
     attacker.start(note)
     agent = fleet.agent("dev-a", 80)
     until(lambda: seen, "a real message to copy")
-    rng, topic = np.random.default_rng(3), Topics(fleet.job).activations("small", "dev-a")
+    rng, topic = np.random.default_rng(3), Topics(fleet.job).activations("small", "vandal")
     refused = "sidestream_messages_rejected_total"
 
     def flood(count: int) -> None:
         before = figure(fleet, refused)
         for _ in range(count):
             attacker.publish(topic, garbage(seen[0].payload, rng), qos=1)
-        until(lambda: figure(fleet, refused) >= before + count, "all are counted")
+        until(lambda: figure(fleet, refused) > before or shut_out(), "some are counted, or none is heard")
+
+    def shut_out() -> bool:
+        return figure(fleet, "sidestream_topics_shut_out") == 1
 
     flood(COUNT // 2)
     after_half = figure(fleet, "process_resident_memory_bytes")
@@ -95,7 +98,8 @@ def test_a_thousand_garbage_messages_are_refused_and_training_goes_on(fleet: Pro
     assert grown < 20 * 2**20, f"the trainer grew by {grown / 2**20:.0f} MiB"
     attacker.close()
     fleet.expect_exit(agent, "dev-a")
-    assert figure(fleet, refused) == COUNT
+    assert 0 < figure(fleet, refused) <= COUNT
+    assert figure(fleet, "sidestream_penalties_total") > 0
     fleet.stop(trainer, "trainer")
     assert fleet.trained() == 80
     assert "the digest matches" in fleet.run("trainer", "verify", "--state-dir", str(fleet.trainer_state))

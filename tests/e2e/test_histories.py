@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from contract.messages import ActivationBatch, Receipt, to_bin
 from contract.tensors import Codec, decode, encode
-from contract.topics import Topics
+from contract.topics import Topics, Uplink
 from contract.wire import pack, unpack
 from edge_agent.outbox import Outbox, Taken
 from edge_agent.streams import Slot
@@ -56,6 +56,10 @@ def message(outbox: Outbox, rows: list[int], slot: Slot) -> bytes:
             keys=b"".join(outbox.name(key(row)) for row in rows),
         )
     )
+
+
+def at(device: str) -> Uplink:
+    return Uplink(tier=TIER, device=device, kind="activations")
 
 
 def key(row: int) -> bytes:
@@ -145,8 +149,8 @@ class Trainer:
 
     def greet(self, board: Board) -> None:
         for stream in board.outbox.earlier_streams:
-            self.downlink.receipt(TIER, board.name, stream, retain=False)
-        self.downlink.receipt(TIER, board.name, board.outbox.stream)
+            self.downlink.receipt(at(board.name), stream, retain=False)
+        self.downlink.receipt(at(board.name), board.outbox.stream)
 
     def take(self, name: str, payload: bytes) -> None:
         batch = unpack(ActivationBatch, payload)
@@ -155,7 +159,7 @@ class Trainer:
             claim = self.journal.append_batch(one).claim
         forked = {"forked_sequence": batch.sequence, "forked_digest": one.content}
         about: dict[str, Any] = forked if claim is Claim.FORKED else {}
-        self.downlink.receipt(TIER, name, batch.stream, **about)
+        self.downlink.receipt(at(name), batch.stream, **about)
 
     def restore(self, saved: Path, boards: dict[str, Board]) -> None:
         self.journal.close()

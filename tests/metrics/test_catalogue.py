@@ -43,6 +43,9 @@ TRAINER = {
     "sidestream_journal_passes_total": (),
     "sidestream_broker_reconnects_total": (),
     "sidestream_inbox_dropped_total": (),
+    "sidestream_rejections_untold_total": (),
+    "sidestream_penalties_total": (),
+    "sidestream_sessions_taken_over_total": (),
     "sidestream_ingest_seconds": (),
     "sidestream_journal_commit_seconds": (),
     "sidestream_update_seconds": (),
@@ -54,6 +57,7 @@ TRAINER = {
     "sidestream_broker_connected": (),
     "sidestream_inbox_messages": (),
     "sidestream_learner_backlog_records": (),
+    "sidestream_topics_shut_out": (),
     "sidestream_journal_bytes": (),
     "sidestream_device_accuracy_ratio": ("tier",),
     "sidestream_device_quality": ("tier", "measure"),
@@ -149,6 +153,7 @@ AGENT = (
     "sidestream_agent_unlabelled_dropped_total",
     "sidestream_agent_streams_forked_total",
     "sidestream_agent_samples_lost_total",
+    "sidestream_agent_sessions_taken_over_total",
     "sidestream_agent_forward_seconds_total",
 )
 

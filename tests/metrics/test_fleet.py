@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any, Literal
 
 import pytest
 
 from contract.errors import MismatchError
 from contract.messages import Status, Telemetry
-from metrics.fleet import Fleet, State
+from metrics.fleet import Device, Fleet, State
 
 A, B = "a" * 32, "b" * 32
 
@@ -196,3 +197,40 @@ def test_the_fullest_outbox_counts_and_one_of_unknown_size_does_not(fleet: Fleet
     assert fleet.summary(0, "pi").outbox_fill == 0.75
     fleet.on_telemetry("pi", "e", _told(outbox_bytes=201, outbox_max_bytes=200), 1)
     assert fleet.summary(1, "pi").outbox_fill == 1.0, "the cap may be passed by one batch"
+
+
+def test_a_message_costs_the_same_in_a_fleet_that_is_over_its_limit() -> None:
+    looked_at = 0
+
+    class Counted(Fleet):
+        def online(self, device: Device, now: float) -> bool:
+            nonlocal looked_at
+            looked_at += 1
+            return super().online(device, now)
+
+    fleet = Counted(["pi"], max_devices=1000)
+    for index in range(3000):
+        fleet.on_telemetry("pi", f"d{index}", Telemetry(stream="0" * 32), float(index))
+    assert len(list(fleet.by_age())) == 1000
+    assert looked_at <= 2 * 2000
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whoever_is_forgotten_was_not_online_and_was_heard_longest_ago(seed: int) -> None:
+    rng, now = random.Random(seed), 0.0
+    fleet = Fleet(["pi"], max_devices=8, silent_after_s=10.0)
+    for step in range(400):
+        now += rng.uniform(0.0, 3.0)
+        name = f"d{rng.randrange(30)}"
+        before = {entry.name: (fleet.online(entry, now), entry.heard) for entry in fleet.by_age()}
+        if rng.random() < 0.3:
+            fleet.on_telemetry("pi", name, Telemetry(stream="0" * 32), now)
+        else:
+            state = rng.choice(["online", "offline"])
+            status = Status(state=state, birth=step, stream="0" * 32)  # type: ignore[arg-type]
+            fleet.on_status("pi", name, status, now)
+        gone = before.keys() - {entry.name for entry in fleet.by_age()}
+        if len(before) == 8 and name not in before:
+            assert gone == {min(before, key=lambda one: before[one])}
+        else:
+            assert not gone

@@ -1,0 +1,100 @@
+"""Weights get through whatever the broker takes, and what cannot get through costs next to nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from broker_config.errors import PublishTimeout
+from broker_config.inprocess import InProcessBroker
+from contract.bundle import digest
+from contract.plan import SideNetworkSpec
+from host.now_and_then import NowAndThen
+from metrics.catalogue import TrainerMetrics
+from side_trainer.fold import Fold
+from side_trainer.job import Job
+from side_trainer.journal import Journal
+from side_trainer.publisher import Publisher, Version
+from side_trainer.retained import Retained
+from side_trainer.seal import Seal
+from tests.trainer.conftest import append, config, devices, fold_all, settle
+from tests.trainer.test_trainer import Listener, born, final, send, trainer
+from tests.until import until
+
+
+@pytest.mark.parametrize("limit", [131_072, 16_384, 2048])
+def test_chunks_are_as_large_as_the_broker_takes(tmp_path: Path, limit: int) -> None:
+    settings = config(tmp_path, side_network=SideNetworkSpec(width=128, inner=256), weights_codec="f32")
+    with InProcessBroker(max_packet_bytes=limit) as broker, trainer(broker, settings):
+        listener, fleet = Listener(broker.transport("watch")), devices()[:1]
+        plan = born(listener, fleet)
+        send(listener, fleet[0], fleet[0].batch(plan, rows=2))
+        manifest = final(listener, 2)
+        assert manifest.chunks > manifest.bundle_bytes // limit
+        assert digest(listener.bundle(manifest)) == manifest.bundle_digest
+
+
+def test_weights_that_cannot_go_out_are_warned_of_once_and_made_once(
+    journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Shut:
+        active, max_packet_bytes, error = True, 4096, True
+
+        def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+            if self.error:
+                raise PublishTimeout("the broker is stuck")
+
+    made: list[int] = []
+
+    class Counted(Publisher):
+        def _bundle(self, *arguments: Any) -> bytes:
+            made.append(1)
+            return super()._bundle(*arguments)
+
+    metrics, gate = TrainerMetrics(CollectorRegistry()), Shut()
+    metrics.set_tiers(["big"])
+    publisher = Counted(gate, journal, metrics, Retained(), Seal("colours"), codec="f32")  # type: ignore[arg-type]
+    job = Job(config(tmp_path), journal)
+    fleet = devices()[:1]
+    settle(job, fleet)
+    append(journal, fleet[0], fleet[0].batch(job.plan))
+    fold = fold_all(journal, Fold(journal))
+    weights = fold.weights()
+    version = Version(number=1, weights=weights, state_digest="d", samples=1, scale=fold.scale, final=False)
+    with caplog.at_level("INFO"):
+        for _ in range(5):
+            assert not publisher.publish(version, job.plan, fold.tiers)
+        gate.error = False
+        assert publisher.publish(version, job.plan, fold.tiers)
+    assert made == [1]
+    assert caplog.text.count("not fully published yet") == 1 and "version 1 is published" in caplog.text
+
+
+def test_nothing_is_tried_while_there_is_no_broker_and_the_version_goes_out_once_there_is(
+    broker: InProcessBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with trainer(broker, config(tmp_path)):
+        listener, fleet = Listener(broker.transport("watch")), devices()[:1]
+        plan = born(listener, fleet)
+        send(listener, fleet[0], fleet[0].batch(plan))
+        before = final(listener, 8)
+        broker.stop(forget=True)
+        listener.seen.clear()
+        broker.start()
+        until(lambda: listener.manifest() == before, "the same version is there again")
+    assert "not fully published" not in caplog.text
+
+
+def test_the_same_trouble_is_told_at_first_and_then_now_and_then() -> None:
+    now = [0.0]
+    warnings = NowAndThen(60.0, lambda: now[0])
+    told = 0
+    for _ in range(600):
+        told += warnings.level() == 30
+        now[0] += 1.0
+    assert told == 10
+    assert warnings.over() and not warnings.over()
+    assert warnings.level() == 30
