@@ -199,7 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         place = locate(args.backbone)
-        model, tokenizer = AutoModel.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+        model = AutoModel.from_pretrained(place, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         texts = [example.text for example in read_examples(args.texts)]
         chosen = np.random.default_rng(0).permutation(len(texts))[: args.max_texts]
         small = narrow(model, tokenizer, [texts[index] for index in chosen], args.heads)

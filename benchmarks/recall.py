@@ -35,10 +35,11 @@ class RecallingBackbone(Backbone):
         take: Callable[[Tensor], None],
         **options: Any,
     ) -> None:
+        assert not options, "pairs are not recalled"
         keys = [row[real].numpy().tobytes() for row, real in zip(ids, mask, strict=True)]
         if fresh := [row for row, key in enumerate(keys) if key not in self._known]:
             states: list[Tensor] = []
-            super()._read(ids[fresh], mask[fresh], self._kept, states.append, **options)
+            super()._read(ids[fresh], mask[fresh], self._kept, states.append)
             for place, row in enumerate(fresh):
                 tapped = [state[place, mask[row]].half() for state in states]
                 self._known[keys[row]] = torch.stack(tapped)

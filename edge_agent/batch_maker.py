@@ -68,7 +68,7 @@ class BatchMaker:
         self._rung = rung or Rung(sampling=self._tier.sampling, codec=self._tier.codec)
         self.sampling = parse_sampling(self._rung.sampling)
         """Which tokens travel."""
-        self._letterhead = Letterhead.of(plan, tier, backbone.fingerprint)
+        self._letterhead = Letterhead.of(plan, tier)
         self._words = plan.task is Task.TOKEN_CLASSIFICATION
         self._task, self._labels = plan.task, plan.labels
         self._most_bytes = max_message_bytes - _HEADER_BYTES

@@ -22,9 +22,10 @@ from contract.plan import Precision
 from contract.sampling import Sampling
 from contract.tasks import NO_TARGET
 from edge_agent.backbone import Backbone, shared, tell_loaded
-from edge_agent.layer_stack import text_config
+from edge_agent.layer_stack import REMEDY, stacks_of, tensor_of, text_config
 from edge_agent.saved_model import read_model
 from edge_agent.taps import Sampled, TargetSampler, seeds_of
+from edge_agent.trial import Given, explained, is_close, refusal
 from edge_agent.windows import Window, cut
 
 
@@ -104,7 +105,7 @@ class LanguageModel(Backbone):
 
     def tokens(self, text: str) -> list[int]:
         """A text's tokens, with those that the tokenizer puts around one."""
-        return list(self._tokenizer(text, verbose=False)["input_ids"])
+        return self._within(self._tokenizer(text, verbose=False)["input_ids"])
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, without special ones."""
@@ -113,12 +114,17 @@ class LanguageModel(Backbone):
         )
         return text
 
+    def _within(self, tokens: Sequence[int]) -> list[int]:
+        """Special tokens that the model has none for become its last one."""
+        return [min(token, self.head.vocabulary - 1) for token in tokens]
+
     def windows(self, text: str, completion: str | None, max_tokens: int) -> list[Window]:
         """A sample as the model takes it: a plain text, or a prompt and the completion that ends it."""
         longest = min(max_tokens, self._longest)
         if completion is None:
             return cut([], self.tokens(text), longest)
         answer = self._tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
+        answer = self._within(answer)
         return cut(self.tokens(text), [*answer, *self.ends[:1]], longest)
 
     def forward_windows(
@@ -145,6 +151,18 @@ class LanguageModel(Backbone):
             sampler = TargetSampler(policy, targets, seeds, lambda s, t: self.head.judge(s, t)[0])
             self._read(ids, mask, taps, sampler.take)
             return replace(sampler.sampled(), seconds=time.perf_counter() - started)
+
+    def _try(self, given: Given) -> None:
+        super()._try(given)
+        tokens = given["input_ids"][0].tolist()
+        state = self._every_state(given["input_ids"][:1], given["attention_mask"][:1].bool())[-1]
+        decoding = Decoding(self, [self.depth])
+        decoding.feed(tokens[:-2])
+        steps = [decoding.feed(tokens[-2:-1]), decoding.feed(tokens[-1:])]
+        if not all(
+            is_close(step[0, :, 0], state[:, place]) for step, place in zip(steps, (-2, -1), strict=True)
+        ):
+            raise refusal(self._model, self.name, "token by token it gives other states than at once")
 
 
 class Decoding:
@@ -210,34 +228,33 @@ def _head_of(model: Any, name: str) -> OutputHead:
         spec, names = find_head(text_config(model).to_dict(), tensors)
         return OutputHead(spec, {part: tensors[found] for part, found in names.items()})
     except DecodeError as exc:
-        raise BackboneError(f"{name}: {exc}") from exc
+        raise BackboneError(f"{name}: {exc}; {REMEDY}") from exc
 
 
 def _check_head(model: Any, head: OutputHead, name: str) -> None:
     """See that the head answers as the model does: there may be more to it than its tensors tell."""
     states: list[Tensor] = []
-    layers = int(text_config(model).num_hidden_layers)
-    stack = next(
-        (one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one) == layers > 0), None
-    )
-    if stack is None:
-        raise BackboneError(f"{name}: a {type(model).__name__} has no stack of layers that can be tapped")
-    hook = stack[-1].register_forward_hook(
-        lambda module, given, out: states.append(out[0] if isinstance(out, tuple) else out)
-    )
+    hooks = [
+        stack[-1].register_forward_hook(lambda module, given, out: states.append(_state(out)))
+        for stack in stacks_of(model.base_model, name)
+    ]
     ids = torch.arange(4)[None] % head.vocabulary
     try:
-        with torch.inference_mode():
+        with explained(model, name), torch.inference_mode():
             expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-            found = head(states[0])
-    except RuntimeError as exc:
-        raise BackboneError(f"{name}: its output head cannot be used: {exc}") from exc
+            found = [head(state) for state in states if state.shape[-1] == head.width]
     finally:
-        hook.remove()
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
+        for hook in hooks:
+            hook.remove()
+    if not any(torch.allclose(one, expected, rtol=1e-3, atol=1e-3) for one in found):
         raise BackboneError(
-            f"{name}: a {type(model).__name__} has an output head of a kind that is not known"
+            f"{name}: a {type(model).__name__} has an output head of a kind that is not known; {REMEDY}"
         )
+
+
+def _state(out: Any) -> Tensor:
+    found = tensor_of(out)
+    return torch.empty(0) if found is None else found
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

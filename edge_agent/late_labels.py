@@ -58,7 +58,7 @@ class LateLabels:
         self._outbox = outbox
         self._targets = targets_of(plan.task, plan.labels)
         self._made_by = made_by(plan.tiers[tier], plan.task)
-        self._letterhead = Letterhead.of(plan, tier, plan.tiers[tier].fingerprint)
+        self._letterhead = Letterhead.of(plan, tier)
         self._batch_size = plan.tiers[tier].batch_size
         self._most_bytes = max_message_bytes - _HEADER_BYTES
         self._stopped = stopped

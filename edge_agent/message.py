@@ -20,7 +20,7 @@ class Letterhead:
     """The part of a message that only hangs on the plan."""
 
     fingerprint: str
-    """Of the backbone's weights."""
+    """Of the backbone, as the plan has it: jobs keep the one that they began with."""
     labels_id: str
     """Of the job's labels."""
     taps: tuple[int, ...]
@@ -29,10 +29,10 @@ class Letterhead:
     """How targets are written."""
 
     @classmethod
-    def of(cls, plan: Plan, tier: str, fingerprint: str) -> Letterhead:
+    def of(cls, plan: Plan, tier: str) -> Letterhead:
         """For the devices of a tier."""
         return cls(
-            fingerprint=fingerprint,
+            fingerprint=plan.tiers[tier].fingerprint,
             labels_id=labels_id(plan.labels),
             taps=plan.tiers[tier].taps,
             form=TASKS[plan.task].form,

@@ -23,7 +23,7 @@ from edge_agent import kept
 from edge_agent.batch_maker import BatchMaker, Ready
 from edge_agent.budget import Ladder, LinkBudget, SampleBudget
 from edge_agent.outbox import Outbox, Taken
-from edge_agent.samples import Sample, is_held_out
+from edge_agent.samples import Sample, Text, is_held_out
 from edge_agent.shelf import Kept
 from edge_agent.sources import Source
 from edge_agent.streams import Slot
@@ -41,6 +41,7 @@ _SAVE_EVERY = 256  # samples set aside between two transactions
 _WAIT_S = 0.1
 _STORAGE_RETRY_S = 2.0
 T = TypeVar("T")
+_JUDGED_BY = 8  # texts that a tokenizer is judged by, where the source showed none beforehand
 _TOLD = 5  # labels unknown to the job that are named in the log
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ class Producer:
             rungs = plan.tiers[tier].rungs(plan.task)
         self._makers = [maker_of(backbone, plan, tier, max_message_bytes, rung) for rung in rungs]
         self._maker = self._makers[0]
+        self._backbone = backbone
+        self._first: list[Text] | None = None if source.first_texts() else []
         self._ladder = Ladder(
             len(rungs),
             sample=SampleBudget(bytes_per_sample) if bytes_per_sample else None,
@@ -117,6 +120,7 @@ class Producer:
 
         Raises:
             DataError: the source cannot be read.
+            BackboneError: its tokenizer knows next to nothing of the source's first texts.
             StateError: the outbox cannot be written.
         """
         try:
@@ -211,6 +215,7 @@ class Producer:
 
     def _compute(self, pool: list[Ready]) -> None:
         """Batch, forward and append everything in the pool, similar lengths together."""
+        self._judge(pool)
         pool.sort(key=lambda ready: ready.length)
         for waits in (False, True):
             group = [ready for ready in pool if ready.waits is waits]
@@ -221,6 +226,15 @@ class Producer:
                     return
                 self._forward(group[start : start + self._batch_size])
         pool.clear()
+
+    def _judge(self, pool: Sequence[Ready]) -> None:
+        """See once whether the tokenizer knows the texts, where that could not be seen before."""
+        if self._first is None:
+            return
+        self._first += [one.sample.row.input for one in pool]
+        if len(self._first) >= _JUDGED_BY:
+            self._backbone.check_texts(self._first)
+            self._first = None
 
     def _forward(self, batch: Sequence[Ready]) -> None:
         started = self._trace.now()

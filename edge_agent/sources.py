@@ -21,7 +21,7 @@ from contract.messages import MAX_LABEL_CHARS, MAX_LABELS
 from edge_agent.config import DataConfig
 from edge_agent.identities import Identities
 from edge_agent.rows import Format, RowParser
-from edge_agent.samples import Row, Sample
+from edge_agent.samples import Row, Sample, Text
 
 PLUGIN_GROUP = "sidestream.sources"
 _FORMATS: Mapping[str, Format] = {
@@ -33,6 +33,7 @@ _FORMATS: Mapping[str, Format] = {
 }
 _BLOCK_BYTES = 256 * 1024
 _PEEKED_ROWS = 10_000  # of standard input, for its label names
+_FIRST = 64  # texts by which a tokenizer is judged
 log = logging.getLogger(__name__)
 
 
@@ -55,6 +56,10 @@ class Source(Protocol):
 
         Asked before reading begins, perhaps several times. ``names_in`` takes a row's label apart.
         """
+
+    def first_texts(self) -> Sequence[Text]:
+        """A few inputs of the data that is there now; none where it cannot be looked at beforehand."""
+        return ()
 
     def read(self) -> Iterator[Sample]:
         """The samples that are there now. Returns when there are none left for the moment.
@@ -136,6 +141,7 @@ class FileSource(NamingSource):
         if not self._path.exists():
             raise DataError(f"data.path: there is no file or folder {self._path}")
         self._labels: tuple[str, ...] | None = None
+        self._first: Sequence[Text] = ()
         self._survey(lambda label: ())
 
     @property
@@ -146,6 +152,9 @@ class FileSource(NamingSource):
         if self._labels is None or self._config.watch:
             self._labels = self._survey(names_in)
         return self._labels
+
+    def first_texts(self) -> Sequence[Text]:
+        return self._first
 
     def read(self) -> Iterator[Sample]:
         if any(reader.replaced() for reader in self._readers.values()):
@@ -189,14 +198,16 @@ class FileSource(NamingSource):
         files = self._files()
         if not files and not self._config.watch:
             raise DataError(f"data.path: no .jsonl, .csv or .tsv file in folder {self._path}")
-        rows, labels = 0, set[str]()
+        rows, labels, first = 0, set[str](), list[Text]()
         for path in files:
             for row in self._rows(path):
                 rows += 1
+                first += [row.input] if len(first) < _FIRST and row.text.strip() else []
                 labels.update(names_in(row.label) if row.label is not None else ())
         if not rows and not self._config.watch:
             raise DataError(f"data.path: no usable row in {self._path}")
         self._readers.clear()
+        self._first = first
         return listable(labels)
 
 
@@ -268,6 +279,12 @@ class StreamSource(NamingSource):
             pass
         labels = {sample.label for sample in self._parsed if sample.label}
         return listable({name for label in labels for name in names_in(label)})
+
+    def first_texts(self) -> Sequence[Text]:
+        parsed = self._parsed  # the session's thread may be adding to it
+        return [
+            parsed[place].row.input for place in range(min(len(parsed), _FIRST)) if parsed[place].text.strip()
+        ]
 
     def read(self) -> Iterator[Sample]:
         while True:

@@ -78,6 +78,8 @@ def _insert(layers: nn.ModuleList, network: SideNetwork, align: str, taps: Seque
         states = _states(out)
         lifted = network.refine(align, torch.stack(read).float()).to(states.dtype)
         read.clear()
+        if isinstance(out, list):
+            return [lifted, *out[1:]]
         return (lifted, *out[1:]) if isinstance(out, tuple) else lifted
 
     for number, tap in enumerate(taps):
@@ -86,5 +88,5 @@ def _insert(layers: nn.ModuleList, network: SideNetwork, align: str, taps: Seque
 
 
 def _states(out: Any) -> Tensor:
-    states: Tensor = out[0] if isinstance(out, tuple) else out
+    states: Tensor = out[0] if isinstance(out, tuple | list) else out
     return states

@@ -207,6 +207,7 @@ class Work:
             self._adopted.wait(_ADOPT_FIRST_S)
         backbone = device.load_backbone(self._reference(tier), tier.layers, tier.precision, plan.task)
         backbone.check_head(tier.head)
+        backbone.check_texts(self._source.first_texts())
         self._on_backbone(backbone)
         while not self._ready.wait(_TICK_S):
             if self._stopped():

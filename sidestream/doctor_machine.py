@@ -28,7 +28,7 @@ _BACKBONE: Final = """\
 import json, sys
 from edge_agent.backbone import load_backbone
 b = load_backbone(sys.argv[1], int(sys.argv[2]))
-print(json.dumps([b.fingerprint, b.depth, b.width]))
+print(json.dumps([b.fingerprint, b.depth, b.width, not sys.argv[3] or b.is_one(sys.argv[3])]))
 """
 
 
@@ -130,15 +130,16 @@ def check_backbone(reference: str, tier: TierPlan | None, python: str = sys.exec
         locate(reference)
     except BackboneError as exc:
         return failed("backbone", str(exc), remedy)
-    code, said, wrong = _child([python, "-c", _BACKBONE, reference, str(layers)])
+    wanted = tier.fingerprint if tier is not None else ""
+    code, said, wrong = _child([python, "-c", _BACKBONE, reference, str(layers), wanted])
     if code != 0:
         return failed("backbone", f"{reference} cannot be loaded: {wrong or f'signal {-code}'}", remedy)
-    fingerprint, depth, width = json.loads(said.splitlines()[-1])
+    fingerprint, depth, width, is_wanted = json.loads(said.splitlines()[-1])
     about = f"{reference}: {depth} layers of width {width}, fingerprint {fingerprint[:16]}"
-    if tier is not None and tier.fingerprint and tier.fingerprint != fingerprint:
+    if not is_wanted:
         return failed(
             "backbone",
-            f"{about}, but the job's is {tier.fingerprint[:16]}",
+            f"{about}, but the job's is {wanted[:16]}",
             "install the same model as the tier's other devices, or use another tier",
         )
     return ok("backbone", about)
