@@ -35,6 +35,7 @@ from broker_config.settings import BrokerSettings, Endpoint
 from broker_config.topic_filter import matches
 from broker_config.transport import Connected, ProtocolVersion, Received, Will, packet_overhead_bytes
 from broker_config.window import Window
+from contract.wire import prepared
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ _DEFAULT_RECEIVE_MAXIMUM = 65535
 _PROTOCOLS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
 
+@prepared
 class LinkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What every link of one connection object has in common."""
 
@@ -60,6 +62,7 @@ class LinkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How many messages we leave unacknowledged at most."""
 
 
+@prepared
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """How a link ended."""
 

@@ -14,12 +14,14 @@ import msgspec
 from contract.bundle import Bundle, decode_bundle, digest
 from contract.errors import StateError, StorageError, WireError
 from contract.plan import TierPlan
+from contract.wire import prepared
 from host.state_dir import write_atomically
 
 _FOLDER = "weights"
 _INDEX = "adopted.json"
 
 
+@prepared
 class Adopted(msgspec.Struct, frozen=True, kw_only=True):
     """What a device adopted, and for which backbone."""
 

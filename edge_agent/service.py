@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from contract.errors import ConfigError, StateError
+from contract.wire import prepared
 from host.state_dir import write_atomically
 
 UNIT: Final = "sidestream-agent.service"
@@ -49,6 +50,7 @@ RemoveIPC=yes
 """
 
 
+@prepared
 class Service(msgspec.Struct, frozen=True, kw_only=True):
     """What is installed, and where."""
 

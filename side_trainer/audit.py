@@ -19,6 +19,7 @@ from contract.exported import INDEX, WEIGHTS, Exported
 from contract.plan import TierPlan
 from contract.side_network import align_of, first_blocks
 from contract.tasks import TASKS
+from contract.wire import prepared
 from host.state_dir import write_atomically
 from side_trainer.checkpoint import Checkpoint, checkpoints, newest_checkpoint
 from side_trainer.fold import Fold
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 2.0
 
 
+@prepared
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a re-fold."""
 
@@ -51,6 +53,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return self.checkpoint_digest == self.refold_digest
 
 
+@prepared
 class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     """What the journal holds of a device."""
 
@@ -68,6 +71,7 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     """Receipted up to here."""
 
 
+@prepared
 class TrainerState(msgspec.Struct, frozen=True, kw_only=True):
     """What a state directory holds."""
 

@@ -27,6 +27,7 @@ from typing import Final
 import msgspec
 
 from contract.errors import ConfigError, StateError
+from contract.wire import prepared
 from host.state_dir import locked
 from side_trainer.checkpoint import newest_files
 from side_trainer.journal import FILE_NAME, Journal
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 _NEW: Final = "journal.db.new"
 
 
+@prepared
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     """What a rebuild did."""
 

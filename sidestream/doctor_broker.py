@@ -23,7 +23,7 @@ from broker_config.settings import BrokerSettings
 from broker_config.tls import tls_context
 from broker_config.transport import Connected, Event, Received, Transport
 from contract.errors import BrokerError
-from contract.wire import TARGET_MESSAGE_BYTES
+from contract.wire import TARGET_MESSAGE_BYTES, prepared
 from host.state_dir import write_atomically
 from sidestream.doctor_machine import certificate_finding
 from sidestream.finding import Finding, failed, ok, skipped, warning
@@ -42,6 +42,7 @@ _MARKS: Final = 16
 Connect = Callable[[str], Transport]
 
 
+@prepared
 class Visit(msgspec.Struct, frozen=True, kw_only=True):
     """Where the doctor goes."""
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from contract.errors import ConfigError, DataError
 from contract.tasks import TASKS, Task
+from contract.wire import prepared
 from edge_agent.config import DataConfig
 from edge_agent.sources import open_source
 from edge_agent.targets import Unusable, names_in, targets_of
@@ -24,6 +25,7 @@ TIERS: Final = {"full": 0, "first4": 4, "first3": 3}
 """Tiers, with the backbone's layers that each uses; 0 for all."""
 
 
+@prepared
 class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a demo run is made of."""
 
