@@ -102,7 +102,7 @@ def pretrained(
         making = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(making, ignore_errors=True)
         report = _pretrain(texts, settings, making, tell)
-        write_atomically(making / _ABOUT, msgspec.json.format(msgspec.json.encode(report)))
+        write_atomically(making / _ABOUT, msgspec.json.format(msgspec.json.encode(report)), public=True)
         making.rename(folder)
     report = msgspec.json.decode((folder / _ABOUT).read_bytes(), type=PretrainReport)
     tell(

@@ -57,7 +57,7 @@ def save_adopted(state_dir: Path, adopted: Adopted, bundle: bytes) -> None:
     folder = state_dir / _FOLDER
     name = _bundle_name(adopted)
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(folder / name, bundle)
         write_atomically(folder / _INDEX, msgspec.json.format(msgspec.json.encode(adopted), indent=2))
         for old in folder.glob("*.safetensors"):

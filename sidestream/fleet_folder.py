@@ -347,6 +347,6 @@ def _read(path: Path) -> bytes:
 def _write(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, data, private=True)
+        write_atomically(path, data)
     except OSError as exc:
         raise StateError(f"{path} cannot be written: {exc.strerror or exc}") from exc

@@ -1,4 +1,4 @@
-"""What the installed ``sidestream`` command runs: Ctrl-C first, for the command line takes half a second to import."""
+"""What the installed ``sidestream`` command runs: Ctrl-C first, the rest takes half a second to import."""
 
 from host.signals import heed_interrupts
 

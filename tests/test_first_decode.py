@@ -1,4 +1,4 @@
-"""Several threads may decode a type for the first time: every type is ready when its module has been imported."""
+"""Several threads may decode a type for the first time: it is ready once its module has been imported."""
 
 from __future__ import annotations
 
