@@ -11,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from html import unescape
 from http.client import HTTPMessage
 from pathlib import Path
@@ -91,6 +92,42 @@ def test_a_web_site_whose_name_points_here_is_told_nothing(page: PageServer) -> 
     assert status_of(f"{page.url}api/fleet", Host="evil.example") == 421
     for host in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]", "[::1]:9465"):
         assert status_of(page.url, Host=host) == 200
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx",
+    ],
+)
+def test_peers_that_begin_a_request_and_never_end_it_lose_their_places(crowd: Crowd, begun: bytes) -> None:
+    with serve_page(crowd.board, 0, request_s=0.3) as page, ExitStack() as stack:
+        address = ("127.0.0.1", int(page.url.rstrip("/").rpartition(":")[2]))
+        peers = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(80)]
+        for peer in peers:
+            peer.sendall(begun)
+        for peer in peers:
+            _read_to_the_end(peer)
+        assert status_of(page.url) == 200
+
+
+def test_a_peer_that_says_a_byte_now_and_then_loses_its_place_too(crowd: Crowd) -> None:
+    with serve_page(crowd.board, 0, request_s=0.3) as page:
+        address = ("127.0.0.1", int(page.url.rstrip("/").rpartition(":")[2]))
+        with socket.create_connection(address, timeout=0.02) as peer, suppress(ConnectionError):
+            while True:
+                peer.sendall(b"G")
+                with suppress(TimeoutError):
+                    if not peer.recv(1):
+                        break
+
+
+def _read_to_the_end(peer: socket.socket) -> None:
+    with suppress(ConnectionResetError):
+        while peer.recv(65536):
+            continue
 
 
 def test_figures_come_as_json_at_first_all_then_what_is_new(crowd: Crowd, page: PageServer) -> None:
