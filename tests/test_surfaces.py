@@ -18,7 +18,7 @@ COMMANDS = {
     ],
     "agent enroll": ["--config-dir", "--data", "--password-file", "--replace"],
     "agent init": None,
-    "agent install": ["--dry-run", "--root", "--run-as", "--user"],
+    "agent install": ["--dry-run", "--root", "--run-as", "--state-dir", "--user"],
     "agent label": ["--file", "--state-dir"],
     "agent predict": ["--backbone", "--file", "--json", "--pair", "--state-dir"],
     "agent run": None,
