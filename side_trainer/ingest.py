@@ -113,7 +113,9 @@ class Ingest:
         judge: Judge,
         max_batches_per_s: float = 0.0,
         held_max_bytes: int = sys.maxsize,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._journal = journal
         self._job = job
         self._transport = transport
@@ -180,7 +182,7 @@ class Ingest:
         while not self._reconfigured.empty():
             self._add_tiers(self._reconfigured.get())
         events = self._inbox.take(timeout_s)
-        arrived = time.monotonic()
+        arrived = self._clock()
         batches: list[tuple[Uplink, Received]] = []
         for event in events:
             uplink = self._route(event)
@@ -198,8 +200,8 @@ class Ingest:
             batches, self._held = self._held + batches, []
         if batches:
             self._take_batches(batches)
-            self._metrics.ingest_seconds.observe(time.monotonic() - arrived)
-        now = time.monotonic()
+            self._metrics.ingest_seconds.observe(self._clock() - arrived)
+        now = self._clock()
         if now - self._exported >= _EXPORT_EVERY_S:
             self._export(now)
 
@@ -242,7 +244,7 @@ class Ingest:
             return None
         self._metrics.messages_received.labels(Kind(uplink.kind)).inc()
         if uplink.kind == Kind.ACTIVATIONS.value:
-            self._warn_of(uplink, self._missing.on_batch(uplink.tier, uplink.device, time.monotonic()))
+            self._warn_of(uplink, self._missing.on_batch(uplink.tier, uplink.device, self._clock()))
             return uplink
         if event.payload:
             self._on_report(uplink, event)
@@ -268,7 +270,7 @@ class Ingest:
 
     def _check_retained(self, event: Received) -> None:
         """Put the plan and the weights back if somebody else wrote over them."""
-        now = time.monotonic()
+        now = self._clock()
         if self._retained.is_foreign(event.topic, event.payload) and now - self._repaired >= _REPAIR_EVERY_S:
             self._repaired = now
             _log.warning(
@@ -282,7 +284,7 @@ class Ingest:
 
     def _on_report(self, uplink: Uplink, event: Received) -> None:
         """A status or telemetry message."""
-        now = time.monotonic()
+        now = self._clock()
         try:
             if uplink.kind == Kind.TELEMETRY.value:
                 told = unpack(Telemetry, event.payload)
@@ -342,13 +344,13 @@ class Ingest:
             admitted.append(_Admitted(uplink, event, batch, means))
         if not admitted:
             return
-        started = time.monotonic()
+        started = self._clock()
         try:
             journaled = self._journal_batches(admitted)
         except StateError as exc:
             self._on_storage_failure(exc)
             return
-        self._metrics.journal_commit_seconds.observe(time.monotonic() - started)
+        self._metrics.journal_commit_seconds.observe(self._clock() - started)
         if self._paused:
             self._pause(False)
         for uplink, stream in {(one.uplink, one.batch.stream): None for one in journaled}:

@@ -17,11 +17,11 @@ from contract.messages import ActivationBatch, TrainerStatus, refusal_digest
 from contract.plan import FlowPlan, Rung, labels_id
 from contract.tensors import Codec, decode
 from contract.wire import TARGET_MESSAGE_BYTES, pack, unpack
-from edge_agent import plan_inbox, write_check
 from edge_agent.backbone import Backbone, load_backbone
 from edge_agent.outbox import Outbox
 from tests.agent.fake_trainer import JOB, LABELS, TIER, FakeTrainer
 from tests.agent.fleet import Running, sentence, write_samples
+from tests.until import Clock, until
 
 
 def test_uploads_every_sample_once_and_ends_when_the_final_weights_are_measured(
@@ -56,8 +56,7 @@ def test_a_device_that_is_told_to_wait_says_so_keeps_its_batches_and_goes_on_whe
         trainer.wait(lambda t: t.received)
         stream = trainer.received[0][1].stream
         trainer.receipt("pi-1", stream, 0, wait=True, reason="pi-1 is quarantined")
-        while "no room for what this device sends: pi-1 is quarantined" not in caplog.text:
-            time.sleep(0.01)
+        until(lambda: "no room for what this device sends: pi-1 is quarantined" in caplog.text, "it is said")
         trainer.receipts = True
         trainer.wait(lambda t: t.rows() == 30)
         trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 0)
@@ -69,20 +68,18 @@ def test_batches_that_an_online_trainer_never_receipts_are_noticed_and_the_remed
     bert: Backbone,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(write_check, "UNANSWERED_S", 0.3)
-    trainer.receipts = False
+    trainer.receipts, clock = False, Clock()
     trainer.publish_plan()
     data = write_samples(tmp_path / "train.jsonl", 8)
-    with Running(broker, bert, tmp_path, data={"path": str(data)}):
+    with Running(broker, bert, tmp_path, data={"path": str(data)}, clock=clock):
         trainer.wait(lambda t: t.rows() == 8)
+        clock.forward(100.0)
         trainer.wait_for_telemetry("pi-1", 6)  # so long as no trainer is known to be there, nothing is wrong
         assert "no batch has been receipted" not in caplog.text
         status = TrainerStatus(state="online", run=trainer.plan.run, epoch=1)
         trainer.send(trainer.topics.trainer_status, status)
-        while "no batch has been receipted" not in caplog.text:
-            time.sleep(0.01)
+        until(lambda: "no batch has been receipted" in caplog.text, "it is said")
     assert "access list may not allow device 'pi-1' of tier 'generic' to write its activations" in caplog.text
 
 
@@ -247,7 +244,7 @@ def test_receipts_for_other_streams_are_ignored(
     with Running(broker, bert, tmp_path, data={"path": str(data)}):
         trainer.wait(lambda t: t.rows() == 8)
         trainer.receipt("pi-1", "0" * 32, 2)
-        time.sleep(0.3)
+        trainer.wait_for_telemetry("pi-1", 3)
         assert trainer.telemetry["pi-1"].outbox_batches == 2
         trainer.receipt("pi-1", trainer.received[0][1].stream, 2)
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
@@ -268,7 +265,7 @@ def test_a_refusal_is_believed_only_if_it_names_the_batch_by_its_content(
         first = trainer.received[0][1]
         refusal = {"refused_sequence": first.sequence, "reason": "wrong taps"}
         trainer.receipt("pi-1", first.stream, 0, refused_digest="0" * 32, **refusal)
-        time.sleep(0.3)
+        trainer.wait_for_telemetry("pi-1", 3)
         assert trainer.telemetry["pi-1"].batches_refused == 0
         trainer.receipt("pi-1", first.stream, 0, refused_digest=refusal_digest(first), **refusal)
         trainer.wait(lambda t: t.telemetry["pi-1"].batches_refused == 1)
@@ -316,7 +313,7 @@ def test_the_agent_waits_until_labels_and_tier_are_settled(
         trainer.publish_plan(labels=(), tiers={TIER: bare})
         trainer.wait(lambda t: t.statuses and t.statuses[-1][1].fingerprint)
         trainer.publish_plan(revision=2, labels=(), tiers=settled.tiers)
-        time.sleep(0.2)
+        trainer.wait_for_telemetry("pi-1", 3)
         assert trainer.rows() == 0
         trainer.publish_plan(revision=3, labels=LABELS)
         trainer.wait(lambda t: t.rows() == 4)
@@ -416,14 +413,14 @@ def test_a_tier_that_the_plan_does_not_know_is_told_with_those_it_does(
     trainer: FakeTrainer,
     bert: Backbone,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plan_inbox, "_TIER_WAIT_S", 0.3)
+    clock = Clock()
     trainer.publish_plan(tiers={"pi5": trainer.plan.tiers[TIER]})
     with (
-        Running(broker, bert, tmp_path) as agent,
+        Running(broker, bert, tmp_path, clock=clock) as agent,
         pytest.raises(ConfigError, match="tier: 'generic' is no tier of the job; its plan has: pi5"),
     ):
+        clock.until(lambda: agent.error is not None, "it gives up")
         agent.join()
 
 
@@ -513,7 +510,7 @@ def test_a_full_outbox_pauses_the_producer_and_loses_nothing(
     trainer.publish_flow(pause=True)
     with Running(broker, bert, tmp_path, data={"path": str(data)}, outbox_max_mib=1):
         trainer.wait(lambda t: t.telemetry["pi-1"].outbox_bytes > 2**20)
-        time.sleep(0.5)
+        trainer.wait_for_telemetry("pi-1", 5)
         assert trainer.telemetry["pi-1"].samples_forwarded < 400
         trainer.publish_flow()
         trainer.wait(lambda t: t.rows() == 400)

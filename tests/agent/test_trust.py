@@ -17,13 +17,12 @@ from contract.errors import ConfigError, StateError, UntrustedError
 from contract.messages import WeightsManifest
 from contract.signing import Scope, Signer, public_pem
 from contract.wire import pack
-from edge_agent import plan_inbox
 from edge_agent.adopted import load_adopted
 from edge_agent.backbone import Backbone
 from edge_agent.trust import MOST_RUNS, Trust
 from tests.agent.fake_trainer import JOB, RUN, TIER, FakeTrainer
 from tests.agent.fleet import Running, write_samples
-from tests.until import until
+from tests.until import Clock, until
 
 OLD, NEW, STRANGER = Signer.new(), Signer.new(), Signer.new()
 OTHER_RUN = "cd" * 16
@@ -151,22 +150,22 @@ def test_a_forged_plan_deafens_no_device_for_longer_than_it_stands(
     keys: str,
     signed: bool,
     forged: dict[str, int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fake trainer's receipts have its fence, 0: a device that believes in a higher one is deaf."""
-    monkeypatch.setattr(plan_inbox, "_STANDS_S", 600.0 if signed else 0.2)
+    clock = Clock()
     trainer.signer, trainer.receipts = OLD if signed else None, False
     trainer.publish_plan()
     data = write_samples(tmp_path / "train.jsonl", 8)
     trusted = keys if signed else ""
-    with Running(broker, bert, tmp_path, data={"path": str(data)}, trusted_keys_file=trusted):
+    with Running(broker, bert, tmp_path, data={"path": str(data)}, trusted_keys_file=trusted, clock=clock):
         trainer.wait(lambda t: t.rows() == 8)
         trainer.send(trainer.topics.plan, pack(msgspec.structs.replace(trainer.plan, **forged)))
         trainer.wait_for_telemetry("pi-1")
         trainer.publish_plan()
         assert trainer.telemetry["pi-1"].outbox_batches == 2
         trainer.receipts = True
-        trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 0)
+        received = lambda: trainer.telemetry["pi-1"].outbox_batches == 0  # noqa: E731
+        until(received, "it hears") if signed else clock.until(received, "the plan stands")
 
 
 # --- older, across restarts ------------------------------------------------------------------------------
