@@ -76,11 +76,13 @@ def _run(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_every_type_is_ready_once_its_module_is_imported() -> None:
     ended = _run(_WALK)
     assert (ended.returncode, ended.stdout.split()) == (0, []), ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", range(12))
 def test_eight_threads_decode_every_type_at_once(run: int) -> None:
     ended = _run(_RACE)

@@ -54,6 +54,7 @@ def _interrupted(command: list[str], at: str, folder: Path) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["argparse", "numpy", "paho.mqtt.client", "torch", "torch._C"])
 @pytest.mark.parametrize("way", ["script", "module"])
 def test_a_command_interrupted_while_it_starts_says_nothing(way: str, at: str, tmp_path: Path) -> None:
@@ -62,11 +63,13 @@ def test_a_command_interrupted_while_it_starts_says_nothing(way: str, at: str, t
     assert _interrupted([*started, "demo", "--keep", str(tmp_path / "kept")], at, tmp_path) == (130, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", _PROGRAMS)
 def test_so_does_every_program(program: str, tmp_path: Path) -> None:
     assert _interrupted([sys.executable, "-m", program, "--help"], "msgspec", tmp_path) == (130, "")
 
 
+@pytest.mark.slow
 def test_an_interrupt_where_nothing_can_be_raised_ends_it_too() -> None:
     command = [sys.executable, "-c", _INTERRUPT_WHERE_NOTHING_CAN_BE_RAISED]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

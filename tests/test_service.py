@@ -20,6 +20,8 @@ from host.state_dir import prepare
 from host.toml import load_config
 from sidestream.cli import main
 
+pytestmark = pytest.mark.slow  # each builds the whole command line
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:

@@ -71,6 +71,7 @@ def test_the_commands_are_these() -> None:
     assert sorted(leaves(build_parser())) == sorted(COMMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [name for name, listed in COMMANDS.items() if listed is not None])
 def test_their_options_are_these(command: str) -> None:
     assert options(leaves(build_parser())[command]) == COMMANDS[command]

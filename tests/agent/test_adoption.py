@@ -210,6 +210,7 @@ def test_hostile_bundles_are_refused_and_the_old_one_stays(
         wait_for(trainer, 8)
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_not_the_announced_one_is_refused(
     broker: InProcessBroker,
     trainer: FakeTrainer,

@@ -149,6 +149,7 @@ def test_a_sender_that_was_told_to_wait_asks_with_its_oldest_batch_now_and_then(
         trainer.wait(lambda t: sequences(t.received) == [1, 1, 1, 2, 3])
 
 
+@pytest.mark.slow
 def test_without_a_receipt_a_window_is_sent_again_and_again(
     broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
 ) -> None:

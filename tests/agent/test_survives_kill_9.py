@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from contract.errors import DataError
 from contract.messages import ActivationBatch
 from contract.wire import unpack
@@ -50,6 +52,7 @@ def live(
         process.wait()
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_every_sample_is_in_exactly_one_batch(
     tmp_path: Path, bert: Backbone
 ) -> None:
@@ -72,6 +75,7 @@ def test_killed_at_random_moments_every_sample_is_in_exactly_one_batch(
     assert counters["samples_held_out"] == held and counters["samples_read"] == SAMPLES
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_every_label_that_came_late_is_trained_exactly_once(
     tmp_path: Path, bert: Backbone
 ) -> None:

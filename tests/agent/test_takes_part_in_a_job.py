@@ -42,6 +42,7 @@ def test_uploads_every_sample_once_and_ends_when_the_final_weights_are_measured(
     assert told.bytes_up > 0 and told.bytes_down > 0 and told.forward_seconds > 0 and told.peak_rss_bytes > 0
 
 
+@pytest.mark.slow
 def test_a_device_that_is_told_to_wait_says_so_keeps_its_batches_and_goes_on_when_there_is_room(
     broker: InProcessBroker,
     trainer: FakeTrainer,
@@ -62,6 +63,7 @@ def test_a_device_that_is_told_to_wait_says_so_keeps_its_batches_and_goes_on_whe
         trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 0)
 
 
+@pytest.mark.slow
 def test_batches_that_an_online_trainer_never_receipts_are_noticed_and_the_remedy_is_told(
     broker: InProcessBroker,
     trainer: FakeTrainer,
@@ -141,6 +143,7 @@ def test_samples_are_consumed_once_across_restarts(
     assert sorted(set(births)) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_useless_samples_are_skipped_and_counted(
     broker: InProcessBroker,
     trainer: FakeTrainer,
@@ -218,6 +221,7 @@ def test_forward_passes_go_on_while_nothing_can_be_sent(
         trainer.wait(lambda t: t.rows() == 40)
 
 
+@pytest.mark.slow
 def test_lost_and_repeated_messages_change_nothing(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -319,6 +323,7 @@ def test_the_agent_waits_until_labels_and_tier_are_settled(
         trainer.wait(lambda t: t.rows() == 4)
 
 
+@pytest.mark.slow
 def test_a_new_journal_of_the_trainer_gets_everything_again(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -477,6 +482,7 @@ def test_a_receipt_for_batches_never_made_is_told_and_deletes_nothing(
 # --- several in one process ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_agents_share_a_process_and_a_backbone_and_nothing_else(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -499,6 +505,7 @@ def test_several_agents_share_a_process_and_a_backbone_and_nothing_else(
             assert outbox.counters()["samples_forwarded"] == 10 and outbox.size() == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_full_outbox_pauses_the_producer_and_loses_nothing(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -551,6 +558,7 @@ def test_ctrl_c_takes_leave_in_order(
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_device_with_a_byte_budget_goes_by_the_ladder_and_measures_by_the_tiers_own_policy(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -578,6 +586,7 @@ def test_a_device_with_a_byte_budget_goes_by_the_ladder_and_measures_by_the_tier
     assert trainer.telemetry["pi-1"].accuracy == 5 / 11
 
 
+@pytest.mark.slow
 def test_a_device_with_a_link_budget_sends_no_faster(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def test_signed_plan_and_weights_are_adopted_whole_and_in_parts(
         until(lambda: in_use(tmp_path) == 4)
 
 
+@pytest.mark.slow
 def test_weights_unsigned_altered_of_a_stranger_for_another_or_cut_short_are_not_adopted(
     broker: InProcessBroker,
     trainer: FakeTrainer,
@@ -140,6 +141,7 @@ FORGED: dict[str, dict[str, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_forged_plan_deafens_no_device_for_longer_than_it_stands(

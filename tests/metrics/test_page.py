@@ -162,6 +162,7 @@ def test_a_port_in_use_is_told_apart_from_a_wrong_setting(crowd: Crowd, page: Pa
         serve_page(crowd.board, 0, "203.0.113.7")
 
 
+@pytest.mark.slow
 def test_closing_leaves_no_thread_no_socket_and_the_port_free(crowd: Crowd) -> None:
     before = threading.active_count()
     server = serve_page(crowd.board, 0)
@@ -198,6 +199,7 @@ def rows_of(document: str, table: str) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_browser_shows_the_fleet_its_curves_and_what_was_refused(crowd: Crowd) -> None:
     evil = "<img src=x onerror=alert(1)>"
@@ -244,6 +246,7 @@ class Counting(Board):
         return super().view(board=board, since=since)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_five_hundred_devices_are_paged_filtered_sorted_and_asked_for_once() -> None:
     crowd = Crowd(0, most=600)
@@ -284,6 +287,7 @@ class Silent(Board):
         return super().view(board=board, since=since)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_trainer_that_answers_no_more_is_told_and_what_it_said_last_stays() -> None:
     crowd = Crowd(3)
@@ -295,6 +299,7 @@ def test_a_trainer_that_answers_no_more_is_told_and_what_it_said_last_stays() ->
     assert text_of(document, "state") == "no answer" and len(rows_of(document, "table")) == 3
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_it_is_drawn_in_light_and_in_dark(page: PageServer, tmp_path: Path) -> None:
     light = picture(page.url, tmp_path / "light.png", dark=False)

@@ -101,6 +101,7 @@ def test_a_peer_that_says_nothing_holds_nobody_up(registry: CollectorRegistry) -
         assert "sidestream" in _get(server.url)
 
 
+@pytest.mark.slow
 def test_peers_that_never_end_their_request_lose_their_places(registry: CollectorRegistry) -> None:
     now = [0.0]
     with serve(registry, 0, clock=lambda: now[0]) as server, ExitStack() as stack:

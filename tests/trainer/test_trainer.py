@@ -148,6 +148,7 @@ def final(listener: Listener, samples: int, tier: str = "big") -> WeightsManifes
     return manifest
 
 
+@pytest.mark.slow
 def test_a_fleet_is_planned_receipted_learnt_and_published(broker: InProcessBroker, tmp_path: Path) -> None:
     with trainer(broker, config(tmp_path)):
         listener, fleet = Listener(broker.transport("watch")), devices()
@@ -201,6 +202,7 @@ def test_duplicates_are_receipted_again_and_counted_once(broker: InProcessBroker
     assert read_state(tmp_path).samples == 16
 
 
+@pytest.mark.slow
 def test_a_restarted_trainer_goes_on_and_versions_only_rise(broker: InProcessBroker, tmp_path: Path) -> None:
     listener, fleet = Listener(broker.transport("watch")), devices()
     finals: list[int] = []
@@ -218,6 +220,7 @@ def test_a_restarted_trainer_goes_on_and_versions_only_rise(broker: InProcessBro
     assert verify(tmp_path).matches
 
 
+@pytest.mark.slow
 def test_a_broker_that_forgot_everything_gets_plan_and_weights_again(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:
@@ -234,6 +237,7 @@ def test_a_broker_that_forgot_everything_gets_plan_and_weights_again(
         assert manifest is not None and manifest.version == version and manifest.final
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgery", [b"", b"rubbish"])
 def test_plan_and_weights_that_somebody_wrote_over_are_put_back(
     broker: InProcessBroker, tmp_path: Path, forgery: bytes
@@ -308,6 +312,7 @@ def test_a_tier_with_other_weights_than_the_first_is_not_admitted(
         assert now is not None and now.tiers["big"].fingerprint == fleet[0].birth().fingerprint
 
 
+@pytest.mark.slow
 def test_large_weights_travel_in_chunks_and_old_chunks_go(broker: InProcessBroker, tmp_path: Path) -> None:
     settings = config(tmp_path, side_network=SideNetworkSpec(width=256, inner=512), weights_codec="f32")
     with trainer(broker, settings):
@@ -341,6 +346,7 @@ def test_a_tier_gets_the_blocks_that_it_needs_and_no_more(
             from_bundle(bundle)
 
 
+@pytest.mark.slow
 def test_versions_keep_to_the_downlink_that_a_fleet_may_take(broker: InProcessBroker, tmp_path: Path) -> None:
     """At so low a rate one version would take the day: devices get the first, and nothing more."""
     settings = config(tmp_path, publish_change=0.0, max_down_mib_s=1e-6)
@@ -382,6 +388,7 @@ def test_a_second_trainer_on_one_state_directory_is_refused(broker: InProcessBro
             assert ended.wait(PATIENCE_S)
 
 
+@pytest.mark.slow
 def test_settings_that_contradict_the_journal_are_refused(broker: InProcessBroker, tmp_path: Path) -> None:
     with trainer(broker, config(tmp_path)):
         until(Listener(broker.transport("watch")).plan, "it runs")
@@ -395,6 +402,7 @@ def test_settings_that_contradict_the_journal_are_refused(broker: InProcessBroke
         assert caught.value.field == field
 
 
+@pytest.mark.slow
 def test_a_broker_that_never_answers_is_given_up_with_one_line(tmp_path: Path) -> None:
     with InProcessBroker() as broker:
         broker.stop()
@@ -404,6 +412,7 @@ def test_a_broker_that_never_answers_is_given_up_with_one_line(tmp_path: Path) -
             assert ended.wait(PATIENCE_S)
 
 
+@pytest.mark.slow
 def test_a_corrupt_checkpoint_is_passed_over_and_the_fold_ends_the_same(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:
@@ -429,6 +438,7 @@ def test_a_corrupt_checkpoint_is_passed_over_and_the_fold_ends_the_same(
     assert verify(tmp_path).matches
 
 
+@pytest.mark.slow
 def test_an_export_says_what_it_is(broker: InProcessBroker, tmp_path: Path) -> None:
     with trainer(broker, config(tmp_path)):
         listener, fleet = Listener(broker.transport("watch")), devices()
