@@ -7,6 +7,7 @@ only, whoever made it and under whichever umask, and so is each file in it from 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -46,17 +47,20 @@ def prepare(path: Path) -> Path:
 
 
 def make_private(path: Path) -> None:
-    """Make the directory if needed, mode 0700; close one that is there, and its files, to all but its owner.
+    """Make the directory if needed, mode 0700; close one that is there to all but its owner.
 
-    Where that cannot be done, in somebody else's directory or on a file system without modes, a warning
-    says so.
+    With it its files, if it has been used as this before: they may be an older version's. Where that cannot
+    be done, in somebody else's directory or on a file system without modes, a warning says so.
 
     Raises:
-        OSError: it is not there and cannot be made.
+        OSError: it is not there and cannot be made, or it is meant to be everybody's, such as /tmp.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_mode & stat.S_ISVTX:
+        raise OSError(errno.EPERM, "it is everybody's; name a folder in it", str(path))
+    used = (path / "lock").exists() or any(path.glob("*.db"))
     try:
-        for one in (path.resolve(), *path.glob("*"), *path.glob("*/*")):
+        for one in (path.resolve(), *(path.glob("*") if used else ()), *(path.glob("*/*") if used else ())):
             with contextlib.suppress(FileNotFoundError):  # another process has just removed it
                 _close_to_others(one)
     except OSError as exc:

@@ -13,6 +13,7 @@ import torch
 
 from broker_config.embedded import EmbeddedBroker
 from broker_config.inprocess import InProcessBroker
+from contract.errors import BrokerError, StateError
 from host.state_dir import make_private, prepare
 from side_trainer.backup import backup
 from side_trainer.rebuild import rebuild
@@ -37,10 +38,11 @@ def _open_to_others(folder: Path) -> dict[str, str]:
 
 def _made_by_hand(folder: Path) -> Path:
     folder.mkdir()
+    (folder / "lock").write_text("of an older version")
     (folder / "adopted").mkdir()
     (folder / "adopted" / "kept").write_text("of an older version")
     (folder / "journal-before-20260101-000000-9.db").write_text("of an older version")
-    assert len(_open_to_others(folder)) == 4
+    assert len(_open_to_others(folder)) == 5
     return folder
 
 
@@ -76,11 +78,28 @@ def test_a_link_is_not_followed_and_a_program_stays_one(tmp_path: Path) -> None:
     outside, folder = tmp_path / "outside", tmp_path / "state"
     outside.write_text("somebody else's")
     folder.mkdir()
+    (folder / "lock").touch()
     (folder / "link").symlink_to(outside)
     (folder / "program").touch(0o755)
     make_private(folder)
     assert stat.S_IMODE(outside.stat().st_mode) == 0o644
     assert stat.S_IMODE((folder / "program").stat().st_mode) == 0o700
+
+
+def test_what_was_never_a_state_directory_keeps_its_files_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch(0o644)
+    prepare(tmp_path)
+    assert stat.S_IMODE((tmp_path / "notes").stat().st_mode) == 0o644
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_is_everybodys_is_refused_and_stays_so(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    with pytest.raises(StateError, match="it is everybody's; name a folder in it"):
+        prepare(tmp_path)
+    with pytest.raises(BrokerError, match="it is everybody's"), EmbeddedBroker(data_dir=tmp_path):
+        pass
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
 
 
 def test_a_folder_that_cannot_be_closed_is_named(
