@@ -56,9 +56,9 @@ def make_private(path: Path) -> None:
         OSError: it is not there and cannot be made, or it is meant to be everybody's, such as /tmp.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_mode & stat.S_ISVTX:
-        raise OSError(errno.EPERM, "it is everybody's; name a folder in it", str(path))
     used = (path / "lock").exists() or any(path.glob("*.db"))
+    if path.stat().st_mode & stat.S_ISVTX and not used and any(path.iterdir()):  # an empty one is a new mount
+        raise OSError(errno.EPERM, "it is everybody's; name a folder in it", str(path))
     try:
         for one in (path.resolve(), *(path.glob("*") if used else ()), *(path.glob("*/*") if used else ())):
             with contextlib.suppress(FileNotFoundError):  # another process has just removed it

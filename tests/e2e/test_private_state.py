@@ -94,6 +94,7 @@ def test_what_was_never_a_state_directory_keeps_its_files_as_they_are(tmp_path: 
 
 
 def test_a_folder_that_is_everybodys_is_refused_and_stays_so(tmp_path: Path) -> None:
+    (tmp_path / "somebody's").touch()
     tmp_path.chmod(0o1777)
     with pytest.raises(StateError, match="it is everybody's; name a folder in it"):
         prepare(tmp_path)
