@@ -21,6 +21,8 @@ from typing import Any, Final
 import msgspec
 import torch
 
+from contract.wire import prepared
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
 from benchmarks.central import TierFeatures, run_central
@@ -55,6 +57,7 @@ _POINTS: Final = (
 _DATA: Final = ("train", "eval", "backbone", "max_samples")
 
 
+@prepared
 class _Earlier(msgspec.Struct):
     settings: dict[str, Any]
     results: list[Found]

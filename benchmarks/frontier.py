@@ -12,6 +12,7 @@ from benchmarks.table import render
 from contract.errors import ConfigError, SidestreamError
 from contract.sampling import parse_sampling
 from contract.tensors import Codec
+from contract.wire import prepared
 
 LIMITS: Final = ((5.0, 1.0), (2.5, 2.5))
 """KiB a sample, and how many points below the reference is near enough."""
@@ -52,6 +53,7 @@ REFERENCE: Final = Point(2, "all", Codec.F16)
 """Half-way and last layer, every token: what the others are measured by."""
 
 
+@prepared
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a point with a seed."""
 

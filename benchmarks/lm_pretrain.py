@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.program import Tell
 from benchmarks.wikitext import as_written
 from contract.errors import DataError
+from contract.wire import prepared
 from host.state_dir import write_atomically
 
 _END: Final = "<|endoftext|>"
@@ -33,6 +34,7 @@ _ABOUT: Final = "pretraining.json"
 _TELL_EVERY_S: Final = 10.0
 
 
+@prepared
 class PretrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything, besides the text, that decides the model."""
 
@@ -64,6 +66,7 @@ class PretrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of the first weights and of the order."""
 
 
+@prepared
 class PretrainReport(msgspec.Struct, frozen=True, kw_only=True):
     """What came of it; kept beside the model."""
 
@@ -99,7 +102,7 @@ def pretrained(
         making = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(making, ignore_errors=True)
         report = _pretrain(texts, settings, making, tell)
-        write_atomically(making / _ABOUT, msgspec.json.format(msgspec.json.encode(report)))
+        write_atomically(making / _ABOUT, msgspec.json.format(msgspec.json.encode(report)), public=True)
         making.rename(folder)
     report = msgspec.json.decode((folder / _ABOUT).read_bytes(), type=PretrainReport)
     tell(

@@ -24,6 +24,7 @@ from benchmarks.lm_steps import LM_STEPS, Loaded
 from benchmarks.shapes import random_backbone, random_decoder
 from benchmarks.steps import STEPS, Step, layers_on_device
 from contract.errors import SidestreamError
+from contract.wire import prepared
 from edge_agent.backbone import Backbone, load_backbone
 from edge_agent.language_model import LanguageModel
 from edge_agent.saved_model import read_model
@@ -32,6 +33,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _STATUS = Path("/proc/self/status")
 
 
+@prepared
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What to measure."""
 
@@ -49,6 +51,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """so many layers, 0 for all."""
 
 
+@prepared
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured."""
 

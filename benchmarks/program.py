@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias, TypeVar
 
 from contract.errors import SidestreamError
+from host.signals import INTERRUPTED
 
 Tell: TypeAlias = Callable[[str], None]
 """Given lines of progress."""
@@ -29,7 +30,7 @@ def run_program(
         return 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 

@@ -30,6 +30,8 @@ from amqtt.broker import Broker
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.session import Session
 
+from contract.wire import prepared
+
 _POLL_S = 0.25
 _CONNECT_S = 10.0
 _CONNECT = 0x10
@@ -38,6 +40,7 @@ _MQTT_3_1_1 = 4
 _UNACCEPTABLE_PROTOCOL = b"\x20\x02\x00\x01"
 
 
+@prepared
 class AmqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the child reads from its JSON file."""
 

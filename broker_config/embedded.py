@@ -23,6 +23,7 @@ import msgspec
 from broker_config.mosquitto import MAX_PACKET_BYTES, is_loopback, render_embedded
 from broker_config.probe import answers_mqtt
 from contract.errors import BrokerError
+from host.state_dir import make_private, private, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class EmbeddedBroker:
     def _launch(self, command: list[str], lock: IO[str]) -> "subprocess.Popen[str]":
         package_root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        with self.log_file.open("w") as log_file:
+        with open(self.log_file, "w", opener=private) as log_file:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -182,6 +183,7 @@ class EmbeddedBroker:
                 text=True,
                 env={**os.environ, "PYTHONPATH": path},
                 pass_fds=(lock.fileno(),),  # the lock is the child's: it lasts as long as the child does
+                umask=0o077,
                 start_new_session=True,  # a Ctrl-C reaches us only, and we stop the child in order
             )
 
@@ -197,7 +199,7 @@ class EmbeddedBroker:
 
     def _write(self, name: str, text: str) -> str:
         path = self.data_dir / name
-        path.write_text(text)
+        write_atomically(path, text.encode())
         return str(path.absolute())
 
     def _log_tail(self) -> str:
@@ -233,8 +235,8 @@ def _version(binary: str) -> str:
 
 def _lock(data_dir: Path) -> IO[str]:
     """Two brokers on one data directory would overwrite each other's retained messages."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    lock = (data_dir / "lock").open("w")
+    make_private(data_dir)  # what waits for a subscriber is kept there
+    lock = open(data_dir / "lock", "w", opener=private)  # noqa: SIM115
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

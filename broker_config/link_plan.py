@@ -12,11 +12,13 @@ import msgspec
 
 from broker_config.settings import BrokerSettings, Endpoint
 from broker_config.transport import Will
+from contract.wire import prepared
 
 STUCK_S = 10.0
 """How long messages may be under way without any of them moving, where nobody says otherwise."""
 
 
+@prepared
 class LinkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What every link of one connection object has in common."""
 
@@ -38,6 +40,7 @@ class LinkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that only rise, for that."""
 
 
+@prepared
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """How a link ended."""
 

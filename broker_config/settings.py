@@ -13,6 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import msgspec
 
 from contract.errors import ConfigError
+from contract.wire import prepared
 
 PASSWORD_VARIABLE = "SIDESTREAM_BROKER_PASSWORD"
 USERNAME_VARIABLE = "SIDESTREAM_BROKER_USERNAME"
@@ -22,6 +23,7 @@ _URL_SHAPE = "write mqtt://HOST:PORT, or mqtts://HOST:PORT for TLS"
 _MASK = "********"
 
 
+@prepared
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Broker settings, checked and taken apart."""
 
@@ -45,6 +47,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+@prepared
 class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to reach the broker. Its repr never shows a password."""
 

@@ -19,9 +19,12 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
+from contract.wire import prepared
+
 ProtocolVersion: TypeAlias = Literal["5", "3.1.1"]
 
 
+@prepared
 class Will(msgspec.Struct, frozen=True, kw_only=True):
     """The message a broker publishes for us when the connection is lost without a goodbye."""
 
@@ -35,6 +38,7 @@ class Will(msgspec.Struct, frozen=True, kw_only=True):
     """Whether late subscribers see it too."""
 
 
+@prepared
 class Connected(msgspec.Struct, frozen=True, kw_only=True):
     """A connection is up and every remembered filter is subscribed."""
 
@@ -49,6 +53,7 @@ class Connected(msgspec.Struct, frozen=True, kw_only=True):
     """How many unacknowledged messages the broker accepts (65535 where it did not say)."""
 
 
+@prepared
 class Disconnected(msgspec.Struct, frozen=True, kw_only=True):
     """The connection announced with the same epoch is gone; the transport is already trying again."""
 
@@ -60,6 +65,7 @@ class Disconnected(msgspec.Struct, frozen=True, kw_only=True):
     """Another client connected under our client id. MQTT 3.1.1 has no way to tell."""
 
 
+@prepared
 class Received(msgspec.Struct, frozen=True, kw_only=True):
     """A message that matches one of our filters."""
 

@@ -24,7 +24,7 @@ from contract.plan import MAX_TIERS, SideNetworkSpec
 from contract.tasks import TASKS, Scale, Task
 from contract.tensors import Floats
 from contract.topics import check_name
-from contract.wire import Message, brief
+from contract.wire import Message, brief, prepared
 
 MAX_BUNDLE_BYTES: Final = 2**31
 MAX_HEADER_BYTES: Final = 2**20
@@ -39,6 +39,7 @@ WeightsCodec = Literal["f32", "f16", "int8"]
 """How weights are written."""
 
 
+@prepared
 class About(Message, frozen=True, kw_only=True):
     """What the weights are; kept as JSON in the file's metadata, so that an export explains itself."""
 
@@ -78,18 +79,21 @@ class About(Message, frozen=True, kw_only=True):
             raise DecodeError("an alignment map takes a width outside 1…65536")
 
 
+@prepared
 class _Metadata(msgspec.Struct):
     """The file's own key-value pairs: strings only, so ours is JSON in JSON."""
 
     sidestream: str
 
 
+@prepared
 class _Header(msgspec.Struct):
     """What we read of a safetensors header; tensors are safetensors' business."""
 
     metadata: _Metadata = msgspec.field(name="__metadata__")
 
 
+@prepared
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     """Weights with their description."""
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from contract.errors import ConfigError, DecodeError
 from contract.topics import check_name
-from contract.wire import Message, brief, pack, unpack
+from contract.wire import Message, brief, pack, prepared, unpack
 
 LEAST_PASSWORD_CHARS: Final = 10
 MAX_BUNDLE_BYTES: Final = 256 * 1024
@@ -28,6 +28,7 @@ _SCRYPT: Final = {"length": 32, "n": 2**16, "r": 8, "p": 1}  # 64 MiB and a frac
 Pem = Annotated[str, msgspec.Meta(min_length=1, max_length=16 * 1024)]
 
 
+@prepared
 class Enrolment(Message, frozen=True, kw_only=True):
     """What a device is given."""
 
@@ -59,6 +60,7 @@ class Enrolment(Message, frozen=True, kw_only=True):
         return f"Enrolment(job={self.job!r}, device={self.device!r}, tier={self.tier!r})"
 
 
+@prepared
 class _File(msgspec.Struct, frozen=True, kw_only=True):
     """The bundle as it lies on disk."""
 

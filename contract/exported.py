@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Final
 
 from contract.plan import TierPlan
-from contract.wire import Message
+from contract.wire import Message, prepared
 
 INDEX: Final = "sidestream.json"
 WEIGHTS: Final = "sidestream.safetensors"
 
 
+@prepared
 class Exported(Message, frozen=True, kw_only=True):
     """One tier's side-network."""
 

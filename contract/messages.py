@@ -23,7 +23,7 @@ from contract.errors import DecodeError
 from contract.quality import Tally
 from contract.tasks import PER_VECTOR, TargetForm, Targets, read_targets, select_targets
 from contract.tensors import Tensor, take
-from contract.wire import Message, to_map
+from contract.wire import Message, prepared, to_map
 
 MAX_ROWS: Final = 1024
 MAX_STREAMS: Final = 16
@@ -77,6 +77,7 @@ def to_bin(values: npt.ArrayLike, dtype: str) -> bytes:
     return np.asarray(values).astype(dtype).tobytes()
 
 
+@prepared
 class ActivationBatch(Message, frozen=True, kw_only=True):
     """What a device computed from K samples, once: the tapped, sampled, quantised activations."""
 
@@ -186,6 +187,7 @@ def content_digest(batch: ActivationBatch) -> str:
     return hashlib.sha256(packed).hexdigest()[:32]
 
 
+@prepared
 class Receipt(Message, frozen=True, kw_only=True):
     """The trainer's word that everything up to a sequence is safe in its journal; or why one batch is not.
 
@@ -224,6 +226,7 @@ class Receipt(Message, frozen=True, kw_only=True):
         check_stream(self.stream)
 
 
+@prepared
 class Status(Message, frozen=True, kw_only=True):
     """A device's birth, or its death: the last will, or a goodbye. Retained."""
 
@@ -259,6 +262,7 @@ class Status(Message, frozen=True, kw_only=True):
         check_labels(self.labels)
 
 
+@prepared
 class Telemetry(Message, frozen=True, kw_only=True):
     """What a device reports of itself every few seconds. Counters run over the life of its outbox."""
 
@@ -331,6 +335,7 @@ class Telemetry(Message, frozen=True, kw_only=True):
         _check_finite(self, "forward_seconds", "temperature_celsius", "accuracy")
 
 
+@prepared
 class WeightsManifest(Message, frozen=True, kw_only=True):
     """A version of the side-network for one tier: its identity, and its bytes or where they are. Retained."""
 
@@ -365,6 +370,7 @@ class WeightsManifest(Message, frozen=True, kw_only=True):
             )
 
 
+@prepared
 class WeightsChunk(Message, frozen=True, kw_only=True):
     """One part of a bundle. Retained until the next version."""
 
@@ -381,6 +387,7 @@ class WeightsChunk(Message, frozen=True, kw_only=True):
         check_stream(self.run)
 
 
+@prepared
 class Flow(Message, frozen=True, kw_only=True):
     """How fast a tier may send. Retained; overrides the plan's."""
 
@@ -390,6 +397,7 @@ class Flow(Message, frozen=True, kw_only=True):
     """Send nothing for now; keep batches in the outbox."""
 
 
+@prepared
 class TrainerStatus(Message, frozen=True, kw_only=True):
     """The trainer's birth, progress or death. Retained, also its last will."""
 
@@ -418,6 +426,7 @@ class TrainerStatus(Message, frozen=True, kw_only=True):
         check_stream(self.run)
 
 
+@prepared
 class TrainerClaim(Message, frozen=True, kw_only=True):
     """A trainer asks whether there is another one of its job; that one answers with its status."""
 
@@ -429,6 +438,7 @@ class TrainerClaim(Message, frozen=True, kw_only=True):
     """Whether it will depose the other."""
 
 
+@prepared
 class Rejection(Message, frozen=True, kw_only=True):
     """Why a message was refused, without its content."""
 

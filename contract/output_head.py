@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contract.errors import DecodeError
+from contract.wire import prepared
 
 Norm = Literal["none", "layer", "rms", "rms-plus-one"]
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -44,6 +45,7 @@ _CHUNK_VALUES: Final = 2**23
 _DEFAULT_EPS: Final = 1e-5
 
 
+@prepared
 class HeadSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the tensors do not tell."""
 

@@ -20,13 +20,14 @@ from contract.signing import MAX_KEYS, PublicKey
 from contract.tasks import TASKS, Task
 from contract.tensors import Codec
 from contract.topics import check_name
-from contract.wire import Message
+from contract.wire import Message, prepared
 
 MAX_TIERS: Final = 64
 MAX_RUNGS: Final = 64
 Precision: TypeAlias = Literal["f32", "bf16", "int8"]
 
 
+@prepared
 class Rung(Message, frozen=True, kw_only=True):
     """One step of a ladder: a way to send, by which a device with a byte budget may answer to it."""
 
@@ -66,6 +67,7 @@ TOKEN_LADDER: Final = (
 """The same in a language-model job. Not by the hardest tokens: learnt alone, they lean to surprises."""
 
 
+@prepared
 class TierPlan(Message, frozen=True, kw_only=True):
     """What the devices of one tier do."""
 
@@ -125,6 +127,7 @@ class TierPlan(Message, frozen=True, kw_only=True):
         return self.depth > 0 and self.width > 0 and self.fingerprint != "" and self.taps != ()
 
 
+@prepared
 class SideNetworkSpec(Message, frozen=True, kw_only=True):
     """The shape of the side-network (see :mod:`contract.side_network`)."""
 
@@ -142,6 +145,7 @@ class SideNetworkSpec(Message, frozen=True, kw_only=True):
     answers, and learns to answer by itself too; 0 for none. A job keeps what its journal began with."""
 
 
+@prepared
 class FlowPlan(Message, frozen=True, kw_only=True):
     """How fast devices may send, and when they repeat themselves."""
 
@@ -151,6 +155,7 @@ class FlowPlan(Message, frozen=True, kw_only=True):
     """Send a batch again when no receipt came for so long."""
 
 
+@prepared
 class Plan(Message, frozen=True, kw_only=True):
     """The job, as every device sees it."""
 

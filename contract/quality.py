@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from contract.errors import DecodeError
 from contract.tasks import Task
-from contract.wire import Message
+from contract.wire import Message, prepared
 
 _MOMENTS: Final = 6
 _MOST_NATS: Final = 700.0  # a float holds no larger exponential
@@ -38,6 +38,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 PerLabel = Annotated[bytes, msgspec.Meta(max_length=4 * 1024)]
 
 
+@prepared
 class Tally(Message, frozen=True, kw_only=True):
     """What was answered, against what is true. Empty where the task has no use for a field."""
 

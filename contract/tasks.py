@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import DecodeError
+from contract.wire import prepared
 
 Targets = npt.NDArray[Any]
 NO_TARGET: Final = -100
@@ -85,6 +86,7 @@ class TaskSpec:
         return labels if self.named else 1
 
 
+@prepared
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
     """What the side-network's numbers are measured in: an answer of 1 is ``mean + deviation``."""
 

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import DecodeError
-from contract.wire import MAX_MESSAGE_BYTES, Message
+from contract.wire import MAX_MESSAGE_BYTES, Message, prepared
 
 BLOCK: Final = 64
 MAX_DIMS: Final = 4
@@ -54,6 +54,7 @@ class Codec(str, enum.Enum):
     INT2 = "int2"
 
 
+@prepared
 class Tensor(Message, frozen=True, kw_only=True):
     """A tensor as it travels."""
 

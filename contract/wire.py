@@ -25,10 +25,26 @@ _QUOTED: Final = re.compile(r"'.*'", re.DOTALL)
 """From the first quotation mark to the last one: what is quoted may hold some itself."""
 
 
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def prepared(kind: type[S]) -> type[S]:
+    """Have msgspec get a type ready to be decoded, now, while there is one thread; decorates every Struct.
+
+    msgspec would do so at the first decode, and shows a half-made description to whoever decodes the type
+    in another thread meanwhile: the process then dies (0.22.0). Encoding reads nothing of it. The types of
+    the fields have to stand above the decorated type.
+    """
+    msgspec.msgpack.Decoder(kind)
+    return kind
+
+
+@prepared
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all messages: immutable, keyword-only. A subclass checks itself in ``__post_init__``."""
 
 
+@prepared
 class _Envelope(msgspec.Struct):
     """What every message has, whatever its type."""
 

@@ -14,12 +14,14 @@ import msgspec
 from contract.bundle import Bundle, decode_bundle, digest
 from contract.errors import StateError, StorageError, WireError
 from contract.plan import TierPlan
+from contract.wire import prepared
 from host.state_dir import write_atomically
 
 _FOLDER = "weights"
 _INDEX = "adopted.json"
 
 
+@prepared
 class Adopted(msgspec.Struct, frozen=True, kw_only=True):
     """What a device adopted, and for which backbone."""
 
@@ -55,7 +57,7 @@ def save_adopted(state_dir: Path, adopted: Adopted, bundle: bytes) -> None:
     folder = state_dir / _FOLDER
     name = _bundle_name(adopted)
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(folder / name, bundle)
         write_atomically(folder / _INDEX, msgspec.json.format(msgspec.json.encode(adopted), indent=2))
         for old in folder.glob("*.safetensors"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -64,6 +65,7 @@ class Agent:
         connect: Makes the transport; tests give the in-process one.
         load_backbone: Loads the frozen transformer.
         started: Told once it is connected, with the metrics' URL, empty if they are not served.
+        clock: Seconds, by which it waits, repeats and gives up; tests move it.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Agent:
         connect: Connect = connect_mqtt,
         load_backbone: LoadBackbone = load_shared,
         started: Callable[[str], None] = lambda metrics_url: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = config.device or machine_id()
         """The device's name in the fleet."""
@@ -84,6 +87,7 @@ class Agent:
         self._connect = connect
         self._load_backbone = load_backbone
         self._started = started
+        self._clock = clock
 
     def stop(self) -> None:
         """Make :meth:`run` take leave and return soon."""
@@ -142,6 +146,7 @@ class Agent:
                 stop=self._stop,
                 trace=stack.enter_context(open_trace(config.trace_path)),
                 trust=Trust(folder, job=config.job, tier=self.tier, given=trusted),
+                clock=self._clock,
                 link=LinkBudget(config.max_kib_per_minute) if config.max_kib_per_minute else None,
             )
             outcome = Session(device).run(patience_s=config.broker_wait_s, started=lambda: self._started(url))

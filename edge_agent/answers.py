@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from contract.tasks import Scale, Task
+from contract.wire import prepared
 from edge_agent.samples import Text
 from edge_agent.taps import Sampled
 from edge_agent.targets import values
@@ -20,6 +21,7 @@ from edge_agent.targets import values
 _LIKELY = 0.5
 
 
+@prepared
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """Of text classification."""
 
@@ -32,6 +34,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.label}\t{self.probability:.3f}"
 
 
+@prepared
 class LabelSet(msgspec.Struct, frozen=True, kw_only=True):
     """Of multi-label classification."""
 
@@ -42,6 +45,7 @@ class LabelSet(msgspec.Struct, frozen=True, kw_only=True):
         return ", ".join(f"{label} {share:.3f}" for label, share in self.labels.items()) or "-"
 
 
+@prepared
 class Number(msgspec.Struct, frozen=True, kw_only=True):
     """Of regression."""
 
@@ -52,6 +56,7 @@ class Number(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.value:.4g}"
 
 
+@prepared
 class WordLabel(msgspec.Struct, frozen=True, kw_only=True):
     """One word's answer."""
 
@@ -63,6 +68,7 @@ class WordLabel(msgspec.Struct, frozen=True, kw_only=True):
     """What the side-network gives it; 0 without a label."""
 
 
+@prepared
 class WordLabels(msgspec.Struct, frozen=True, kw_only=True):
     """Of token classification."""
 

@@ -11,6 +11,7 @@ import msgspec
 from broker_config.settings import BrokerSettings
 from contract.errors import ConfigError
 from contract.topics import check_name
+from contract.wire import prepared
 from host.logs import LogFormat
 from host.state_dir import default_dir
 
@@ -29,6 +30,7 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+@prepared
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the device's samples come from: the ``[data]`` table."""
 
@@ -67,6 +69,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError("data.plugin", "a plug-in replaces data.path; give one of the two")
 
 
+@prepared
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an agent must be told; what is not here it learns from the job's plan."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,6 +52,8 @@ class Device:
     trace: Trace
     trust: Trust
     """Whose plans and weights it adopts."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds, for all that is waited for."""
     link: LinkBudget | None = None
     """The device's budget for its link, if it has one; it outlives a session."""
 

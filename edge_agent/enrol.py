@@ -86,7 +86,7 @@ def enrol(bundle: bytes, password: str, folder: Path, *, data: str = "", replace
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, text in files.items():
-            write_atomically(folder / name, text.encode(), private=True)
+            write_atomically(folder / name, text.encode())
     except OSError as exc:
         raise StateError(f"{folder} cannot be written to: {exc.strerror or exc}") from exc
     return enrolment

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from contract.errors import ConfigError
 from contract.side_network import SideNetwork
+from contract.wire import prepared
 from edge_agent.language_model import Decoding, LanguageModel
 
 _UNFINISHED: Final = "�"  # of a character whose bytes have not all come yet
 
 
+@prepared
 class GenerationOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to choose tokens, and when to stop."""
 

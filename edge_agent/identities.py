@@ -9,6 +9,7 @@ from typing import Final
 
 from contract.errors import StateError
 from edge_agent.samples import Row, Sample
+from host.state_dir import touch_private
 
 SCRATCH_NAME: Final = "seen.db"
 _RECENT: Final = 512
@@ -92,6 +93,7 @@ def _open(folder: Path | None) -> sqlite3.Connection:
     path = folder / SCRATCH_NAME if folder is not None else None
     if path is not None:
         path.unlink(missing_ok=True)
+        touch_private(path)
     db = sqlite3.connect(path or "", isolation_level=None, check_same_thread=False)
     try:
         for setting in (

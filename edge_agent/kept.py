@@ -16,9 +16,11 @@ from contract.plan import TierPlan
 from contract.side_network import SideNetwork
 from contract.tasks import Task
 from contract.tensors import Codec, Tensor, decode, encode, join, joinable
+from contract.wire import prepared
 from edge_agent.taps import Sampled, pad
 
 
+@prepared
 class KeptActivations(msgspec.Struct, frozen=True, kw_only=True):
     """Of one sample."""
 

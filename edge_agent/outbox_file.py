@@ -17,6 +17,7 @@ from typing import Final
 
 from contract.errors import StateError, StorageError
 from edge_agent.shelf import SCHEMA as SHELF_SCHEMA
+from host.state_dir import touch_private
 
 FILE_NAME: Final = "agent.db"
 _SCHEMA_VERSION: Final = 2
@@ -158,6 +159,7 @@ class OutboxFile:
 
 def _open(path: Path) -> sqlite3.Connection:
     with _as_state_error(path):
+        touch_private(path)
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
         try:
             _prepare(db, path)
@@ -185,7 +187,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
 def _as_state_error(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.OperationalError as exc:
+    except (sqlite3.OperationalError, OSError) as exc:
         raise StorageError(f"{path}: {exc}; free disk space, or mend the disk") from exc
     except sqlite3.Error as exc:
         raise StateError(f"{path}: {exc}") from exc

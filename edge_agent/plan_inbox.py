@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from contract.errors import BackboneError, ConfigError, UntrustedError
@@ -48,19 +49,29 @@ class PlanInbox:
         tier: The device's tier.
         outbox: Told which journal it sends to.
         trust: Says whose plans are believed.
+        clock: Seconds.
     """
 
-    def __init__(self, job: str, tier: str, outbox: Outbox, trust: Trust) -> None:
+    def __init__(
+        self,
+        job: str,
+        tier: str,
+        outbox: Outbox,
+        trust: Trust,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.plan: Plan | None = None
         """The plan in force."""
         self._job = job
         self._tier = tier
         self._outbox = outbox
         self._trust = trust
+        self._clock = clock
         self._fence = 0  # the highest of a trainer's that was seen
         self._older: tuple[bytes, float] | None = None  # what came last, if it was ignored, and since when
         self._refused = ""
-        self._waiting_s = time.monotonic()
+        self._waiting_s = clock()
         self._missing_s: float | None = None
 
     @property
@@ -118,7 +129,7 @@ class PlanInbox:
     def _ignore(self, payload: bytes, why: str) -> Verdict:
         if self._older is None or self._older[0] != payload:
             log.error("ignored a plan %s, unless it stands", why)
-            self._older = payload, time.monotonic()
+            self._older = payload, self._clock()
         return Verdict.IGNORED
 
     def _take(self, plan: Plan, working: bool) -> Verdict:

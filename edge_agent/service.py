@@ -1,8 +1,9 @@
 """The agent as a systemd service: the unit's text, and putting it in place.
 
-A system service runs as the owner of the settings and keeps its state in /var/lib; a user service belongs to
-whoever installs it. The options that are missing from the usual list are missing on purpose: torch makes code
-at run time (MemoryDenyWriteExecute), and a board's accelerators are devices (PrivateDevices).
+A system service runs as the owner of the settings; a user service belongs to whoever installs it. Where its
+state is, :mod:`edge_agent.service_state` tells. The options that are missing from the usual list are missing
+on purpose: torch makes code at run time (MemoryDenyWriteExecute), and a board's accelerators are devices
+(PrivateDevices).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Final
 import msgspec
 
 from contract.errors import ConfigError, StateError
+from contract.wire import prepared
+from edge_agent.service_state import SYSTEM, make_for
 from host.state_dir import write_atomically
 
 UNIT: Final = "sidestream-agent.service"
@@ -49,11 +52,14 @@ RemoveIPC=yes
 """
 
 
+@prepared
 class Service(msgspec.Struct, frozen=True, kw_only=True):
     """What is installed, and where."""
 
     settings: Path
     """The agent's settings file."""
+    state: Path = SYSTEM
+    """Its state directory."""
     for_user: bool
     """A service of this user, not of the machine."""
     run_as: str = ""
@@ -77,19 +83,29 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigError: there is no such user.
         """
+        if self.for_user:
+            return pwd.getpwuid(os.geteuid()).pw_name
         try:
-            if self.run_as:
-                return pwd.getpwnam(self.run_as).pw_name
+            return pwd.getpwnam(self.run_as).pw_name if self.run_as else self.owner
+        except KeyError as exc:
+            raise ConfigError("--run-as", f"there is no user {self.run_as}") from exc
+
+    @property
+    def owner(self) -> str:
+        """Whose the settings are.
+
+        Raises:
+            ConfigError: there is no such user.
+        """
+        try:
             return pwd.getpwuid(self.settings.stat().st_uid).pw_name
         except (KeyError, OSError) as exc:
-            raise ConfigError(
-                "--run-as", f"there is no user {self.run_as or 'for the settings'}: {exc}"
-            ) from exc
+            raise ConfigError("--run-as", f"the settings belong to no user here: {exc}") from exc
 
     def text(self) -> str:
         """The unit."""
-        command = [*_program(), "agent", "run", str(self.settings)]
-        run = " ".join(_quoted(word) for word in command) + " --state-dir %S/sidestream-agent"
+        command = [*_program(), "agent", "run", str(self.settings), "--state-dir", str(self.state)]
+        run = " ".join(_quoted(word) for word in command)
         who = "" if self.for_user else f"User={self.user}\n"
         return f"""\
 # Written by "sidestream agent install"; "sidestream agent uninstall" takes it away.
@@ -105,15 +121,20 @@ ExecStart={run}
 {who}Restart=on-failure
 RestartSec=10
 TimeoutStopSec=60
-StateDirectory=sidestream-agent
-StateDirectoryMode=0700
-# One arena: a Pi's memory is better spent than on glibc's eight for each core.
+{self._may_write()}# One arena: a Pi's memory is better spent than on glibc's eight for each core.
 Environment=MALLOC_ARENA_MAX=1
 
 {_EVERYWHERE}{"" if self.for_user else _SYSTEM_ONLY}
 [Install]
 WantedBy={"default" if self.for_user else "multi-user"}.target
 """
+
+    def _may_write(self) -> str:
+        if self.for_user:
+            return ""
+        if self.state == SYSTEM:
+            return f"StateDirectory={SYSTEM.name}\nStateDirectoryMode=0700\n"
+        return f"ReadWritePaths={_quoted(str(self.state), dollar='$')}\n"
 
     def install(self) -> list[str]:
         """Write the unit and start it; return what was done, in words.
@@ -124,21 +145,24 @@ WantedBy={"default" if self.for_user else "multi-user"}.target
         elsewhere = self.root != Path("/")
         if not elsewhere:
             _require_systemd(self)
+        if self.for_user or self.state != SYSTEM:
+            make_for(self.state, self.user, self.root)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, self.text().encode())
+            write_atomically(self.path, self.text().encode(), public=True)
         except OSError as exc:
             hint = "; run it as root, or with --user" if isinstance(exc, PermissionError) else ""
             raise StateError(f"{self.path} cannot be written: {exc.strerror or exc}{hint}") from exc
+        wrote = f"wrote {self.path}; state in {self.state}"
         if elsewhere:
             return [
-                f"wrote {self.path}",
+                wrote,
                 f"start it there: {shlex.join([*self._systemctl, 'enable', '--now', UNIT])}",
             ]
         _run([*self._systemctl, "daemon-reload"])
         _run([*self._systemctl, "enable", "--now", UNIT])
         journal = f"journalctl {'--user ' if self.for_user else ''}-u {UNIT} -f"
-        return [f"wrote {self.path}", f"it runs, now and after every start; its log: {journal}"]
+        return [wrote, f"it runs, now and after every start; its log: {journal}"]
 
     def uninstall(self) -> list[str]:
         """Stop it and take the unit away; settings and state stay.
@@ -172,15 +196,17 @@ def _program() -> list[str]:
     return [str(beside)] if beside.exists() else [sys.executable, "-m", "sidestream.cli"]
 
 
-def _quoted(word: str) -> str:
-    """A word of ExecStart; systemd takes % and $ for its own."""
-    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+def _quoted(word: str, *, dollar: str = "$$") -> str:
+    """A word of a unit; systemd takes % for its own, and in ExecStart $ too."""
+    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", dollar)
     return f'"{word}"' if any(char in word for char in " \t;'\"\\") else word
 
 
 def _require_systemd(service: Service) -> None:
     if shutil.which("systemctl") is None or not Path("/run/systemd/system").is_dir():
-        command = shlex.join([*_program(), "agent", "run", str(service.settings)])
+        command = shlex.join(
+            [*_program(), "agent", "run", str(service.settings), "--state-dir", str(service.state)]
+        )
         raise StateError(
             "systemd does not run this machine. Have whatever does (cron's @reboot, OpenRC, runit, a "
             f"container) run: MALLOC_ARENA_MAX=1 {command}; --dry-run shows the unit, and --root DIR writes "

@@ -85,7 +85,9 @@ class Session:
         self._transport = device.connect(device.config, device.client_id, self._reporter.will())
         self._weights = WeightsInbox(self._transport, self._topics.weights(device.tier))
         self._writes = WriteCheck(device.name, device.tier, device.metrics)
-        self._plans = PlanInbox(device.config.job, device.tier, device.outbox, device.trust)
+        self._plans = PlanInbox(
+            device.config.job, device.tier, device.outbox, device.trust, clock=device.clock
+        )
         self._work = Work(
             device,
             self._source,
@@ -198,7 +200,7 @@ class Session:
         return self._plans.plan
 
     def _tick(self) -> None:
-        now = time.monotonic()
+        now = self._device.clock()
         self._on_verdict(self._plans.stands(now, working=self._work.begun))
         self._plans.check_tier(now, working=self._work.begun, labels_known=bool(self._reporter.labels))
         self._plans.check_backbone(self._reporter.backbone)

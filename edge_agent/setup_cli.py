@@ -8,10 +8,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from contract.errors import ConfigError
 from edge_agent.config import AgentConfig
 from edge_agent.enrol import SETTINGS, default_config_dir, enrol, read_bundle
 from edge_agent.service import Service
+from edge_agent.service_state import state_of
 from host.commands import add_command
 from host.flags import add_flags, overrides
 from host.passwords import VARIABLE, asked_password, given_password
@@ -34,9 +37,10 @@ its default.
     sidestream agent init agent.toml --job support-intents --broker mqtt://192.168.1.10:1883
 """
 _INSTALL_HELP: Final = """\
-Have systemd run the agent, now and after every start of the machine, as a service with few rights and its
-state in /var/lib. It runs as the owner of the settings, or as --run-as says. With --user it is a service of
-yours: "loginctl enable-linger" lets it run while you are not logged in.
+Have systemd run the agent, now and after every start of the machine, as a service with few rights. It runs as
+the owner of the settings, or as --run-as says, and goes on with the state of the same agent run by hand, so
+that no sample is uploaded twice. With --user it is a service of yours: "loginctl enable-linger" lets it run
+while you are not logged in.
 
     sudo sidestream agent install /etc/sidestream/agent.toml
 """
@@ -64,6 +68,12 @@ def add_commands(commands: Any, *, short: Mapping[str, str], secret: Collection[
         help="the device's settings (default: where enroll put them)",
     )
     installs.add_argument("--run-as", metavar="NAME", default="", help="who it runs as")
+    installs.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        type=Path,
+        help="its state directory (default: that of the agent run by hand)",
+    )
     installs.add_argument("--dry-run", action="store_true", help="show the unit, and write nothing")
     uninstalls = add_command(
         commands,
@@ -126,8 +136,12 @@ def write(args: argparse.Namespace) -> int:
 def install(args: argparse.Namespace) -> int:
     """Write the unit and start it, or show it."""
     settings = (args.config or default_config_dir() / SETTINGS).expanduser().absolute()
-    load_config(AgentConfig, settings)
+    config = load_config(AgentConfig, settings)
     service = Service(settings=settings, for_user=args.user, run_as=args.run_as, root=args.root)
+    state = args.state_dir or state_of(
+        config, service.user, service.owner, for_user=args.user, root=args.root
+    )
+    service = msgspec.structs.replace(service, state=state.expanduser().absolute())
     if args.dry_run:
         print(f"# {service.path}\n{service.text()}", end="")
         return 0

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from contract.errors import DataError, StateError
 from contract.tasks import Task
 from edge_agent.samples import Row, Sample
+from host.state_dir import private
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS unlabelled (
@@ -296,7 +297,7 @@ def staying(folder: Path, *, alone: bool) -> Iterator[None]:
         StateError: the folder cannot be written to.
     """
     try:
-        handle = (folder / "agent.db.lock").open("a")
+        handle = open(folder / "agent.db.lock", "a", opener=private)  # noqa: SIM115
     except OSError as exc:
         raise StateError(f"{folder}: {exc.strerror}") from exc
     with handle:

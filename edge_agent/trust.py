@@ -20,7 +20,7 @@ from contract.errors import ConfigError, StateError, UntrustedError
 from contract.messages import WeightsManifest
 from contract.plan import Plan
 from contract.signing import Scope, key_id, open_sealed, read_public_keys
-from contract.wire import unpack
+from contract.wire import prepared, unpack
 from host.state_dir import write_atomically
 
 _FILE: Final = "trust.json"
@@ -29,6 +29,7 @@ MOST_RUNS: Final = 64
 _log = logging.getLogger(__name__)
 
 
+@prepared
 class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     """What is on disk."""
 

@@ -176,6 +176,7 @@ class Work:
             metrics=device.metrics,
             trace=device.trace,
             link=device.link,
+            clock=device.clock,
         )
         self._sender.connection(self._connected)
         self._sender.set_waits(self._waits)

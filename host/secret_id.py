@@ -30,7 +30,7 @@ def secret_id(folder: Path) -> str:
             path.chmod(0o600)
             return known
         made = secrets.token_hex(16)
-        write_atomically(path, made.encode(), private=True)
+        write_atomically(path, made.encode())
     except OSError as exc:
         raise StateError(
             f"{path} cannot be used ({exc.strerror or exc}); mend its owner and permissions, or give "

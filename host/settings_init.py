@@ -36,7 +36,7 @@ def write_settings(
     values = {name: _value(config, name) for name in overrides}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, settings_file(kind, values, head).encode(), private=True)
+        write_atomically(path, settings_file(kind, values, head).encode())
     except OSError as exc:
         raise StateError(f"{path} cannot be written: {exc.strerror or exc}") from exc
 

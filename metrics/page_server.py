@@ -6,9 +6,9 @@ or silent, costs a thread. It asks the board and nobody else.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import importlib.resources
-import ipaddress
 import socket
 import threading
 from types import TracebackType
@@ -24,10 +24,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from contract.errors import ConfigError
 from metrics.board import Board
-from metrics.server import why_not
+from metrics.server import NOT_OURS, REQUEST_S, is_loopback, is_ours, why_not
 
 _FILES: Final = {
     "index.html": "text/html",
@@ -55,10 +56,7 @@ class PortInUseError(ConfigError):
 
 
 class _Guarded:
-    """Adds the headers; answers a loopback page under this machine's own names only.
-
-    Otherwise any web site could have its name point here, and read the page through the visitor's browser.
-    """
+    """Adds the headers; answers a loopback page under this machine's own names only."""
 
     def __init__(self, app: ASGIApp, loopback: bool) -> None:
         self._app = app
@@ -71,21 +69,9 @@ class _Guarded:
             await send(message)
 
         app = self._app
-        if self._loopback and not _is_ours(Headers(scope=scope).get("host", "")):
-            app = PlainTextResponse("this page is served under localhost and 127.0.0.1 only", 421)
+        if self._loopback and not is_ours(Headers(scope=scope).get("host", "")):
+            app = PlainTextResponse(NOT_OURS, 421)
         await app(scope, receive, guarded)
-
-
-def _is_ours(host: str) -> bool:
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    return name.strip("[]").lower() == "localhost" or _is_loopback(name.strip("[]"))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def application(board: Board, *, loopback: bool = True) -> Starlette:
@@ -113,10 +99,48 @@ def application(board: Board, *, loopback: bool = True) -> Starlette:
     )
 
 
+class _Timed(H11Protocol):
+    """Hangs up on a peer that takes too long over a request and its answer, and would keep its place."""
+
+    request_s = REQUEST_S
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._begin()
+
+    def data_received(self, data: bytes) -> None:
+        self._begin()
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        self._end()
+        super().on_response_complete()
+        if not self.cycle.response_complete:  # the next request was there already
+            self._begin()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():  # the answer is not read
+            self.transport.abort()
+        super().timeout_keep_alive_handler()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+        super().connection_lost(exc)
+
+    def _begin(self) -> None:
+        self._deadline = self._deadline or self.loop.call_later(self.request_s, self.transport.abort)
+
+    def _end(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None
+
+
 class PageServer:
     """A running page; close it, or use it as a context manager."""
 
-    def __init__(self, app: Starlette, listening: socket.socket) -> None:
+    def __init__(self, app: Starlette, listening: socket.socket, request_s: float) -> None:
         self._socket = listening
         config = uvicorn.Config(
             app,
@@ -125,7 +149,7 @@ class PageServer:
             server_header=False,
             lifespan="off",
             loop="asyncio",
-            http="h11",
+            http=type("_Timed", (_Timed,), {"request_s": request_s}),
             ws="none",
             limit_concurrency=64,
             timeout_keep_alive=10,
@@ -159,7 +183,9 @@ class PageServer:
         self.close()
 
 
-def serve_page(board: Board, port: int, host: str = "127.0.0.1") -> PageServer:
+def serve_page(
+    board: Board, port: int, host: str = "127.0.0.1", *, request_s: float = REQUEST_S
+) -> PageServer:
     """Serve the page.
 
     Args:
@@ -167,6 +193,7 @@ def serve_page(board: Board, port: int, host: str = "127.0.0.1") -> PageServer:
         port: 0 for any free one.
         host: The address to listen on. Anything but loopback is open to whoever reaches it: there are no
             passwords.
+        request_s: So long may a peer take over a request and its answer.
 
     Raises:
         PortInUseError: if the port is taken.
@@ -190,4 +217,4 @@ def serve_page(board: Board, port: int, host: str = "127.0.0.1") -> PageServer:
             raise PortInUseError("page_port", why_not(exc, port, host)) from exc
         field = "page_port" if number == errno.EACCES else "page_host"
         raise ConfigError(field, why_not(exc, port, host)) from exc
-    return PageServer(application(board, loopback=_is_loopback(str(address[0]))), listening)
+    return PageServer(application(board, loopback=is_loopback(str(address[0]))), listening, request_s)

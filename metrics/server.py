@@ -2,36 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import ipaddress
 import socket
 import threading
+import time
+from collections.abc import Callable, Iterable
 from socketserver import TCPServer, ThreadingMixIn
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from contract.errors import ConfigError
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
 FIELD: Final = "metrics_port"
-_REQUEST_TIMEOUT_S: Final = 10.0
+NOT_OURS: Final = "this page is served under localhost and 127.0.0.1 only"
+REQUEST_S: Final = 10.0
+"""So long may a peer take over a request and its answer."""
+_MOST: Final = 64
 _POLL_S: Final = 0.05
 
 
 class _Handler(WSGIRequestHandler):
-    """Silent, and soon done with a peer that says nothing."""
-
-    timeout = _REQUEST_TIMEOUT_S
+    """Silent."""
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: scrapes are no news."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """One short-lived thread a request."""
+    """One short-lived thread a request, and no more of them than a few scrapers need."""
 
     daemon_threads = True
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+
+    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
+        self._since_s: dict[socket.socket, float] = {}
+        super().__init__(address, handler)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether one more is taken on."""
+        return len(self._since_s) < _MOST
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._since_s[request] = self.clock()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._since_s.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Hang up on whoever takes too long, however little at a time they say or read."""
+        for request, since_s in list(self._since_s.items()):
+            if self.clock() - since_s > REQUEST_S:
+                with contextlib.suppress(OSError):  # it has just gone
+                    request.shutdown(socket.SHUT_RDWR)
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's reverse look-up, which takes seconds on a device without DNS."""
@@ -81,13 +113,48 @@ class MetricsServer:
         self.close()
 
 
-def serve(registry: CollectorRegistry, port: int, host: str = "127.0.0.1") -> MetricsServer:
-    """Serve ``registry`` in Prometheus' text format.
+def is_loopback(address: str) -> bool:
+    """Whether an address is this machine's own."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def is_ours(host: str) -> bool:
+    """Whether a request's Host names this machine as only it can.
+
+    Otherwise any web site could have its name point here, and read what is served through a visitor's
+    browser.
+    """
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    return name.strip("[]").lower() == "localhost" or is_loopback(name.strip("[]"))
+
+
+def _guarded(app: WSGIApplication) -> WSGIApplication:
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if is_ours(environ.get("HTTP_HOST", "")):
+            return app(environ, start_response)
+        start_response("421 Misdirected Request", [("Content-Type", "text/plain")])
+        return [NOT_OURS.encode()]
+
+    return guarded
+
+
+def serve(
+    registry: CollectorRegistry,
+    port: int,
+    host: str = "127.0.0.1",
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> MetricsServer:
+    """Serve ``registry`` in Prometheus' text format; on a loopback address, under names of loopback only.
 
     Args:
         registry: What to show.
         port: 0 for any free one.
         host: The address to listen on; ``0.0.0.0`` or ``::`` lets other machines scrape.
+        clock: Seconds, to time peers by.
 
     Raises:
         ConfigError: if the port is in use or not ours to take, or the host is no address of this machine.
@@ -98,11 +165,12 @@ def serve(registry: CollectorRegistry, port: int, host: str = "127.0.0.1") -> Me
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        server_type = type("_Server", (_Server,), {"address_family": family})
+        server_type = type("_Server", (_Server,), {"address_family": family, "clock": staticmethod(clock)})
         server = server_type((str(address[0]), port), _Handler)
     except (OSError, UnicodeError) as exc:
         raise ConfigError(FIELD, why_not(exc, port, host)) from exc
-    server.set_app(make_wsgi_app(registry))
+    app = make_wsgi_app(registry)
+    server.set_app(_guarded(app) if is_loopback(str(address[0])) else app)
     return MetricsServer(server)
 
 

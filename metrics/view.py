@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import msgspec
 
+from contract.wire import prepared
 
+
+@prepared
 class DeviceView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One device."""
 
@@ -55,6 +58,7 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The board's revision that brought the last change."""
 
 
+@prepared
 class TierView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One tier, or the whole fleet."""
 
@@ -88,6 +92,7 @@ class TierView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Exponential mean of the training loss."""
 
 
+@prepared
 class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
     """Refused messages of one kind and reason."""
 
@@ -99,6 +104,7 @@ class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
     """How many."""
 
 
+@prepared
 class RefusalView(msgspec.Struct, frozen=True, kw_only=True):
     """One refused message: why, never what."""
 
@@ -114,6 +120,7 @@ class RefusalView(msgspec.Struct, frozen=True, kw_only=True):
     """For people."""
 
 
+@prepared
 class TrainerView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The trainer."""
 
@@ -145,6 +152,7 @@ class TrainerView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """By tier."""
 
 
+@prepared
 class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The fleet at one moment, for curves. Counters, so that rates are differences over any distance."""
 
@@ -170,6 +178,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The board's revision that brought it."""
 
 
+@prepared
 class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """Everything, or what has changed since a revision."""
 

@@ -19,6 +19,7 @@ from contract.exported import INDEX, WEIGHTS, Exported
 from contract.plan import TierPlan
 from contract.side_network import align_of, first_blocks
 from contract.tasks import TASKS
+from contract.wire import prepared
 from host.state_dir import write_atomically
 from side_trainer.checkpoint import Checkpoint, checkpoints, newest_checkpoint
 from side_trainer.fold import Fold
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 2.0
 
 
+@prepared
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a re-fold."""
 
@@ -51,6 +53,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return self.checkpoint_digest == self.refold_digest
 
 
+@prepared
 class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     """What the journal holds of a device."""
 
@@ -70,6 +73,7 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     """Samples receipted before the journal was set back, which neither it nor the device has any more."""
 
 
+@prepared
 class TrainerState(msgspec.Struct, frozen=True, kw_only=True):
     """What a state directory holds."""
 
@@ -247,7 +251,7 @@ def _about(fold: Fold, journal: Journal, tiers: list[TierRecord], blocks: int = 
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        write_atomically(path, data)
+        write_atomically(path, data, public=True)
     except OSError as exc:
         raise StateError(f"cannot write {path}: {exc.strerror or exc}; give another --out") from exc
 

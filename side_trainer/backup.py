@@ -12,6 +12,7 @@ import sqlite3
 from pathlib import Path
 
 from contract.errors import StateError
+from host.state_dir import make_private
 from side_trainer.checkpoint import newest_files
 from side_trainer.heads import FOLDER
 from side_trainer.journal import FILE_NAME, Journal
@@ -30,7 +31,7 @@ def backup(state_dir: Path, out: Path) -> int:
     if not (state_dir / FILE_NAME).exists():
         raise StateError(f"no journal in {state_dir}; give the trainer's state directory with --state-dir")
     try:
-        out.mkdir(parents=True)
+        out.mkdir(mode=0o700, parents=True)
         # Checkpoints first: a trainer may be going on, and none may lie after the journal's last record.
         for path in newest_files(state_dir):
             with contextlib.suppress(FileNotFoundError):  # a newer one has just taken its place
@@ -40,6 +41,7 @@ def backup(state_dir: Path, out: Path) -> int:
             shutil.copytree(state_dir / FOLDER, out / FOLDER, ignore=shutil.ignore_patterns("*.tmp"))
         records = _read_through(out / FILE_NAME)
         _note(state_dir / FILE_NAME, out / FILE_NAME)
+        make_private(out)  # what is copied from an older version's folder may have been open to others
         return records
     except FileExistsError as exc:
         raise StateError(f"{out} exists already; give a folder that does not with --out") from exc

@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 from contract.bundle import state_digest
 from contract.errors import DecodeError, StateError
 from contract.tensors import Floats
+from contract.wire import prepared
 from host.state_dir import write_atomically
 from side_trainer.fold import Fold
 
@@ -28,6 +29,7 @@ _KEY: Final = "sidestream"
 _NAME: Final = re.compile(r"checkpoint-([0-9]{12})\.safetensors")
 
 
+@prepared
 class CheckpointAbout(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint says of itself."""
 
@@ -43,6 +45,7 @@ class CheckpointAbout(msgspec.Struct, frozen=True, kw_only=True):
     """Of everything in the file."""
 
 
+@prepared
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint that was read and found whole."""
 

@@ -26,7 +26,7 @@ from contract.sampling import TOKEN_KINDS, parse_sampling
 from contract.tasks import TASKS, Task
 from contract.tensors import Codec
 from contract.topics import check_name
-from contract.wire import Message, pack, unpack
+from contract.wire import Message, pack, prepared, unpack
 from host.logs import LogFormat
 from side_trainer.implied import NEW_LEARNER, NEW_SIDE_NETWORK, Method
 
@@ -40,6 +40,7 @@ _WORD_LADDER: Final = tuple(
 """Where every word has a label, every word travels."""
 
 
+@prepared
 class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the devices of one tier do; a table ``[tiers.<name>]``."""
 
@@ -98,6 +99,7 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return [*own, *(("ladder", sampling) for sampling, _ in self.ladder)]
 
 
+@prepared
 class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides what weights a journal gives. A change is itself a journal record."""
 
@@ -142,6 +144,7 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     """Gradients are clipped to this norm."""
 
 
+@prepared
 class SigningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What plan and weights are signed with; the table ``[signing]``."""
 
@@ -153,6 +156,7 @@ class SigningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     how a new key is made known before it is used. Empty: that of key_file only."""
 
 
+@prepared
 class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of trainer.toml."""
 

@@ -28,6 +28,7 @@ from contract.output_head import OutputHead
 from contract.side_network import SideNetwork
 from contract.tasks import TASKS, Scale
 from contract.tensors import Floats
+from contract.wire import prepared
 from side_trainer.batch_loss import BatchLoss
 from side_trainer.config import LearnerSettings
 from side_trainer.heads import Heads
@@ -41,6 +42,7 @@ _BATCH_STREAM: Final = 1
 _IDLE_STREAM: Final = 2
 
 
+@prepared
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """What applying a record did."""
 

@@ -71,7 +71,7 @@ class Heads:
             about = {_KEY: msgspec.json.encode(head.spec).decode()}
             tensors = {name: one.detach().contiguous() for name, one in head.named_parameters()}
             try:
-                self._folder.mkdir(exist_ok=True)
+                self._folder.mkdir(mode=0o700, exist_ok=True)
                 write_atomically(path, save(tensors, metadata=about))
             except OSError as exc:
                 raise StateError(f"{path}: cannot be written: {exc.strerror or exc}") from exc

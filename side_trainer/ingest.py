@@ -118,7 +118,9 @@ class Ingest:
         judge: Judge,
         max_batches_per_s: float = 0.0,
         held_max_bytes: int = sys.maxsize,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._journal = journal
         self._job = job
         self._transport = transport
@@ -201,7 +203,7 @@ class Ingest:
         while not self._reconfigured.empty():
             self._add_tiers(self._reconfigured.get())
         events = self._inbox.take(timeout_s)
-        arrived = time.monotonic()
+        arrived = self._clock()
         batches: list[tuple[Uplink, Received]] = []
         for event in events:
             uplink = self._route(event)
@@ -220,8 +222,8 @@ class Ingest:
             batches, self._held = self._held + batches, []
         if batches:
             self._take_batches(batches)
-            self._metrics.ingest_seconds.observe(time.monotonic() - arrived)
-        now = time.monotonic()
+            self._metrics.ingest_seconds.observe(self._clock() - arrived)
+        now = self._clock()
         self._shut_out.tick(now)
         if now - self._exported >= _EXPORT_EVERY_S:
             self._export(now)
@@ -267,7 +269,7 @@ class Ingest:
             return None
         self._metrics.messages_received.labels(Kind(uplink.kind)).inc()
         if uplink.kind == Kind.ACTIVATIONS.value:
-            self._warn_of(uplink, self._missing.on_batch(uplink.tier, uplink.device, time.monotonic()))
+            self._warn_of(uplink, self._missing.on_batch(uplink.tier, uplink.device, self._clock()))
             return uplink
         if event.payload:
             self._on_report(uplink, event)
@@ -297,7 +299,7 @@ class Ingest:
         """Put the plan and the weights back if somebody else wrote over them."""
         if not self.confirmed.is_set() and event.topic.endswith("/weights") and event.payload:
             self._setbacks.on_manifest(event)
-        now = time.monotonic()
+        now = self._clock()
         if self._retained.is_foreign(event.topic, event.payload) and now - self._repaired >= _REPAIR_EVERY_S:
             self._repaired = now
             _log.warning(
@@ -311,7 +313,7 @@ class Ingest:
 
     def _on_report(self, uplink: Uplink, event: Received) -> None:
         """A status or telemetry message."""
-        now = time.monotonic()
+        now = self._clock()
         try:
             if uplink.kind == Kind.TELEMETRY.value:
                 told = unpack(Telemetry, event.payload)
@@ -393,13 +395,13 @@ class Ingest:
             admitted.append(_Admitted(uplink, event, batch, means))
         if not admitted:
             return
-        started = time.monotonic()
+        started = self._clock()
         try:
             journaled = self._journal_batches(admitted)
         except StateError as exc:
             self._on_storage_failure(exc)
             return
-        self._metrics.journal_commit_seconds.observe(time.monotonic() - started)
+        self._metrics.journal_commit_seconds.observe(self._clock() - started)
         if self._paused:
             self._pause(False)
         for uplink, stream in {(one.uplink, one.batch.stream): None for one in journaled}:

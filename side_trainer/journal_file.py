@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from contract.errors import StateError, StorageError
+from host.state_dir import touch_private
 
 REMEDY: Final = "; restore the state directory from a backup"
 _FORMAT: Final = 2
@@ -88,8 +89,10 @@ class JournalFile:
             raise StateError(f"no journal at {path}; give the trainer's state directory with --state-dir")
         target = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         try:
+            if not read_only:
+                touch_private(path)
             self.db = sqlite3.connect(target, uri=True, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, OSError) as exc:
             raise StateError(f"journal {path} cannot be opened: {exc}") from exc
         try:
             self._open(read_only)

@@ -13,6 +13,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from contract.errors import ConfigError
+from contract.wire import prepared
 from side_trainer.holding import Held
 from side_trainer.journal import Journal
 
@@ -23,6 +24,7 @@ STATES: Final[tuple[State, ...]] = get_args(State)
 _NOTHING: Final = Held(0, 0, 0)
 
 
+@prepared
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """What was decided about a device."""
 

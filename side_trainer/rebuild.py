@@ -27,7 +27,8 @@ from typing import Final
 import msgspec
 
 from contract.errors import ConfigError, StateError
-from host.state_dir import locked
+from contract.wire import prepared
+from host.state_dir import locked, prepare, touch_private
 from side_trainer.checkpoint import newest_files
 from side_trainer.journal import FILE_NAME, Journal
 
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 _NEW: Final = "journal.db.new"
 
 
+@prepared
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     """What a rebuild did."""
 
@@ -59,7 +61,7 @@ def rebuild(state_dir: Path, without: Sequence[str]) -> Rebuilt:
     """
     if not (state_dir / FILE_NAME).exists():
         raise StateError(f"no journal in {state_dir}; give the trainer's state directory with --state-dir")
-    with locked(state_dir, "a trainer"):
+    with locked(prepare(state_dir), "a trainer"):
         with contextlib.closing(Journal(state_dir / FILE_NAME)) as journal:
             known = {stream.device for stream in journal.streams()}
             base = max(max(journal.published, default=0), journal.version_base + journal.tail)
@@ -79,6 +81,7 @@ def _swap(state_dir: Path, without: Sequence[str], base: int) -> Rebuilt:
     """Make the new journal beside the old one; it takes the old one's name once it is whole."""
     path, new = state_dir / FILE_NAME, state_dir / _NEW
     new.unlink(missing_ok=True)
+    touch_private(new)
     with (
         contextlib.closing(sqlite3.connect(path)) as old,
         contextlib.closing(sqlite3.connect(new, isolation_level=None)) as db,

@@ -8,10 +8,11 @@ import msgspec
 
 from contract.plan import SideNetworkSpec
 from contract.tasks import Task
-from contract.wire import Message
+from contract.wire import Message, prepared
 from side_trainer.config import LearnerSettings
 
 
+@prepared
 class SettingsRecord(Message, frozen=True, kw_only=True):
     """Starts a journal, and stands wherever the operator changed a setting of the learner."""
 
@@ -25,6 +26,7 @@ class SettingsRecord(Message, frozen=True, kw_only=True):
     """In force for the records that follow."""
 
 
+@prepared
 class LabelsRecord(Message, frozen=True, kw_only=True):
     """Fixes the labels."""
 
@@ -32,6 +34,7 @@ class LabelsRecord(Message, frozen=True, kw_only=True):
     """In index order."""
 
 
+@prepared
 class TierRecord(Message, frozen=True, kw_only=True):
     """Fixes what the first device of a tier showed."""
 
@@ -55,6 +58,7 @@ class TierRecord(Message, frozen=True, kw_only=True):
     """Where the trainer's machine has it, for exports."""
 
 
+@prepared
 class IdleRecord(Message, frozen=True, kw_only=True):
     """A slice of training over the journal while nothing arrives."""
 

@@ -72,6 +72,7 @@ def run_trainer(
     started: Callable[[str, str], None] = lambda metrics_url, page_url: None,
     settings_file: SettingsFile | None = None,
     take_over: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Run until ``stop`` is set.
 
@@ -82,6 +83,7 @@ def run_trainer(
         started: Told once everything runs, with the URLs of metrics and page, empty if there are none.
         take_over: Depose another trainer of this job that is running.
         settings_file: Where ``config`` came from: followed, so that tiers can be added while it runs.
+        clock: Seconds, by which it looks after devices, labels and tiers; tests move it.
 
     Raises:
         SidestreamError: if it cannot start: settings, state directory, port or broker.
@@ -168,6 +170,7 @@ def run_trainer(
             judge=judge,
             max_batches_per_s=config.max_batches_per_s,
             held_max_bytes=config.quarantine_max_mib * 2**20,
+            clock=clock,
         )
         _Threads(
             config,

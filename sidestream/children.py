@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from contract.errors import SidestreamError
+from host.state_dir import private
 
 _STOP_S: Final = 20.0
 _LOG_TAIL_LINES: Final = 3
@@ -28,13 +29,14 @@ class Children:
 
     def start(self, name: str, *module: str) -> None:
         """Run ``python -m MODULE…``; its output goes to ``<name>.log``."""
-        with self._log_file(name).open("wb") as log:
+        with open(self._log_file(name), "wb", opener=private) as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", "sidestream.leash", *module],
                 stdin=subprocess.PIPE,  # closes when we end, however we end: see sidestream.leash
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                umask=0o077,  # what they write is as private as the folder
             )
 
     def said(self, name: str, start: str) -> str | None:

@@ -18,6 +18,7 @@ import sidestream.fleet_cli
 import sidestream.top_cli
 from contract.errors import SidestreamError
 from host.logs import fail
+from host.signals import INTERRUPTED
 from sidestream.version import version
 
 _DESCRIPTION = """\
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fail(exc)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -15,6 +15,7 @@ from contract.tasks import TASKS, Task
 from host.commands import add_command
 from host.logs import set_up
 from host.signals import stop_event
+from host.state_dir import make_private
 
 _HELP: Final = """\
 Run a whole fleet on this machine: a broker, a trainer, and agents on frozen backbones of three sizes, each
@@ -142,7 +143,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise ConfigError("--keep", f"{keep} is there already and not empty; name a new folder")
     try:
-        keep.mkdir(parents=True, exist_ok=True)
+        make_private(keep)
     except OSError as exc:
         raise ConfigError("--keep", f"cannot make {keep}: {exc.strerror or exc}") from exc
     yield keep.absolute()

@@ -23,8 +23,8 @@ from broker_config.settings import BrokerSettings
 from broker_config.tls import tls_context
 from broker_config.transport import Connected, Event, Received, Transport
 from contract.errors import BrokerError
-from contract.wire import TARGET_MESSAGE_BYTES
-from host.state_dir import write_atomically
+from contract.wire import TARGET_MESSAGE_BYTES, prepared
+from host.state_dir import make_private, write_atomically
 from sidestream.doctor_machine import certificate_finding
 from sidestream.finding import Finding, failed, ok, skipped, warning
 
@@ -42,6 +42,7 @@ _MARKS: Final = 16
 Connect = Callable[[str], Transport]
 
 
+@prepared
 class Visit(msgspec.Struct, frozen=True, kw_only=True):
     """Where the doctor goes."""
 
@@ -63,6 +64,8 @@ class Visit(msgspec.Struct, frozen=True, kw_only=True):
     """How long to wait for the connection."""
     answer_s: float = _ANSWER_S
     """How long to wait for a message to come back."""
+    clock: Callable[[], float] = time.perf_counter
+    """Seconds, to time messages by."""
 
 
 class _Listener:
@@ -245,13 +248,13 @@ def _speed(visit: Visit, listener: _Listener, connected: Connected) -> list[Find
 def _round_trip_s(visit: Visit, listener: _Listener, size: int) -> float | None:
     """Seconds; None if the message does not come back."""
     payload = os.urandom(16) + bytes(size - 16)
-    started = time.perf_counter()
+    started = visit.clock()
     try:
         listener.transport.publish(visit.echo, payload)
     except BrokerError:
         return None
     heard = listener.wait(visit.echo, payload, timeout_s=visit.answer_s)
-    took = time.perf_counter() - started
+    took = visit.clock() - started
     listener.forget(payload)
     return took if heard is not None else None
 
@@ -302,8 +305,8 @@ def _remember(visit: Visit, mark: bytes) -> None:
     marks = {**_remembered(visit), _place(visit): mark.decode()}
     latest = dict(list(marks.items())[-_MARKS:])
     try:
-        visit.state_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(visit.state_dir / _MARK_FILE, msgspec.json.encode(latest), private=True)
+        make_private(visit.state_dir)
+        write_atomically(visit.state_dir / _MARK_FILE, msgspec.json.encode(latest))
     except OSError:
         return  # the disk has a finding of its own
 

@@ -18,7 +18,7 @@ from broker_config.transport import Transport
 from contract.errors import ConfigError, WireError
 from contract.plan import Plan
 from contract.topics import Topics
-from contract.wire import unpack
+from contract.wire import prepared, unpack
 from edge_agent.board import detect_tier, machine_id
 from edge_agent.config import AgentConfig
 from host.commands import add_command
@@ -52,6 +52,7 @@ torch and the backbone. What is wrong comes with what to do. Exits with 1 if any
 """
 
 
+@prepared
 class Patient(msgspec.Struct, frozen=True, kw_only=True):
     """Whom the doctor sees."""
 

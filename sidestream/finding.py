@@ -6,9 +6,12 @@ from typing import Literal
 
 import msgspec
 
+from contract.wire import prepared
+
 State = Literal["ok", "warning", "failed", "skipped"]
 
 
+@prepared
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One check's outcome."""
 

@@ -163,7 +163,7 @@ def add_device(args: argparse.Namespace) -> int:
         out = args.out or folder.path / "bundles" / f"{args.name}.enrol"
         sealed = seal_enrolment(folder.add_device(args.name, args.tier, again=args.again), password)
         try:
-            write_atomically(out, sealed, private=True)
+            write_atomically(out, sealed)
         except OSError as exc:
             raise StateError(f"{out} cannot be written: {exc.strerror or exc}") from exc
         print(f"wrote {out}; on the device: sidestream agent enroll {out.name}")

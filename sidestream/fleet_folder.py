@@ -30,6 +30,7 @@ from contract.enrolment import Enrolment
 from contract.errors import ConfigError, StateError
 from contract.signing import Signer, public_pem, read_public_keys
 from contract.topics import check_name
+from contract.wire import prepared
 from host.settings_text import settings_file
 from host.state_dir import locked, write_atomically
 from side_trainer.config import TrainerConfig
@@ -38,6 +39,7 @@ _FILE: Final = "fleet.json"
 _BATCHES_PER_S: Final = 50.0
 
 
+@prepared
 class Issued(msgspec.Struct, frozen=True, kw_only=True):
     """A device's certificate."""
 
@@ -53,6 +55,7 @@ class Issued(msgspec.Struct, frozen=True, kw_only=True):
     """A date, or empty."""
 
 
+@prepared
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """The content of fleet.json."""
 
@@ -344,6 +347,6 @@ def _read(path: Path) -> bytes:
 def _write(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, data, private=True)
+        write_atomically(path, data)
     except OSError as exc:
         raise StateError(f"{path} cannot be written: {exc.strerror or exc}") from exc

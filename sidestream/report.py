@@ -10,10 +10,12 @@ import msgspec
 from contract.messages import Telemetry
 from contract.quality import total
 from contract.tasks import Task
+from contract.wire import prepared
 from metrics.fleet import Device
 from side_trainer.audit import TrainerState
 
 
+@prepared
 class TierReport(msgspec.Struct, frozen=True, kw_only=True):
     """One tier, or the fleet."""
 
@@ -43,6 +45,7 @@ class TierReport(msgspec.Struct, frozen=True, kw_only=True):
         return self.bytes_up / self.samples if self.samples else 0.0
 
 
+@prepared
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The whole run."""
 

@@ -11,6 +11,7 @@ import msgspec
 from broker_config.settings import BrokerSettings
 from contract.errors import ConfigError
 from contract.topics import check_name
+from contract.wire import prepared
 from host.commands import add_command
 from host.flags import add_flags, overrides
 from host.logs import set_up
@@ -31,6 +32,7 @@ Keys: q leaves, s sorts, arrows and PgUp/PgDn scroll.
 """
 
 
+@prepared
 class TopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where to look."""
 

@@ -89,6 +89,7 @@ def test_no_exact_duplicates() -> None:
     assert [text for text, times in seen.items() if times > 1] == []
 
 
+@pytest.mark.slow
 def test_no_near_duplicates() -> None:
     both = [row.text for split in SPLITS for row in rows(split)]
     for index in (jaccard([set(words(t)) for t in both]), jaccard([set(trigrams(t)) for t in both])):

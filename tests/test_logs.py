@@ -66,6 +66,7 @@ def test_silence_ends_with_the_block_that_wanted_it(caplog: pytest.LogCaptureFix
     assert [line.getMessage() for line in caplog.records] == ["heard"]
 
 
+@pytest.mark.slow
 def test_an_error_that_ends_a_process_is_a_json_line_too(tmp_path: Path) -> None:
     config = tmp_path / "trainer.toml"
     config.write_text('job = "j"\nbroker_wait_s = 0.1\nmetrics_port = -1\npage = false\nstate_dir = "s"\n')

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import pwd
+import shlex
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from edge_agent import service
+from edge_agent import service, service_state
+from edge_agent.config import AgentConfig
+from edge_agent.outbox_file import FILE_NAME
 from edge_agent.service import UNIT, Service
+from edge_agent.service_state import SYSTEM
+from host.state_dir import prepare
+from host.toml import load_config
 from sidestream.cli import main
+
+pytestmark = pytest.mark.slow  # each builds the whole command line
 
 
 @pytest.fixture
@@ -44,6 +54,82 @@ def test_a_dry_run_shows_the_unit_and_writes_nothing(
     assert main(["agent", "install", str(settings), "--root", str(root), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "[Service]" in shown and "StateDirectory=sidestream-agent" in shown and not root.exists()
+
+
+def _state_of(unit: str) -> tuple[Path, str]:
+    """Where the unit has the agent keep its state, and where it lets it write."""
+    lines = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line)
+    command = shlex.split(lines["ExecStart"])
+    return Path(command[command.index("--state-dir") + 1]), lines.get("ReadWritePaths", "")
+
+
+@pytest.fixture
+def by_hand(settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The state of an agent that was run by hand with these settings."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home" / "state"))
+    folder = prepare(load_config(AgentConfig, settings).state_path)
+    (folder / FILE_NAME).touch()
+    return folder
+
+
+@pytest.mark.parametrize("flags", [(), ("--user",)])
+def test_the_service_goes_on_with_the_state_of_the_agent_run_by_hand(
+    settings: Path, by_hand: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    assert main(["agent", "install", str(settings), "--dry-run", *flags]) == 0
+    may_write = "" if flags else str(by_hand)
+    assert _state_of(capsys.readouterr().out) == (by_hand, may_write)
+
+
+def test_so_does_one_whose_settings_name_the_folder(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.write_text(f'job = "lights"\nstate_dir = "{tmp_path}/a state"\n')
+    assert main(["agent", "install", str(settings), "--dry-run"]) == 0
+    assert _state_of(capsys.readouterr().out) == (tmp_path / "a state", f'"{tmp_path}/a state"')
+
+
+def test_a_folder_that_depends_on_where_the_agent_is_started_is_refused(
+    settings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.write_text('job = "lights"\nstate_dir = "state"\n')
+    assert main(["agent", "install", str(settings), "--dry-run"]) == 1
+    assert "state_dir" in capsys.readouterr().err
+
+
+def test_a_service_of_an_earlier_version_keeps_its_state(
+    settings: Path, by_hand: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    (root / "var/lib/sidestream-agent").mkdir(parents=True)
+    (root / "var/lib/sidestream-agent/agent.db").touch()
+    assert main(["agent", "install", str(settings), "--dry-run", "--root", str(root)]) == 0
+    assert _state_of(capsys.readouterr().out) == (SYSTEM, "")
+
+
+def test_another_users_state_is_what_a_service_of_theirs_goes_on_with() -> None:
+    config, home = AgentConfig(job="lights"), Path(pwd.getpwnam("daemon").pw_dir)
+    assert service_state.by_hand(config, "daemon") == home / ".local/state/sidestream/agent/lights"
+    below = AgentConfig(job="lights", state_dir="~/mine")
+    assert service_state.by_hand(below, "daemon") == home / "mine"
+
+
+def test_a_service_of_somebody_else_does_not_begin_anew_in_silence(
+    settings: Path, by_hand: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["agent", "install", str(settings), "--dry-run", "--run-as", "daemon"]
+    assert main(command) == 1
+    assert f"--state-dir {by_hand}" in capsys.readouterr().err
+    assert main([*command, "--state-dir", str(by_hand)]) == 0
+    assert _state_of(capsys.readouterr().out)[0] == by_hand
+
+
+def test_its_folder_is_made_for_its_owner_only(settings: Path, tmp_path: Path) -> None:
+    root, state = tmp_path / "root", Path("/home/pi/deep/state")
+    command = ["agent", "install", str(settings), "--root", str(root), "--state-dir", str(state)]
+    assert main(command) == 0
+    made = root / state.relative_to("/")
+    assert made.is_dir() and stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")

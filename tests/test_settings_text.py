@@ -85,6 +85,7 @@ def test_the_reference_in_the_docs_is_current() -> None:
     assert written == page(), "python -m sidestream.configuration_page > docs/configuration.md"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["agent", "trainer"])
 def test_init_writes_a_file_that_check_finds_right(
     who: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -98,6 +99,7 @@ def test_init_writes_a_file_that_check_finds_right(
     assert main([who, "init", path, "--job", "other", "--replace"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "text", "message"),
     [

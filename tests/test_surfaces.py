@@ -18,7 +18,7 @@ COMMANDS = {
     ],
     "agent enroll": ["--config-dir", "--data", "--password-file", "--replace"],
     "agent init": None,
-    "agent install": ["--dry-run", "--root", "--run-as", "--user"],
+    "agent install": ["--dry-run", "--root", "--run-as", "--state-dir", "--user"],
     "agent label": ["--file", "--state-dir"],
     "agent predict": ["--backbone", "--file", "--json", "--pair", "--state-dir"],
     "agent run": None,
@@ -71,6 +71,7 @@ def test_the_commands_are_these() -> None:
     assert sorted(leaves(build_parser())) == sorted(COMMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [name for name, listed in COMMANDS.items() if listed is not None])
 def test_their_options_are_these(command: str) -> None:
     assert options(leaves(build_parser())[command]) == COMMANDS[command]

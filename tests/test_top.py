@@ -75,6 +75,7 @@ def test_it_fits_the_terminal_whatever_its_size(crowd: Crowd, width: int, height
     assert any(re.match(r"d\d+ ", line) for line in lines) and "sidestream top" in lines[0]
 
 
+@pytest.mark.slow
 def test_every_order_shows_every_device_and_scrolling_leaves_some_out(crowd: Crowd) -> None:
     picture = Picture()
     picture.take(crowd.board.view())
@@ -117,6 +118,7 @@ def test_a_course_is_a_line_of_blocks(values: list[float | None]) -> None:
     assert len(line) <= 24 and set(line) <= set("▁▂▃▄▅▆▇█")
 
 
+@pytest.mark.slow
 def test_once_prints_the_fleet_and_json_is_for_programs(
     page: PageServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +129,7 @@ def test_once_prints_the_fleet_and_json_is_for_programs(
     assert len(json.loads(capsys.readouterr().out)["devices"]) == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -161,6 +164,7 @@ def test_a_port_that_speaks_something_else_is_told(capsys: pytest.CaptureFixture
     assert "no fleet page at" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_page_that_is_no_fleet_page_is_told(
     crowd: Crowd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +257,7 @@ class Terminal:
         return self._process.wait(30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["q", "\x03"])
 def test_in_a_terminal_it_sorts_follows_the_size_and_leaves_on_a_key(page: PageServer, key: str) -> None:
     terminal = Terminal(page.url)
@@ -266,6 +271,7 @@ def test_in_a_terminal_it_sorts_follows_the_size_and_leaves_on_a_key(page: PageS
     assert "\x1b[?1049l" in terminal.shown, "the screen before is back"
 
 
+@pytest.mark.slow
 def test_without_a_terminal_it_points_to_once(page: PageServer) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sidestream.cli", "top", "--url", page.url],

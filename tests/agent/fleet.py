@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +47,7 @@ class Running:
         folder: Path,
         *,
         device: str = "pi-1",
+        clock: Callable[[], float] = time.monotonic,
         **config: Any,
     ) -> None:
         data = {"held_out_share": 0.0, "poll_s": 0.05, **config.pop("data", {})}
@@ -81,6 +84,7 @@ class Running:
             connect=connect,
             load_backbone=load,
             started=self.started.append,
+            clock=clock,
         )
         self._agent = agent
         self._thread = threading.Thread(target=self._run, daemon=True)

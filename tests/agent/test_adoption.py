@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def test_only_newer_versions_of_the_run_are_adopted(
         trainer.publish_weights(5, final=True)
         bundle = trainer.bundle(9, run="ee" * 16)
         trainer.send(trainer.topics.weights(TIER), trainer.manifest(9, bundle, run="ee" * 16))
-        time.sleep(0.3)
+        trainer.wait_for_telemetry("pi-1", 3)
         assert version_of(state) == 5 and edge_agent.load(state).predict(["on"])[0].label == "on"
         trainer.publish_weights(6, final=True)
         wait_for(trainer, 6)
@@ -103,7 +102,7 @@ def test_weights_that_came_before_the_plan_are_adopted_after_it(
 ) -> None:
     with Running(broker, bert, tmp_path):
         trainer.publish_weights(3, chunks=2)
-        time.sleep(0.2)
+        trainer.wait_for_telemetry("pi-1", 3)
         trainer.publish_plan()
         wait_for(trainer, 3)
 
@@ -118,7 +117,7 @@ def test_a_forged_version_from_the_future_does_not_stop_adoption(
             trainer.manifest(10**9, b"rubbish", chunks=3),
         ):
             trainer.send(trainer.topics.weights(TIER), forged)
-            time.sleep(0.2)
+            trainer.wait_for_telemetry("pi-1", 3)
         trainer.publish_weights(2)
         wait_for(trainer, 2)
         trainer.publish_weights(3, final=True)
@@ -211,6 +210,7 @@ def test_hostile_bundles_are_refused_and_the_old_one_stays(
         wait_for(trainer, 8)
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_not_the_announced_one_is_refused(
     broker: InProcessBroker,
     trainer: FakeTrainer,

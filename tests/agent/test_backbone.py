@@ -173,6 +173,7 @@ def test_agents_of_a_process_share_a_backbone(tiny: Tiny) -> None:
     assert shared_backbone(reference, 2, "bf16") is not shared_backbone(reference, 2)
 
 
+@pytest.mark.slow
 def test_an_agent_starts_without_waiting_for_transformers() -> None:
     code = "import sys, edge_agent.agent; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -72,6 +72,7 @@ def test_a_rung_that_fits_no_message_is_never_chosen_while_another_does() -> Non
 # --- bytes_per_sample ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     mean_length=st.integers(6, 60),
@@ -207,6 +208,7 @@ def _device() -> Iterator[Callable[[float], Any]]:
         yield make
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     interval_s=st.floats(0.5, 40),

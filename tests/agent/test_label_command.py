@@ -45,6 +45,7 @@ def agent(broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_pat
         yield agent
 
 
+@pytest.mark.slow
 def test_samples_are_listed_labelled_and_trained_while_the_agent_runs(
     trainer: FakeTrainer, agent: Running, run: Run
 ) -> None:

@@ -68,6 +68,7 @@ def generated(
     return list(generator.tokens(model.tokens(prompt), GenerationOptions(**options)))
 
 
+@pytest.mark.slow
 def test_greedy_tokens_beside_an_untrained_side_network_are_those_of_transformers(folder: Path) -> None:
     model = load_language_model(str(folder))
     theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -188,6 +189,7 @@ def test_top_k_of_one_a_tiny_top_p_and_the_tiniest_temperature_are_greedy(llama:
     assert generated(llama, max_tokens=12, temperature=1e-320, trained=True) == greedy
 
 
+@pytest.mark.slow
 def test_draws_follow_the_distribution_that_the_options_leave() -> None:
     from edge_agent.generator import _draw
 

@@ -170,6 +170,7 @@ def test_only_completions_are_foretold_and_their_text_is_told_to_nobody(
         assert outbox.counters()["samples_skipped"] == 1
 
 
+@pytest.mark.slow
 def test_stopped_and_started_at_any_moment_each_token_is_sent_once(
     model: LanguageModel, tmp_path: Path
 ) -> None:
@@ -236,6 +237,7 @@ def test_a_share_of_the_tokens_is_what_travels(
     assert len(told(work.sent())) == pytest.approx(149 * share, abs=5)
 
 
+@pytest.mark.slow
 def test_a_byte_budget_sends_only_some_of_the_tokens(model: LanguageModel, tmp_path: Path) -> None:
     texts = [f"{LONG} {word}" for word in WORDS]
     path = write(tmp_path / "x.jsonl", *({"text": text} for text in texts))

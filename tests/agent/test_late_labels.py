@@ -49,6 +49,7 @@ def counted(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 def test_labels_that_come_later_train_what_was_forwarded_once(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path, counted: list[int]
 ) -> None:
@@ -68,6 +69,7 @@ def test_labels_that_come_later_train_what_was_forwarded_once(
     assert tables(agent.config.state_path) == (4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", list(Codec))
 @pytest.mark.parametrize("sampling", ["segments:2", "all"])
 def test_what_travels_late_is_what_would_have_travelled_at_once(
@@ -100,6 +102,7 @@ def test_what_travels_late_is_what_would_have_travelled_at_once(
         assert len(trainer.journal) == 2, "they share messages"
 
 
+@pytest.mark.slow
 def test_a_label_that_comes_while_the_agent_is_stopped_is_trained_when_it_starts(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path, counted: list[int]
 ) -> None:
@@ -120,6 +123,7 @@ def test_a_label_that_comes_while_the_agent_is_stopped_is_trained_when_it_starts
     assert sum(counted) == 5 + 3
 
 
+@pytest.mark.slow
 def test_a_held_out_sample_waits_for_its_label_and_then_measures(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -140,6 +144,7 @@ def test_a_held_out_sample_waits_for_its_label_and_then_measures(
     assert told.samples_forwarded == 40 - len(held) == trainer.rows()
 
 
+@pytest.mark.slow
 def test_a_label_that_is_none_of_the_jobs_is_refused_and_another_one_may_come(
     broker: InProcessBroker,
     trainer: FakeTrainer,
@@ -193,6 +198,7 @@ TASKS: dict[str, tuple[Task, tuple[str, ...], list[dict[str, Any]], list[str], l
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", list(TASKS))
 def test_labels_may_come_late_in_every_task(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path, task: str
@@ -213,6 +219,7 @@ def test_labels_may_come_late_in_every_task(
     assert sorted(found) == sorted(targets)
 
 
+@pytest.mark.slow
 def test_the_oldest_are_dropped_where_there_is_no_room(
     broker: InProcessBroker,
     trainer: FakeTrainer,
@@ -245,6 +252,7 @@ def test_without_room_samples_without_a_label_are_skipped(
     assert (told.samples_skipped, told.samples_unlabelled) == (3, 0)
 
 
+@pytest.mark.slow
 def test_other_taps_have_the_samples_computed_anew(
     broker: InProcessBroker,
     trainer: FakeTrainer,
@@ -268,6 +276,7 @@ def test_other_taps_have_the_samples_computed_anew(
     assert (told.samples_read, told.samples_unlabelled, told.samples_forwarded) == (6, 6, 1)
 
 
+@pytest.mark.slow
 def test_a_new_journal_of_the_trainer_gets_what_was_labelled_late_too(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -285,6 +294,7 @@ def test_a_new_journal_of_the_trainer_gets_what_was_labelled_late_too(
     assert sorted(vectors(trainer).values()) == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_full_outbox_keeps_labels_waiting(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -300,6 +310,7 @@ def test_a_full_outbox_keeps_labels_waiting(
         trainer.wait(lambda t: t.rows() == 8)
 
 
+@pytest.mark.slow
 def test_each_policy_of_a_ladder_has_messages_of_its_own(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:

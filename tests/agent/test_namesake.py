@@ -41,6 +41,7 @@ def test_an_earlier_life_of_this_device_and_an_agent_that_knows_no_instances_are
     assert not ranks_above(status(birth=9, instance=""), birth=3, instance="a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leaves", [status("offline"), None])
 def test_the_waiting_ends_when_the_other_leaves(broker: InProcessBroker, leaves: Status | None) -> None:
     other = broker.transport("dev")

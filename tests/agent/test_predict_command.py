@@ -46,6 +46,7 @@ def test_texts_come_as_arguments_or_from_a_file(tmp_path: Path) -> None:
     assert list(texts_of([], file)) == ["turn on", "the light"]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predict = ["agent", "predict", "--state-dir", str(tmp_path)]
     for rest, wrong in (

@@ -38,6 +38,7 @@ def as_csv(rows: Sequence[tuple[str, str]]) -> bytes:
     return file.getvalue().encode()
 
 
+@pytest.mark.slow
 @given(rows=ROWS, cuts=st.lists(st.integers(0, 10_000), max_size=6))
 @settings(deadline=None)
 def test_jsonl_comes_out_as_it_went_in_however_it_is_cut(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,9 +77,12 @@ class Sending:
             self.error = exc
 
 
-def settled(trainer: FakeTrainer, seconds: float = 0.3) -> list[int]:
-    """What has arrived after a while in which more could have."""
-    time.sleep(seconds)
+def sent(sender: Sender, trainer: FakeTrainer) -> list[int]:
+    """What has arrived once the sender has sent all that it may; its thread does not run."""
+    before = len(trainer.received)
+    more = iter(sender.send_next, False)
+    count = before + len(list(more))
+    trainer.wait(lambda t: len(t.received) >= count)
     return sequences(trainer.received)
 
 
@@ -89,25 +91,25 @@ def test_no_more_than_a_window_is_under_way(
 ) -> None:
     trainer.receipts = False
     put(outbox, 8)
-    with Sending(broker, outbox, trainer, window=3) as sender:
-        assert settled(trainer) == [1, 2, 3]
+    with Sending(broker, outbox, trainer, run=False, window=3) as sender:
+        assert sent(sender, trainer) == [1, 2, 3]
         sender.receipted(outbox.receipt(receipt_for(outbox, 2)).sequences)
-        assert settled(trainer) == [1, 2, 3, 4, 5]
+        assert sent(sender, trainer) == [1, 2, 3, 4, 5]
         sender.set_flow(Flow(window=5))
-        assert settled(trainer) == [1, 2, 3, 4, 5, 6, 7]
+        assert sent(sender, trainer) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_paused_sender_keeps_everything(
     broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
 ) -> None:
     trainer.receipts = False
-    with Sending(broker, outbox, trainer) as sender:
+    with Sending(broker, outbox, trainer, run=False) as sender:
         sender.set_flow(Flow(window=3, pause=True))
         put(outbox, 2)
         sender.wake()
-        assert settled(trainer) == []
+        assert sent(sender, trainer) == []
         sender.set_flow(Flow(window=3))
-        assert settled(trainer) == [1, 2]
+        assert sent(sender, trainer) == [1, 2]
 
 
 def test_a_sender_that_was_told_to_wait_asks_with_its_oldest_batch_now_and_then(
@@ -128,6 +130,7 @@ def test_a_sender_that_was_told_to_wait_asks_with_its_oldest_batch_now_and_then(
         trainer.wait(lambda t: sequences(t.received) == [1, 1, 1, 2, 3])
 
 
+@pytest.mark.slow
 def test_without_a_receipt_a_window_is_sent_again_and_again(
     broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
 ) -> None:
@@ -143,13 +146,13 @@ def test_after_a_reconnect_everything_unreceipted_goes_again_in_order(
 ) -> None:
     trainer.receipts = False
     put(outbox, 3)
-    with Sending(broker, outbox, trainer) as sender:
-        trainer.wait(lambda t: len(t.received) == 3)
+    with Sending(broker, outbox, trainer, run=False) as sender:
+        assert sent(sender, trainer) == [1, 2, 3]
         outbox.receipt(receipt_for(outbox, 1))
         sender.connection(False)
-        assert settled(trainer) == [1, 2, 3]
+        assert sent(sender, trainer) == [1, 2, 3]
         sender.connection(True)
-        assert settled(trainer) == [1, 2, 3, 2, 3]
+        assert sent(sender, trainer) == [1, 2, 3, 2, 3]
 
 
 def test_an_outage_of_the_broker_loses_nothing(
@@ -161,7 +164,7 @@ def test_an_outage_of_the_broker_loses_nothing(
         broker.stop()
         put(outbox, 2)
         sending.sender.wake()
-        time.sleep(0.2)
+        until(lambda: not sending.transport.connected, "the outage is noticed")
         broker.start()
         trainer.wait(lambda t: set(sequences(t.received)) == {1, 2})
 

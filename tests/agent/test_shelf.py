@@ -74,6 +74,7 @@ def take_up(outbox: Outbox) -> None:
         pass
 
 
+@pytest.mark.slow
 @given(steps=st.lists(KEEP | LABEL | ELSE, max_size=25))
 @settings(max_examples=60, deadline=None)
 def test_any_order_of_samples_labels_crashes_and_restarts(steps: list[tuple[str, object]]) -> None:

@@ -37,6 +37,7 @@ def texts_of(source: sources.Source) -> list[str]:
 # --- identity --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(rows=st.lists(st.tuples(st.text("ab", max_size=2), st.sampled_from([None, "", "x"])), max_size=30))
 def test_every_row_has_a_key_of_its_own_and_the_same_one_each_time(
     rows: list[tuple[str, str | None]],
@@ -66,6 +67,7 @@ def one_name(label: str) -> tuple[str, ...]:
     return (label,)
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(st.integers(0, 900), max_size=2000),
     again=st.integers(0, 3),
@@ -83,6 +85,7 @@ def test_keys_are_the_same_however_many_contents_were_counted_in_between(rows: l
                     many.name(Row(text, "on"))
 
 
+@pytest.mark.slow
 def test_naming_rows_takes_no_more_memory_the_more_there_are(tmp_path: Path) -> None:
     with closing(Identities(tmp_path)) as identities:
         tracemalloc.start()

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from contract.errors import DataError
 from contract.messages import ActivationBatch
@@ -23,36 +24,43 @@ LATE = 120
 ROOT = Path(__file__).parents[2]
 
 
+def written(state: Path) -> int:
+    """Bytes of the outbox's files."""
+    return sum(path.stat().st_size for path in state.glob("agent.db*"))
+
+
 def live(
     state: Path,
     data: Path,
     reference: str,
     *,
-    for_s: float | None,
+    kib: int | None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
-    """One life of a producer; killed after ``for_s``, or left to finish."""
+    """One life of a producer; killed once it has written so much to its outbox, or left to finish."""
     out = state.parent / "said"
     out.unlink(missing_ok=True)
     process = Forked("tests.agent.agent_process", str(state), str(data), reference, out=out, cwd=ROOT)
     until(lambda: out.read_text() or process.returncode is not None, "it is ready")
-    if for_s is None:
+    if kib is None:
         assert process.wait(120) == 0, out.read_text()
     else:
         meanwhile()
-        time.sleep(for_s)
+        most = written(state) + 1024 * kib
+        until(lambda: written(state) > most or process.poll() is not None, "it goes on")
         process.kill()
         process.wait()
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_every_sample_is_in_exactly_one_batch(
     tmp_path: Path, bert: Backbone
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", SAMPLES)
     state, moments = tmp_path / "state", random.Random(1)
     for _ in range(2):
-        live(state, data, bert.name, for_s=moments.uniform(0.0, 0.25))
-    live(state, data, bert.name, for_s=None)
+        live(state, data, bert.name, kib=moments.randrange(600))
+    live(state, data, bert.name, kib=None)
     held = sum(is_held_out(Row(sentence(number), None), 0.2) for number in range(SAMPLES))
     with Outbox(state, job=JOB, device="pi", tier=TIER, max_bytes=1) as outbox:
         waiting = outbox.pending(0, 10_000)
@@ -67,13 +75,14 @@ def test_killed_at_random_moments_every_sample_is_in_exactly_one_batch(
     assert counters["samples_held_out"] == held and counters["samples_read"] == SAMPLES
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_every_label_that_came_late_is_trained_exactly_once(
     tmp_path: Path, bert: Backbone
 ) -> None:
     """Labels come between lives and beside them; some are corrected, some samples never get one."""
     data = write_unlabelled(tmp_path / "train.jsonl", LATE)
     state, moments = tmp_path / "state", random.Random(2)
-    live(state, data, bert.name, for_s=0.2)
+    live(state, data, bert.name, kib=400)
     labels: dict[str, str] = {}
 
     def label() -> None:
@@ -83,9 +92,9 @@ def test_killed_at_random_moments_every_label_that_came_late_is_trained_exactly_
             give_one(state, one.id, labels, one.row.text)
 
     label()
-    live(state, data, bert.name, for_s=moments.uniform(0.0, 0.3), meanwhile=label)
+    live(state, data, bert.name, kib=moments.randrange(400), meanwhile=label)
     label()
-    live(state, data, bert.name, for_s=None)
+    live(state, data, bert.name, kib=None)
     with Outbox(state, job=JOB, device="pi", tier=TIER, max_bytes=1) as outbox:
         batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 10_000)]
         counters = outbox.counters()

@@ -17,11 +17,11 @@ from contract.messages import ActivationBatch, TrainerStatus, content_digest
 from contract.plan import FlowPlan, Rung, labels_id
 from contract.tensors import Codec, decode
 from contract.wire import TARGET_MESSAGE_BYTES, pack, unpack
-from edge_agent import plan_inbox, write_check
 from edge_agent.backbone import Backbone, load_backbone
 from edge_agent.outbox import Outbox
 from tests.agent.fake_trainer import JOB, LABELS, TIER, FakeTrainer
 from tests.agent.fleet import Running, sentence, write_samples
+from tests.until import Clock, until
 
 
 def test_uploads_every_sample_once_and_ends_when_the_final_weights_are_measured(
@@ -42,6 +42,7 @@ def test_uploads_every_sample_once_and_ends_when_the_final_weights_are_measured(
     assert told.bytes_up > 0 and told.bytes_down > 0 and told.forward_seconds > 0 and told.peak_rss_bytes > 0
 
 
+@pytest.mark.slow
 def test_a_device_that_is_told_to_wait_says_so_keeps_its_batches_and_goes_on_when_there_is_room(
     broker: InProcessBroker,
     trainer: FakeTrainer,
@@ -56,33 +57,31 @@ def test_a_device_that_is_told_to_wait_says_so_keeps_its_batches_and_goes_on_whe
         trainer.wait(lambda t: t.received)
         stream = trainer.received[0][1].stream
         trainer.receipt("pi-1", stream, 0, wait=True, reason="pi-1 is quarantined")
-        while "no room for what this device sends: pi-1 is quarantined" not in caplog.text:
-            time.sleep(0.01)
+        until(lambda: "no room for what this device sends: pi-1 is quarantined" in caplog.text, "it is said")
         trainer.receipts = True
         trainer.wait(lambda t: t.rows() == 30)
         trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 0)
 
 
+@pytest.mark.slow
 def test_batches_that_an_online_trainer_never_receipts_are_noticed_and_the_remedy_is_told(
     broker: InProcessBroker,
     trainer: FakeTrainer,
     bert: Backbone,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(write_check, "UNANSWERED_S", 0.3)
-    trainer.receipts = False
+    trainer.receipts, clock = False, Clock()
     trainer.publish_plan()
     data = write_samples(tmp_path / "train.jsonl", 8)
-    with Running(broker, bert, tmp_path, data={"path": str(data)}):
+    with Running(broker, bert, tmp_path, data={"path": str(data)}, clock=clock):
         trainer.wait(lambda t: t.rows() == 8)
+        clock.forward(100.0)
         trainer.wait_for_telemetry("pi-1", 6)  # so long as no trainer is known to be there, nothing is wrong
         assert "no batch has been receipted" not in caplog.text
         status = TrainerStatus(state="online", run=trainer.plan.run, epoch=1)
         trainer.send(trainer.topics.trainer_status, status)
-        while "no batch has been receipted" not in caplog.text:
-            time.sleep(0.01)
+        until(lambda: "no batch has been receipted" in caplog.text, "it is said")
     assert "access list may not allow device 'pi-1' of tier 'generic' to write its activations" in caplog.text
 
 
@@ -144,6 +143,7 @@ def test_samples_are_consumed_once_across_restarts(
     assert sorted(set(births)) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_useless_samples_are_skipped_and_counted(
     broker: InProcessBroker,
     trainer: FakeTrainer,
@@ -221,6 +221,7 @@ def test_forward_passes_go_on_while_nothing_can_be_sent(
         trainer.wait(lambda t: t.rows() == 40)
 
 
+@pytest.mark.slow
 def test_lost_and_repeated_messages_change_nothing(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -247,7 +248,7 @@ def test_receipts_for_other_streams_are_ignored(
     with Running(broker, bert, tmp_path, data={"path": str(data)}):
         trainer.wait(lambda t: t.rows() == 8)
         trainer.receipt("pi-1", "0" * 32, 2)
-        time.sleep(0.3)
+        trainer.wait_for_telemetry("pi-1", 3)
         assert trainer.telemetry["pi-1"].outbox_batches == 2
         trainer.receipt("pi-1", trainer.received[0][1].stream, 2)
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
@@ -268,7 +269,7 @@ def test_a_refusal_is_believed_only_if_it_names_the_batch_by_its_content(
         first = trainer.received[0][1]
         refusal = {"refused_sequence": first.sequence, "reason": "wrong taps"}
         trainer.receipt("pi-1", first.stream, 0, refused_digest="0" * 32, **refusal)
-        time.sleep(0.3)
+        trainer.wait_for_telemetry("pi-1", 3)
         assert trainer.telemetry["pi-1"].batches_refused == 0
         trainer.receipt("pi-1", first.stream, 0, refused_digest=content_digest(first), **refusal)
         trainer.wait(lambda t: t.telemetry["pi-1"].batches_refused == 1)
@@ -316,12 +317,13 @@ def test_the_agent_waits_until_labels_and_tier_are_settled(
         trainer.publish_plan(labels=(), tiers={TIER: bare})
         trainer.wait(lambda t: t.statuses and t.statuses[-1][1].fingerprint)
         trainer.publish_plan(revision=2, labels=(), tiers=settled.tiers)
-        time.sleep(0.2)
+        trainer.wait_for_telemetry("pi-1", 3)
         assert trainer.rows() == 0
         trainer.publish_plan(revision=3, labels=LABELS)
         trainer.wait(lambda t: t.rows() == 4)
 
 
+@pytest.mark.slow
 def test_a_new_journal_of_the_trainer_gets_everything_again(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -416,14 +418,14 @@ def test_a_tier_that_the_plan_does_not_know_is_told_with_those_it_does(
     trainer: FakeTrainer,
     bert: Backbone,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plan_inbox, "_TIER_WAIT_S", 0.3)
+    clock = Clock()
     trainer.publish_plan(tiers={"pi5": trainer.plan.tiers[TIER]})
     with (
-        Running(broker, bert, tmp_path) as agent,
+        Running(broker, bert, tmp_path, clock=clock) as agent,
         pytest.raises(ConfigError, match="tier: 'generic' is no tier of the job; its plan has: pi5"),
     ):
+        clock.until(lambda: agent.error is not None, "it gives up")
         agent.join()
 
 
@@ -482,6 +484,7 @@ def test_a_receipt_for_batches_never_made_is_told_and_a_new_stream_begins(
 # --- several in one process ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_agents_share_a_process_and_a_backbone_and_nothing_else(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -504,6 +507,7 @@ def test_several_agents_share_a_process_and_a_backbone_and_nothing_else(
             assert outbox.counters()["samples_forwarded"] == 10 and outbox.size() == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_full_outbox_pauses_the_producer_and_loses_nothing(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -515,7 +519,7 @@ def test_a_full_outbox_pauses_the_producer_and_loses_nothing(
     trainer.publish_flow(pause=True)
     with Running(broker, bert, tmp_path, data={"path": str(data)}, outbox_max_mib=1):
         trainer.wait(lambda t: t.telemetry["pi-1"].outbox_bytes > 2**20)
-        time.sleep(0.5)
+        trainer.wait_for_telemetry("pi-1", 5)
         assert trainer.telemetry["pi-1"].samples_forwarded < 400
         trainer.publish_flow()
         trainer.wait(lambda t: t.rows() == 400)
@@ -556,6 +560,7 @@ def test_ctrl_c_takes_leave_in_order(
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_device_with_a_byte_budget_goes_by_the_ladder_and_measures_by_the_tiers_own_policy(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:
@@ -583,6 +588,7 @@ def test_a_device_with_a_byte_budget_goes_by_the_ladder_and_measures_by_the_tier
     assert trainer.telemetry["pi-1"].accuracy == 5 / 11
 
 
+@pytest.mark.slow
 def test_a_device_with_a_link_budget_sends_no_faster(
     broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def by_hand(tokens: np.ndarray, sampling: Sampling, *, is_decoder: bool) -> np.n
     return np.stack([tokens[members].mean(axis=0) for members in of_part])
 
 
+@pytest.mark.slow
 @given(lengths=LENGTHS, policy=POLICIES, is_decoder=st.booleans())
 @settings(deadline=None)
 def test_policies_do_what_their_words_say(lengths: list[int], policy: str, is_decoder: bool) -> None:
@@ -78,6 +79,7 @@ def test_policies_do_what_their_words_say(lengths: list[int], policy: str, is_de
     )
 
 
+@pytest.mark.slow
 @given(lengths=LENGTHS, policy=POLICIES | PICKS)
 @settings(deadline=None)
 def test_what_travels_comes_back_padded_as_it_was(lengths: list[int], policy: str) -> None:
@@ -130,6 +132,7 @@ def picked(taps: Taps, policy: str) -> list[list[int]]:
     return places
 
 
+@pytest.mark.slow
 @given(lengths=LENGTHS, policy=PICKS)
 @settings(deadline=None)
 def test_picked_tokens_are_real_distinct_and_in_the_order_of_the_text(
@@ -163,6 +166,7 @@ def test_random_tokens_are_these_on_every_machine() -> None:
     assert picked(taps, "random:4") == [[2, 7, 8, 9], [1, 2, 3, 5]]
 
 
+@pytest.mark.slow
 @given(lengths=LENGTHS, count=st.integers(1, 5))
 @settings(deadline=None)
 def test_important_tokens_lie_furthest_from_their_samples_mean(lengths: list[int], count: int) -> None:

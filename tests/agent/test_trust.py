@@ -17,13 +17,12 @@ from contract.errors import ConfigError, StateError, UntrustedError
 from contract.messages import WeightsManifest
 from contract.signing import Scope, Signer, public_pem
 from contract.wire import pack
-from edge_agent import plan_inbox
 from edge_agent.adopted import load_adopted
 from edge_agent.backbone import Backbone
 from edge_agent.trust import MOST_RUNS, Trust
 from tests.agent.fake_trainer import JOB, RUN, TIER, FakeTrainer
 from tests.agent.fleet import Running, write_samples
-from tests.until import until
+from tests.until import Clock, until
 
 OLD, NEW, STRANGER = Signer.new(), Signer.new(), Signer.new()
 OTHER_RUN = "cd" * 16
@@ -59,6 +58,7 @@ def test_signed_plan_and_weights_are_adopted_whole_and_in_parts(
         until(lambda: in_use(tmp_path) == 4)
 
 
+@pytest.mark.slow
 def test_weights_unsigned_altered_of_a_stranger_for_another_or_cut_short_are_not_adopted(
     broker: InProcessBroker,
     trainer: FakeTrainer,
@@ -141,6 +141,7 @@ FORGED: dict[str, dict[str, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_forged_plan_deafens_no_device_for_longer_than_it_stands(
@@ -151,22 +152,22 @@ def test_a_forged_plan_deafens_no_device_for_longer_than_it_stands(
     keys: str,
     signed: bool,
     forged: dict[str, int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fake trainer's receipts have its fence, 0: a device that believes in a higher one is deaf."""
-    monkeypatch.setattr(plan_inbox, "_STANDS_S", 600.0 if signed else 0.2)
+    clock = Clock()
     trainer.signer, trainer.receipts = OLD if signed else None, False
     trainer.publish_plan()
     data = write_samples(tmp_path / "train.jsonl", 8)
     trusted = keys if signed else ""
-    with Running(broker, bert, tmp_path, data={"path": str(data)}, trusted_keys_file=trusted):
+    with Running(broker, bert, tmp_path, data={"path": str(data)}, trusted_keys_file=trusted, clock=clock):
         trainer.wait(lambda t: t.rows() == 8)
         trainer.send(trainer.topics.plan, pack(msgspec.structs.replace(trainer.plan, **forged)))
         trainer.wait_for_telemetry("pi-1")
         trainer.publish_plan()
         assert trainer.telemetry["pi-1"].outbox_batches == 2
         trainer.receipts = True
-        trainer.wait(lambda t: t.telemetry["pi-1"].outbox_batches == 0)
+        received = lambda: trainer.telemetry["pi-1"].outbox_batches == 0  # noqa: E731
+        until(received, "it hears") if signed else clock.until(received, "the plan stands")
 
 
 # --- older, across restarts ------------------------------------------------------------------------------

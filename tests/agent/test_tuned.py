@@ -54,6 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tier", "layers"), [("", LAYERS), ("half", 2)])
 def test_two_lines_give_a_model_that_generates_and_foretells_as_the_device(
     trained: Path, tmp_path: Path, tier: str, layers: int
@@ -80,6 +81,7 @@ def test_two_lines_give_a_model_that_generates_and_foretells_as_the_device(
     assert not torch.allclose(logits, frozen.head(taps[-1]), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_another_backbone_a_damaged_or_no_export_is_told(trained: Path, tmp_path: Path) -> None:
     export_tuned(trained, tmp_path / "out")
     save_tiny_lm(tmp_path / "other", "llama", seed=9)
@@ -96,6 +98,7 @@ def test_another_backbone_a_damaged_or_no_export_is_told(trained: Path, tmp_path
         export_tuned(trained, tmp_path / "out", "third")
 
 
+@pytest.mark.slow
 def test_only_a_language_model_is_exported_so(tmp_path: Path) -> None:
     journal = Journal(tmp_path / FILE_NAME)
     Job(config(tmp_path), journal)

@@ -258,7 +258,7 @@ def test_garbage_from_the_broker_costs_the_connection_not_the_thread() -> None:
 
 
 CHILD = """
-import sys, time
+import signal, sys
 from broker_config.connection import Connection
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Will
@@ -270,7 +270,7 @@ assert connection.wait_connected(10)
 connection.publish(sys.argv[3], b"alive", retain=True)
 connection.flush(10)
 if sys.argv[4] == "wait":
-    time.sleep(60)
+    signal.pause()
 """
 
 

@@ -87,13 +87,13 @@ def test_sigterm_ends_the_child_cleanly(own_broker: EmbeddedBroker) -> None:
 
 
 PARENT = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from broker_config.embedded import EmbeddedBroker
 broker = EmbeddedBroker(data_dir=Path(sys.argv[1]), kind=sys.argv[2])
 broker.__enter__()
 print(broker.pid, broker._child.pid, flush=True)
-time.sleep(60)
+signal.pause()
 """
 
 

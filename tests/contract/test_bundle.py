@@ -205,6 +205,7 @@ def test_a_truncated_bundle_is_refused() -> None:
         assert _open(BUNDLE[:length]) is None
 
 
+@pytest.mark.slow
 def test_a_bundle_with_some_bytes_changed_is_read_or_refused() -> None:
     rng, header = random.Random(1), int.from_bytes(BUNDLE[:8], "little")
     for _ in range(600):

@@ -41,6 +41,7 @@ def test_another_password_does_not_open_it(password: str) -> None:
         open_enrolment(BUNDLE, password)
 
 
+@pytest.mark.slow
 def test_an_altered_bundle_does_not_open() -> None:
     fields = msgspec.json.decode(BUNDLE)
     sealed = fields["sealed"]

@@ -95,6 +95,7 @@ def test_bytes_after_the_message_are_refused(message: Message) -> None:
     assert _receive(type(message), pack(message) + b"\0") is None
 
 
+@pytest.mark.slow
 @every_kind
 @given(data=st.data())
 def test_the_right_keys_with_wrong_values_are_read_or_refused(

@@ -12,10 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.docs.markdown import Step
+from tests.until import until
 
 _ADDRESS = re.compile(r"\b192\.168\.\d+\.\d+\b|\b0\.0\.0\.0\b")
 _PORTS = ("1883", "8883", "9464", "9465")
@@ -155,11 +155,12 @@ class Scenario:
         assert "Traceback" not in said, f"line {step.line}: {said}"
 
     def _await(self, process: subprocess.Popen[bytes], log: Path, text: str, step: Step) -> None:
-        deadline_s = time.monotonic() + _COMMAND_S
-        while text not in (said := log.read_text(errors="replace")):
-            assert process.poll() is None, f"line {step.line}: ended with {process.returncode}\n{said}"
-            assert time.monotonic() < deadline_s, f"line {step.line}: {text!r} does not come\n{said}"
-            time.sleep(0.1)
+        def came() -> bool:
+            said = log.read_text(errors="replace")
+            assert text in said or process.poll() is None, f"line {step.line}: ended\n{said}"
+            return text in said
+
+        until(came, f"line {step.line}: {text!r}; see {log}", _COMMAND_S, every_s=0.1)
 
     def _check_background(self, step: Step) -> None:
         for command, process, log in self._background:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from broker_config.connection import Connection
 from broker_config.embedded import find_mosquitto
 from broker_config.inprocess import InProcessBroker
 from broker_config.settings import BrokerSettings
-from broker_config.transport import Connected, Event, ProtocolVersion, Transport
+from broker_config.transport import Event, ProtocolVersion, Transport
 from contract.plan import Plan, TierPlan
 from contract.topics import Topics
 from contract.wire import pack
@@ -28,6 +30,7 @@ from sidestream.finding import Finding
 from tests.agent.tiny import save_tiny
 from tests.broker.conftest import needs_mosquitto
 from tests.fleet.conftest import JOB, Guard, folder, free_port, guard
+from tests.until import PATIENCE_S
 
 __all__ = ["folder", "guard"]
 DAY_S = 86400.0
@@ -159,14 +162,16 @@ def test_a_connection_that_is_up_before_it_says_so_is_waited_for(
 ) -> None:
     def late(client_id: str) -> Transport:
         transport = broker.transport(client_id)
-        start = transport.start
+        start, up = transport.start, threading.Event()
 
         def start_late(on_event: Callable[[Event], None]) -> None:
-            def after_a_while(event: Event) -> None:
-                time.sleep(0.1 * isinstance(event, Connected))
+            def after_the_start(event: Event) -> None:
+                assert up.wait(PATIENCE_S)
                 on_event(event)
 
-            start(after_a_while)
+            start(after_the_start)
+            assert transport.wait_connected(PATIENCE_S)
+            up.set()
 
         transport.start = start_late  # type: ignore[method-assign]
         return transport
@@ -256,20 +261,23 @@ def test_a_broker_that_forgets_over_a_restart_fails(tmp_path: Path, persistence:
 
 
 def test_slow_small_messages_on_one_machine_point_at_nagle(broker: InProcessBroker, tmp_path: Path) -> None:
+    now, looks = [0.0], itertools.count()
+
     def slow(client_id: str) -> Transport:
         transport = broker.transport(client_id)
         publish = transport.publish
 
         def late(topic: str, payload: bytes, **how: object) -> None:
-            time.sleep(0.04)
+            now[0] += 0.04
             publish(topic, payload, **how)  # type: ignore[arg-type]
 
         transport.publish = late  # type: ignore[method-assign]
         return transport
 
-    found, _ = examine(visit(slow, tmp_path))
+    watched = msgspec.structs.replace(visit(slow, tmp_path), clock=lambda: now[0] + 1e-5 * next(looks))
+    found, _ = examine(watched)
     assert by_name(found)["nodelay"].state == "warning"
-    found, _ = examine(visit(broker.transport, tmp_path))
+    found, _ = examine(msgspec.structs.replace(watched, connect=broker.transport))
     assert by_name(found)["nodelay"].state == "ok"
 
 

@@ -22,7 +22,7 @@ from tests.agent.tiny_lm import save_tiny_lm
 from tests.e2e.in_process import JOB
 from tests.e2e.processes import Processes, write_texts
 from tests.trainer.test_trainer import Listener, trainer
-from tests.until import PATIENCE_S, until
+from tests.until import Clock, until
 
 _TAUGHT = {"dev-a": ("please", "turn the lights off"), "dev-b": ("now", "heat up the bedroom")}
 
@@ -65,9 +65,9 @@ def test_each_device_says_what_either_was_taught_and_not_what_the_decoder_said(f
 
 
 def test_devices_of_a_tier_wait_until_the_trainer_has_their_decoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("side_trainer.job._TELL_EVERY_S", 0.2)
+    clock = Clock()
     near, there = (
         save_tiny_lm(tmp_path / name, "llama", seed=seed) for name, seed in (("near", 0), ("there", 1))
     )
@@ -97,7 +97,7 @@ def test_devices_of_a_tier_wait_until_the_trainer_has_their_decoder(
     with (
         caplog.at_level(logging.INFO),
         InProcessBroker(max_packet_bytes=2_000_000) as broker,
-        trainer(broker, file.load(), file),
+        trainer(broker, file.load(), file, clock=clock),
     ):
         listener = Listener(broker.transport("watch"))
         path.write_text(path.read_text() + f'[tiers.far]\nbackbone = "{tmp_path / "here"}"\n')
@@ -110,7 +110,7 @@ def test_devices_of_a_tier_wait_until_the_trainer_has_their_decoder(
         )
         assert listener.manifest("far") is None and not failures
         shutil.copytree(there, tmp_path / "here")
-        agent.join(PATIENCE_S)
+        clock.until(lambda: not agent.is_alive(), "the tier joins, and the device is done")
         stop.set()
         assert not agent.is_alive() and not failures, failures
     assert edge_agent.load(tmp_path / "far-1", backbone=str(there)).generate("the", max_tokens=3).strip()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from pathlib import Path
 
 import msgspec
@@ -15,7 +14,6 @@ from contract.enrolment import seal_enrolment
 from contract.messages import WeightsManifest
 from contract.topics import Topics
 from contract.wire import pack
-from edge_agent import write_check
 from edge_agent.adopted import load_adopted
 from edge_agent.agent import Agent
 from edge_agent.config import AgentConfig
@@ -25,7 +23,7 @@ from tests.broker.conftest import needs_mosquitto
 from tests.e2e.processes import LABELS, Processes
 from tests.fleet.conftest import JOB, OBSERVER, Client, Guard
 from tests.forked import Process
-from tests.until import until
+from tests.until import Clock, until
 
 pytestmark = [pytest.mark.mosquitto, needs_mosquitto]
 PASSWORD = "correct horse battery"
@@ -84,10 +82,9 @@ def test_enrolled_devices_upload_and_adopt_signed_weights_and_forged_ones_leave_
         def refused() -> bool:
             # Again and again: the trainer puts its own back, perhaps before the device listens.
             forger.connection.publish(weights, pack(forged), retain=True)
-            time.sleep(0.2)
             return "weights are not adopted: it is not signed" in fleet.log("again")
 
-        until(refused, "it is refused")
+        until(refused, "it is refused", every_s=0.2)
         fleet.stop(agent, "again")
         forger.close()
         again = load_adopted(tmp_path / "pi-2")
@@ -102,10 +99,9 @@ def test_an_agent_whose_writes_are_denied_says_so_and_what_to_do(
     guard: Guard,
     tmp_path: Path,
     protocol: ProtocolVersion,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(write_check, "PATIENCE_S", 0.3)
+    clock = Clock()
     # It has the certificate of a device of tier pi5, and takes itself for one of another tier.
     config = AgentConfig(
         job=JOB,
@@ -114,20 +110,20 @@ def test_an_agent_whose_writes_are_denied_says_so_and_what_to_do(
         tier="pi4",
         state_dir=str(tmp_path / "s"),
     )
-    agent = Agent(config)
+    agent = Agent(config, clock=clock)
     thread = threading.Thread(target=agent.run, daemon=True)
     thread.start()
     how = "refuses" if protocol == "5" else "acknowledges and throws away"
     expected = f"the broker {how} what this device writes: its access list does not allow it to device 'pi-1'"
-    until(lambda: expected in caplog.text, "it says so")
+    clock.until(lambda: expected in caplog.text, "it says so")
     agent.stop()
     thread.join(20)
 
 
 def test_an_agent_whose_writes_arrive_says_nothing(
-    guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    guard: Guard, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(write_check, "PATIENCE_S", 0.3)
+    clock = Clock()
     observer = Client(guard, OBSERVER, "5", Topics(JOB).telemetry("pi5", "pi-1")).wait()
     config = AgentConfig(
         job=JOB,
@@ -137,10 +133,12 @@ def test_an_agent_whose_writes_arrive_says_nothing(
         state_dir=str(tmp_path / "s"),
         telemetry_every_s=0.1,
     )
-    agent = Agent(config)
+    agent = Agent(config, clock=clock)
     thread = threading.Thread(target=agent.run, daemon=True)
     thread.start()
     until(lambda: len(observer.received) > 8, "it reports")
+    clock.forward(60.0)
+    until(lambda: len(observer.received) > 16, "it goes on")
     assert "access list" not in caplog.text
     agent.stop()
     thread.join(20)

@@ -6,10 +6,10 @@ import json
 import shutil
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from metrics.shipping import render
+from tests.until import until
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None or shutil.which("promtool") is None,
@@ -65,16 +66,16 @@ class Prometheus:
 
     def await_result(self, expression: str, timeout_s: float = 60.0) -> list[Any]:
         """The first result that is not empty."""
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            try:
-                if found := self.query(expression):
-                    return found
-            except urllib.error.URLError:
-                pass  # it does not listen yet
+        found: list[Any] = []
+
+        def came() -> bool:
             assert self._process.poll() is None, self._log.read_text()[-2000:]
-            assert time.monotonic() < deadline_s, f"nothing for {expression}: {self._log.read_text()[-1000:]}"
-            time.sleep(0.1)
+            with suppress(urllib.error.URLError):  # it does not listen yet
+                found[:] = self.query(expression)
+            return bool(found)
+
+        until(came, f"{expression}; see {self._log}", timeout_s, every_s=0.1)
+        return found
 
     def __enter__(self) -> Prometheus:
         return self

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from html import unescape
 from http.client import HTTPMessage
 from pathlib import Path
@@ -93,6 +94,42 @@ def test_a_web_site_whose_name_points_here_is_told_nothing(page: PageServer) -> 
         assert status_of(page.url, Host=host) == 200
 
 
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx",
+    ],
+)
+def test_peers_that_begin_a_request_and_never_end_it_lose_their_places(crowd: Crowd, begun: bytes) -> None:
+    with serve_page(crowd.board, 0, request_s=0.3) as page, ExitStack() as stack:
+        address = ("127.0.0.1", int(page.url.rstrip("/").rpartition(":")[2]))
+        peers = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(80)]
+        for peer in peers:
+            peer.sendall(begun)
+        for peer in peers:
+            _read_to_the_end(peer)
+        assert status_of(page.url) == 200
+
+
+def test_a_peer_that_says_a_byte_now_and_then_loses_its_place_too(crowd: Crowd) -> None:
+    with serve_page(crowd.board, 0, request_s=0.3) as page:
+        address = ("127.0.0.1", int(page.url.rstrip("/").rpartition(":")[2]))
+        with socket.create_connection(address, timeout=0.02) as peer, suppress(ConnectionError):
+            while True:
+                peer.sendall(b"G")
+                with suppress(TimeoutError):
+                    if not peer.recv(1):
+                        break
+
+
+def _read_to_the_end(peer: socket.socket) -> None:
+    with suppress(ConnectionResetError):
+        while peer.recv(65536):
+            continue
+
+
 def test_figures_come_as_json_at_first_all_then_what_is_new(crowd: Crowd, page: PageServer) -> None:
     body, _ = get(f"{page.url}api/fleet")
     view = msgspec.json.decode(body, type=FleetView)
@@ -125,6 +162,7 @@ def test_a_port_in_use_is_told_apart_from_a_wrong_setting(crowd: Crowd, page: Pa
         serve_page(crowd.board, 0, "203.0.113.7")
 
 
+@pytest.mark.slow
 def test_closing_leaves_no_thread_no_socket_and_the_port_free(crowd: Crowd) -> None:
     before = threading.active_count()
     server = serve_page(crowd.board, 0)
@@ -161,6 +199,7 @@ def rows_of(document: str, table: str) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_browser_shows_the_fleet_its_curves_and_what_was_refused(crowd: Crowd) -> None:
     evil = "<img src=x onerror=alert(1)>"
@@ -207,6 +246,7 @@ class Counting(Board):
         return super().view(board=board, since=since)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_five_hundred_devices_are_paged_filtered_sorted_and_asked_for_once() -> None:
     crowd = Crowd(0, most=600)
@@ -247,6 +287,7 @@ class Silent(Board):
         return super().view(board=board, since=since)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_trainer_that_answers_no_more_is_told_and_what_it_said_last_stays() -> None:
     crowd = Crowd(3)
@@ -258,6 +299,7 @@ def test_a_trainer_that_answers_no_more_is_told_and_what_it_said_last_stays() ->
     assert text_of(document, "state") == "no answer" and len(rows_of(document, "table")) == 3
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_it_is_drawn_in_light_and_in_dark(page: PageServer, tmp_path: Path) -> None:
     light = picture(page.url, tmp_path / "light.png", dark=False)

@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -15,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from contract.errors import ConfigError
 from metrics.catalogue import TrainerMetrics
-from metrics.server import serve
+from metrics.server import REQUEST_S, serve
+from tests.until import until
 
 
 @pytest.fixture
@@ -25,8 +27,9 @@ def registry() -> CollectorRegistry:
     return registry
 
 
-def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+def _get(url: str, host: str | None = None) -> str:
+    request = urllib.request.Request(url, headers={} if host is None else {"Host": host})
+    with urllib.request.urlopen(request, timeout=10) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain")
         text: str = answer.read().decode()
         return text
@@ -96,6 +99,54 @@ def test_closing_leaves_no_thread_and_no_socket(registry: CollectorRegistry) -> 
 def test_a_peer_that_says_nothing_holds_nobody_up(registry: CollectorRegistry) -> None:
     with serve(registry, 0) as server, socket.create_connection(("127.0.0.1", server.port)):
         assert "sidestream" in _get(server.url)
+
+
+@pytest.mark.slow
+def test_peers_that_never_end_their_request_lose_their_places(registry: CollectorRegistry) -> None:
+    now = [0.0]
+    with serve(registry, 0, clock=lambda: now[0]) as server, ExitStack() as stack:
+        address = ("127.0.0.1", server.port)
+        peers = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(64)]
+        for peer in peers:
+            peer.sendall(b"GET /metrics HTTP/1.1\r\n")
+        with pytest.raises((urllib.error.URLError, ConnectionError)):
+            while True:  # until all 64 have their places
+                _get(server.url)
+        now[0] = REQUEST_S + 1
+        for peer in peers:
+            with suppress(ConnectionResetError):
+                assert peer.recv(1) == b""
+        until(lambda: "sidestream" in _answer(server.url), "there is room again")
+
+
+def _answer(url: str) -> str:
+    try:
+        return _get(url)
+    except (urllib.error.URLError, ConnectionError):
+        return ""
+
+
+def test_a_web_site_whose_name_points_here_is_told_nothing(registry: CollectorRegistry) -> None:
+    with serve(registry, 0) as server:
+        for host in (
+            "evil.example",
+            "evil.example:9464",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "@",
+            "",
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                _get(server.url, host)
+            assert refused.value.code == 421
+            assert b"sidestream" not in refused.value.read()
+        for host in ("localhost", "LOCALHOST:9464", "127.0.0.1:1", "[::1]:9464"):
+            assert "sidestream" in _get(server.url, host)
+
+
+def test_on_an_address_of_the_network_it_answers_to_any_name(registry: CollectorRegistry) -> None:
+    with serve(registry, 0, "0.0.0.0") as server:
+        assert "sidestream" in _get(server.url, "trainer.example:9464")
 
 
 def test_it_listens_where_it_is_told(registry: CollectorRegistry) -> None:

@@ -143,6 +143,7 @@ def test_promtool_takes_the_config_and_the_rules(tmp_path: Path) -> None:
     promtool("check", "rules", *(str(tmp_path / name) for name in FILES[1:3]))
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_alerts_fire_when_they_should_and_keep_quiet_when_they_should() -> None:
     promtool("test", "rules", str(UNIT_TESTS))
@@ -177,6 +178,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             yield running
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("panel", list(panels()))
 def test_every_query_of_the_dashboard_finds_figures(prometheus: Prometheus, panel: str) -> None:
@@ -184,6 +186,7 @@ def test_every_query_of_the_dashboard_finds_figures(prometheus: Prometheus, pane
     assert any(one["value"][1] != "NaN" for one in found), (panel, found)
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("record", list(RECORDED))
 def test_every_recording_rule_records_figures(prometheus: Prometheus, record: str) -> None:

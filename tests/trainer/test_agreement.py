@@ -39,6 +39,7 @@ def fleet(seed: int, count: int = 5, alpha: float = 0.5) -> list[Board]:
     return [Board(f"dev-{index}", np.random.default_rng([seed, index]), alpha) for index in range(count)]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31), st.sampled_from([0.1, 0.5]))
 @settings(max_examples=25, deadline=None)
 def test_devices_with_skewed_labels_and_hard_samples_are_never_suspect(seed: int, alpha: float) -> None:
@@ -47,6 +48,7 @@ def test_devices_with_skewed_labels_and_hard_samples_are_never_suspect(seed: int
         assert [board.send(judge, noise=2.5) for board in boards] == [""] * len(boards)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [1, 4, 20])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_random_labels_are_noticed_at_any_rate_and_nobody_else_is(rate: int, seed: int) -> None:

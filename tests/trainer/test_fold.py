@@ -42,12 +42,14 @@ def filled(journal: Journal, tmp_path: Path, *, batches: int = 12, idle: bool = 
     return job
 
 
+@pytest.mark.slow
 def test_the_same_journal_gives_the_same_bits(journal: Journal, tmp_path: Path) -> None:
     filled(journal, tmp_path)
     first, second = fold_all(journal, Fold(journal)), fold_all(journal, Fold(journal))
     assert first.digest() == second.digest()
 
 
+@pytest.mark.slow
 def test_a_fold_resumed_from_any_checkpoint_ends_with_the_same_bits(journal: Journal, tmp_path: Path) -> None:
     filled(journal, tmp_path)
     whole = fold_all(journal, Fold(journal))
@@ -65,6 +67,7 @@ def test_a_fold_resumed_from_any_checkpoint_ends_with_the_same_bits(journal: Jou
         assert late.updates == whole.updates and late.idle_rows == whole.idle_rows
 
 
+@pytest.mark.slow
 def test_a_small_row_cache_changes_nothing(journal: Journal, tmp_path: Path) -> None:
     filled(journal, tmp_path)
     assert (
@@ -72,6 +75,7 @@ def test_a_small_row_cache_changes_nothing(journal: Journal, tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_torch_randomness_outside_does_not_leak_in_nor_out(journal: Journal, tmp_path: Path) -> None:
     filled(journal, tmp_path, batches=4)
     torch.manual_seed(1)
@@ -127,6 +131,7 @@ def test_a_job_goes_on_with_the_width_that_its_journal_began_with(journal: Journ
         Job(config(tmp_path, side_network=msgspec.structs.replace(begun, width=32)), journal)
 
 
+@pytest.mark.slow
 def test_a_tier_short_of_a_label_still_answers_with_it(journal: Journal, tmp_path: Path) -> None:
     """The deep tier's rows have one label of four but for a few; the shallow tier teaches the others."""
     settings = config(tmp_path, learner=LearnerSettings(**NEW_LEARNER, seed=5, pass_rows=16))
@@ -148,6 +153,7 @@ def test_a_tier_short_of_a_label_still_answers_with_it(journal: Journal, tmp_pat
     assert (answers == batch.targets).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_block_that_stands_apart_learns_to_answer_by_itself(journal: Journal, tmp_path: Path) -> None:
     settings = config(tmp_path, learner=LearnerSettings(**NEW_LEARNER, seed=5, pass_rows=16))
     job = Job(settings, journal)
@@ -182,6 +188,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_rows_show(journal: Journal, tmp_path: Path) -> None:
     job = filled(journal, tmp_path, batches=60)
     fold = fold_all(journal, Fold(journal))
@@ -211,6 +218,7 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
         np.testing.assert_allclose(fold._loss.leaning(tier, taps, prior), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_idle_slices_cover_every_row_once_a_pass(journal: Journal, tmp_path: Path) -> None:
     filled(journal, tmp_path, batches=5, idle=False)
     fold = fold_all(journal, Fold(journal))

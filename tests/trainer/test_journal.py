@@ -69,6 +69,7 @@ def test_a_floor_passes_over_what_the_device_gave_up(journal: Journal) -> None:
     assert not put(journal, 6), "given up: the device counted it as dropped"
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(arrivals=st.lists(st.integers(1, 12), max_size=40))
 def test_whatever_the_order_and_repeats_each_sequence_is_journaled_once(

@@ -113,6 +113,7 @@ def test_the_losses_and_their_gradients_are_those_of_plain_autograd(monkeypatch:
     torch.testing.assert_close(given.grad, plain.grad)
 
 
+@pytest.mark.slow
 def test_it_starts_as_the_backbone_and_gets_better(journal: Journal, tmp_path: Path) -> None:
     job, device = filled(journal, tmp_path, batches=60)
     fold = Fold(journal)
@@ -137,6 +138,7 @@ def test_it_starts_as_the_backbone_and_gets_better(journal: Journal, tmp_path: P
     assert tuned.mean() < 0.5 * frozen.mean() and hits.float().mean() > 0.8
 
 
+@pytest.mark.slow
 def test_a_fold_resumed_from_any_checkpoint_ends_with_the_same_bits(journal: Journal, tmp_path: Path) -> None:
     filled(journal, tmp_path)
     whole = fold_all(journal, Fold(journal)).digest()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from contract.plan import Plan
@@ -37,6 +38,7 @@ class Slow:
         return len(self.published) != 2
 
 
+@pytest.mark.slow
 def test_a_connection_that_comes_up_while_publishing_gets_the_weights_too(
     journal: Journal, tmp_path: Path
 ) -> None:

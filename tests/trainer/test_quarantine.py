@@ -99,6 +99,7 @@ def test_a_fleet_too_small_to_compare_with_is_never_judged() -> None:
         assert not suspicion.note_size("t", "odd", (1e4,)) and not suspicion.note_loss("t", "odd", 9.0)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31))
 def test_a_device_with_rare_labels_that_learns_late_is_left_alone(seed: int) -> None:
     """Losses fall from 3.2 to 1 within forty batches; one device's stay up to .8 above the others'."""
@@ -162,6 +163,7 @@ def test_values_that_no_backbone_has_are_refused(journal: Journal, tmp_path: Pat
         examine(pack(huge), "big", job.plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["largest", "constant", "zero", "one spike"])
 def test_the_worst_that_is_let_in_leaves_finite_weights(journal: Journal, tmp_path: Path, kind: str) -> None:
     job, device = Job(config(tmp_path), journal), fleet()[0]
@@ -186,6 +188,7 @@ def test_the_worst_that_is_let_in_leaves_finite_weights(journal: Journal, tmp_pa
 # --- the trainer -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_device_of_another_size_is_quarantined_receipted_and_released(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:
@@ -273,6 +276,7 @@ def test_what_is_held_has_a_bound_and_what_is_there_already_is_receipted_beyond_
     assert journal.holding.size_bytes == 0 and held_batch(journal, device, second, room)
 
 
+@pytest.mark.slow
 def test_a_held_batch_that_changed_on_the_disk_is_found_by_verify_and_not_released(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:
@@ -296,6 +300,7 @@ def test_a_held_batch_that_changed_on_the_disk_is_found_by_verify_and_not_releas
         journal.holding.release(device.name)
 
 
+@pytest.mark.slow
 def test_a_quarantined_device_that_finds_no_room_is_told_to_wait_and_goes_on_when_it_is_released(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:
@@ -351,6 +356,7 @@ def test_a_decision_about_a_device_that_never_sent_is_refused_by_name(
 # --- rebuild -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_rebuild_gives_the_weights_of_a_job_that_never_had_the_device(tmp_path: Path) -> None:
     digests = {}
     for name in ("with", "never"):
@@ -382,6 +388,7 @@ def test_a_rebuild_gives_the_weights_of_a_job_that_never_had_the_device(tmp_path
     old.close()
 
 
+@pytest.mark.slow
 def test_after_a_rebuild_versions_go_on_rising_and_the_device_stays_out(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def teach(listener: Listener, fleet: list[FakeDevice], plan: Plan, *, batches: i
         until(lambda: all(receipted(listener, one) == one.sequence for one in fleet), "receipts")
 
 
+@pytest.mark.slow
 def test_a_tier_of_another_width_joins_half_way_and_the_others_lose_nothing(
     broker: InProcessBroker, path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def test_every_restart_outranks_the_one_before_on_whatever_journal(
     assert seen == sorted(set(seen))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forger", [None, Signer.new()])
 def test_a_forged_status_with_a_higher_fence_neither_stops_a_trainer_that_signs_nor_keeps_one_from_starting(
     broker: InProcessBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture, forger: Signer | None

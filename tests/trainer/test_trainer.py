@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from side_trainer.publisher import CHUNK_BYTES
 from side_trainer.reload import SettingsFile
 from side_trainer.trainer import run_trainer
 from tests.trainer.conftest import LABELS, FakeDevice, config, devices
+from tests.until import PATIENCE_S, Clock
 from tests.until import until as until
 
 TOPICS = Topics("colours")
@@ -84,7 +85,9 @@ def trainer(
     file: SettingsFile | None = None,
     *,
     take_over: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[threading.Event]:
+    """A trainer on a thread; gives the event that stops it, which it sets itself where it fails."""
     stop = threading.Event()
     failures: list[BaseException] = []
 
@@ -93,7 +96,7 @@ def trainer(
 
     def target() -> None:
         try:
-            run_trainer(settings, stop, connect=connect, settings_file=file, take_over=take_over)
+            run_trainer(settings, stop, connect=connect, settings_file=file, take_over=take_over, clock=clock)
         except BaseException as exc:
             failures.append(exc)
             stop.set()
@@ -145,6 +148,7 @@ def final(listener: Listener, samples: int, tier: str = "big") -> WeightsManifes
     return manifest
 
 
+@pytest.mark.slow
 def test_a_fleet_is_planned_receipted_learnt_and_published(broker: InProcessBroker, tmp_path: Path) -> None:
     with trainer(broker, config(tmp_path)):
         listener, fleet = Listener(broker.transport("watch")), devices()
@@ -198,6 +202,7 @@ def test_duplicates_are_receipted_again_and_counted_once(broker: InProcessBroker
     assert read_state(tmp_path).samples == 16
 
 
+@pytest.mark.slow
 def test_a_restarted_trainer_goes_on_and_versions_only_rise(broker: InProcessBroker, tmp_path: Path) -> None:
     listener, fleet = Listener(broker.transport("watch")), devices()
     finals: list[int] = []
@@ -215,6 +220,7 @@ def test_a_restarted_trainer_goes_on_and_versions_only_rise(broker: InProcessBro
     assert verify(tmp_path).matches
 
 
+@pytest.mark.slow
 def test_a_broker_that_forgot_everything_gets_plan_and_weights_again(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:
@@ -231,6 +237,7 @@ def test_a_broker_that_forgot_everything_gets_plan_and_weights_again(
         assert manifest is not None and manifest.version == version and manifest.final
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgery", [b"", b"rubbish"])
 def test_plan_and_weights_that_somebody_wrote_over_are_put_back(
     broker: InProcessBroker, tmp_path: Path, forgery: bytes
@@ -305,6 +312,7 @@ def test_a_tier_with_other_weights_than_the_first_is_not_admitted(
         assert now is not None and now.tiers["big"].fingerprint == fleet[0].birth().fingerprint
 
 
+@pytest.mark.slow
 def test_large_weights_travel_in_chunks_and_old_chunks_go(broker: InProcessBroker, tmp_path: Path) -> None:
     settings = config(tmp_path, side_network=SideNetworkSpec(width=256, inner=512), weights_codec="f32")
     with trainer(broker, settings):
@@ -338,20 +346,21 @@ def test_a_tier_gets_the_blocks_that_it_needs_and_no_more(
             from_bundle(bundle)
 
 
+@pytest.mark.slow
 def test_versions_keep_to_the_downlink_that_a_fleet_may_take(broker: InProcessBroker, tmp_path: Path) -> None:
     """At so low a rate one version would take the day: devices get the first, and nothing more."""
     settings = config(tmp_path, publish_change=0.0, max_down_mib_s=1e-6)
-    with trainer(broker, settings):
+    clock = Clock()
+    with trainer(broker, settings, clock=clock):
         listener, fleet = Listener(broker.transport("watch")), devices()[:1]
         plan = born(listener, fleet)
-        time.sleep(1.2)  # the trainer looks once a second who is there
+        clock.forward(2.0)  # the trainer looks once a second who is there
         for _ in range(4):
             send(listener, fleet[0], fleet[0].batch(plan))
             until(lambda: receipted(listener, fleet[0]) == fleet[0].sequence, "a receipt")
         until(lambda: read_state(tmp_path).checkpoint_offset > 6, "the passes are done")
-        time.sleep(0.5)
-        manifests = [event for event in listener.seen if event.topic == TOPICS.weights("big")]
-        assert len(manifests) == 1
+    manifests = [event for event in listener.seen if event.topic == TOPICS.weights("big")]
+    assert len(manifests) == 1
 
 
 def test_the_default_side_network_of_the_default_backbone_is_three_messages() -> None:
@@ -374,10 +383,12 @@ def test_a_second_trainer_on_one_state_directory_is_refused(broker: InProcessBro
     with trainer(broker, config(tmp_path)):
         listener = Listener(broker.transport("watch"))
         until(listener.plan, "the first runs")
-        with pytest.raises(StateError, match="in use by a trainer"), trainer(broker, config(tmp_path)):
-            time.sleep(0.5)
+        refused = pytest.raises(StateError, match="in use by a trainer")
+        with refused, trainer(broker, config(tmp_path)) as ended:
+            assert ended.wait(PATIENCE_S)
 
 
+@pytest.mark.slow
 def test_settings_that_contradict_the_journal_are_refused(broker: InProcessBroker, tmp_path: Path) -> None:
     with trainer(broker, config(tmp_path)):
         until(Listener(broker.transport("watch")).plan, "it runs")
@@ -386,19 +397,22 @@ def test_settings_that_contradict_the_journal_are_refused(broker: InProcessBroke
         ({"side_network": SideNetworkSpec(width=64)}, "side_network"),
         ({"job": "other"}, "job"),
     ):
-        with pytest.raises(ConfigError) as caught, trainer(broker, config(tmp_path, **change)):
-            time.sleep(0.5)
+        with pytest.raises(ConfigError) as caught, trainer(broker, config(tmp_path, **change)) as ended:
+            assert ended.wait(PATIENCE_S)
         assert caught.value.field == field
 
 
+@pytest.mark.slow
 def test_a_broker_that_never_answers_is_given_up_with_one_line(tmp_path: Path) -> None:
     with InProcessBroker() as broker:
         broker.stop()
         settings = config(tmp_path, broker_wait_s=0.3)
-        with pytest.raises(BrokerError, match=r"no broker within 0\.3 s"), trainer(broker, settings):
-            time.sleep(1.5)
+        given_up = pytest.raises(BrokerError, match=r"no broker within 0\.3 s")
+        with given_up, trainer(broker, settings) as ended:
+            assert ended.wait(PATIENCE_S)
 
 
+@pytest.mark.slow
 def test_a_corrupt_checkpoint_is_passed_over_and_the_fold_ends_the_same(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:
@@ -424,6 +438,7 @@ def test_a_corrupt_checkpoint_is_passed_over_and_the_fold_ends_the_same(
     assert verify(tmp_path).matches
 
 
+@pytest.mark.slow
 def test_an_export_says_what_it_is(broker: InProcessBroker, tmp_path: Path) -> None:
     with trainer(broker, config(tmp_path)):
         listener, fleet = Listener(broker.transport("watch")), devices()

@@ -76,6 +76,7 @@ def scrape(url: str) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_the_brokers_own_figures_and_single_devices_are_in_the_scrape(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_real_mosquitto_has_every_one_of_the_figures(tmp_path: Path) -> None:
             until(lambda: scrape(url)["sidestream_broker_clients_connected{}"] >= 1, "and goes on to")
 
 
+@pytest.mark.slow
 def test_a_device_whose_status_is_cleared_is_forgotten(broker: InProcessBroker, tmp_path: Path) -> None:
     with watched(broker, config(tmp_path, metrics_port=0)) as url:
         listener, fleet = Listener(broker.transport("watch")), devices()
@@ -141,6 +143,7 @@ def test_messages_that_find_the_inbox_full_are_counted_in_the_metrics(
     assert (total(metrics.inbox_dropped), total(metrics.messages_rejected)) == (3, 2)
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_running_trainer(broker: InProcessBroker, tmp_path: Path) -> None:
     with watched(broker, config(tmp_path, page=True, page_port=0)) as url:
         listener, fleet = Listener(broker.transport("watch")), devices()
