@@ -36,6 +36,7 @@ from contract.messages import (
     Receipt,
     Status,
     Telemetry,
+    TrainerClaim,
     TrainerStatus,
     WeightsManifest,
 )
@@ -57,6 +58,7 @@ _KINDS: Final[dict[str, type[Message]]] = {
     "flow": Flow,
     "plan": Plan,
     "weights": WeightsManifest,
+    "claim": TrainerClaim,
 }
 _FOLDED: Final = 400
 

@@ -65,14 +65,20 @@ def random_backbone(shape: str, layers: Callable[[int], int] = lambda depth: 0) 
     torch.manual_seed(0)
     _, make = SHAPES[shape]
     model = make()
-    return Backbone(model, _tokenizer(), layers=layers(int(model.config.num_hidden_layers)), name=shape)
+    return Backbone(
+        model,
+        _tokenizer(int(model.config.vocab_size)),
+        layers=layers(int(model.config.num_hidden_layers)),
+        name=shape,
+    )
 
 
 def random_decoder(shape: str) -> tuple[Any, Any]:
     """A causal language model of a shape, with its head, and a tokenizer."""
     torch.manual_seed(0)
     _, make = SHAPES[shape]
-    return AutoModelForCausalLM.from_config(make().config), _tokenizer()
+    config = make().config
+    return AutoModelForCausalLM.from_config(config), _tokenizer(int(config.vocab_size))
 
 
 def random_texts(count: int, tokens: int) -> list[str]:
@@ -81,8 +87,9 @@ def random_texts(count: int, tokens: int) -> list[str]:
     return [" ".join(f"w{word}" for word in rng.integers(_WORDS, size=tokens)) for _ in range(count)]
 
 
-def _tokenizer() -> Any:
-    vocabulary = {_PAD: 0, **{f"w{index}": index + 1 for index in range(_WORDS)}}
+def _tokenizer(tokens: int) -> Any:
+    """As many words as the model has embeddings; texts are of the first thousand."""
+    vocabulary = {_PAD: 0, **{f"w{index}": index + 1 for index in range(tokens - 1)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

@@ -17,6 +17,8 @@ _MOST_TOPICS: Final = 10_000
 _CREDIT: Final = 100.0
 _EARNED_PER_S: Final = 2.0
 _BYTES_A_POINT: Final = 32 * 1024
+_A_MESSAGE: Final = 0.1
+"""What a refused message costs beside its bytes: a small one is refused in a fraction of a millisecond."""
 _TOLD: Final = 1 / 8
 """What a refusal costs that its device is told of: an honest one drops the batch."""
 _OVERFLOW: Final = _CREDIT / 4
@@ -88,7 +90,7 @@ class PenaltyBox:
             size: Its bytes.
             told: Its device will hear so, and what an honest one does then.
         """
-        self._charge(topic, (1.0 + size / _BYTES_A_POINT) * (_TOLD if told else 1.0))
+        self._charge(topic, (_A_MESSAGE + size / _BYTES_A_POINT) * (_TOLD if told else 1.0))
 
     def _charge(self, topic: str, price: float) -> None:
         now = self._clock()

@@ -265,7 +265,7 @@ def test_labels_come_from_closed_sets_only() -> None:
 
 def test_every_counter_of_telemetry_is_shown_and_summed() -> None:
     last_words = {"outbox_batches", "outbox_bytes", "rss_bytes", "peak_rss_bytes", "temperature_celsius"}
-    last_words |= {"stream", "weights_version", "accuracy", "evaluation_samples", "finished"}
+    last_words |= {"stream", "weights_run", "weights_version", "accuracy", "evaluation_samples", "finished"}
     last_words |= {"outbox_max_bytes", "tally", "unlabelled_waiting"}
     counters = {field.name for field in msgspec.structs.fields(Telemetry)} - last_words
     assert counters == set(DEVICE_COUNTERS) == set(COUNTERS)

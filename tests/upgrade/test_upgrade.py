@@ -16,7 +16,7 @@ import torch
 from benchmarks.poison import kind_of
 from broker_config.inprocess import InProcessBroker
 from broker_config.transport import Event, Received, Transport, Will
-from contract.messages import ActivationBatch, Telemetry, WeightsManifest
+from contract.messages import ActivationBatch, Telemetry, WeightsManifest, content_digest
 from contract.plan import Plan, Precision
 from contract.tasks import Task
 from contract.topics import Topics
@@ -80,7 +80,7 @@ def test_there_is_a_recording() -> None:
 
 def test_every_recorded_message_is_read(heard: list[Heard]) -> None:
     kinds = {kind_of(one.topic) for one in heard if unpack(kind_of(one.topic), one.payload)}
-    assert len(kinds) == 8
+    assert len(kinds) == 9
 
 
 def settings_of(plan: Plan, folder: Path) -> TrainerConfig:
@@ -170,6 +170,7 @@ def test_an_agent_of_today_takes_part_in_the_job_of_a_trainer_of_then(
             if sent:
                 batch = unpack(ActivationBatch, sent[-1].payload)
                 word = {**receipt_of, "stream": batch.stream, "upto": batch.sequence}
+                word["digest"] = content_digest(batch)
                 transport.publish(topics.receipt(TIER, "new"), msgspec.msgpack.encode(word), retain=True)
             told = [one for one in list(seen) if one.topic == topics.telemetry(TIER, "new")]
             return bool(told) and unpack(Telemetry, told[-1].payload).finished
