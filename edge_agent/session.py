@@ -206,9 +206,8 @@ class Session:
         self._plans.check_backbone(self._reporter.backbone)
         self._offer_labels(now)
         self._weights.tick()
-        if self._birth_due and not self._namesake and self._publish(self._reporter.birth()):
-            self._birth_due = False
-            self._writes.said(now)
+        if self._birth_due and not self._namesake:
+            self._say_birth(now)
         self._writes.check(now, self._transport.refused)
         self._writes.check_batches(now, self._work.unanswered_s if self._trainer_online else 0.0)
         if self._telemetry_due or now - self._telemetry_s >= self._telemetry_every_s:
@@ -219,6 +218,14 @@ class Session:
             if (link := self._device.link) is not None:
                 least_s = link.seconds_of(len(word.payload)) / _TELEMETRY_SHARE
                 self._telemetry_every_s = max(self._config.telemetry_every_s, least_s)
+
+    def _say_birth(self, now: float) -> None:
+        # Before it is made: what the backbone's thread has to tell meanwhile is another one.
+        self._birth_due = False
+        if self._publish(self._reporter.birth()):
+            self._writes.said(now)
+        else:
+            self._birth_due = True
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Connected):
