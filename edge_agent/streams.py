@@ -109,7 +109,10 @@ class Streams:
     def current(self) -> _Stream:
         """The stream that new batches go into."""
         with self._file.reading() as db:
-            return _Stream(*db.execute("SELECT * FROM streams ORDER BY id DESC LIMIT 1").fetchone())
+            row = db.execute("SELECT * FROM streams ORDER BY id DESC LIMIT 1").fetchone()
+            if row is None:
+                raise sqlite3.DatabaseError("it has no stream")
+            return _Stream(*row)
 
     @property
     def empty(self) -> bool:

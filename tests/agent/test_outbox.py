@@ -198,7 +198,16 @@ def test_where_nothing_was_made_yet_another_device_or_tier_may_begin(tmp_path: P
 
 def test_a_file_that_is_no_outbox_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"no database, but long enough to be looked at" * 30)
-    with pytest.raises(StateError, match="not a database"):
+    with pytest.raises(StateError, match="not a database; put a copy of the state directory"):
+        open_outbox(tmp_path)
+
+
+def test_a_file_that_has_lost_its_streams_is_refused(tmp_path: Path) -> None:
+    open_outbox(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.execute("DELETE FROM streams")
+    db.close()
+    with pytest.raises(StateError, match="is damaged: it has no stream; put a copy"):
         open_outbox(tmp_path)
 
 
