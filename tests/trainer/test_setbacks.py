@@ -1,17 +1,22 @@
-"""The trainer's log says once of a device that its history and the journal's have parted, whoever noticed."""
+"""The trainer's log says once of a device that its history and the journal's have parted, whoever noticed;
+and a trainer does not begin anew where a part of its state is missing."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from contract.errors import StateError
 from contract.messages import Telemetry
 from contract.topics import Uplink
 from side_trainer.journal import FILE_NAME, Journal
 from side_trainer.seal import Seal
 from side_trainer.setbacks import Setbacks
+from side_trainer.trainer import run_trainer
+from tests.trainer.conftest import config
 
 OLD, NEW, NEWER = "a" * 32, "b" * 32, "c" * 32
 
@@ -66,3 +71,11 @@ def test_what_the_trainer_noticed_first_is_not_told_of_twice(
     assert said(caplog) == 1
     tell(setbacks, NEWER)
     assert said(caplog) == 2
+
+
+def test_a_folder_with_checkpoints_and_no_journal_is_refused(tmp_path: Path) -> None:
+    (tmp_path / f"checkpoint-{7:012}.safetensors").write_bytes(b"of a journal that is not here")
+    tmp_path.chmod(0o700)
+    with pytest.raises(StateError, match=r"journal\.db is missing.*restore the whole state directory"):
+        run_trainer(config(tmp_path), threading.Event())
+    assert not (tmp_path / FILE_NAME).exists()
