@@ -315,7 +315,8 @@ class Session:
             self._on_wait(receipt)
             self._on_refusal(receipt)
         try:
-            settled = self._outbox.receipt(receipt)
+            ruling = self._plan is not None and receipt.fence == self._plan.fence
+            settled = self._outbox.receipt(receipt, ruling=ruling)
         except StorageError as exc:
             # They are sent again, receipted again, and settled once there is room to write that down.
             log.error("receipted batches cannot be settled now: %s", exc)

@@ -221,11 +221,17 @@ class Streams:
 
     # --- receipts ----------------------------------------------------------------------------------------
 
-    def receipt(self, receipt: Receipt) -> Settled:
-        """Do what a receipt says, as far as it speaks of what is here."""
+    def receipt(self, receipt: Receipt, *, ruling: bool = False) -> Settled:
+        """Do what a receipt says, as far as it speaks of what is here.
+
+        Args:
+            receipt: As it came.
+            ruling: It is of the very trainer whose plan is in force. Its fence may be lower than one before:
+                that of a journal that was set back, on a machine whose clock is behind.
+        """
         with self._file.lock:
             stream = self._find(receipt.stream)
-            if stream is None or receipt.fence < stream.fence:
+            if stream is None or (receipt.fence < stream.fence and not ruling):
                 return Settled()
             if receipt.forked_sequence and not self._is_waiting(stream, receipt):
                 return Settled()  # it has gone into another stream already
@@ -282,7 +288,7 @@ class Streams:
     def _settle(self, db: sqlite3.Connection, stream: _Stream, receipt: Receipt) -> Settled:
         returned = lost = 0
         # Only a trainer that was started anew can know less than the one before it.
-        if receipt.fence > stream.fence and receipt.upto < stream.receipted:
+        if receipt.fence != stream.fence and receipt.upto < stream.receipted:
             returned, lost = self._take_back(db, stream, receipt.upto)
             stream = stream._replace(receipted=receipt.upto)
         done = db.execute(
