@@ -206,9 +206,14 @@ class Session:
         self._plans.check_backbone(self._reporter.backbone)
         self._offer_labels(now)
         self._weights.tick()
-        if self._birth_due and not self._namesake and self._publish(self._reporter.birth()):
-            self._birth_due = False
-            self._writes.said(now)
+        if self._birth_due and not self._namesake:
+            self._birth_due = (
+                False  # first: another thread may load the backbone meanwhile
+            )
+            if self._publish(self._reporter.birth()):
+                self._writes.said(now)
+            else:
+                self._birth_due = True
         self._writes.check(now, self._transport.refused)
         self._writes.check_batches(now, self._work.unanswered_s if self._trainer_online else 0.0)
         if self._telemetry_due or now - self._telemetry_s >= self._telemetry_every_s:
