@@ -207,9 +207,7 @@ class Session:
         self._offer_labels(now)
         self._weights.tick()
         if self._birth_due and not self._namesake:
-            self._birth_due = (
-                False  # first: another thread may load the backbone meanwhile
-            )
+            self._birth_due = False  # first: another thread may load the backbone meanwhile
             if self._publish(self._reporter.birth()):
                 self._writes.said(now)
             else:
