@@ -1,12 +1,14 @@
 """Where network callbacks leave what they heard: the newest message of each topic, bounded.
 
 Every topic an agent listens to carries a state (plan, receipt, flow, weights), so that only its newest
-message matters: a burst costs no memory, and a slow device skips versions that are already outdated.
+message matters: a burst costs no memory, and a slow device skips versions that are already outdated. Receipts
+speak of several streams on one topic: of each stream the newest matters.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from broker_config.transport import Connected, Disconnected, Event, Received
 
@@ -16,21 +18,26 @@ _CONNECTION = ""  # no topic is empty
 
 
 class Mailbox:
-    """Put from any thread, take from one."""
+    """Put from any thread, take from one.
 
-    def __init__(self) -> None:
+    Args:
+        about: What a message is about beside its topic; one about something else does not replace it.
+    """
+
+    def __init__(self, about: Callable[[Received], str] = lambda _: "") -> None:
+        self._about = about
         self.dropped = 0
         """Messages that found no room."""
         self.bytes_received = 0
         """Payload bytes of all messages, dropped ones included."""
-        self._newest: dict[str, Event] = {}
+        self._newest: dict[tuple[str, str], Event] = {}
         self._bytes = 0
         self._filled = threading.Condition()
 
     def put(self, event: Event) -> None:
         """Take in an event; never blocks."""
+        key, size = self._key(event), _size(event)
         with self._filled:
-            key, size = _key(event), _size(event)
             self.bytes_received += size
             replaced = self._newest.get(key)
             total = self._bytes + size - (_size(replaced) if replaced else 0)
@@ -51,9 +58,8 @@ class Mailbox:
             self._bytes = 0
             return events
 
-
-def _key(event: Event) -> str:
-    return event.topic if isinstance(event, Received) else _CONNECTION
+    def _key(self, event: Event) -> tuple[str, str]:
+        return (event.topic, self._about(event)) if isinstance(event, Received) else (_CONNECTION, "")
 
 
 def _size(event: Event) -> int:

@@ -203,9 +203,14 @@ class Outbox:
         """Up to ``limit`` waiting batches with sequences over ``after``, in order."""
         return self._streams.waiting(after, limit)
 
-    def receipt(self, receipt: Receipt) -> Settled:
-        """Settle what the trainer is proved to have; begin a new stream where its history is another."""
-        return self._streams.receipt(receipt)
+    def receipt(self, receipt: Receipt, *, ruling: bool = False) -> Settled:
+        """Settle what the trainer is proved to have; begin a new stream where its history is another.
+
+        Args:
+            receipt: As it came.
+            ruling: Whether it is of the trainer whose plan is in force.
+        """
+        return self._streams.receipt(receipt, ruling=ruling)
 
     def refuse(self, stream: str, sequence: int, digest: str) -> bool:
         """Give up a batch that the trainer will never take, and count it; return whether it was there."""

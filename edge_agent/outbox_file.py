@@ -20,6 +20,10 @@ from edge_agent.shelf import SCHEMA as SHELF_SCHEMA
 from host.state_dir import touch_private
 
 FILE_NAME: Final = "agent.db"
+_REMEDY: Final = (
+    "; put a copy of the state directory, however old, in its place. From an empty one every sample is sent "
+    "again, and counts once more"
+)
 _SCHEMA_VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -87,7 +91,7 @@ class OutboxFile:
             StorageError: the disk did not do its part.
             StateError: the file is damaged.
         """
-        with self.lock, _as_state_error(self.path):
+        with self.lock, as_state_error(self.path):
             yield self._db
 
     @contextmanager
@@ -98,7 +102,7 @@ class OutboxFile:
             StorageError: the disk did not do its part.
             StateError: the file is damaged.
         """
-        with self.lock, _as_state_error(self.path):
+        with self.lock, as_state_error(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -158,7 +162,7 @@ class OutboxFile:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    with _as_state_error(path):
+    with as_state_error(path):
         touch_private(path)
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
         try:
@@ -184,10 +188,18 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
 
 
 @contextmanager
-def _as_state_error(path: Path) -> Iterator[None]:
+def as_state_error(path: Path) -> Iterator[None]:
+    """Say what goes wrong with the file as a user can mend it.
+
+    Raises:
+        StorageError: the disk did not do its part.
+        StateError: the file is damaged.
+    """
     try:
         yield
     except (sqlite3.OperationalError, OSError) as exc:
-        raise StorageError(f"{path}: {exc}; free disk space, or mend the disk") from exc
+        busy = "locked" in str(exc)
+        remedy = "another process is at it: try again" if busy else "free disk space, or mend the disk"
+        raise StorageError(f"{path}: {exc}; {remedy}") from exc
     except sqlite3.Error as exc:
-        raise StateError(f"{path}: {exc}") from exc
+        raise StateError(f"{path} is damaged: {exc}{_REMEDY}") from exc

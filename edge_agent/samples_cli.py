@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from contract.errors import DataError, StateError, StorageError
+from contract.errors import DataError, StateError
 from contract.tasks import TASKS, Task
-from edge_agent.outbox_file import FILE_NAME
+from edge_agent.outbox_file import FILE_NAME, as_state_error
 from edge_agent.shelf import SCHEMA, Listed, Shelf, staying
 from host.commands import Handler, add_command, add_state_dir
 from host.logs import set_up
@@ -241,16 +241,12 @@ def _shelf(state_dir: Path, *, writes: bool = False) -> Iterator[Shelf]:
     path = folder / FILE_NAME
     if not path.is_file():
         raise StateError(f"{folder}: no agent has run with this state directory")
-    try:
-        with (
-            staying(folder, alone=False),
-            closing(sqlite3.connect(path, isolation_level=None, timeout=_BUSY_S)) as db,
-        ):
-            db.executescript(SCHEMA)
-            db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-            yield Shelf(db)
-            db.execute("COMMIT")
-    except sqlite3.OperationalError as exc:
-        raise StorageError(f"{path}: {exc}") from exc
-    except sqlite3.Error as exc:
-        raise StateError(f"{path}: {exc}") from exc
+    with (
+        as_state_error(path),
+        staying(folder, alone=False),
+        closing(sqlite3.connect(path, isolation_level=None, timeout=_BUSY_S)) as db,
+    ):
+        db.executescript(SCHEMA)
+        db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+        yield Shelf(db)
+        db.execute("COMMIT")

@@ -73,7 +73,8 @@ class Session:
         self._tier = device.tier
         self._topics = Topics(device.config.job)
         self._source = device.stream or open_source(device.config.data, device.outbox.folder)
-        self._mailbox = Mailbox()
+        self._receipts = self._topics.receipt(device.tier, device.name)
+        self._mailbox = Mailbox(self._stream_of)
         self._reporter = Reporter(
             device.outbox,
             self._topics,
@@ -127,11 +128,10 @@ class Session:
             SidestreamError: something that the user has to mend.
         """
         topics, tier = self._topics, self._tier
-        receipts = topics.receipt(tier, self._device.name)
         # The plan last: it sets the work going, and what is retained on the others should be known by then.
         own = topics.status(tier, self._device.name)
         trainer = topics.trainer_status
-        for topic in (own, trainer, topics.flow(tier), receipts, topics.weights(tier), topics.plan):
+        for topic in (own, trainer, topics.flow(tier), self._receipts, topics.weights(tier), topics.plan):
             self._transport.subscribe(topic)
         self._transport.start(self._mailbox.put)
         reason = "failed"
@@ -254,7 +254,7 @@ class Session:
         topics, tier = self._topics, self._tier
         if event.topic == topics.plan:
             self._on_plan(event.payload)
-        elif event.topic == topics.receipt(tier, self._device.name):
+        elif event.topic == self._receipts:
             self._on_receipt(unpack(Receipt, event.payload))
         elif event.topic == topics.status(tier, self._device.name):
             self._on_own_status(unpack(Status, event.payload), retained=event.retained)
@@ -314,6 +314,15 @@ class Session:
 
     # --- receipts and flow --------------------------------------------------------------------------------
 
+    def _stream_of(self, event: Received) -> str:
+        """Of a receipt: the trainer tells of every stream that we had, one after the other."""
+        if event.topic != self._receipts or not event.payload:
+            return ""
+        try:
+            return unpack(Receipt, event.payload).stream
+        except WireError:
+            return ""
+
     def _on_receipt(self, receipt: Receipt) -> None:
         if self._plans.is_deposed(receipt.fence):
             return
@@ -322,7 +331,8 @@ class Session:
             self._on_wait(receipt)
             self._on_refusal(receipt)
         try:
-            settled = self._outbox.receipt(receipt)
+            ruling = self._plan is not None and receipt.fence == self._plan.fence
+            settled = self._outbox.receipt(receipt, ruling=ruling)
         except StorageError as exc:
             # They are sent again, receipted again, and settled once there is room to write that down.
             log.error("receipted batches cannot be settled now: %s", exc)

@@ -109,7 +109,10 @@ class Streams:
     def current(self) -> _Stream:
         """The stream that new batches go into."""
         with self._file.reading() as db:
-            return _Stream(*db.execute("SELECT * FROM streams ORDER BY id DESC LIMIT 1").fetchone())
+            row = db.execute("SELECT * FROM streams ORDER BY id DESC LIMIT 1").fetchone()
+            if row is None:
+                raise sqlite3.DatabaseError("it has no stream")
+            return _Stream(*row)
 
     @property
     def empty(self) -> bool:
@@ -218,11 +221,17 @@ class Streams:
 
     # --- receipts ----------------------------------------------------------------------------------------
 
-    def receipt(self, receipt: Receipt) -> Settled:
-        """Do what a receipt says, as far as it speaks of what is here."""
+    def receipt(self, receipt: Receipt, *, ruling: bool = False) -> Settled:
+        """Do what a receipt says, as far as it speaks of what is here.
+
+        Args:
+            receipt: As it came.
+            ruling: It is of the very trainer whose plan is in force. Its fence may be lower than one before:
+                that of a journal that was set back, on a machine whose clock is behind.
+        """
         with self._file.lock:
             stream = self._find(receipt.stream)
-            if stream is None or receipt.fence < stream.fence:
+            if stream is None or (receipt.fence < stream.fence and not ruling):
                 return Settled()
             if receipt.forked_sequence and not self._is_waiting(stream, receipt):
                 return Settled()  # it has gone into another stream already
@@ -279,7 +288,7 @@ class Streams:
     def _settle(self, db: sqlite3.Connection, stream: _Stream, receipt: Receipt) -> Settled:
         returned = lost = 0
         # Only a trainer that was started anew can know less than the one before it.
-        if receipt.fence > stream.fence and receipt.upto < stream.receipted:
+        if receipt.fence != stream.fence and receipt.upto < stream.receipted:
             returned, lost = self._take_back(db, stream, receipt.upto)
             stream = stream._replace(receipted=receipt.upto)
         done = db.execute(

@@ -47,6 +47,16 @@ class JournalFacts(JournalFile):
         """Note what a device told of that."""
         self.set_meta("lost", json.dumps({**self.lost, stream: samples}))
 
+    @property
+    def forks(self) -> frozenset[str]:
+        """Streams that devices began because their states were set back or copied."""
+        with self.reading():
+            return frozenset(json.loads(self.meta("forks", "[]")))
+
+    def note_fork(self, stream: str) -> None:
+        """Note that a device told of one."""
+        self.set_meta("forks", json.dumps(sorted({*self.forks, stream})))
+
     def next_epoch(self) -> int:
         """Count a start of the trainer; return how many there have been."""
         with self.reading():

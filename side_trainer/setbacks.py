@@ -33,13 +33,16 @@ class Setbacks:
         self._published: dict[int, dict[str, int]] = {}  # versions on the broker, with their chunks by tier
         self._highest = 0
         self._lost = journal.lost
-        self._forked: set[str] = set()
+        self._forks = set(journal.forks)  # streams that were begun
+        self._forked: set[str] = set()  # and those that were left, by their devices' batches,
+        self._told: set[tuple[str, str]] = set()  # tier and device, of which it was said already
 
     def on_fork(self, uplink: Uplink, stream: str) -> None:
         """A batch is of another history of its stream than the one that is journaled."""
         if stream in self._forked or len(self._forked) >= _REMEMBERED:
             return
         self._forked.add(stream)
+        self._told.add((uplink.tier, uplink.device))
         _log.warning(
             "device %s (%s) sends another history of stream %s than the journaled one: its state was set "
             "back to an earlier copy, or two devices use one. It goes on with a stream of its own; nothing "
@@ -48,7 +51,7 @@ class Setbacks:
         )
 
     def on_telemetry(self, uplink: Uplink, told: Telemetry) -> None:
-        """A device tells what it could not send again after the journal was set back.
+        """A device tells of a new stream, and what it could not send again after the journal was set back.
 
         Raises:
             StorageError: the journal cannot be written to.
@@ -56,6 +59,8 @@ class Setbacks:
         if told.weights_run == self._journal.run and told.weights_version < HIGHEST_FENCE:
             self._highest = max(self._highest, told.weights_version)
             self.rise()
+        if told.streams_forked:
+            self._on_new_stream(uplink, told.stream)
         before = self._lost.get(told.stream, 0)
         if told.samples_lost <= before:
             return
@@ -65,6 +70,21 @@ class Setbacks:
             "device %s (%s): %d samples that were receipted before this journal was set back are LOST: the "
             "device no longer keeps them. Back up more often, or raise keep_receipted_share on devices",
             *(uplink.device, uplink.tier, told.samples_lost - before),
+        )
+
+    def _on_new_stream(self, uplink: Uplink, stream: str) -> None:
+        """A device began a stream, mostly because it noticed by a receipt that its state was set back."""
+        if stream in self._forks or len(self._forks) >= _REMEMBERED:
+            return
+        self._journal.note_fork(stream)
+        self._forks.add(stream)
+        if (uplink.tier, uplink.device) in self._told:
+            self._told.discard((uplink.tier, uplink.device))
+            return
+        _log.warning(
+            "device %s (%s) has begun a new stream, %s: its state was set back to an earlier copy, or "
+            "copied to a second device. Nothing is lost, and no sample counts twice",
+            *(uplink.device, uplink.tier, stream[:8]),
         )
 
     def on_manifest(self, event: Received) -> None:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from broker_config.connection import Connection
 from broker_config.transport import Transport, Will
-from contract.errors import BrokerError
+from contract.errors import BrokerError, StateError
 from contract.messages import TrainerStatus
 from contract.tasks import TASKS, TargetForm
 from contract.topics import Topics
@@ -30,6 +30,7 @@ from metrics.device_series import DeviceSeries
 from metrics.fleet import Fleet
 from metrics.page_server import PortInUseError, serve_page
 from metrics.server import serve
+from side_trainer.checkpoint import newest_files
 from side_trainer.config import TrainerConfig
 from side_trainer.gate import Gate
 from side_trainer.inbox import SHARE_BYTES, Inbox
@@ -94,7 +95,7 @@ def run_trainer(
     directory = prepare(state_dir_of(config))
     with ExitStack() as stack:
         stack.enter_context(locked(directory, "a trainer"))
-        journal = Journal(directory / FILE_NAME)
+        journal = _open_journal(directory)
         stack.callback(journal.close)
         job = Job(config, journal)
         epoch = journal.next_epoch()
@@ -182,6 +183,17 @@ def run_trainer(
             learner,
             farewell=lambda: seal.status(status("offline")),
         ).run(stop, lambda: started(url, page_url))
+
+
+def _open_journal(directory: Path) -> Journal:
+    """The journal, or a new one where there never was one: checkpoints do not come without."""
+    path = directory / FILE_NAME
+    if not path.exists() and newest_files(directory):
+        raise StateError(
+            f"{path} is missing, and checkpoints of it are there; restore the whole state directory from a "
+            "backup, or begin anew with another --state-dir"
+        )
+    return Journal(path)
 
 
 def _open_page(stack: ExitStack, config: TrainerConfig, board: Board) -> str:

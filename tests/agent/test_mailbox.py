@@ -28,6 +28,14 @@ def test_a_newer_message_replaces_the_older_one_of_its_topic() -> None:
     assert (box.bytes_received, box.dropped) == (6, 0)
 
 
+def test_what_is_about_something_else_is_not_replaced() -> None:
+    """Such as receipts for several streams of one outbox, which come one after the other on one topic."""
+    box = Mailbox(about=lambda event: str(len(event.payload)))
+    for size in (3, 2, 3, 1):
+        box.put(_message("receipt", size))
+    assert [len(event.payload) for event in box.take(0.0) if isinstance(event, Received)] == [2, 3, 1]
+
+
 def test_what_finds_no_room_is_dropped_and_counted() -> None:
     box = Mailbox()
     box.put(_message("large", mailbox.MAX_BYTES))

@@ -196,9 +196,32 @@ def test_where_nothing_was_made_yet_another_device_or_tier_may_begin(tmp_path: P
         open_outbox(tmp_path, job="heating")
 
 
+def test_the_ruling_trainers_receipts_hold_though_an_earlier_one_had_a_higher_fence(tmp_path: Path) -> None:
+    """As when a backup is restored on another machine, with a new broker and a clock that is behind."""
+    with open_outbox(tmp_path) as outbox:
+        for key in (b"a", b"b", b"c"):
+            put(outbox, key)
+        settle(outbox, 3, fence=9)
+        behind = receipt_for(outbox, 1, fence=5)
+        assert outbox.receipt(behind).returned == 0
+        assert outbox.receipt(behind, ruling=True).returned == 2
+        assert [waiting.sequence for waiting in outbox.pending(0, 9)] == [2, 3]
+        again = receipt_for(outbox, 3, fence=5)
+        assert outbox.receipt(again, ruling=True).sequences == (2, 3)
+
+
 def test_a_file_that_is_no_outbox_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"no database, but long enough to be looked at" * 30)
-    with pytest.raises(StateError, match="not a database"):
+    with pytest.raises(StateError, match="not a database; put a copy of the state directory"):
+        open_outbox(tmp_path)
+
+
+def test_a_file_that_has_lost_its_streams_is_refused(tmp_path: Path) -> None:
+    open_outbox(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.execute("DELETE FROM streams")
+    db.close()
+    with pytest.raises(StateError, match="is damaged: it has no stream; put a copy"):
         open_outbox(tmp_path)
 
 
