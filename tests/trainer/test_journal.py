@@ -35,8 +35,9 @@ def batch(sequence: int, **changes: Any) -> Arrived:
 
 
 def take(journal: Journal, sequence: int, **changes: Any) -> Taken:
+    held = changes.pop("held", False)
     with journal.transaction():
-        return journal.append_batch(batch(sequence, **changes))
+        return journal.append_batch(batch(sequence, **changes), held=held)
 
 
 def put(journal: Journal, sequence: int, **changes: Any) -> bool:
@@ -127,9 +128,22 @@ def test_a_sample_counts_once_in_whatever_batch_of_whatever_stream(journal: Jour
 
 def test_a_held_sample_counts_as_one_that_came(journal: Journal) -> None:
     keys = [bytes([n]) * 8 for n in range(2)]
-    with journal.transaction():
-        journal.append_batch(batch(1, keys=keys), held=True)
+    put(journal, 1, keys=keys, held=True)
     assert take(journal, 2, keys=keys).repeated == 2 and journal.tail == 0
+
+
+def test_a_held_batch_has_its_place_in_its_stream_like_any_other_and_after_its_release_too(
+    journal: Journal,
+) -> None:
+    assert put(journal, 1, held=True) and put(journal, 2, held=True)
+    for _ in range(2):
+        for held in (True, False):
+            assert take(journal, 2, held=held).claim is Claim.KNOWN
+            assert take(journal, 2, history="b", held=held).claim is Claim.FORKED
+        assert take(journal, 3, history="b").claim is Claim.FORKED, "what it follows is of another history"
+        journal.holding.release("d")
+    assert watermark(journal) == 2 and journal.samples() == 4
+    assert [(one.offset, one.payload) for one in journal.read(0)] == [(1, b"xy"), (2, b"xy")]
 
 
 def test_a_transaction_that_fails_leaves_nothing(journal: Journal) -> None:
