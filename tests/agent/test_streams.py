@@ -197,6 +197,18 @@ def test_of_what_the_journal_lacks_the_part_that_is_kept_waits_again(tmp_path: P
         assert waiting(outbox) == {3: 30} and outbox.floor == 3 == batches(outbox)[0].floor
 
 
+def test_what_was_made_meanwhile_is_sent_with_a_floor_that_leaves_what_waits_again_out(
+    outbox: Outbox,
+) -> None:
+    put(outbox, 10, 20)
+    refuse(outbox, 2)
+    hear(outbox, 1, fence=1)
+    put(outbox, 30)
+    assert outbox.floor == 3 == batches(outbox)[0].floor
+    assert hear(outbox, 0, fence=2).returned == 1
+    assert [(one.sequence, one.floor) for one in batches(outbox)] == [(1, 1), (3, 1)]
+
+
 def test_what_an_earlier_stream_kept_waits_again_in_the_current_one(outbox: Outbox) -> None:
     put(outbox, 10, 20)
     whole, less = receipt_for(outbox, 2, fence=1), receipt_for(outbox, 1, fence=2)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.errors import StateError
-from side_trainer.journal import FILE_NAME, Arrived, Claim, Journal, Taken
+from side_trainer.journal import FILE_NAME, Arrived, Claim, Journal, StreamState, Taken
 
 STREAM = "a" * 32
 
@@ -116,6 +116,28 @@ def test_what_was_given_up_is_never_taken_later(journal: Journal) -> None:
     assert take(journal, 3).claim is Claim.FORKED and watermark(journal) == 5
 
 
+def test_a_floor_is_believed_of_a_batch_that_comes_again_and_not_of_another_history(
+    journal: Journal,
+) -> None:
+    put(journal, 1)
+    put(journal, 4)
+    assert take(journal, 4, history="b", floor=4).claim is Claim.FORKED and watermark(journal) == 1
+    assert take(journal, 4, floor=4).claim is Claim.KNOWN and watermark(journal) == 4
+    assert take(journal, 4, floor=1).claim is Claim.KNOWN and watermark(journal) == 4, "it only rises"
+
+
+def test_whoever_keeps_no_chain_is_known_by_each_batch_alone(journal: Journal) -> None:
+    for sequence in (2, 1, 3):
+        assert put(journal, sequence, previous="")
+    assert take(journal, 2, history="b", previous="").claim is Claim.FORKED and watermark(journal) == 3
+
+
+def test_batches_that_are_not_neighbours_are_not_held_against_each_other(journal: Journal) -> None:
+    put(journal, 3)
+    assert put(journal, 1, history="b") and put(journal, 5, history="c")
+    assert put(journal, 9, stream="b" * 32) and put(journal, 4, stream="b" * 32, history="b")
+
+
 def test_a_sample_counts_once_in_whatever_batch_of_whatever_stream(journal: Journal) -> None:
     keys = [bytes([n]) * 8 for n in range(4)]
     assert take(journal, 1, keys=keys[:2]) == (Claim.NEW, 2, 0)
@@ -144,6 +166,48 @@ def test_a_held_batch_has_its_place_in_its_stream_like_any_other_and_after_its_r
         journal.holding.release("d")
     assert watermark(journal) == 2 and journal.samples() == 4
     assert [(one.offset, one.payload) for one in journal.read(0)] == [(1, b"xy"), (2, b"xy")]
+
+
+def test_what_a_stream_comes_to_is_counted_without_what_was_left_out(journal: Journal) -> None:
+    keys = [bytes([n]) * 8 for n in range(3)]
+    put(journal, 1, keys=keys[:2])
+    put(journal, 2, keys=keys[1:])
+    put(journal, 1, stream="b" * 32, device="c")
+    counted = {"saved": 0, "samples": 3, "batches": 2, "bytes": 3}
+    ours = StreamState(stream=STREAM, device="d", watermark=2, **counted)
+    assert journal.stream(STREAM) == ours and journal.stream("c" * 32) is None
+    assert [one.device for one in journal.streams()] == ["c", "d"] and journal.streams()[1] == ours
+    assert journal.samples() == 5
+    assert journal.content(STREAM, 2) == "2" and journal.content(STREAM, 3) == ""
+
+
+def test_records_of_all_kinds_stand_in_one_order(journal: Journal) -> None:
+    assert journal.append("settings", b"{}") == 1
+    with journal.transaction():
+        assert journal.append("labels", b"[]") == 2
+        journal.append_batch(batch(1))
+    assert journal.append("tier", b"x", tier="u") == 4
+    told = [(one.offset, one.kind, one.tier, one.samples, one.payload, one.stream) for one in journal.read(1)]
+    assert told == [
+        (2, "labels", None, 0, b"[]", None),
+        (3, "batch", "t", 2, b"xy", STREAM),
+        (4, "tier", "u", 0, b"x", None),
+    ]
+    assert [one.offset for one in journal.read(1, limit=2)] == [2, 3]
+    assert journal.batches(2) == [] and journal.batches(3) == [(3, "t", 2)]
+    others = [[one.offset for one in journal.others(upto, ("labels", "tier"))] for upto in (1, 3, 4)]
+    assert others == [[], [2], [2, 4]]
+    assert journal.get(2).payload == b"[]" and journal.tail == 4
+    for missing in (0, 5):
+        with pytest.raises(StateError, match=f"record {missing} is missing"):
+            journal.get(missing)
+
+
+def test_a_record_of_a_transaction_that_fails_leaves_its_offset_to_the_next(journal: Journal) -> None:
+    with pytest.raises(ZeroDivisionError), journal.transaction():
+        journal.append("labels", b"[]")
+        raise ZeroDivisionError
+    assert journal.append("tier", b"x") == 1 and len(journal.read(0)) == 1
 
 
 def test_a_transaction_that_fails_leaves_nothing(journal: Journal) -> None:
@@ -185,13 +249,12 @@ def test_a_full_disk_is_an_error_that_leaves_the_journal_usable(journal: Journal
     assert put(journal, 2) and watermark(journal) == 2
 
 
-def test_a_byte_that_changed_on_the_disk_is_noticed(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / FILE_NAME)
+@pytest.mark.parametrize("changed", ["payload = x'6f'", "payload = CAST(payload AS TEXT)", "digest = x'6f'"])
+def test_a_byte_that_changed_on_the_disk_is_noticed(journal: Journal, changed: str) -> None:
     put(journal, 1)
-    journal.db.execute("UPDATE records SET payload = x'6f'")
+    journal.db.execute(f"UPDATE records SET {changed}")
     with pytest.raises(StateError, match="record 1 has changed; restore"):
         journal.read(0)
-    journal.close()
 
 
 def test_a_damaged_page_is_noticed_when_a_trainer_starts(tmp_path: Path) -> None:
