@@ -15,7 +15,7 @@ from contract.messages import MAX_STREAMS, ActivationBatch, Receipt, content_dig
 from contract.tensors import decode
 from contract.wire import unpack
 from edge_agent.outbox import Outbox, Taken
-from edge_agent.streams import Settled, Slot
+from edge_agent.streams import Settled, Slot, State
 from tests.outboxes import message, receipt_for, refuse
 
 BYTES = len(message(Slot("0" * 32, 2, 1, 1, "0" * 32)))
@@ -67,13 +67,16 @@ def part(outbox: Outbox, **changes: Any) -> None:
 # --- how it is noticed ----------------------------------------------------------------------------------
 
 
-def test_a_receipt_for_a_batch_never_made_begins_a_new_stream_with_all_that_waits(outbox: Outbox) -> None:
+def test_a_receipt_for_a_batch_never_made_begins_a_new_stream_with_all_that_waits(
+    outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
     put(outbox, 10, 20)
     before = outbox.stream
     assert not hear(outbox, 2).forked, "the last one that was made"
     put(outbox, 30, 40)
     assert hear(outbox, 5, digest=OTHER) == Settled(forked=True)
     assert outbox.stream != before and waiting(outbox) == {1: 30, 2: 40}
+    assert "2 batches that are not proved" in caplog.text
     assert outbox.counters()["streams_forked"] == 1
 
 
@@ -347,6 +350,22 @@ def test_the_floor_passes_what_was_given_up_and_whatever_waits_is_sent_with_it(o
     assert content_digest(batches(outbox)[0]) == third, "whatever the floor, it is known by the same digest"
     hear(outbox, 4)
     assert outbox.floor == 3, "what was only receipted may be asked for again"
+
+
+def test_what_waits_is_asked_for_in_pieces(outbox: Outbox) -> None:
+    put(outbox, 10, 20, 30, 40)
+    refuse(outbox, 2)
+    pieces = [[one.sequence for one in outbox.pending(after, 2)] for after in (0, 1, 3, 4)]
+    assert pieces == [[1, 3], [3, 4], [4], []]
+
+
+def test_what_became_of_a_batch_stands_in_the_file_as_versions_to_come_will_read_it() -> None:
+    assert {state.name: state.value for state in State} == {
+        "WAITING": 0,
+        "KEPT": 1,
+        "TRIMMED": 2,
+        "GIVEN_UP": 3,
+    }
 
 
 def test_a_refusal_is_believed_of_a_batch_that_waits_under_just_that_content(outbox: Outbox) -> None:

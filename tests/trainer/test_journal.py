@@ -223,12 +223,13 @@ def test_a_transaction_that_fails_leaves_nothing(journal: Journal) -> None:
 def test_offsets_go_on_without_gaps_after_reopening(tmp_path: Path) -> None:
     first = Journal(tmp_path / FILE_NAME)
     put(first, 1)
+    put(first, 2)
     run = first.run
     first.close()
     again = Journal(tmp_path / FILE_NAME)
-    assert again.run == run and again.tail == 1
-    put(again, 2)
-    assert [record.offset for record in again.read(0)] == [1, 2]
+    assert again.run == run and again.tail == 2
+    put(again, 3)
+    assert [record.offset for record in again.read(0)] == [1, 2, 3]
     assert again.next_epoch() == 1 and again.next_epoch() == 2
     again.close()
 
