@@ -21,7 +21,7 @@ def test_the_content_reaches_the_disk_before_the_name_and_the_name_before_anyone
     fsync = os.fsync
 
     def spy(handle: int) -> None:
-        """What would be found after a power cut once this is done: which file, and what is under the names."""
+        """What would be found after a power cut once this is done: which file, what is under the names."""
         there = temporary.read_bytes() if temporary.exists() else b""
         synced.append((os.fstat(handle).st_ino, path.read_bytes(), there))
         fsync(handle)
@@ -45,7 +45,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_in_the_way(
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space|directory"):
+    with pytest.raises(OSError, match=r"No space|directory"):
         write_atomically(path, b"new")
     assert list(tmp_path.iterdir()) == [path]
     assert path.is_dir() or path.read_bytes() == b"old"

@@ -1,8 +1,7 @@
-"""When the outbox's history and the journal's part, the device notices; and what then becomes of its batches."""
+"""When the outbox's history and the journal's part, the device notices; what then becomes of its batches."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -91,7 +90,7 @@ def test_a_receipt_for_another_content_begins_a_new_stream(
     before = outbox.stream
     assert hear(outbox, 1, digest=digest) == Settled(forked=True)
     assert outbox.stream != before
-    assert waiting(outbox) == ({1: 20} if receipted else {1: 10, 2: 20}), "what was receipted is in the journal"
+    assert waiting(outbox) == ({1: 20} if receipted else {1: 10, 2: 20}), "of what is not receipted"
 
 
 def test_of_what_was_let_go_the_digest_is_remembered(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_of_two_verdicts_the_later_stands_unless_it_was_not_to_replace_any(journ
     assert holding.set_verdict("d", "quarantined", "first", 1.0, replace=False)
     assert not holding.set_verdict("d", "excluded", "second", 2.0, replace=False)
     assert holding.verdicts() == [("d", "quarantined", "first", 1.0)]
-    assert holding.set_verdict("d", "released", "third", 3.0) and holding.set_verdict("c", "excluded", "", 4.0)
+    assert holding.set_verdict("d", "released", "third", 3.0)
+    assert holding.set_verdict("c", "excluded", "", 4.0)
     assert holding.verdicts() == [("c", "excluded", "", 4.0), ("d", "released", "third", 3.0)]
 
 

@@ -28,7 +28,9 @@ def lost(samples: int, stream: str = STREAM) -> Telemetry:
     return Telemetry(stream=stream, samples_lost=samples)
 
 
-def manifest(run: str, version: int, *, seal: Seal | None = None, tier: str = "t", chunks: int = 0) -> Received:
+def manifest(
+    run: str, version: int, *, seal: Seal | None = None, tier: str = "t", chunks: int = 0
+) -> Received:
     body: dict[str, Any] = {"bundle": b"" if chunks else b"x", "bundle_bytes": 1, "chunks": chunks}
     told = WeightsManifest(run=run, version=version, state_digest="a", bundle_digest="b", **body)
     payload = (seal or Seal("j")).manifest(told, tier)
