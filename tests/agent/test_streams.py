@@ -53,6 +53,12 @@ def batches(outbox: Outbox) -> list[ActivationBatch]:
     return [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 1000)]
 
 
+def stored(outbox: Outbox) -> int:
+    """Bytes of all payloads in the file."""
+    with outbox._file.reading() as db:
+        return int(db.execute("SELECT coalesce(sum(length(payload)), 0) FROM batches").fetchone()[0])
+
+
 def hear(outbox: Outbox, upto: int, **changes: Any) -> Settled:
     """Of a trainer that has just what we made up to there, but for the changes."""
     return outbox.receipt(receipt_for(outbox, upto, **changes))
@@ -222,6 +228,17 @@ def test_what_an_earlier_stream_kept_waits_again_in_the_current_one(outbox: Outb
     assert hear(outbox, 2, fence=2).sequences == (1, 2)
 
 
+def test_a_receipt_speaks_for_its_own_stream_alone(outbox: Outbox) -> None:
+    put(outbox, 10, 20)
+    hear(outbox, 2, fence=1)
+    part(outbox, fence=1)
+    put(outbox, 30, 40)
+    hear(outbox, 2, fence=1)
+    assert hear(outbox, 1, fence=2) == Settled(returned=1) and waiting(outbox) == {2: 40}
+    assert hear(outbox, 2, fence=2, saved=2).sequences == (2,)
+    assert outbox.kept() == (2, stored(outbox)), "those of the stream before"
+
+
 # --- what is kept ---------------------------------------------------------------------------------------
 
 
@@ -231,8 +248,9 @@ def test_what_is_in_a_backup_is_let_go_and_nothing_else(outbox: Outbox) -> None:
     assert outbox.kept() == (2, 2 * BYTES)
     hear(outbox, 3, saved=4)
     assert outbox.kept() == (0, 0) and waiting(outbox) == {4: 40}, "what waits is never let go"
+    assert stored(outbox) == outbox.size()[1]
     hear(outbox, 4, saved=3)
-    assert outbox.kept() == (1, BYTES)
+    assert outbox.kept() == (1, BYTES) and stored(outbox) == BYTES
 
 
 def test_the_newest_receipted_batches_are_kept_within_their_share(tmp_path: Path) -> None:
@@ -240,7 +258,7 @@ def test_the_newest_receipted_batches_are_kept_within_their_share(tmp_path: Path
         for upto in range(1, 6):
             put(outbox, 10 * upto)
             hear(outbox, upto, fence=1)
-        assert outbox.kept() == (2, 2 * BYTES)
+        assert outbox.kept() == (2, 2 * BYTES) and stored(outbox) == 2 * BYTES
         assert hear(outbox, 0, fence=2) == Settled(returned=2, lost=3) and waiting(outbox) == {4: 40, 5: 50}
 
 

@@ -15,11 +15,11 @@ import pytest
 from broker_config.inprocess import InProcessBroker
 from contract.errors import ConfigError, StateError, UntrustedError
 from contract.messages import WeightsManifest
-from contract.signing import Scope, Signer, public_pem
+from contract.signing import Scope, Signer, key_id, public_pem
 from contract.wire import pack
 from edge_agent.adopted import load_adopted
 from edge_agent.backbone import Backbone
-from edge_agent.trust import MOST_RUNS, Trust
+from edge_agent.trust import MOST_RUNS, Trust, read_trusted
 from tests.agent.fake_trainer import JOB, RUN, TIER, FakeTrainer
 from tests.agent.fleet import Running, write_samples
 from tests.until import Clock, until
@@ -282,6 +282,8 @@ def test_a_device_without_a_key_takes_what_comes_and_keeps_nothing(
     assert device.open_plan(pack(trainer.plan)) == trainer.plan and device.keys == ()
     assert device.open_manifest(sealed_weights(RUN, 1)).version == 1
     assert list(tmp_path.glob("trust*")) == []
+    trust(tmp_path).adopted_weights(RUN, 40)
+    assert Trust(tmp_path, job=JOB, tier=TIER).keys == () == read_trusted("")
 
 
 def test_what_cannot_be_written_down_is_said_and_holds_until_the_restart(
@@ -318,10 +320,14 @@ def test_a_new_key_is_learnt_from_a_plan_of_the_old_one_and_both_are_good_until_
 
 
 def test_other_keys_in_the_settings_take_the_place_of_those_that_were_learnt(
-    trainer: FakeTrainer, tmp_path: Path
+    trainer: FakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     device = trust(tmp_path)
+    device.adopted_plan(device.open_plan(sealed_plan(trainer, OLD, fence=0, keys=(OLD.public,))))
+    assert caplog.messages == []
     device.adopted_plan(device.open_plan(sealed_plan(trainer, OLD, fence=1, keys=(NEW.public,))))
+    assert f"added {[key_id(NEW.public)]}, dropped {[key_id(OLD.public)]}" in caplog.text
     assert trust(tmp_path).keys == (NEW.public,)
     device.adopted_plan(device.open_plan(sealed_plan(trainer, NEW, fence=2)))
     assert trust(tmp_path).keys == (NEW.public,), "a plan that names none changes none"

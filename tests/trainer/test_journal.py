@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +263,27 @@ def test_a_byte_that_changed_on_the_disk_is_noticed(journal: Journal, changed: s
     journal.db.execute(f"UPDATE records SET {changed}")
     with pytest.raises(StateError, match="record 1 has changed; restore"):
         journal.read(0)
+
+
+def test_a_journal_that_cannot_be_read_any_more_is_a_state_error_with_the_remedy(journal: Journal) -> None:
+    journal.db.execute("DROP TABLE records")
+    with pytest.raises(StateError, match=r"cannot be read.*restore"):
+        journal.read(0)
+
+
+def test_a_transaction_has_the_file_to_itself_from_its_beginning(journal: Journal) -> None:
+    with (
+        contextlib.closing(sqlite3.connect(journal.path, timeout=0.0)) as other,
+        journal.transaction(),
+        pytest.raises(sqlite3.OperationalError, match="locked"),
+    ):
+        other.execute("BEGIN IMMEDIATE")
+
+
+def test_several_threads_append_one_after_another(journal: Journal) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        offsets = list(pool.map(lambda _: journal.append("idle", b"{}"), range(12)))
+    assert sorted(offsets) == list(range(1, 13))
 
 
 def test_a_damaged_page_is_noticed_when_a_trainer_starts(tmp_path: Path) -> None:
