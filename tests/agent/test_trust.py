@@ -245,6 +245,17 @@ def test_what_an_earlier_version_of_the_agent_kept_still_counts(tmp_path: Path) 
     device.adopted_weights(OTHER_RUN, 3)
     with pytest.raises(UntrustedError, match="version 39 is older than 40"):
         trust(tmp_path).open_manifest(sealed_weights(RUN, 39))
+    assert trust(tmp_path).open_manifest(sealed_weights(OTHER_RUN, 3)).version == 3
+
+
+def test_what_changes_nothing_is_not_written_down_again(tmp_path: Path) -> None:
+    device = trust(tmp_path)
+    device.adopted_weights(RUN, 40)
+    (tmp_path / "trust.json").unlink()
+    device.adopted_weights(RUN, 40)
+    assert not (tmp_path / "trust.json").exists()
+    device.adopted_weights(RUN, 41)
+    assert (tmp_path / "trust.json").exists()
 
 
 def test_the_journals_it_remembers_are_bounded_and_the_last_ones_stay(tmp_path: Path) -> None:

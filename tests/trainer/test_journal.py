@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,10 @@ def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     for read_only in (False, True):
         with pytest.raises(StateError, match="another version of Sidestream"):
             Journal(path, read_only=read_only)
+
+
+def test_a_new_journal_is_its_owners_alone(journal: Journal) -> None:
+    assert stat.S_IMODE(journal.path.stat().st_mode) == 0o600
 
 
 def test_every_commit_reaches_the_disk(journal: Journal) -> None:
