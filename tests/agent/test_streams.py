@@ -322,12 +322,15 @@ def test_a_move_that_was_cut_short_is_finished_at_the_next_start(tmp_path: Path)
         assert waiting(outbox) == {1: 20, 2: 30} and outbox.size()[0] == 2 and outbox.next_sequence == 3
 
 
-def test_under_another_devices_name_a_stream_and_samples_of_its_own_begin(tmp_path: Path) -> None:
+def test_under_another_devices_name_a_stream_and_samples_of_its_own_begin(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with open_outbox(tmp_path) as outbox:
         put(outbox, 10)
         stream, name = outbox.stream, outbox.name(b"row")
     with open_outbox(tmp_path, device="pi-2") as outbox:
         assert outbox.stream != stream and waiting(outbox) == {1: 10}
+        assert "was device 'pi' until now, and is 'pi-2'" in caplog.text
         assert outbox.counters()["streams_forked"] == 1 and outbox.name(b"row") != name
         assert len({outbox.name(b"row", part) for part in range(3)}) == 3
         stream, name = outbox.stream, outbox.name(b"row")

@@ -94,6 +94,11 @@ def test_a_refusal_names_a_batch_by_its_content_but_for_the_floor() -> None:
     assert content_digest(unpack(ActivationBatch, pack(batch()))) == content_digest(batch())
 
 
+def test_a_batch_has_the_same_digest_in_every_version() -> None:
+    """A device and a trainer of different versions would each take the other's history for another one."""
+    assert content_digest(batch()) == "1d9f2dc1dbe514a181251303a4e21c90"
+
+
 @pytest.mark.parametrize("codec", list(Codec))
 @pytest.mark.parametrize("width", [5, 64])
 def test_some_rows_of_a_batch_are_what_they_were(codec: Codec, width: int) -> None:
