@@ -120,6 +120,11 @@ def test_some_rows_keep_their_targets_in_whatever_form(form: TargetForm) -> None
     assert some.targets == (bytes([2]) if form is TargetForm.LABEL_SETS else to_bin([2], "<u2"))
 
 
+def test_some_rows_of_a_batch_without_keys_have_none() -> None:
+    some = batch(keys=b"").select([0, 2])
+    assert some.keys == b"" and some.sample_keys == [] and some.sample_ids.tolist() == [40, 43]
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
