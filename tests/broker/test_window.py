@@ -41,7 +41,7 @@ def test_whoever_drains_waits_for_what_is_in_flight_and_for_nothing_else() -> No
     assert not window.drain(0.0)
     window.acquire(0.0)
     outcomes: list[bool] = []
-    waiter = threading.Thread(target=lambda: outcomes.append(window.drain(10.0)))
+    waiter = threading.Thread(target=lambda: outcomes.append(window.drain(600.0)), daemon=True)
     waiter.start()
     window.release()
     window.release()
@@ -58,13 +58,13 @@ def test_breaking_off_wakes_everyone() -> None:
 
     def publish() -> None:
         try:
-            window.acquire(10.0)
+            window.acquire(600.0)
         except NotConnected as error:
             outcomes.append(error)
 
     threads = [
-        threading.Thread(target=publish),
-        threading.Thread(target=lambda: outcomes.append(window.drain(10.0))),
+        threading.Thread(target=publish, daemon=True),
+        threading.Thread(target=lambda: outcomes.append(window.drain(600.0)), daemon=True),
     ]
     for thread in threads:
         thread.start()
