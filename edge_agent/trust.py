@@ -128,7 +128,7 @@ class Trust:
             return
         with self._lock:
             kept = msgspec.structs.replace(self._kept, **changes)
-            if kept == self._kept:
+            if kept == self._kept and [*kept.versions] == [*self._kept.versions]:  # dicts know no order
                 return
             added = [key_id(key) for key in kept.keys if key not in self._kept.keys]
             dropped = [key_id(key) for key in self._kept.keys if key not in kept.keys]

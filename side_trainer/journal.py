@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from side_trainer.holding import Holding
 from side_trainer.journal_facts import JournalFacts
-from side_trainer.journal_file import digest_of
+from side_trainer.journal_file import digest_of, is_whole
 
 FILE_NAME: Final = "journal.db"
 _COLUMNS: Final = "offset, kind, tier, samples, payload, stream, digest"
@@ -309,7 +309,7 @@ class Journal(JournalFacts):
         digest: bytes,
     ) -> Record:
         """A record as it was written: a disk that changed a byte of it is noticed here."""
-        if digest != digest_of(payload):
+        if not is_whole(payload, digest):
             raise self.damaged(f"record {offset} has changed")
         return Record(offset=offset, kind=kind, tier=tier, samples=samples, payload=payload, stream=stream)
 

@@ -205,3 +205,8 @@ class JournalFile:
 def digest_of(payload: bytes) -> bytes:
     """By which a row is known again."""
     return hashlib.blake2b(payload, digest_size=8).digest()
+
+
+def is_whole(payload: object, digest: object) -> bool:
+    """Whether a row is as it was written: one bit of the file makes bytes a text."""
+    return isinstance(payload, bytes) and digest == digest_of(payload)

@@ -51,6 +51,8 @@ def test_a_batch_its_samples_and_its_counters_survive_together(tmp_path: Path) -
     with open_outbox(tmp_path) as outbox:
         assert outbox.stream == stream and waiting(outbox) == [1]
         assert outbox.is_consumed(b"a") and outbox.is_consumed(b"b") and not outbox.is_consumed(b"c")
+        outbox.consume(Taken(keys=[b"b", b"c"]))
+        assert outbox.is_consumed(b"b") and outbox.is_consumed(b"c")
         assert outbox.counters()["samples_forwarded"] == 2 and outbox.counters()["forward_us"] == 250_000
 
 

@@ -254,6 +254,26 @@ def test_receipts_for_other_streams_are_ignored(
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
 
 
+def test_what_a_trainer_says_that_another_one_has_taken_over_from_is_ignored(
+    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+) -> None:
+    data = write_samples(tmp_path / "train.jsonl", 8)
+    trainer.receipts = False
+    trainer.publish_plan(fence=5)
+    with Running(broker, bert, tmp_path, data={"path": str(data)}):
+        trainer.wait(lambda t: t.rows() == 8)
+        first = trainer.received[0][1]
+        refused = {"refused_sequence": 1, "refused_digest": content_digest(first), "reason": "wrong taps"}
+        for said in ({}, refused, {"wait": True}):
+            trainer.receipt("pi-1", first.stream, 2, fence=4, **said)
+        trainer.receipt("pi-1", first.stream, 3, fence=4, digest="f" * 32)  # of another history
+        trainer.wait_for_telemetry("pi-1", 3)
+        told = trainer.telemetry["pi-1"]
+        assert (told.outbox_batches, told.batches_refused, told.streams_forked) == (2, 0, 0)
+        trainer.receipt("pi-1", first.stream, 2, fence=5)
+        trainer.wait(lambda t: t.telemetry["pi-1"].finished)
+
+
 def test_a_refusal_is_believed_only_if_it_names_the_batch_by_its_content(
     broker: InProcessBroker,
     trainer: FakeTrainer,

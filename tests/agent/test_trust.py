@@ -15,11 +15,11 @@ import pytest
 from broker_config.inprocess import InProcessBroker
 from contract.errors import ConfigError, StateError, UntrustedError
 from contract.messages import WeightsManifest
-from contract.signing import Scope, Signer, public_pem
+from contract.signing import Scope, Signer, key_id, public_pem
 from contract.wire import pack
 from edge_agent.adopted import load_adopted
 from edge_agent.backbone import Backbone
-from edge_agent.trust import MOST_RUNS, Trust
+from edge_agent.trust import MOST_RUNS, Trust, read_trusted
 from tests.agent.fake_trainer import JOB, RUN, TIER, FakeTrainer
 from tests.agent.fleet import Running, write_samples
 from tests.until import Clock, until
@@ -245,6 +245,17 @@ def test_what_an_earlier_version_of_the_agent_kept_still_counts(tmp_path: Path) 
     device.adopted_weights(OTHER_RUN, 3)
     with pytest.raises(UntrustedError, match="version 39 is older than 40"):
         trust(tmp_path).open_manifest(sealed_weights(RUN, 39))
+    assert trust(tmp_path).open_manifest(sealed_weights(OTHER_RUN, 3)).version == 3
+
+
+def test_what_changes_nothing_is_not_written_down_again(tmp_path: Path) -> None:
+    device = trust(tmp_path)
+    device.adopted_weights(RUN, 40)
+    (tmp_path / "trust.json").unlink()
+    device.adopted_weights(RUN, 40)
+    assert not (tmp_path / "trust.json").exists()
+    device.adopted_weights(RUN, 41)
+    assert (tmp_path / "trust.json").exists()
 
 
 def test_the_journals_it_remembers_are_bounded_and_the_last_ones_stay(tmp_path: Path) -> None:
@@ -256,6 +267,47 @@ def test_the_journals_it_remembers_are_bounded_and_the_last_ones_stay(tmp_path: 
         with pytest.raises(UntrustedError, match="older"):
             trust(tmp_path).open_manifest(sealed_weights(run, 6))
     assert len(json.loads((tmp_path / "trust.json").read_text())["versions"]) == MOST_RUNS
+
+
+def test_weights_adopted_again_out_of_order_lower_nothing_and_keep_their_journal_among_the_last(
+    tmp_path: Path,
+) -> None:
+    device = trust(tmp_path)
+    device.adopted_weights(RUN, 40)
+    for number in range(MOST_RUNS):
+        if number == MOST_RUNS - 1:
+            device.adopted_weights(RUN, 39)
+        device.adopted_weights(f"{number:032x}", 7)
+    for again in (device, trust(tmp_path)):
+        with pytest.raises(UntrustedError, match="version 39 is older than 40"):
+            again.open_manifest(sealed_weights(RUN, 39))
+        assert again.open_manifest(sealed_weights(f"{0:032x}", 1)).version == 1, "the first was forgotten"
+
+
+def test_a_device_without_a_key_takes_what_comes_and_keeps_nothing(
+    trainer: FakeTrainer, tmp_path: Path
+) -> None:
+    device = Trust(tmp_path, job=JOB, tier=TIER)
+    device.adopted_plan(device.open_plan(pack(msgspec.structs.replace(trainer.plan, fence=9))))
+    device.adopted_weights(RUN, 40)
+    assert device.open_plan(pack(trainer.plan)) == trainer.plan and device.keys == ()
+    assert device.open_manifest(sealed_weights(RUN, 1)).version == 1
+    assert list(tmp_path.glob("trust*")) == []
+    trust(tmp_path).adopted_weights(RUN, 40)
+    assert Trust(tmp_path, job=JOB, tier=TIER).keys == () == read_trusted("")
+
+
+def test_what_cannot_be_written_down_is_said_and_holds_until_the_restart(
+    trainer: FakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = trust(tmp_path)
+    device.adopted_weights(RUN, 39)
+    (tmp_path / "trust.json.tmp").mkdir()
+    device.adopted_weights(RUN, 40)
+    assert "trust.json cannot be written" in caplog.text
+    with pytest.raises(UntrustedError, match="older"):
+        device.open_manifest(sealed_weights(RUN, 39))
+    assert trust(tmp_path).open_manifest(sealed_weights(RUN, 39)).version == 39
 
 
 # --- keys change -----------------------------------------------------------------------------------------
@@ -279,11 +331,17 @@ def test_a_new_key_is_learnt_from_a_plan_of_the_old_one_and_both_are_good_until_
 
 
 def test_other_keys_in_the_settings_take_the_place_of_those_that_were_learnt(
-    trainer: FakeTrainer, tmp_path: Path
+    trainer: FakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     device = trust(tmp_path)
+    device.adopted_plan(device.open_plan(sealed_plan(trainer, OLD, fence=0, keys=(OLD.public,))))
+    assert caplog.messages == []
     device.adopted_plan(device.open_plan(sealed_plan(trainer, OLD, fence=1, keys=(NEW.public,))))
+    assert f"added {[key_id(NEW.public)]}, dropped {[key_id(OLD.public)]}" in caplog.text
     assert trust(tmp_path).keys == (NEW.public,)
+    device.adopted_plan(device.open_plan(sealed_plan(trainer, NEW, fence=2)))
+    assert trust(tmp_path).keys == (NEW.public,), "a plan that names none changes none"
     assert trust(tmp_path, STRANGER.public).keys == (STRANGER.public,)
 
 

@@ -35,6 +35,22 @@ def test_an_acknowledgement_may_come_before_the_sender_knows_it_has_sent() -> No
     assert window.drain(0.0)
 
 
+def test_whoever_drains_waits_for_what_is_in_flight_and_for_nothing_else() -> None:
+    window = Window(2)
+    window.acquire(0.0)
+    assert not window.drain(0.0)
+    window.acquire(0.0)
+    outcomes: list[bool] = []
+    waiter = threading.Thread(target=lambda: outcomes.append(window.drain(600.0)), daemon=True)
+    waiter.start()
+    window.release()
+    window.release()
+    waiter.join(10.0)
+    assert outcomes == [True]
+    window.break_off()
+    assert not window.drain(0.0)
+
+
 def test_breaking_off_wakes_everyone() -> None:
     window = Window(1)
     window.acquire(0.0)
@@ -42,13 +58,13 @@ def test_breaking_off_wakes_everyone() -> None:
 
     def publish() -> None:
         try:
-            window.acquire(10.0)
+            window.acquire(600.0)
         except NotConnected as error:
             outcomes.append(error)
 
     threads = [
-        threading.Thread(target=publish),
-        threading.Thread(target=lambda: outcomes.append(window.drain(10.0))),
+        threading.Thread(target=publish, daemon=True),
+        threading.Thread(target=lambda: outcomes.append(window.drain(600.0)), daemon=True),
     ]
     for thread in threads:
         thread.start()

@@ -94,6 +94,11 @@ def test_a_refusal_names_a_batch_by_its_content_but_for_the_floor() -> None:
     assert content_digest(unpack(ActivationBatch, pack(batch()))) == content_digest(batch())
 
 
+def test_a_batch_has_the_same_digest_in_every_version() -> None:
+    """A device and a trainer of different versions would each take the other's history for another one."""
+    assert content_digest(batch()) == "1d9f2dc1dbe514a181251303a4e21c90"
+
+
 @pytest.mark.parametrize("codec", list(Codec))
 @pytest.mark.parametrize("width", [5, 64])
 def test_some_rows_of_a_batch_are_what_they_were(codec: Codec, width: int) -> None:
@@ -113,6 +118,11 @@ def test_some_rows_keep_their_targets_in_whatever_form(form: TargetForm) -> None
     targets = bytes([1, 2, 3]) if form is TargetForm.LABEL_SETS else to_bin(range(6), "<u2")
     some = batch(target_form=form, targets=targets, sampling="all").select([1])
     assert some.targets == (bytes([2]) if form is TargetForm.LABEL_SETS else to_bin([2], "<u2"))
+
+
+def test_some_rows_of_a_batch_without_keys_have_none() -> None:
+    some = batch(keys=b"").select([0, 2])
+    assert some.keys == b"" and some.sample_keys == [] and some.sample_ids.tolist() == [40, 43]
 
 
 @pytest.mark.parametrize(

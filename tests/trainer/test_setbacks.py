@@ -1,81 +1,116 @@
-"""The trainer's log says once of a device that its history and the journal's have parted, whoever noticed;
-and a trainer does not begin anew where a part of its state is missing."""
+"""A state that was set back is said once, and what was published before it is never published over."""
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
-from typing import cast
+import logging
+from typing import Any
 
 import pytest
 
-from contract.errors import StateError
-from contract.messages import Telemetry
-from contract.topics import Uplink
-from side_trainer.journal import FILE_NAME, Journal
+from broker_config.transport import Received
+from contract.messages import HIGHEST_FENCE, Telemetry, WeightsManifest
+from contract.signing import Signer
+from contract.topics import Topics, Uplink
+from side_trainer.journal import Journal
 from side_trainer.seal import Seal
 from side_trainer.setbacks import Setbacks
-from side_trainer.trainer import run_trainer
-from tests.trainer.conftest import config
 
-OLD, NEW, NEWER = "a" * 32, "b" * 32, "c" * 32
-
-
-def started(folder: Path) -> Setbacks:
-    """As after a start of the trainer."""
-    return Setbacks(Journal(folder / FILE_NAME), cast(Seal, None))
+STREAM, OTHER = "a" * 32, "b" * 32
+DEVICE = Uplink(tier="t", device="pi-1", kind="telemetry")
 
 
-def tell(setbacks: Setbacks, stream: str, *, forked: int = 1) -> None:
-    at = Uplink(tier="pi5", device="kitchen", kind="telemetry")
-    setbacks.on_telemetry(at, Telemetry(stream=stream, streams_forked=forked))
+@pytest.fixture
+def setbacks(journal: Journal) -> Setbacks:
+    return Setbacks(journal, Seal("j"))
 
 
-def said(caplog: pytest.LogCaptureFixture) -> int:
-    return sum("kitchen (pi5)" in record.getMessage() for record in caplog.records)
+def lost(samples: int, stream: str = STREAM) -> Telemetry:
+    return Telemetry(stream=stream, samples_lost=samples)
 
 
-def test_a_device_that_noticed_by_itself_is_told_of_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def manifest(
+    run: str, version: int, *, seal: Seal | None = None, tier: str = "t", chunks: int = 0
+) -> Received:
+    body: dict[str, Any] = {"bundle": b"" if chunks else b"x", "bundle_bytes": 1, "chunks": chunks}
+    told = WeightsManifest(run=run, version=version, state_digest="a", bundle_digest="b", **body)
+    payload = (seal or Seal("j")).manifest(told, tier)
+    return Received(topic=Topics("j").weights(tier), payload=payload, retained=True, qos=1, epoch=1)
+
+
+def test_another_history_of_a_stream_is_said_once(
+    setbacks: Setbacks, caplog: pytest.LogCaptureFixture
 ) -> None:
-    setbacks = started(tmp_path)
-    for _ in range(3):
-        tell(setbacks, NEW)
-    assert said(caplog) == 1
+    for stream in (STREAM, STREAM, OTHER, STREAM):
+        setbacks.on_fork(DEVICE, stream)
+    assert [text.split("stream ")[1][:8] for text in caplog.messages] == ["aaaaaaaa", "bbbbbbbb"]
+    assert "pi-1" in caplog.text
 
 
-def test_a_device_that_never_began_a_new_stream_is_not_told_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_what_was_lost_is_said_once_over_restarts_and_added_to(
+    journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tell(started(tmp_path), OLD, forked=0)
-    assert said(caplog) == 0
+    caplog.set_level(logging.ERROR)
+    said: list[bool] = []
+    for samples, stream in ((0, STREAM), (5, STREAM), (5, STREAM), (7, STREAM), (6, STREAM), (1, OTHER)):
+        caplog.clear()
+        Setbacks(journal, Seal("j")).on_telemetry(DEVICE, lost(samples, stream))
+        said.append(bool(caplog.messages))
+        if (samples, stream) == (7, STREAM):
+            assert ": 2 samples that" in caplog.text and "LOST" in caplog.text
+    assert said == [False, True, False, True, False, True]
+    assert journal.lost == {STREAM: 7, OTHER: 1}
 
 
-def test_a_restart_does_not_tell_of_it_again_and_a_further_stream_is_told_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_what_was_lost_is_said_once_within_a_start(
+    setbacks: Setbacks, journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tell(started(tmp_path), NEW)
-    again = started(tmp_path)
-    tell(again, NEW)
-    assert said(caplog) == 1
-    tell(again, NEWER)
-    assert said(caplog) == 2
+    for samples in (5, 5, 5):
+        setbacks.on_telemetry(DEVICE, lost(samples))
+    assert len(caplog.messages) == 1 and journal.lost == {STREAM: 5}
 
 
-def test_what_the_trainer_noticed_first_is_not_told_of_twice(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_versions_go_on_above_the_highest_on_the_broker_with_which_the_journal_can_tidy_up(
+    setbacks: Setbacks, journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    setbacks = started(tmp_path)
-    setbacks.on_fork(Uplink(tier="pi5", device="kitchen", kind="activations"), OLD)
-    tell(setbacks, NEW)
-    assert said(caplog) == 1
-    tell(setbacks, NEWER)
-    assert said(caplog) == 2
+    journal.set_published({10: {"t": 1}})
+    setbacks.on_manifest(manifest(journal.run, 10))
+    setbacks.rise()
+    assert journal.version_base == 0 and not caplog.messages, "it knows of that one"
+    for version, tier, chunks in ((30, "t", 2), (30, "u", 3), (20, "v", 4)):
+        setbacks.on_manifest(manifest(journal.run, version, tier=tier, chunks=chunks))
+    setbacks.rise()
+    setbacks.rise()
+    assert journal.version_base == 30
+    assert journal.published == {10: {"t": 0}, 20: {"v": 4}, 30: {"t": 2, "u": 3}}
+    assert len(caplog.messages) == 1 and "version 30" in caplog.text and "none above 10" in caplog.text
 
 
-def test_a_folder_with_checkpoints_and_no_journal_is_refused(tmp_path: Path) -> None:
-    (tmp_path / f"checkpoint-{7:012}.safetensors").write_bytes(b"of a journal that is not here")
-    tmp_path.chmod(0o700)
-    with pytest.raises(StateError, match=r"journal\.db is missing.*restore the whole state directory"):
-        run_trainer(config(tmp_path), threading.Event())
-    assert not (tmp_path / FILE_NAME).exists()
+def test_a_device_that_has_a_higher_version_makes_the_journal_rise_above_it_at_once(
+    setbacks: Setbacks, journal: Journal
+) -> None:
+    for version, highest in ((0, 0), (1, 1), (7, 7), (6, 7)):
+        setbacks.on_telemetry(
+            DEVICE, Telemetry(stream=STREAM, weights_run=journal.run, weights_version=version)
+        )
+        assert journal.version_base == highest == max(journal.published, default=0)
+
+
+def test_versions_of_another_journal_or_that_no_trainer_can_have_or_unsigned_do_not_count(
+    journal: Journal,
+) -> None:
+    ours, stranger = Seal("j", Signer.new()), Seal("j", Signer.new())
+    setbacks = Setbacks(journal, ours)
+    for event in (
+        manifest(OTHER, 9, seal=ours),
+        manifest(journal.run, HIGHEST_FENCE, seal=ours),
+        manifest(journal.run, 9),
+        manifest(journal.run, 9, seal=stranger),
+    ):
+        setbacks.on_manifest(event)
+    for run, version in ((OTHER, 9), (journal.run, HIGHEST_FENCE)):
+        setbacks.on_telemetry(DEVICE, Telemetry(stream=STREAM, weights_run=run, weights_version=version))
+    setbacks.rise()
+    assert journal.version_base == 0 and journal.published == {}
+    setbacks.on_manifest(manifest(journal.run, 9, seal=ours))
+    setbacks.rise()
+    assert journal.version_base == 9

@@ -9,7 +9,7 @@ import pytest
 
 from broker_config.inprocess import InProcessBroker
 from contract.errors import StateError
-from contract.messages import TrainerStatus
+from contract.messages import HIGHEST_FENCE, TrainerClaim, TrainerStatus
 from contract.wire import pack, unpack
 from side_trainer.standing import ANSWER_S, ECHO_S, Standing
 from tests.trainer.conftest import config, devices
@@ -104,6 +104,85 @@ def test_a_fence_that_no_trainer_can_have_leaves_room_for_those_to_come(state: s
     standing.on_status(other(fence=2**62, state=state), retained=True)
     assert standing.tick(0.1) and standing.fence == 5
     assert standing.on_status(other(fence=2**62, state=state), retained=False) and standing.active
+
+
+def running(fence: int = 5) -> Standing:
+    standing = Standing(instance="us", fence=fence)
+    standing.on_claim(standing.connected(0.0))
+    assert standing.tick(0.0)
+    return standing
+
+
+def test_before_the_first_connection_nothing_is_decided() -> None:
+    standing = Standing(instance="us", fence=5)
+    standing.on_claim(TrainerClaim(instance="us", fence=5))
+    assert not standing.tick(1e9) and not standing.active
+
+
+def test_a_claim_is_answered_by_the_one_that_rules_and_by_no_other() -> None:
+    standing, theirs = Standing(instance="us", fence=5), TrainerClaim(instance="other", fence=6)
+    ours = standing.connected(0.0)
+    assert (ours.instance, ours.fence, ours.take_over) == ("us", 5, False)
+    assert not standing.on_claim(theirs) and not standing.tick(0.1), "it is not ours that was heard"
+    assert not standing.on_claim(ours) and standing.tick(0.1)
+    assert standing.on_claim(theirs) and not standing.on_claim(ours)
+
+
+def test_after_a_break_it_asks_anew_before_anything_is_published() -> None:
+    standing = running()
+    standing.disconnected()
+    assert not standing.active and not standing.on_claim(TrainerClaim(instance="other", fence=6))
+    claim = standing.connected(10.0)
+    assert not standing.tick(10.0 + ECHO_S), "what was heard before the break does not count"
+    standing.on_claim(claim)
+    assert standing.tick(10.1) and standing.fence == 5
+
+
+def test_a_new_connection_alone_stops_what_is_published() -> None:
+    standing = running()
+    standing.connected(10.0)
+    assert not standing.active
+
+
+def test_its_own_status_is_no_rivals() -> None:
+    standing = Standing(instance="us", fence=5)
+    standing.on_claim(standing.connected(0.0))
+    assert not standing.on_status(other(fence=9, instance="us"), retained=False)
+    assert standing.tick(0.1) and standing.fence == 5
+    assert not standing.on_status(other(fence=9, instance="us"), retained=False) and standing.active
+
+
+def test_one_that_has_left_holds_nobody_up_and_its_fence_is_passed() -> None:
+    for fence, ours in ((5, 6), (9, 10), (HIGHEST_FENCE, HIGHEST_FENCE + 1), (3, 5)):
+        standing = Standing(instance="us", fence=5)
+        standing.on_claim(standing.connected(0.0))
+        assert not standing.on_status(other(fence=fence, state="offline"), retained=True)
+        assert standing.tick(0.0) and standing.fence == ours
+
+
+def test_a_rival_is_forgotten_with_the_connection_on_which_it_was_heard() -> None:
+    standing = Standing(instance="us", fence=5)
+    standing.connected(0.0)
+    standing.on_status(other(), retained=False)
+    standing.on_claim(standing.connected(1.0))
+    assert standing.tick(1.1)
+
+
+def test_one_answer_suffices_though_the_retained_status_comes_after_it() -> None:
+    standing = Standing(instance="us", fence=9)
+    standing.on_claim(standing.connected(0.0))
+    for retained in (True, False, True):
+        standing.on_status(other(), retained=retained)
+    with pytest.raises(StateError, match=f"run {RUN[:8]}, epoch 1"):
+        standing.tick(0.1)
+
+
+def test_one_that_rules_stays_and_says_so_over_the_status_of_a_lower_fence() -> None:
+    standing = running(fence=5)
+    assert standing.on_status(other(fence=4), retained=False) and standing.active
+    standing.on_claim(standing.connected(10.0))
+    assert not standing.on_status(other(fence=4), retained=True)
+    assert standing.tick(10.0), "that one was deposed: nobody waits for it"
 
 
 def test_a_second_trainer_with_a_state_directory_of_its_own_is_refused(
