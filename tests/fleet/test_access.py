@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import msgspec
 import pytest
 
@@ -154,7 +156,7 @@ def test_a_revoked_device_loses_its_rights_on_reload_and_cannot_come_back(
     guard.reload()
 
     def denied() -> bool:
-        mark = str(id(object())).encode()
+        mark = secrets.token_hex(8).encode()
         device.connection.publish(status, b"after " + mark)
         assert device.connection.flush(20)
         observer.connection.publish("end", END + mark)
