@@ -19,6 +19,8 @@ from tests.agent.fake_trainer import TIER, FakeTrainer
 from tests.agent.fleet import Running, sentence
 from tests.agent.late import listed, write_rows, write_unlabelled
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., str]
 
 

@@ -24,6 +24,8 @@ from side_trainer.heads import read_head
 from tests.agent.tiny import LAYERS, POSITIONS, WIDTH, save_tiny
 from tests.agent.tiny_lm import FAMILIES, save_tiny_lm
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "turn the kitchen light"
 
 

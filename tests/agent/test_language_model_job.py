@@ -36,6 +36,8 @@ from tests.agent.tiny import LAYERS, WIDTH, WORDS
 from tests.agent.tiny_lm import save_tiny_lm
 from tests.outboxes import message
 
+pytestmark = pytest.mark.slow
+
 LONG = " ".join(WORDS[(7 * i) % len(WORDS)] for i in range(150))
 MESSAGE_BYTES = 1024 + 600
 """Room for a few vectors, so that rows have to be cut."""

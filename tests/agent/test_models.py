@@ -25,6 +25,8 @@ from edge_agent.backbone import Backbone, load_backbone
 from edge_agent.language_model import Decoding, LanguageModel
 from edge_agent.samples import Text
 
+pytestmark = pytest.mark.slow  # together, they take longer than all others within one process
+
 PAGE: Final = Path(__file__).parents[2] / "docs" / "models.md"
 TABLE: Final = rows_of(PAGE)
 Loaded = TypeVar("Loaded", bound=Backbone)

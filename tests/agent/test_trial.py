@@ -23,6 +23,8 @@ from tests.agent.fake_trainer import TIER, FakeTrainer
 from tests.agent.fleet import Running, write_samples
 from tests.agent.tiny import LAYERS, SPECIAL, WORDS, _tokenizer
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[[str], Path]
 TEXTS = ["turn the lights on please", "off", "switch the kitchen light off now"]
 VOCABULARY = len(SPECIAL) + len(WORDS)

@@ -26,6 +26,8 @@ from metrics.view import FleetView, RefusalView, RefusedView, TrainerView
 from tests.metrics.chromium import look, needs_chromium, picture
 from tests.metrics.test_board import T0, Crowd
 
+pytestmark = pytest.mark.slow
+
 FILES = Path(__file__).parents[2] / "metrics" / "page"
 
 

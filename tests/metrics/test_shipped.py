@@ -33,6 +33,8 @@ from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, send
 from tests.trainer.test_watching import watched
 
+pytestmark = pytest.mark.slow
+
 UNIT_TESTS = Path(__file__).with_name("alerts.test.yml")
 ALERTS: dict[str, dict[str, Any]] = {
     rule["alert"]: rule

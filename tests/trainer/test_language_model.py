@@ -34,6 +34,8 @@ from tests.agent.tiny_lm import VOCABULARY, save_tiny_lm
 from tests.trainer import conftest
 from tests.trainer.conftest import append, fold_all
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class LmDevice(conftest.FakeDevice):
