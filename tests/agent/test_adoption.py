@@ -22,6 +22,8 @@ from tests.agent.fleet import Running
 from tests.agent.tiny import save_tiny
 from tests.until import until
 
+pytestmark = pytest.mark.slow
+
 
 def version_of(folder: Path) -> int:
     kept = load_adopted(folder)

@@ -18,6 +18,8 @@ from contract.side_network import SideNetwork
 from edge_agent.backbone import Backbone, load_backbone, shared_backbone
 from tests.agent.tiny import LAYERS, POSITIONS, WIDTH, save_tiny
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ("bert", "roberta", "opt", "gpt2", "llama")
 TEXTS = ["turn the lights on please", "off", "switch the kitchen light off now"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
