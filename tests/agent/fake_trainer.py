@@ -31,6 +31,7 @@ from contract.tasks import Task
 from contract.topics import Topics
 from contract.wire import Message, pack, unpack
 from edge_agent.backbone import Backbone
+from tests.until import PATIENCE_S
 
 RUN = "ab" * 16
 JOB = "lights"
@@ -181,7 +182,7 @@ class FakeTrainer:
 
     # --- what it hears -----------------------------------------------------------------------------------
 
-    def wait(self, what: Callable[[FakeTrainer], object], timeout_s: float = 20.0) -> None:
+    def wait(self, what: Callable[[FakeTrainer], object], timeout_s: float = PATIENCE_S) -> None:
         """Wait until ``what`` holds."""
         with self._changed:
             assert self._changed.wait_for(lambda: what(self), timeout_s), "waited in vain"
