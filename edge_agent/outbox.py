@@ -56,9 +56,8 @@ class Outbox:
         when_full: ``pause``: :meth:`has_room` says so and the caller waits. ``drop_oldest``: appending drops
             the oldest batches, and counts them.
         unlabelled_max_bytes: Room for samples that wait for their labels.
-        keep_share: Share of the room in which receipted batches stay, for the day when the trainer's journal
-        is
-            set back to a backup; waiting ones go before them.
+        keep_share: Share of the room in which receipted batches stay, for the day when the trainer's
+            journal is set back to a backup; waiting ones go before them.
 
     Raises:
         StateError: the directory cannot be used, or belongs to another job or tier.

@@ -21,7 +21,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,7 +31,6 @@ from contract.wire import pack, unpack
 from edge_agent.outbox_file import OutboxFile
 
 log = logging.getLogger(__name__)
-_EARLIER: Final = MAX_STREAMS
 
 
 class State(enum.IntEnum):
@@ -124,7 +123,7 @@ class Streams:
         """Names of the streams before the current one of which anything was receipted, the newest ones."""
         query = "SELECT name FROM streams WHERE id < ? AND receipted > 0 ORDER BY id DESC LIMIT ?"
         with self._file.reading() as db:
-            return tuple(name for (name,) in db.execute(query, (self.current.id, _EARLIER)))
+            return tuple(name for (name,) in db.execute(query, (self.current.id, MAX_STREAMS)))
 
     def first_waiting(self) -> int:
         """The lowest sequence still waiting; if none is, the next one to be made."""

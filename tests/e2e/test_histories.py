@@ -68,8 +68,7 @@ def key(row: int) -> bytes:
 
 @dataclass
 class Wire:
-    """Between them: what was sent and has not arrived, in order for each receiver, and the retained "
-    "receipts."""
+    """Between them: what was sent and has not arrived, in order, and the retained receipts."""
 
     up: list[tuple[str, bytes]] = field(default_factory=list)
     down: list[tuple[str, bytes]] = field(default_factory=list)
@@ -207,8 +206,7 @@ class World:
             self.trainer.greet(board)  # a new stream is a new birth
 
     def reconnect(self, board: Board) -> None:
-        """What a board finds when it comes: the retained receipt, and then the trainer's answer to its "
-        "birth."""
+        """What a board finds when it comes: the retained receipt, then the answer to its birth."""
         if (retained := self.wire.retained.get(board.name)) is not None:
             self.hear(board.name, retained)
         self.trainer.greet(board)
