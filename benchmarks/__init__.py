@@ -1,5 +1,5 @@
 """Programs that measure Sidestream beside what it competes with; each prints a table and can write JSON."""
 
-from host.signals import heed_interrupts_of_module
+from sidestream.host.signals import heed_interrupts_of_module
 
 heed_interrupts_of_module()

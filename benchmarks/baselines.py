@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from benchmarks.classifier import Classifier, loss_of, with_all, with_lora
 from benchmarks.program import Tell
 from benchmarks.workload import Workload
-from edge_agent.backbone import load_backbone
-from sidestream.shards import Example
+from sidestream.backbone.torch_runtime.backbone import load_backbone
+from sidestream.demo.shards import Example
 
 _BATCH: Final = 16
 _WINDOW: Final = 16  # batches within which samples of similar length come together

@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 import torch
 
-from contract.wire import prepared
+from sidestream.contract.wire import prepared
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
@@ -44,10 +44,10 @@ from benchmarks.program import Tell, argument_of, run_program, teller
 from benchmarks.recall import RecallingBackbone
 from benchmarks.result import about_this_run, write_json
 from benchmarks.workload import Workload, read_workload
-from contract.errors import ConfigError
-from contract.plan import tap_layers
-from edge_agent.backbone import Backbone, shared_backbone
-from side_trainer.config import TierConfig
+from side_trainer.settings.schema import TierConfig
+from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
+from sidestream.contract.errors import ConfigError
+from sidestream.contract.plan import tap_layers
 
 _TIER: Final = "full"
 _POINTS: Final = (

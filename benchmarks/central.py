@@ -22,19 +22,19 @@ from benchmarks.fleet import FleetDevice
 from benchmarks.fleet_run import FleetRun, run_fleet
 from benchmarks.program import Tell
 from benchmarks.workload import Workload
-from contract.messages import ActivationBatch, Status
-from contract.plan import Plan
-from contract.tensors import Codec, decode, encode
-from contract.wire import TARGET_MESSAGE_BYTES, unpack
-from edge_agent.backbone import Backbone, shared_backbone
-from edge_agent.batch_maker import BatchMaker
-from edge_agent.streams import Slot
-from edge_agent.taps import Sampled, pad
-from side_trainer.config import TrainerConfig
-from side_trainer.inbox import arrived
+from edge_agent.batches.batch_maker import BatchMaker
+from edge_agent.store.streams import Slot
 from side_trainer.job import Job
-from side_trainer.journal import FILE_NAME, Journal
-from sidestream.shards import Example
+from side_trainer.journal.journal import FILE_NAME, Journal
+from side_trainer.receive.inbox import arrived
+from side_trainer.settings.schema import TrainerConfig
+from sidestream.backbone.taps import Sampled, pad
+from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
+from sidestream.contract.messages import ActivationBatch, Status
+from sidestream.contract.plan import Plan
+from sidestream.contract.tensors import Codec, decode, encode
+from sidestream.contract.wire import TARGET_MESSAGE_BYTES, unpack
+from sidestream.demo.shards import Example
 
 _TELL_EVERY_S = 10.0
 _DEVICE = "central"

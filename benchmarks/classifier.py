@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.lora import add_lora
-from edge_agent.backbone import Backbone
+from sidestream.backbone.torch_runtime.backbone import Backbone
 
 
 class Classifier(nn.Module):

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from benchmarks.workload import Workload
-from contract.plan import Plan
-from contract.side_network import SideNetwork, from_bundle
-from contract.wire import TARGET_MESSAGE_BYTES
-from edge_agent.adopted import Kept
-from edge_agent.backbone import Backbone, shared_backbone
-from edge_agent.batch_maker import BatchMaker
-from edge_agent.evaluation import EvaluationSet
+from edge_agent.batches.batch_maker import BatchMaker
+from edge_agent.weights.adopted import Kept
+from edge_agent.weights.evaluation import EvaluationSet
+from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
+from sidestream.contract.plan import Plan
+from sidestream.contract.wire import TARGET_MESSAGE_BYTES
+from sidestream.side_network.network import SideNetwork, from_bundle
 
 Load = Callable[[str, int], Backbone]
 

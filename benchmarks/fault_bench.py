@@ -24,11 +24,11 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.fault_points import NOTE
-from broker_config.embedded import EmbeddedBroker
-from contract.errors import SidestreamError
-from contract.messages import ActivationBatch
-from contract.wire import unpack
-from side_trainer.journal import FILE_NAME, Journal
+from broker_config.embedded.broker import EmbeddedBroker
+from side_trainer.journal.journal import FILE_NAME, Journal
+from sidestream.contract.errors import SidestreamError
+from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.wire import unpack
 from tests.agent.tiny import WORDS
 from tests.e2e.processes import Processes
 from tests.forked import Process

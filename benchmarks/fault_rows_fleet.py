@@ -11,9 +11,9 @@ from typing import Final
 from benchmarks.fault_bench import Bench, Outcome, Row, resident_mib
 from benchmarks.fault_links import BadLink
 from benchmarks.light_fleet import LightDevice
-from contract.messages import ActivationBatch
-from contract.wire import unpack
-from side_trainer.journal import FILE_NAME, Journal
+from side_trainer.journal.journal import FILE_NAME, Journal
+from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.wire import unpack
 from tests.until import until
 
 _STORM: Final = 500

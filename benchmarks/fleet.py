@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.workload import Workload
-from sidestream.shards import Example, deal
+from sidestream.demo.shards import Example, deal
 
 _DEPTH_OF_ALL = 6  # stands for a whole backbone's layers where only their ratio to others matters
 _FAST = 10.0

@@ -18,18 +18,18 @@ from benchmarks.metered import Meter, MeteredBackbone, MeteredModel, Turns
 from benchmarks.onlooker import Onlooker
 from benchmarks.program import Tell
 from benchmarks.workload import JOB, write_examples
-from broker_config.inprocess import InProcessBroker
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
-from contract.errors import StateError
-from contract.plan import Precision
-from contract.tasks import TASKS, Task
-from edge_agent.adopted import Kept, load_adopted
-from edge_agent.agent import Agent
-from edge_agent.backbone import Backbone, shared_backbone
 from edge_agent.config import AgentConfig, DataConfig
-from edge_agent.language_model import shared_language_model
-from side_trainer.config import TrainerConfig
+from edge_agent.session.agent import Agent
+from edge_agent.weights.adopted import Kept, load_adopted
+from side_trainer.settings.schema import TrainerConfig
 from side_trainer.trainer import run_trainer
+from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
+from sidestream.backbone.torch_runtime.language_model import shared_language_model
+from sidestream.contract.errors import StateError
+from sidestream.contract.plan import Precision
+from sidestream.contract.tasks import TASKS, Task
 
 _TELL_EVERY_S = 10.0
 _START_S = 60.0

@@ -26,7 +26,7 @@ from benchmarks.fault_rows_fleet import any_batch
 from benchmarks.light_fleet import LightDevice
 from benchmarks.result import about_this_run, write_json
 from benchmarks.table import render
-from contract.topics import Topics
+from sidestream.contract.topics import Topics
 from tests.forked import Process
 from tests.until import until
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker_config.connection import Connection
+from broker_config.connection.connection import Connection
 from broker_config.errors import NotConnected, PublishTimeout
 from broker_config.settings import BrokerSettings
 

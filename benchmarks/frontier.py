@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from benchmarks.table import render
-from contract.errors import ConfigError, SidestreamError
-from contract.sampling import parse_sampling
-from contract.tensors import Codec
-from contract.wire import prepared
+from sidestream.contract.errors import ConfigError, SidestreamError
+from sidestream.contract.sampling import parse_sampling
+from sidestream.contract.tensors import Codec
+from sidestream.contract.wire import prepared
 
 LIMITS: Final = ((5.0, 1.0), (2.5, 2.5))
 """KiB a sample, and how many points below the reference is near enough."""

@@ -13,18 +13,18 @@ from typing import Final
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from broker_config.connection import Connection
+from broker_config.connection.connection import Connection
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Connected, Disconnected, Event, Received
-from contract.messages import ActivationBatch, Flow, Receipt, to_bin
-from contract.topics import Topics
-from contract.wire import pack, unpack
-from edge_agent.mailbox import Mailbox
-from edge_agent.outbox import Outbox, Taken
-from edge_agent.sender import Sender
-from edge_agent.streams import Slot
-from host.trace import Trace
+from edge_agent.session.mailbox import Mailbox
+from edge_agent.session.sender import Sender
+from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.streams import Slot
 from metrics.catalogue import AgentMetrics
+from sidestream.contract.messages import ActivationBatch, Flow, Receipt, to_bin
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import pack, unpack
+from sidestream.host.trace import Trace
 
 _LABELS: Final = 1000  # of the job
 

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from benchmarks.lm_pretrain import read_text
 from benchmarks.workload import JOB
-from contract.errors import DataError
-from contract.tasks import Task
-from edge_agent.language_model import LanguageModel
-from edge_agent.windows import Window
-from host.toml import load_config
-from side_trainer.config import TrainerConfig
-from side_trainer.implied import with_implied
+from side_trainer.settings.implied import with_implied
+from side_trainer.settings.schema import TrainerConfig
+from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.windows import Window
+from sidestream.contract.errors import DataError
+from sidestream.contract.tasks import Task
+from sidestream.host.toml import load_config
 
 TIER: Final = "devices"
 _OF_TIER: Final = "tier."

@@ -24,9 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.program import Tell
 from benchmarks.wikitext import as_written
-from contract.errors import DataError
-from contract.wire import prepared
-from host.state_dir import write_atomically
+from sidestream.contract.errors import DataError
+from sidestream.contract.wire import prepared
+from sidestream.host.state_dir import write_atomically
 
 _END: Final = "<|endoftext|>"
 _HELD_OUT: Final = 0.02

@@ -19,14 +19,14 @@ from benchmarks.lm_table import LmMeasured
 from benchmarks.lm_tuned import BATCH, LmTuned, Tuner
 from benchmarks.probe import ProbeError, Request, measure
 from benchmarks.program import Tell
-from contract.side_network import from_bundle
-from contract.wire import TARGET_MESSAGE_BYTES
-from edge_agent.adopted import Kept
-from edge_agent.language_model import shared_language_model
-from edge_agent.samples import Row
-from edge_agent.token_evaluation import TokenEvaluation
-from edge_agent.token_maker import TokenMaker
-from sidestream.shards import Example
+from edge_agent.batches.token_maker import TokenMaker
+from edge_agent.samples.sample import Row
+from edge_agent.weights.adopted import Kept
+from edge_agent.weights.token_evaluation import TokenEvaluation
+from sidestream.backbone.torch_runtime.language_model import shared_language_model
+from sidestream.contract.wire import TARGET_MESSAGE_BYTES
+from sidestream.demo.shards import Example
+from sidestream.side_network.network import from_bundle
 
 _METHODS: Final = {"fleet": "lm-agent", "central": "lm-agent", "lora": "lm-lora", "full": "lm-full"}
 _BATCHES: Final = 4

@@ -15,15 +15,15 @@ from benchmarks.lm_tuned import window_loss
 from benchmarks.lora import add_lora
 from benchmarks.steps import Step, Traffic, TrainStep
 from benchmarks.workload import JOB
-from contract.plan import Plan, tap_layers
-from contract.side_network import SideNetwork
-from contract.wire import TARGET_MESSAGE_BYTES
-from edge_agent.language_model import LanguageModel
-from edge_agent.samples import Sample
-from edge_agent.streams import Slot
-from edge_agent.token_maker import TokenMaker
-from side_trainer.rows import FamilyRows, MiniBatch
-from side_trainer.token_loss import token_loss
+from edge_agent.batches.token_maker import TokenMaker
+from edge_agent.samples.sample import Sample
+from edge_agent.store.streams import Slot
+from side_trainer.fold.token_loss import token_loss
+from side_trainer.fold.training_rows import FamilyRows, MiniBatch
+from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.contract.plan import Plan, tap_layers
+from sidestream.contract.wire import TARGET_MESSAGE_BYTES
+from sidestream.side_network.network import SideNetwork
 
 
 class Loaded(NamedTuple):

@@ -21,10 +21,10 @@ from benchmarks.lm_data import LmWorkload
 from benchmarks.lora import add_lora
 from benchmarks.metered import count_targets
 from benchmarks.program import Tell
-from contract.tasks import NO_TARGET
-from edge_agent.language_model import LanguageModel
-from edge_agent.saved_model import read_model
-from edge_agent.windows import Window
+from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.saved_model import read_model
+from sidestream.backbone.windows import Window
+from sidestream.contract.tasks import NO_TARGET
 
 BATCH: Final = 8
 _TELL_EVERY_S: Final = 10.0

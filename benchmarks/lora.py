@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final
 
-from contract.errors import ConfigError
+from sidestream.contract.errors import ConfigError
 
 _RANK: Final = 8
 _ATTENTION: Final = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("c_attn",))

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from contract.sampling import EVERY_TOKEN, Sampling
-from contract.tasks import NO_TARGET
-from edge_agent.backbone import Backbone
-from edge_agent.language_model import LanguageModel
-from edge_agent.samples import Text
-from edge_agent.taps import Sampled
-from edge_agent.windows import Window
+from sidestream.backbone.taps import Sampled
+from sidestream.backbone.text import Text
+from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.windows import Window
+from sidestream.contract.sampling import EVERY_TOKEN, Sampling
+from sidestream.contract.tasks import NO_TARGET
 
 _STALL_S = 3.0  # a device whose turn it is may be busy elsewhere; the others wait no longer than this
 

@@ -19,10 +19,10 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.program import run_program
 from benchmarks.zoo import build, is_language_model, text_models, tokenizer
-from contract.errors import BackboneError
-from edge_agent.backbone import Backbone
-from edge_agent.language_model import LanguageModel
-from edge_agent.layer_stack import REMEDY
+from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.layer_stack import REMEDY
+from sidestream.contract.errors import BackboneError
 
 CUT: Final = 2
 """Layers that a truncated model keeps, of four."""

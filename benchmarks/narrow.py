@@ -28,8 +28,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
 from benchmarks.workload import read_examples
-from contract.errors import ConfigError, SidestreamError
-from host.model_folder import locate
+from sidestream.contract.errors import ConfigError, SidestreamError
+from sidestream.host.model_folder import locate
 
 _RIDGE = 1e-3
 _BATCH = 32

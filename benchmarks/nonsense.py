@@ -22,14 +22,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
-from contract.messages import ActivationBatch, to_bin
-from contract.tensors import decode, encode
-from contract.wire import pack, unpack
-from side_trainer.agreement import Agreement
-from side_trainer.inbox import row_means
-from side_trainer.journal import Journal, Record
-from side_trainer.records import LabelsRecord
-from side_trainer.suspicion import Suspicion, row_sizes
+from side_trainer.journal.journal import Journal, Record
+from side_trainer.journal.records import LabelsRecord
+from side_trainer.quarantine.agreement import Agreement
+from side_trainer.quarantine.suspicion import Suspicion, row_sizes
+from side_trainer.receive.inbox import row_means
+from sidestream.contract.messages import ActivationBatch, to_bin
+from sidestream.contract.tensors import decode, encode
+from sidestream.contract.wire import pack, unpack
 
 KINDS: Final = ("none", "noise", "labels", "shuffled", "huge")
 _STREAM: Final = "f" * 32

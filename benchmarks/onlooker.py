@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Iterable
 
-from broker_config.inprocess import InProcessBroker
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, Received
-from contract.messages import Telemetry
-from contract.topics import Topics
-from contract.wire import unpack
-from metrics.fleet import Device, Fleet
+from metrics.fleet_page.fleet import Device, Fleet
+from sidestream.contract.messages import Telemetry
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import unpack
 
 
 class Onlooker:

@@ -29,8 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a f
 from benchmarks.fault_bench import resident_mib
 from benchmarks.result import about_this_run, write_json
 from benchmarks.table import render
-from contract.errors import DecodeError
-from contract.messages import (
+from side_trainer.fold.fold import Fold
+from side_trainer.journal.journal import FILE_NAME, Journal
+from side_trainer.journal.records import LabelsRecord, SettingsRecord, TierRecord
+from side_trainer.receive.inbox import Refused, arrived, examine
+from side_trainer.settings.schema import LearnerSettings
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.messages import (
     ActivationBatch,
     Flow,
     Receipt,
@@ -40,13 +45,8 @@ from contract.messages import (
     TrainerStatus,
     WeightsManifest,
 )
-from contract.plan import Plan
-from contract.wire import Message, unpack
-from side_trainer.config import LearnerSettings
-from side_trainer.fold import Fold
-from side_trainer.inbox import Refused, arrived, examine
-from side_trainer.journal import FILE_NAME, Journal
-from side_trainer.records import LabelsRecord, SettingsRecord, TierRecord
+from sidestream.contract.plan import Plan
+from sidestream.contract.wire import Message, unpack
 
 RECORDING: Final = (
     Path(__file__).resolve().parents[1] / "tests" / "upgrade" / "recordings" / "before-0.1.json"

@@ -23,11 +23,11 @@ from transformers import AutoModelForCausalLM
 from benchmarks.lm_steps import LM_STEPS, Loaded
 from benchmarks.shapes import random_backbone, random_decoder
 from benchmarks.steps import STEPS, Step, layers_on_device
-from contract.errors import SidestreamError
-from contract.wire import prepared
-from edge_agent.backbone import Backbone, load_backbone
-from edge_agent.language_model import LanguageModel
-from edge_agent.saved_model import read_model
+from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.saved_model import read_model
+from sidestream.contract.errors import SidestreamError
+from sidestream.contract.wire import prepared
 
 _ROOT = Path(__file__).resolve().parents[1]
 _STATUS = Path("/proc/self/status")

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias, TypeVar
 
-from contract.errors import SidestreamError
-from host.signals import INTERRUPTED
+from sidestream.contract.errors import SidestreamError
+from sidestream.host.signals import INTERRUPTED
 
 Tell: TypeAlias = Callable[[str], None]
 """Given lines of progress."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_agent.backbone import Backbone
+from sidestream.backbone.torch_runtime.backbone import Backbone
 
 
 class RecallingBackbone(Backbone):

@@ -18,8 +18,8 @@ from benchmarks.fleet_run import FleetRun, run_fleet
 from benchmarks.program import Tell
 from benchmarks.result import Measured
 from benchmarks.workload import Workload
-from contract.quality import tally_labels
-from contract.tasks import Task
+from sidestream.contract.quality import tally_labels
+from sidestream.contract.tasks import Task
 
 CentralTuning: TypeAlias = Callable[[Workload, str, int, int, Tell], baselines.Tuned]
 """Trains a tier's backbone, with a seed, for so many epochs."""

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from edge_agent.backbone import Backbone
+from sidestream.backbone.torch_runtime.backbone import Backbone
 
 _WORDS: Final = 1000
 _PAD: Final = "<pad>"

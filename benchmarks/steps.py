@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.classifier import Classifier, loss_of, with_all, with_lora
-from contract.plan import Plan, SideNetworkSpec, TierPlan, tap_layers
-from contract.tasks import Task
-from contract.tensors import Codec, decode, encode
-from contract.tensors import Tensor as Encoded
-from contract.wire import TARGET_MESSAGE_BYTES
-from edge_agent.backbone import Backbone
-from edge_agent.batch_maker import BatchMaker
-from edge_agent.streams import Slot
+from edge_agent.batches.batch_maker import BatchMaker
+from edge_agent.store.streams import Slot
+from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan, tap_layers
+from sidestream.contract.tasks import Task
+from sidestream.contract.tensors import Codec, decode, encode
+from sidestream.contract.tensors import Tensor as Encoded
+from sidestream.contract.wire import TARGET_MESSAGE_BYTES
 
 _LABELS: Final = 2
 _TIER: Final = "tier"

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from contract.errors import ConfigError, DataError
 from edge_agent.config import DataConfig
-from edge_agent.sources import open_source
-from side_trainer.config import LearnerSettings, TierConfig, TrainerConfig
-from side_trainer.implied import NEW_LEARNER
-from sidestream.shards import Example
+from edge_agent.samples.sources import open_source
+from side_trainer.settings.implied import NEW_LEARNER
+from side_trainer.settings.schema import LearnerSettings, TierConfig, TrainerConfig
+from sidestream.contract.errors import ConfigError, DataError
+from sidestream.demo.shards import Example
 
 JOB = "benchmark"
 

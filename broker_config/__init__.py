@@ -3,6 +3,6 @@
 The only place in the project that imports paho.
 """
 
-from host.signals import heed_interrupts_of_module
+from sidestream.host.signals import heed_interrupts_of_module
 
 heed_interrupts_of_module()

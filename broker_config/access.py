@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from contract.topics import Topics
+from sidestream.contract.topics import Topics
 
 TRAINER: Final = "@trainer"
 """The trainer's user name: no device can have it, for their names begin with a letter or a digit."""

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from contract.errors import ConfigError, StateError
+from sidestream.contract.errors import ConfigError, StateError
 
 AUTHORITY_DAYS: Final = 20 * 365
 LEAF_DAYS: Final = 5 * 365

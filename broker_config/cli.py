@@ -1,6 +1,7 @@
 """``sidestream broker``: run the embedded broker, or write the configuration of one's own.
 
-Handlers return an exit code and raise :class:`contract.errors.SidestreamError` for what the user can mend.
+Handlers return an exit code and raise :class:`sidestream.contract.errors.SidestreamError` for what the user
+can mend.
 """
 
 import argparse
@@ -9,12 +10,12 @@ import threading
 from pathlib import Path
 from typing import Any, get_args
 
-from broker_config.embedded import EmbeddedBroker
+from broker_config.embedded.broker import EmbeddedBroker
 from broker_config.mosquitto import render_deployment
-from host.commands import add_command, add_group
-from host.logs import LogFormat, say, set_up
-from host.signals import stop_event
-from host.state_dir import default_dir
+from sidestream.host.commands import add_command, add_group
+from sidestream.host.logs import LogFormat, say, set_up
+from sidestream.host.signals import stop_event
+from sidestream.host.state_dir import default_dir
 
 _LOOK_S = 0.25  # how often a running broker is checked for having died
 

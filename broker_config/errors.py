@@ -1,4 +1,4 @@
-"""What can go wrong with one message; the rest is :class:`contract.errors.BrokerError` itself.
+"""What can go wrong with one message; the rest is :class:`sidestream.contract.errors.BrokerError` itself.
 
 ::
 
@@ -8,7 +8,7 @@
     └── PublishTimeout   the in-flight window stayed full; the broker is slow or stuck
 """
 
-from contract.errors import BrokerError
+from sidestream.contract.errors import BrokerError
 
 
 class NotConnected(BrokerError):  # noqa: N818  (a state, named as callers think of it)

@@ -7,7 +7,7 @@ Every setting is explained where it is set, so the file can be read without the 
 import ipaddress
 from pathlib import Path
 
-from contract.errors import BrokerError
+from sidestream.contract.errors import BrokerError
 
 MAX_PACKET_BYTES = 4 * 1024 * 1024
 """The broker's fence. Our own messages stay under 272 KiB; what is between the two reaches the trainer, which

@@ -1,7 +1,8 @@
 """How to reach a broker: the ``[broker]`` table of agent.toml and trainer.toml.
 
 Opens nothing: :meth:`BrokerSettings.endpoint` only checks and takes apart. Files are read in
-:mod:`broker_config.tls`, sockets opened in :mod:`broker_config.link`.
+:mod:`broker_config.connection.tls`, sockets opened in
+:mod:`broker_config.connection.link`.
 """
 
 import math
@@ -12,8 +13,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
-from contract.errors import ConfigError
-from contract.wire import prepared
+from sidestream.contract.errors import ConfigError
+from sidestream.contract.wire import prepared
 
 PASSWORD_VARIABLE = "SIDESTREAM_BROKER_PASSWORD"
 USERNAME_VARIABLE = "SIDESTREAM_BROKER_USERNAME"

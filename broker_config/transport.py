@@ -1,8 +1,8 @@
 """The small interface to a broker that agents and the trainer are written against.
 
 Pure: no sockets, no threads, no paho. Two classes implement it and pass the same behaviour tests:
-:class:`broker_config.connection.Connection` (MQTT) and the fake beside it,
-:class:`broker_config.inprocess_client.InProcessTransport`.
+:class:`broker_config.connection.connection.Connection` (MQTT) and the fake beside it,
+:class:`broker_config.testing.inprocess_client.InProcessTransport`.
 
 What an implementation promises:
 
@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from contract.wire import prepared
+from sidestream.contract.wire import prepared
 
 ProtocolVersion: TypeAlias = Literal["5", "3.1.1"]
 
@@ -48,7 +48,7 @@ class Connected(msgspec.Struct, frozen=True, kw_only=True):
     """The MQTT version agreed on."""
     max_packet_bytes: int
     """The largest packet we may send: the lowest of our own cap, what the broker says that it takes, and what
-    it has been found to take (:mod:`broker_config.packet_limit`)."""
+    it has been found to take (:mod:`broker_config.connection.packet_limit`)."""
     receive_maximum: int
     """How many unacknowledged messages the broker accepts (65535 where it did not say)."""
 

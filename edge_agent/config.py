@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import msgspec
 
 from broker_config.settings import BrokerSettings
-from contract.errors import ConfigError
-from contract.topics import check_name
-from contract.wire import prepared
-from host.logs import LogFormat
-from host.state_dir import default_dir
+from sidestream.contract.errors import ConfigError
+from sidestream.contract.topics import check_name
+from sidestream.contract.wire import prepared
+from sidestream.host.logs import LogFormat
+from sidestream.host.state_dir import default_dir
 
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})")
 

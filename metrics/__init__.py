@@ -3,6 +3,6 @@
 Knows messages (:mod:`contract`) and ``prometheus_client``; knows no broker, no journal and no clock.
 """
 
-from host.signals import heed_interrupts_of_module
+from sidestream.host.signals import heed_interrupts_of_module
 
 heed_interrupts_of_module()

@@ -31,7 +31,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from contract.quality import MEASURES
+from sidestream.contract.quality import MEASURES
 
 SECONDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -85,7 +85,7 @@ class Source(_Label):
 
 
 class Measure(_Label):
-    """How good answers are, as :mod:`contract.quality` defines it (label ``measure``)."""
+    """How good answers are, as :mod:`sidestream.contract.quality` defines it (label ``measure``)."""
 
     ACCURACY = "accuracy"
     MACRO_F1 = "macro_f1"
@@ -166,7 +166,7 @@ DEVICE_COUNTERS: Final[dict[str, tuple[str, str]]] = {
     ),
     "forward_seconds": ("forward_seconds_total", "Time in the backbone's forward pass for training"),
 }
-"""Counters of :class:`contract.messages.Telemetry`: a field, its metric's name and help.
+"""Counters of :class:`sidestream.contract.messages.Telemetry`: a field, its metric's name and help.
 
 The trainer shows them as ``sidestream_device_…``, summed by tier, an agent as ``sidestream_agent_…``.
 """

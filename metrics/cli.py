@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from host.commands import add_command, add_group
 from metrics.shipping import DEFAULT_TARGET, render
+from sidestream.host.commands import add_command, add_group
 
 _RENDER_HELP: Final = """\
 Write what a Prometheus and a Grafana want to watch a fleet: prometheus.yml with the trainers to scrape,

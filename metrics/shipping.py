@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from contract.errors import ConfigError
+from sidestream.contract.errors import ConfigError
 
 FILES: Final = (
     "prometheus.yml",

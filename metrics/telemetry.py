@@ -7,16 +7,16 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
-from contract.messages import Telemetry
-from contract.tasks import Task
 from metrics.catalogue import AgentMetrics, Measure, TrainerMetrics
-from metrics.fleet import COUNTERS, Counts, Fleet, TierSummary
+from metrics.fleet_page.fleet import COUNTERS, Counts, Fleet, TierSummary
+from sidestream.contract.messages import Telemetry
+from sidestream.contract.tasks import Task
 
 _VERSIONS_KNOWN: Final = 4096
 
 
 class FleetExporter:
-    """Shows a :class:`~metrics.fleet.Fleet` in the trainer's metrics.
+    """Shows a :class:`~metrics.fleet_page.fleet.Fleet` in the trainer's metrics.
 
     Call :meth:`update` every second or so on the thread that feeds the fleet: metrics may be scraped from
     any thread, the fleet may not. Device counters start at 0 with the trainer and then run over the whole

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from contract.messages import TrainerStatus
-from contract.tasks import Task
-from metrics.board import Board
 from metrics.catalogue import Kind, TrainerMetrics, total, values
-from metrics.fleet import Fleet
+from metrics.fleet_page.board import Board
+from metrics.fleet_page.fleet import Fleet
+from metrics.fleet_page.view import RefusedView, TrainerView
 from metrics.telemetry import FleetExporter
-from metrics.view import RefusedView, TrainerView
-from side_trainer.gate import Gate
-from side_trainer.inbox import Inbox
-from side_trainer.journal import Journal
+from side_trainer.broadcast.gate import Gate
+from side_trainer.journal.journal import Journal
+from side_trainer.receive.inbox import Inbox
+from sidestream.contract.messages import TrainerStatus
+from sidestream.contract.tasks import Task
 
 
 class Figures:

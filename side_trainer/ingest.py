@@ -17,14 +17,35 @@ from typing import Final, NamedTuple
 import msgspec
 
 from broker_config.transport import Connected, Disconnected, Event, Received
-from contract.errors import (
+from metrics.broker_figures import BrokerFigures
+from metrics.catalogue import Kind, Reason, TrainerMetrics
+from metrics.fleet_page.board import Board
+from metrics.fleet_page.fleet import Fleet
+from side_trainer.broadcast.downlink import Downlink
+from side_trainer.broadcast.gate import Gate
+from side_trainer.broadcast.leader_election import Standing
+from side_trainer.broadcast.presence import Presence
+from side_trainer.broadcast.retained import Retained
+from side_trainer.broadcast.signing import Seal
+from side_trainer.figures import Figures
+from side_trainer.job import Job
+from side_trainer.journal.journal import Claim, Journal, Taken
+from side_trainer.quarantine.judge import Judge
+from side_trainer.receive.absence import Missing
+from side_trainer.receive.inbox import Inbox, Refused, arrived, examine
+from side_trainer.receive.refusals import Refusals
+from side_trainer.receive.setbacks import Setbacks
+from side_trainer.receive.shut_out import ShutOut
+from side_trainer.receive.subscriptions import Subscriptions
+from side_trainer.settings.schema import TrainerConfig
+from sidestream.contract.errors import (
     DecodeError,
     MismatchError,
     NoRoomError,
     StateError,
     StorageError,
 )
-from contract.messages import (
+from sidestream.contract.messages import (
     ActivationBatch,
     Flow,
     Status,
@@ -32,32 +53,11 @@ from contract.messages import (
     TrainerStatus,
     content_digest,
 )
-from contract.plan import Plan
-from contract.tensors import Floats
-from contract.topics import Topics, Uplink
-from contract.wire import pack, unpack
-from host.trace import Trace
-from metrics.board import Board
-from metrics.broker_figures import BrokerFigures
-from metrics.catalogue import Kind, Reason, TrainerMetrics
-from metrics.fleet import Fleet
-from side_trainer.config import TrainerConfig
-from side_trainer.downlink import Downlink
-from side_trainer.figures import Figures
-from side_trainer.gate import Gate
-from side_trainer.inbox import Inbox, Refused, arrived, examine
-from side_trainer.job import Job
-from side_trainer.journal import Claim, Journal, Taken
-from side_trainer.judge import Judge
-from side_trainer.missing import Missing
-from side_trainer.presence import Presence
-from side_trainer.refusals import Refusals
-from side_trainer.retained import Retained
-from side_trainer.seal import Seal
-from side_trainer.setbacks import Setbacks
-from side_trainer.shut_out import ShutOut
-from side_trainer.standing import Standing
-from side_trainer.subscriptions import Subscriptions
+from sidestream.contract.plan import Plan
+from sidestream.contract.tensors import Floats
+from sidestream.contract.topics import Topics, Uplink
+from sidestream.contract.wire import pack, unpack
+from sidestream.host.trace import Trace
 
 _log = logging.getLogger(__name__)
 _EXPORT_EVERY_S: Final = 1.0

@@ -12,15 +12,15 @@ from typing import Final
 
 import msgspec
 
-from contract.errors import BackboneError, ConfigError, WireError
-from contract.messages import Status, check_labels
-from contract.plan import Plan, SideNetworkSpec, TierPlan, joining_taps
-from contract.tasks import TASKS
-from side_trainer.config import TrainerConfig
-from side_trainer.heads import HeadFacts, Heads
-from side_trainer.implied import NEW_SIDE_NETWORK
-from side_trainer.journal import Journal
-from side_trainer.records import LabelsRecord, SettingsRecord, TierRecord
+from side_trainer.fold.output_heads import HeadFacts, Heads
+from side_trainer.journal.journal import Journal
+from side_trainer.journal.records import LabelsRecord, SettingsRecord, TierRecord
+from side_trainer.settings.implied import NEW_SIDE_NETWORK
+from side_trainer.settings.schema import TrainerConfig
+from sidestream.contract.errors import BackboneError, ConfigError, WireError
+from sidestream.contract.messages import Status, check_labels
+from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan, joining_taps
+from sidestream.contract.tasks import TASKS
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 15.0

@@ -15,18 +15,18 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from contract.bundle import state_digest
-from contract.errors import StateError
-from contract.plan import Plan
-from contract.tensors import Floats
-from host.trace import Trace
 from metrics.catalogue import Source, TrainerMetrics
-from side_trainer.checkpoint import resume, write_checkpoint
-from side_trainer.config import TrainerConfig
-from side_trainer.fold import Fold, Step
-from side_trainer.journal import Journal, Record
-from side_trainer.publisher import Publisher, Version
-from side_trainer.records import IdleRecord
+from side_trainer.broadcast.publisher import Publisher, Version
+from side_trainer.fold.checkpoint import resume, write_checkpoint
+from side_trainer.fold.fold import Fold, Step
+from side_trainer.journal.journal import Journal, Record
+from side_trainer.journal.records import IdleRecord
+from side_trainer.settings.schema import TrainerConfig
+from sidestream.contract.errors import StateError
+from sidestream.contract.plan import Plan
+from sidestream.contract.tensors import Floats
+from sidestream.host.trace import Trace
+from sidestream.side_network.bundle import state_digest
 
 _log = logging.getLogger(__name__)
 _SLICE_UPDATES: Final = 16

@@ -14,36 +14,36 @@ from typing import Final
 import torch
 from prometheus_client import CollectorRegistry
 
-from broker_config.connection import Connection
+from broker_config.connection.connection import Connection
 from broker_config.transport import Transport, Will
-from contract.errors import BrokerError, StateError
-from contract.messages import TrainerStatus
-from contract.tasks import TASKS, TargetForm
-from contract.topics import Topics
-from contract.wire import TARGET_MESSAGE_BYTES
-from host.state_dir import default_dir, locked, prepare
-from host.trace import open_trace
-from metrics.board import Board
 from metrics.broker_figures import BrokerFigures
 from metrics.catalogue import TrainerMetrics
-from metrics.device_series import DeviceSeries
-from metrics.fleet import Fleet
-from metrics.page_server import PortInUseError, serve_page
+from metrics.fleet_page.board import Board
+from metrics.fleet_page.device_series import DeviceSeries
+from metrics.fleet_page.fleet import Fleet
+from metrics.fleet_page.server import PortInUseError, serve_page
 from metrics.server import serve
-from side_trainer.checkpoint import newest_files
-from side_trainer.config import TrainerConfig
-from side_trainer.gate import Gate
-from side_trainer.inbox import SHARE_BYTES, Inbox
+from side_trainer.broadcast.gate import Gate
+from side_trainer.broadcast.leader_election import Standing
+from side_trainer.broadcast.publisher import Publisher
+from side_trainer.broadcast.retained import Retained
+from side_trainer.broadcast.signing import open_seal
+from side_trainer.fold.checkpoint import newest_files
 from side_trainer.ingest import Ingest
 from side_trainer.job import Job
-from side_trainer.journal import FILE_NAME, Journal
-from side_trainer.judge import Judge
+from side_trainer.journal.journal import FILE_NAME, Journal
 from side_trainer.learner import Learner
-from side_trainer.publisher import Publisher
-from side_trainer.reload import SettingsFile
-from side_trainer.retained import Retained
-from side_trainer.seal import open_seal
-from side_trainer.standing import Standing
+from side_trainer.quarantine.judge import Judge
+from side_trainer.receive.inbox import SHARE_BYTES, Inbox
+from side_trainer.settings.reload import SettingsFile
+from side_trainer.settings.schema import TrainerConfig
+from sidestream.contract.errors import BrokerError, StateError
+from sidestream.contract.messages import TrainerStatus
+from sidestream.contract.tasks import TASKS, TargetForm
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import TARGET_MESSAGE_BYTES
+from sidestream.host.state_dir import default_dir, locked, prepare
+from sidestream.host.trace import open_trace
 
 _log = logging.getLogger(__name__)
 _JOIN_S: Final = 30.0

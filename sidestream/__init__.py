@@ -1,5 +1,5 @@
 """Sidestream's top floor: the command line and the one-machine demo fleet."""
 
-from host.signals import heed_interrupts_of_module
+from sidestream.host.signals import heed_interrupts_of_module
 
 heed_interrupts_of_module()

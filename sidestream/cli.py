@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import broker_config.cli
-import edge_agent.cli
+import edge_agent.commands.agent
 import metrics.cli
-import side_trainer.cli
-import sidestream.demo_cli
-import sidestream.doctor_cli
-import sidestream.fleet_cli
-import sidestream.top_cli
-from contract.errors import SidestreamError
-from host.logs import fail
-from host.signals import INTERRUPTED
+import side_trainer.operator.commands
+import sidestream.demo.cli
+import sidestream.doctor.cli
+import sidestream.fleet.cli
+import sidestream.top.cli
+from sidestream.contract.errors import SidestreamError
+from sidestream.host.logs import fail
+from sidestream.host.signals import INTERRUPTED
 from sidestream.version import version
 
 _DESCRIPTION = """\
@@ -55,14 +55,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sidestream {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for room in (
-        sidestream.demo_cli,
-        sidestream.fleet_cli,
-        sidestream.doctor_cli,
+        sidestream.demo.cli,
+        sidestream.fleet.cli,
+        sidestream.doctor.cli,
         broker_config.cli,
-        side_trainer.cli,
-        edge_agent.cli,
+        side_trainer.operator.commands,
+        edge_agent.commands.agent,
         metrics.cli,
-        sidestream.top_cli,
+        sidestream.top.cli,
     ):
         room.add_parser(commands)
     return parser

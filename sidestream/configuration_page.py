@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 
 from edge_agent.config import AgentConfig
-from host.settings_text import reference
-from side_trainer.config import TrainerConfig
+from side_trainer.settings.schema import TrainerConfig
+from sidestream.host.settings_text import reference
 
 _HEAD = """\
 # Every setting

@@ -1,6 +1,6 @@
 """What the installed ``sidestream`` command runs: Ctrl-C first, the rest takes half a second to import."""
 
-from host.signals import heed_interrupts
+from sidestream.host.signals import heed_interrupts
 
 
 def main() -> int:

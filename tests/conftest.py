@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from host.logs import ROOMS
+from sidestream.host.logs import ROOMS
 
 # Before torch and transformers look: for what runs here and for every process that is started.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -18,8 +18,18 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 _IMPORTED: Final = (
-    *("edge_agent.agent", "edge_agent.language_model", "edge_agent.predictor", "edge_agent.cli"),
-    *("side_trainer.trainer", "side_trainer.audit", "side_trainer.cli", "sidestream.crew"),
+    *(
+        "edge_agent.session.agent",
+        "sidestream.backbone.torch_runtime.language_model",
+        "edge_agent.answers.predictor",
+        "edge_agent.commands.agent",
+    ),
+    *(
+        "side_trainer.trainer",
+        "side_trainer.operator.audit",
+        "side_trainer.operator.commands",
+        "sidestream.demo.crew",
+    ),
     *("transformers.models.bert.modeling_bert", "transformers.models.bert.tokenization_bert"),
     *("transformers.models.llama.modeling_llama", "torch._dynamo"),
     "tests.forked",

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from contract.messages import ActivationBatch, Receipt, to_bin
-from contract.tensors import Codec, encode
-from contract.wire import pack
-from edge_agent.outbox import Outbox
-from edge_agent.streams import Slot
+from edge_agent.store.outbox import Outbox
+from edge_agent.store.streams import Slot
+from sidestream.contract.messages import ActivationBatch, Receipt, to_bin
+from sidestream.contract.tensors import Codec, encode
+from sidestream.contract.wire import pack
 
 
 def message(

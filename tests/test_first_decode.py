@@ -13,8 +13,6 @@ ROOMS = (
     "side_trainer",
     "broker_config",
     "metrics",
-    "host",
-    "contract",
     "benchmarks",
 )
 
@@ -23,7 +21,7 @@ import gc, importlib, pkgutil
 import msgspec
 
 for room in {ROOMS}:
-    for module in pkgutil.iter_modules(importlib.import_module(room).__path__, room + "."):
+    for module in pkgutil.walk_packages(importlib.import_module(room).__path__, room + "."):
         importlib.import_module(module.name)
 
 def below(kind):
@@ -46,10 +44,15 @@ _RACE = """
 import sys, threading
 from contextlib import suppress
 import msgspec
-from contract import bundle, enrolment, exported, messages, plan, wire
-from contract.errors import DecodeError
+from sidestream.side_network import bundle
+from sidestream.contract import enrolment
+from sidestream.side_network import exported
+from sidestream.contract import messages
+from sidestream.contract import plan
+from sidestream.contract import wire
+from sidestream.contract.errors import DecodeError
 from edge_agent.config import AgentConfig
-from side_trainer.config import TrainerConfig
+from side_trainer.settings.schema import TrainerConfig
 
 sys.setswitchinterval(1e-6)
 start = threading.Barrier(8)

@@ -31,10 +31,10 @@ from sidestream.start import main
 main()
 """
 _PROGRAMS = [
-    f"{path.parent.name}.{path.stem}"
+    ".".join(path.relative_to(_ROOT).with_suffix("").parts)
     for room in ("benchmarks", "sidestream", "metrics", "broker_config")
-    for path in sorted((_ROOT / room).glob("*.py"))
-    if 'if __name__ == "__main__":' in path.read_text() and path.stem not in ("guardian", "probe", "leash")
+    for path in sorted((_ROOT / room).rglob("*.py"))
+    if 'if __name__ == "__main__":' in path.read_text() and path.stem not in ("parent_watch", "probe")
 ]
 
 

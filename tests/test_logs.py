@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.errors import DecodeError
-from contract.messages import Status
-from contract.wire import pack, unpack
-from host.logs import JsonFormatter, TextFormatter, silent
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.messages import Status
+from sidestream.contract.wire import pack, unpack
+from sidestream.host.logs import JsonFormatter, TextFormatter, silent
 
 
 def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import service, service_state
+from edge_agent.commands import service, service_state
+from edge_agent.commands.service import UNIT, Service
+from edge_agent.commands.service_state import SYSTEM
 from edge_agent.config import AgentConfig
-from edge_agent.outbox_file import FILE_NAME
-from edge_agent.service import UNIT, Service
-from edge_agent.service_state import SYSTEM
-from host.state_dir import prepare
-from host.toml import load_config
+from edge_agent.store.outbox_file import FILE_NAME
 from sidestream.cli import main
+from sidestream.host.state_dir import prepare
+from sidestream.host.toml import load_config
 
 pytestmark = pytest.mark.slow  # each builds the whole command line
 

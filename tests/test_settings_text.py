@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from edge_agent.config import AgentConfig
-from host.settings_text import reference, settings_file, tables, toml_value
-from host.toml import load_config
-from side_trainer.config import TrainerConfig
-from side_trainer.reload import SettingsFile
+from side_trainer.settings.reload import SettingsFile
+from side_trainer.settings.schema import TrainerConfig
 from sidestream.cli import main
 from sidestream.configuration_page import page
+from sidestream.host.settings_text import reference, settings_file, tables, toml_value
+from sidestream.host.toml import load_config
 
 if sys.version_info >= (3, 11):
     import tomllib

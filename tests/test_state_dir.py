@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from host.state_dir import write_atomically
+from sidestream.host.state_dir import write_atomically
 
 
 def test_the_content_reaches_the_disk_before_the_name_and_the_name_before_anyone_goes_on(

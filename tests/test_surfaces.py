@@ -8,8 +8,8 @@ import pytest
 
 import edge_agent
 from broker_config.settings import BrokerSettings
-from contract.topics import Topics
 from sidestream.cli import build_parser
+from sidestream.contract.topics import Topics
 
 COMMANDS = {
     "agent generate": [

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from contract.errors import ConfigError
-from host.trace import Trace, TraceFile, open_trace
-from sidestream.timeline import read_spans, timeline
+from sidestream.contract.errors import ConfigError
+from sidestream.demo.timeline import read_spans, timeline
+from sidestream.host.trace import Trace, TraceFile, open_trace
 
 
 def test_spans_come_back_and_a_line_that_was_cut_off_does_not(tmp_path: Path) -> None:

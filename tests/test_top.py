@@ -24,17 +24,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from broker_config.connection import Connection
-from broker_config.embedded import EmbeddedBroker
+from broker_config.connection.connection import Connection
+from broker_config.embedded.broker import EmbeddedBroker
 from broker_config.settings import BrokerSettings
-from contract.messages import Rejection, Status, Telemetry, TrainerStatus
-from contract.topics import Topics
-from contract.wire import pack
-from metrics.page_server import PageServer, serve_page
-from metrics.view import RefusalView, TrainerView
+from metrics.fleet_page.server import PageServer, serve_page
+from metrics.fleet_page.view import RefusalView, TrainerView
 from sidestream.cli import main
-from sidestream.top_screen import SORTS, plain, screen, spark
-from sidestream.top_source import Picture
+from sidestream.contract.messages import Rejection, Status, Telemetry, TrainerStatus
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import pack
+from sidestream.top.screen import SORTS, plain, screen, spark
+from sidestream.top.source import Picture
 from tests.metrics.test_board import T0, Crowd
 
 

@@ -15,15 +15,15 @@ import msgspec
 import torch
 from prometheus_client import CollectorRegistry
 
-from edge_agent.backbone import load_backbone
+from edge_agent.batches.late_labels import LateLabels
+from edge_agent.batches.producer import Producer
 from edge_agent.config import DataConfig
-from edge_agent.late_labels import LateLabels
-from edge_agent.outbox import Outbox
-from edge_agent.producer import Producer
-from edge_agent.sources import open_source
-from host.state_dir import locked, prepare
-from host.trace import Trace
+from edge_agent.samples.sources import open_source
+from edge_agent.store.outbox import Outbox
 from metrics.catalogue import AgentMetrics
+from sidestream.backbone.torch_runtime.backbone import load_backbone
+from sidestream.host.state_dir import locked, prepare
+from sidestream.host.trace import Trace
 from tests.agent.fake_trainer import JOB, TIER, plan_for
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from broker_config.inprocess import InProcessBroker
-from edge_agent.backbone import Backbone, load_backbone
+from broker_config.testing.inprocess import InProcessBroker
+from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
 from tests.agent.fake_trainer import FakeTrainer
 from tests.agent.tiny import save_tiny
 

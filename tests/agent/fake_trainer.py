@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from broker_config.inprocess import InProcessBroker
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, Received
-from contract.bundle import About, digest, encode_bundle
-from contract.messages import (
+from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.contract.messages import (
     ActivationBatch,
     Flow,
     Receipt,
@@ -24,13 +24,13 @@ from contract.messages import (
     WeightsManifest,
     content_digest,
 )
-from contract.plan import FlowPlan, Plan, SideNetworkSpec, TierPlan, tap_layers
-from contract.side_network import SideNetwork
-from contract.signing import Scope, Signer
-from contract.tasks import Task
-from contract.topics import Topics
-from contract.wire import Message, pack, unpack
-from edge_agent.backbone import Backbone
+from sidestream.contract.plan import FlowPlan, Plan, SideNetworkSpec, TierPlan, tap_layers
+from sidestream.contract.signing import Scope, Signer
+from sidestream.contract.tasks import Task
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import Message, pack, unpack
+from sidestream.side_network.bundle import About, digest, encode_bundle
+from sidestream.side_network.network import SideNetwork
 from tests.until import PATIENCE_S
 
 RUN = "ab" * 16

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from broker_config.inprocess import InProcessBroker
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
-from contract.plan import Precision
-from contract.tasks import Task
-from edge_agent.agent import Agent
-from edge_agent.backbone import Backbone
 from edge_agent.config import AgentConfig, DataConfig
+from edge_agent.session.agent import Agent
+from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.contract.plan import Precision
+from sidestream.contract.tasks import Task
 from tests.agent.fake_trainer import JOB, TIER
 from tests.agent.tiny import WORDS
 

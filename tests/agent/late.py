@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_agent.samples_cli import _shelf
-from edge_agent.shelf import Listed
+from edge_agent.commands.samples import _shelf
+from edge_agent.store.unlabelled import Listed
 from tests.agent.fleet import sentence
 
 

@@ -8,15 +8,15 @@ import msgspec
 import pytest
 
 import edge_agent
-from broker_config.inprocess import InProcessBroker
-from contract.bundle import decode_bundle, digest, encode_bundle
-from contract.errors import BackboneError, DecodeError, MismatchError, StateError
-from contract.messages import WeightsChunk
-from contract.plan import SideNetworkSpec
-from contract.side_network import first_blocks
-from edge_agent.adopted import load_adopted
-from edge_agent.backbone import Backbone, load_backbone
-from edge_agent.chunks import MAX_BUNDLE_BYTES, Assembly
+from broker_config.testing.inprocess import InProcessBroker
+from edge_agent.weights.adopted import load_adopted
+from edge_agent.weights.chunks import MAX_BUNDLE_BYTES, Assembly
+from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.contract.errors import BackboneError, DecodeError, MismatchError, StateError
+from sidestream.contract.messages import WeightsChunk
+from sidestream.contract.plan import SideNetworkSpec
+from sidestream.side_network.bundle import decode_bundle, digest, encode_bundle
+from sidestream.side_network.network import first_blocks
 from tests.agent.fake_trainer import RUN, SPEC, TIER, FakeTrainer
 from tests.agent.fleet import Running
 from tests.agent.tiny import save_tiny

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from contract.errors import BackboneError
-from contract.plan import Precision, SideNetworkSpec
-from contract.sampling import parse_sampling
-from contract.side_network import SideNetwork
-from edge_agent.backbone import Backbone, load_backbone, shared_backbone
+from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone, shared_backbone
+from sidestream.contract.errors import BackboneError
+from sidestream.contract.plan import Precision, SideNetworkSpec
+from sidestream.contract.sampling import parse_sampling
+from sidestream.side_network.network import SideNetwork
 from tests.agent.tiny import LAYERS, POSITIONS, WIDTH, save_tiny
 
 pytestmark = pytest.mark.slow
@@ -177,9 +177,9 @@ def test_agents_of_a_process_share_a_backbone(tiny: Tiny) -> None:
 
 @pytest.mark.slow
 def test_an_agent_starts_without_waiting_for_transformers() -> None:
-    code = "import sys, edge_agent.agent; sys.exit('transformers' in sys.modules)"
+    code = "import sys, edge_agent.session.agent; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = "import sys, edge_agent, edge_agent.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, edge_agent, edge_agent.commands.agent; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

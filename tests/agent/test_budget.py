@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from broker_config.inprocess import InProcessBroker
-from contract.messages import Flow
-from contract.plan import DEFAULT_LADDER, Rung
-from contract.sampling import parse_sampling
-from contract.tensors import Codec, encoded_sizes
-from edge_agent.budget import Allowance, Ladder, LinkBudget, SampleBudget, choose
-from edge_agent.outbox import Outbox, Taken
-from edge_agent.sender import Sender
-from edge_agent.streams import Slot
-from host.trace import Trace
+from broker_config.testing.inprocess import InProcessBroker
+from edge_agent.session.sender import Sender
+from edge_agent.store.budget import Allowance, Ladder, LinkBudget, SampleBudget, choose
+from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.streams import Slot
 from metrics.catalogue import AgentMetrics
+from sidestream.contract.messages import Flow
+from sidestream.contract.plan import DEFAULT_LADDER, Rung
+from sidestream.contract.sampling import parse_sampling
+from sidestream.contract.tensors import Codec, encoded_sizes
+from sidestream.host.trace import Trace
 from tests import outboxes
 
 TAPS, WIDTH, ROWS = 3, 384, 16

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.inprocess import InProcessBroker
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, Received
-from contract.errors import StateError
-from edge_agent.backbone import Backbone
-from host.secret_id import FILE_NAME, secret_id
+from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.contract.errors import StateError
+from sidestream.host.secret_id import FILE_NAME, secret_id
 from tests.agent.fake_trainer import FakeTrainer
 from tests.agent.fleet import Running, write_samples
 from tests.until import until

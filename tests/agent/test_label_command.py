@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker_config.inprocess import InProcessBroker
-from contract.errors import DataError, StateError
-from contract.tasks import Task
-from edge_agent import cli
-from edge_agent.backbone import Backbone
+from broker_config.testing.inprocess import InProcessBroker
+from edge_agent.commands import agent as cli
+from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.contract.errors import DataError, StateError
+from sidestream.contract.tasks import Task
 from tests.agent.fake_trainer import TIER, FakeTrainer
 from tests.agent.fleet import Running, sentence
 from tests.agent.late import listed, write_rows, write_unlabelled

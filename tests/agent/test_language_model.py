@@ -11,16 +11,16 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from contract.errors import BackboneError, ConfigError
-from contract.plan import SideNetworkSpec
-from contract.sampling import parse_sampling
-from contract.side_network import SideNetwork
-from contract.tasks import NO_TARGET, Task
-from edge_agent.backbone import load_backbone
-from edge_agent.generator import GenerationOptions, Generator, read_options
-from edge_agent.language_model import LanguageModel, load_language_model
-from edge_agent.windows import Window
-from side_trainer.heads import read_head
+from edge_agent.answers.generator import GenerationOptions, Generator, read_options
+from side_trainer.fold.output_heads import read_head
+from sidestream.backbone.torch_runtime.backbone import load_backbone
+from sidestream.backbone.torch_runtime.language_model import LanguageModel, load_language_model
+from sidestream.backbone.windows import Window
+from sidestream.contract.errors import BackboneError, ConfigError
+from sidestream.contract.plan import SideNetworkSpec
+from sidestream.contract.sampling import parse_sampling
+from sidestream.contract.tasks import NO_TARGET, Task
+from sidestream.side_network.network import SideNetwork
 from tests.agent.tiny import LAYERS, POSITIONS, WIDTH, save_tiny
 from tests.agent.tiny_lm import FAMILIES, save_tiny_lm
 
@@ -143,7 +143,7 @@ def test_what_is_no_language_model_is_refused_in_words(
     with pytest.raises(BackboneError, match="give both the same model"):
         llama.check_head("0" * 32)
     monkeypatch.setattr(
-        "contract.output_head._spec", lambda config, norm: type(llama.head.spec)(norm="layer")
+        "sidestream.side_network.output_head._spec", lambda config, norm: type(llama.head.spec)(norm="layer")
     )
     with pytest.raises(BackboneError, match="of a kind that is not known"):
         load_language_model(llama.name)
@@ -193,7 +193,7 @@ def test_top_k_of_one_a_tiny_top_p_and_the_tiniest_temperature_are_greedy(llama:
 
 @pytest.mark.slow
 def test_draws_follow_the_distribution_that_the_options_leave() -> None:
-    from edge_agent.generator import _draw
+    from edge_agent.answers.generator import _draw
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     generator = torch.Generator().manual_seed(0)

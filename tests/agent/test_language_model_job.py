@@ -14,24 +14,24 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from contract.messages import ActivationBatch
-from contract.plan import TOKEN_LADDER, Plan, SideNetworkSpec, TierPlan
-from contract.side_network import SideNetwork
-from contract.tasks import NO_TARGET, TargetForm, Task
-from contract.tensors import Codec, decode
-from contract.wire import unpack
+from edge_agent.batches.producer import Producer
+from edge_agent.batches.token_maker import TokenMaker, cut_rows
 from edge_agent.config import DataConfig
-from edge_agent.language_model import LanguageModel, load_language_model
-from edge_agent.outbox import Outbox, Taken
-from edge_agent.producer import Producer
-from edge_agent.samples import Row, Sample
-from edge_agent.sources import NamesIn, Source, open_source
-from edge_agent.taps import Sampled
-from edge_agent.token_evaluation import TokenEvaluation
-from edge_agent.token_maker import TokenMaker, cut_rows
-from host.trace import Trace
+from edge_agent.samples.sample import Row, Sample
+from edge_agent.samples.sources import NamesIn, Source, open_source
+from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.weights.token_evaluation import TokenEvaluation
 from metrics.catalogue import AgentMetrics
-from side_trainer.inbox import examine
+from side_trainer.receive.inbox import examine
+from sidestream.backbone.taps import Sampled
+from sidestream.backbone.torch_runtime.language_model import LanguageModel, load_language_model
+from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.plan import TOKEN_LADDER, Plan, SideNetworkSpec, TierPlan
+from sidestream.contract.tasks import NO_TARGET, TargetForm, Task
+from sidestream.contract.tensors import Codec, decode
+from sidestream.contract.wire import unpack
+from sidestream.host.trace import Trace
+from sidestream.side_network.network import SideNetwork
 from tests.agent.tiny import LAYERS, WIDTH, WORDS
 from tests.agent.tiny_lm import save_tiny_lm
 from tests.outboxes import message

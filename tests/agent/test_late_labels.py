@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker_config.inprocess import InProcessBroker
-from contract.messages import ActivationBatch
-from contract.plan import Rung
-from contract.tasks import Task
-from contract.tensors import Codec, decode
-from edge_agent.backbone import Backbone
+from broker_config.testing.inprocess import InProcessBroker
+from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.plan import Rung
+from sidestream.contract.tasks import Task
+from sidestream.contract.tensors import Codec, decode
 from tests.agent.fake_trainer import LABELS, TIER, FakeTrainer
 from tests.agent.fleet import Running, sentence, write_samples
 from tests.agent.late import give, listed, tables, write_rows, write_unlabelled

@@ -7,10 +7,10 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from broker_config.transport import Received
-from edge_agent import mailbox
-from edge_agent.mailbox import Mailbox
-from edge_agent.outbox import Outbox
-from edge_agent.telemetry import take_telemetry
+from edge_agent.session import mailbox
+from edge_agent.session.mailbox import Mailbox
+from edge_agent.session.telemetry import take_telemetry
+from edge_agent.store.outbox import Outbox
 from metrics.catalogue import AgentMetrics
 from metrics.telemetry import DeviceExporter
 

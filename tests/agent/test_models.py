@@ -19,11 +19,11 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.models import CUT, judge, main, rows_of
 from benchmarks.zoo import LAYERS, POSITIONS, WORDS, build, text_models, tokenizer
-from contract.errors import BackboneError
-from contract.sampling import EVERY_TOKEN
-from edge_agent.backbone import Backbone, load_backbone
-from edge_agent.language_model import Decoding, LanguageModel
-from edge_agent.samples import Text
+from sidestream.backbone.text import Text
+from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.backbone.torch_runtime.language_model import Decoding, LanguageModel
+from sidestream.contract.errors import BackboneError
+from sidestream.contract.sampling import EVERY_TOKEN
 
 pytestmark = pytest.mark.slow  # together, they take longer than all others within one process
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from contract.errors import StateError
-from contract.messages import ActivationBatch
-from contract.wire import unpack
-from edge_agent.outbox import Outbox, Taken
-from edge_agent.outbox_file import FILE_NAME
-from edge_agent.samples import Row, Sample
-from edge_agent.streams import Slot
+from edge_agent.samples.sample import Row, Sample
+from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox_file import FILE_NAME
+from edge_agent.store.streams import Slot
+from sidestream.contract.errors import StateError
+from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.wire import unpack
 from tests.outboxes import message, receipt_for, refuse
 
 BYTES = len(message(Slot("0" * 32, 1, 1, 0, "0" * 32)))

@@ -9,15 +9,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker_config.inprocess import InProcessBroker
-from contract.messages import ActivationBatch, to_bin
-from contract.tasks import TargetForm
-from contract.tensors import Codec, decode, encode, error_bound
-from contract.wire import pack, unpack
-from edge_agent.outbox import Outbox, Taken
-from edge_agent.recut import recut
-from edge_agent.sender import Sender
-from edge_agent.streams import Slot
+from broker_config.testing.inprocess import InProcessBroker
+from edge_agent.session.sender import Sender
+from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.recut import recut
+from edge_agent.store.streams import Slot
+from sidestream.contract.messages import ActivationBatch, to_bin
+from sidestream.contract.tasks import TargetForm
+from sidestream.contract.tensors import Codec, decode, encode, error_bound
+from sidestream.contract.wire import pack, unpack
 from tests.agent.fake_trainer import TIER, FakeTrainer
 from tests.agent.test_sender import DEVICE, Sending
 from tests.outboxes import receipt_for

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.errors import DataError
-from edge_agent.rows import MAX_ROW_BYTES, Format, RowParser
-from edge_agent.samples import Row
+from edge_agent.samples.rows import MAX_ROW_BYTES, Format, RowParser
+from edge_agent.samples.sample import Row
+from sidestream.contract.errors import DataError
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30)
 ROWS = st.lists(st.tuples(TEXTS, TEXTS.filter(lambda text: bool(text.strip()))), min_size=1, max_size=8)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from broker_config.inprocess import InProcessBroker
-from contract.errors import BrokerError
-from contract.messages import Flow
-from edge_agent.outbox import Outbox, Taken
-from edge_agent.sender import Sender
-from host.trace import Trace
+from broker_config.testing.inprocess import InProcessBroker
+from edge_agent.session.sender import Sender
+from edge_agent.store.outbox import Outbox, Taken
 from metrics.catalogue import AgentMetrics
+from sidestream.contract.errors import BrokerError
+from sidestream.contract.messages import Flow
+from sidestream.host.trace import Trace
 from tests.agent.fake_trainer import TIER, FakeTrainer, sequences
 from tests.outboxes import message, receipt_for, refuse
 from tests.until import until

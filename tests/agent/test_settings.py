@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from contract.errors import ConfigError
-from edge_agent import cli
-from edge_agent.board import detect_tier, machine_id, memory_bytes, temperature_celsius
+from edge_agent.commands import agent as cli
 from edge_agent.config import AgentConfig, DataConfig
-from host.flags import field_help, overrides
-from host.toml import load_config
+from edge_agent.session.machine import detect_tier, machine_id, memory_bytes, temperature_celsius
+from sidestream.contract.errors import ConfigError
+from sidestream.host.flags import field_help, overrides
+from sidestream.host.toml import load_config
 
 
 def parse(*arguments: str) -> argparse.Namespace:

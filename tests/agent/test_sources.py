@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import edge_agent.sources as sources
-from contract.errors import ConfigError, DataError
+import edge_agent.samples.sources as sources
 from edge_agent.config import DataConfig, parse_part
-from edge_agent.identities import Identities
-from edge_agent.samples import Row, is_held_out
-from edge_agent.sources import StreamSource, open_source, read_evaluation
+from edge_agent.samples.identities import Identities
+from edge_agent.samples.sample import Row, is_held_out
+from edge_agent.samples.sources import StreamSource, open_source, read_evaluation
+from sidestream.contract.errors import ConfigError, DataError
 
 
 def jsonl(path: Path, texts: Iterable[str], *, label: str = "on", mode: str = "w") -> Path:
@@ -104,7 +104,7 @@ def test_naming_rows_takes_no_more_memory_the_more_there_are(tmp_path: Path) -> 
 def test_nothing_is_left_of_the_counts_when_a_process_is_killed(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path\n"
-        "from edge_agent.identities import Identities; from edge_agent.samples import Row\n"
+        "from edge_agent.samples.identities import Identities; from edge_agent.samples.sample import Row\n"
         "identities = Identities(Path(sys.argv[1]))\n"
         "for number in range(5000): identities.name(Row(str(number), None))\n"
         "os.kill(os.getpid(), 9)"

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contract.messages import MAX_STREAMS, ActivationBatch, Receipt, content_digest
-from contract.tensors import decode
-from contract.wire import unpack
-from edge_agent.outbox import Outbox, Taken
-from edge_agent.streams import Settled, Slot, State
+from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.streams import Settled, Slot, State
+from sidestream.contract.messages import MAX_STREAMS, ActivationBatch, Receipt, content_digest
+from sidestream.contract.tensors import decode
+from sidestream.contract.wire import unpack
 from tests.outboxes import message, receipt_for, refuse
 
 BYTES = len(message(Slot("0" * 32, 2, 1, 1, "0" * 32)))

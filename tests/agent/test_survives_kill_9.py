@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from contract.errors import DataError
-from contract.messages import ActivationBatch
-from contract.wire import unpack
-from edge_agent.backbone import Backbone
-from edge_agent.outbox import Outbox
-from edge_agent.samples import Row, is_held_out
-from edge_agent.samples_cli import _shelf
+from edge_agent.commands.samples import _shelf
+from edge_agent.samples.sample import Row, is_held_out
+from edge_agent.store.outbox import Outbox
+from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.contract.errors import DataError
+from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.wire import unpack
 from tests.agent.fake_trainer import JOB, LABELS, TIER
 from tests.agent.fleet import sentence, write_samples
 from tests.agent.late import listed, write_unlabelled

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import edge_agent
-from broker_config.inprocess import InProcessBroker
-from contract.errors import BackboneError, BrokerError, ConfigError, DataError, StateError
-from contract.messages import ActivationBatch, TrainerStatus, content_digest
-from contract.plan import FlowPlan, Rung, labels_id
-from contract.tensors import Codec, decode
-from contract.wire import TARGET_MESSAGE_BYTES, pack, unpack
-from edge_agent.backbone import Backbone, load_backbone
-from edge_agent.outbox import Outbox
+from broker_config.testing.inprocess import InProcessBroker
+from edge_agent.store.outbox import Outbox
+from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.contract.errors import BackboneError, BrokerError, ConfigError, DataError, StateError
+from sidestream.contract.messages import ActivationBatch, TrainerStatus, content_digest
+from sidestream.contract.plan import FlowPlan, Rung, labels_id
+from sidestream.contract.tensors import Codec, decode
+from sidestream.contract.wire import TARGET_MESSAGE_BYTES, pack, unpack
 from tests.agent.fake_trainer import JOB, LABELS, TIER, FakeTrainer
 from tests.agent.fleet import Running, sentence, write_samples
 from tests.until import Clock, until

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.tasks import TASKS, Scale, Task, check_targets, read_targets
-from edge_agent.taps import Sampled
-from edge_agent.targets import Unusable, names_in, targets_of
+from edge_agent.batches.targets import Unusable, names_in, targets_of
+from sidestream.backbone.taps import Sampled
+from sidestream.contract.tasks import TASKS, Scale, Task, check_targets, read_targets
 
 LABELS = ("amber", "blue", "cyan")
 

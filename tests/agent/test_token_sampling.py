@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.sampling import Sampling, parse_sampling
-from edge_agent.taps import Sampled, TokenSampler, pad, seeds_of
+from sidestream.backbone.taps import Sampled, TokenSampler, pad, seeds_of
+from sidestream.contract.sampling import Sampling, parse_sampling
 
 BLOCKS, WIDTH = 2, 5
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=5)

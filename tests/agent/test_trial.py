@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
-from broker_config.inprocess import InProcessBroker
-from contract.errors import BackboneError
-from contract.plan import Precision
-from edge_agent.backbone import Backbone, load_backbone
+from broker_config.testing.inprocess import InProcessBroker
+from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.contract.errors import BackboneError
+from sidestream.contract.plan import Precision
 from tests.agent.fake_trainer import TIER, FakeTrainer
 from tests.agent.fleet import Running, write_samples
 from tests.agent.tiny import LAYERS, SPECIAL, WORDS, _tokenizer
@@ -297,7 +297,7 @@ def test_a_conversion_lets_go_of_the_weights_as_they_were_loaded(tiny: Tiny, pre
 
     from transformers import AutoModel
 
-    from edge_agent.saved_model import read_model
+    from sidestream.backbone.torch_runtime.saved_model import read_model
 
     model, tokenizer = read_model(str(tiny("bert")), AutoModel)
     linear = [weakref.ref(one) for one in model.modules() if isinstance(one, nn.Linear)]

@@ -12,14 +12,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker_config.inprocess import InProcessBroker
-from contract.errors import ConfigError, StateError, UntrustedError
-from contract.messages import WeightsManifest
-from contract.signing import Scope, Signer, key_id, public_pem
-from contract.wire import pack
-from edge_agent.adopted import load_adopted
-from edge_agent.backbone import Backbone
-from edge_agent.trust import MOST_RUNS, Trust, read_trusted
+from broker_config.testing.inprocess import InProcessBroker
+from edge_agent.weights.adopted import load_adopted
+from edge_agent.weights.trust import MOST_RUNS, Trust, read_trusted
+from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.contract.errors import ConfigError, StateError, UntrustedError
+from sidestream.contract.messages import WeightsManifest
+from sidestream.contract.signing import Scope, Signer, key_id, public_pem
+from sidestream.contract.wire import pack
 from tests.agent.fake_trainer import JOB, RUN, TIER, FakeTrainer
 from tests.agent.fleet import Running, write_samples
 from tests.until import Clock, until

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 import edge_agent
-from contract.bundle import decode_bundle
-from contract.errors import BackboneError, StateError
-from contract.exported import INDEX, WEIGHTS
-from contract.messages import Status
-from contract.sampling import EVERY_TOKEN
-from contract.side_network import from_bundle
-from edge_agent.generator import GenerationOptions, Generator
-from edge_agent.language_model import load_language_model
-from edge_agent.windows import Window
-from side_trainer.audit import export_tuned
-from side_trainer.checkpoint import write_checkpoint
-from side_trainer.fold import Fold
+from edge_agent.answers.generator import GenerationOptions, Generator
+from side_trainer.fold.checkpoint import write_checkpoint
+from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
-from side_trainer.journal import FILE_NAME, Journal
+from side_trainer.journal.journal import FILE_NAME, Journal
+from side_trainer.operator.audit import export_tuned
+from sidestream.backbone.torch_runtime.language_model import load_language_model
+from sidestream.backbone.windows import Window
+from sidestream.contract.errors import BackboneError, StateError
+from sidestream.contract.messages import Status
+from sidestream.contract.sampling import EVERY_TOKEN
+from sidestream.side_network.bundle import decode_bundle
+from sidestream.side_network.exported import INDEX, WEIGHTS
+from sidestream.side_network.network import from_bundle
 from tests.agent.tiny import LAYERS
 from tests.agent.tiny_lm import save_tiny_lm
 from tests.trainer.conftest import append, config, fold_all

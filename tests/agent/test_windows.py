@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.tasks import NO_TARGET
-from edge_agent.windows import Window, cut
+from sidestream.backbone.windows import Window, cut
+from sidestream.contract.tasks import NO_TARGET
 
 TOKENS = st.lists(st.integers(0, 2**17), max_size=60)
 

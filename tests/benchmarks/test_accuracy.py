@@ -17,8 +17,8 @@ from benchmarks.result import Measured
 from benchmarks.rows import ROWS
 from benchmarks.table import accuracy_table, equal_accuracy, gap_text, gaps
 from benchmarks.workload import Workload, parse_tiers, read_examples
-from edge_agent.backbone import load_backbone
-from sidestream.shards import Example
+from sidestream.backbone.torch_runtime.backbone import load_backbone
+from sidestream.demo.shards import Example
 
 
 def _run(arguments: list[str], tmp_path: Path, *more: str) -> dict[str, Any]:

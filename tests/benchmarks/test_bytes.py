@@ -14,8 +14,8 @@ import torch
 from benchmarks.bytes import main
 from benchmarks.frontier import Found, frontier, frontier_text, lines_of, parse_point
 from benchmarks.recall import RecallingBackbone
-from contract.sampling import Sampling, parse_sampling
-from edge_agent.backbone import load_backbone
+from sidestream.backbone.torch_runtime.backbone import load_backbone
+from sidestream.contract.sampling import Sampling, parse_sampling
 from tests.agent.tiny import save_tiny
 
 

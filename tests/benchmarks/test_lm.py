@@ -16,7 +16,7 @@ from benchmarks.lm_rows import ROWS
 from benchmarks.lm_steps import LM_STEPS, Loaded
 from benchmarks.lm_table import LmMeasured, fleet_over_central, gap_closed, lm_table
 from benchmarks.shapes import random_decoder, random_texts
-from edge_agent.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.language_model import LanguageModel
 from tests.agent.tiny import WORDS
 
 _FEW = ["--vocabulary", "300", "--width", "32", "--layers", "2", "--pretrain-minutes", "0.02", "--no-memory"]

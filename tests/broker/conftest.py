@@ -10,11 +10,11 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from broker_config.backoff import Backoff
-from broker_config.connection import Connection
-from broker_config.embedded import EmbeddedBroker, find_mosquitto
-from broker_config.inprocess import InProcessBroker
+from broker_config.connection.backoff import Backoff
+from broker_config.connection.connection import Connection
+from broker_config.embedded.broker import EmbeddedBroker, find_mosquitto
 from broker_config.settings import BrokerSettings
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Connected, Disconnected, Event, Received, Transport, Will
 
 PATIENCE_S = 60.0

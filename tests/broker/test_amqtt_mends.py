@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from broker_config.connection import Connection
-from broker_config.embedded import EmbeddedBroker
+from broker_config.connection.connection import Connection
+from broker_config.embedded.broker import EmbeddedBroker
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Connected, Received
 from tests.broker.conftest import PATIENCE_S, Client, Inbox, quick

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_config.backoff import Backoff
+from broker_config.connection.backoff import Backoff
 
 
 class Loudest(random.Random):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from broker_config import cli
-from broker_config.probe import answers_mqtt
-from contract.errors import BrokerError
+from broker_config.embedded.probe import answers_mqtt
+from sidestream.contract.errors import BrokerError
 from tests.broker.conftest import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.connection import Connection
-from broker_config.embedded import EmbeddedBroker
-from broker_config.protocol_choice import ProtocolChoice
+from broker_config.connection.connection import Connection
+from broker_config.connection.protocol_choice import ProtocolChoice
+from broker_config.embedded.broker import EmbeddedBroker
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Connected, Disconnected, Received
 from tests.broker.conftest import PATIENCE_S, Cable, Client, Inbox, needs_mosquitto, quick
@@ -259,7 +259,7 @@ def test_garbage_from_the_broker_costs_the_connection_not_the_thread() -> None:
 
 CHILD = """
 import signal, sys
-from broker_config.connection import Connection
+from broker_config.connection.connection import Connection
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Will
 connection = Connection(

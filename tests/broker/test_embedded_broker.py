@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_config import embedded
-from broker_config.embedded import EmbeddedBroker
-from broker_config.probe import answers_mqtt
-from contract.errors import BrokerError
+from broker_config.embedded import broker as embedded
+from broker_config.embedded.broker import EmbeddedBroker
+from broker_config.embedded.probe import answers_mqtt
+from sidestream.contract.errors import BrokerError
 from tests.broker.conftest import PATIENCE_S, needs_mosquitto
 from tests.until import until
 
@@ -89,7 +89,7 @@ def test_sigterm_ends_the_child_cleanly(own_broker: EmbeddedBroker) -> None:
 PARENT = """
 import signal, sys
 from pathlib import Path
-from broker_config.embedded import EmbeddedBroker
+from broker_config.embedded.broker import EmbeddedBroker
 broker = EmbeddedBroker(data_dir=Path(sys.argv[1]), kind=sys.argv[2])
 broker.__enter__()
 print(broker.pid, broker._child.pid, flush=True)

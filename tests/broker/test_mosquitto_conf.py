@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.embedded import find_mosquitto
+from broker_config.embedded.broker import find_mosquitto
+from broker_config.embedded.probe import answers_mqtt
 from broker_config.mosquitto import is_loopback, render_deployment, render_embedded
-from broker_config.probe import answers_mqtt
-from contract.errors import BrokerError
+from sidestream.contract.errors import BrokerError
 from tests.broker.conftest import needs_mosquitto
 from tests.until import until
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from broker_config.connection import Connection
+from broker_config.connection.connection import Connection
+from broker_config.connection.packet_limit import PacketLimit, Sizes, power_of_two_below
 from broker_config.errors import TooLarge
-from broker_config.packet_limit import PacketLimit, Sizes, power_of_two_below
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Connected, Disconnected
 from tests.broker.conftest import Inbox, quick

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from broker_config.connection import Connection
+from broker_config.connection.connection import Connection
 from broker_config.settings import BrokerSettings
 
 _CONNACK = bytes.fromhex("20 06 00 00 03 13 00 01")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from broker_config.connection.tls import tls_context
 from broker_config.settings import BrokerSettings, Endpoint, masked_url
-from broker_config.tls import tls_context
-from contract.errors import ConfigError
+from sidestream.contract.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.connection import Connection
-from broker_config.embedded import find_mosquitto
+from broker_config.connection.connection import Connection
+from broker_config.embedded.broker import find_mosquitto
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Received, packet_overhead_bytes
 from tests.broker.conftest import Client, needs_mosquitto, quick

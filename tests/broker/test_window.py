@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
+from broker_config.connection.window import Window
 from broker_config.errors import NotConnected, PublishTimeout
-from broker_config.window import Window
 
 
 def test_a_full_window_times_out_and_takes_nothing() -> None:

@@ -16,8 +16,7 @@ import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from contract.bundle import About, WeightsCodec, decode_bundle, encode_bundle
-from contract.messages import (
+from sidestream.contract.messages import (
     ActivationBatch,
     Flow,
     Receipt,
@@ -30,12 +29,13 @@ from contract.messages import (
     WeightsManifest,
     to_bin,
 )
-from contract.plan import FlowPlan, Plan, Rung, SideNetworkSpec, TierPlan
-from contract.quality import Tally
-from contract.signing import Scope, Signer
-from contract.tasks import TargetForm, write_tokens
-from contract.tensors import Codec, Floats, Tensor, decode, encode
-from contract.wire import Message, pack
+from sidestream.contract.plan import FlowPlan, Plan, Rung, SideNetworkSpec, TierPlan
+from sidestream.contract.quality import Tally
+from sidestream.contract.signing import Scope, Signer
+from sidestream.contract.tasks import TargetForm, write_tokens
+from sidestream.contract.tensors import Codec, Floats, Tensor, decode, encode
+from sidestream.contract.wire import Message, pack
+from sidestream.side_network.bundle import About, WeightsCodec, decode_bundle, encode_bundle
 
 GOLDEN: Final = Path(__file__).parent / "golden"
 STREAM: Final = "0123456789abcdef" * 2

@@ -14,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.bundle import (
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.plan import SideNetworkSpec
+from sidestream.contract.tensors import Floats
+from sidestream.side_network.bundle import (
     MAX_HEADER_BYTES,
     About,
     Bundle,
@@ -24,10 +27,7 @@ from contract.bundle import (
     encode_bundle,
     state_digest,
 )
-from contract.errors import DecodeError
-from contract.plan import SideNetworkSpec
-from contract.side_network import SideNetwork, from_bundle
-from contract.tensors import Floats
+from sidestream.side_network.network import SideNetwork, from_bundle
 from tests.contract.examples import STREAM
 
 SPEC = SideNetworkSpec(blocks=2, width=8, inner=12)

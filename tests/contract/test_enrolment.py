@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.enrolment import Enrolment, open_enrolment, seal_enrolment
-from contract.errors import ConfigError, DecodeError
+from sidestream.contract.enrolment import Enrolment, open_enrolment, seal_enrolment
+from sidestream.contract.errors import ConfigError, DecodeError
 
 ENROLMENT = Enrolment(
     job="lights",

@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from contract.bundle import About, WeightsCodec, decode_bundle
-from contract.signing import Scope, open_sealed
-from contract.tensors import Codec, Tensor, decode, encode
-from contract.wire import pack, unpack
+from sidestream.contract.signing import Scope, open_sealed
+from sidestream.contract.tensors import Codec, Tensor, decode, encode
+from sidestream.contract.wire import pack, unpack
+from sidestream.side_network.bundle import About, WeightsCodec, decode_bundle
 from tests.contract.examples import KINDS, SIGNER, load
 
 CODECS = load("codecs.json")
@@ -104,7 +104,7 @@ _NF4 += (0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.722
 
 
 def _read_plainly(tensor: Tensor) -> list[float]:
-    """The table in contract/tensors.py, value by value, with nothing but the standard library."""
+    """The table in sidestream/contract/tensors.py, value by value, with nothing but the standard library."""
     count, data = math.prod(tensor.shape), tensor.data
     if tensor.codec in (Codec.F32, Codec.F16):
         return list(struct.unpack(f"<{count}{'f' if tensor.codec is Codec.F32 else 'e'}", data))

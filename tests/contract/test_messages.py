@@ -8,11 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from contract.errors import DecodeError
-from contract.messages import MAX_ROWS, ActivationBatch, Status, content_digest, to_bin
-from contract.tasks import TargetForm
-from contract.tensors import Codec, decode, encode, error_bound
-from contract.wire import pack, unpack
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.messages import MAX_ROWS, ActivationBatch, Status, content_digest, to_bin
+from sidestream.contract.tasks import TargetForm
+from sidestream.contract.tensors import Codec, decode, encode, error_bound
+from sidestream.contract.wire import pack, unpack
 from tests.contract.examples import EXAMPLES, STREAM, batch, values
 
 BLOCKED = {Codec.INT4, Codec.NF4, Codec.INT2}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from contract.errors import DecodeError
-from contract.output_head import HeadSpec, OutputHead, find_head
+from sidestream.contract.errors import DecodeError
+from sidestream.side_network.output_head import HeadSpec, OutputHead, find_head
 
 GENERATOR = torch.Generator().manual_seed(4)
 
@@ -48,7 +48,7 @@ def test_a_projection_a_bias_and_a_cap_come_where_they_belong() -> None:
 
 
 def test_it_judges_in_chunks_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("contract.output_head._CHUNK_VALUES", 33)
+    monkeypatch.setattr("sidestream.side_network.output_head._CHUNK_VALUES", 33)
     plain = head(HeadSpec(norm="none"))
     states, targets = torch.randn(10, 6, generator=GENERATOR), torch.arange(10)
     losses, hits = plain.judge(states, targets)

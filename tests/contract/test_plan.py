@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.errors import ConfigError, DecodeError
-from contract.plan import (
+from sidestream.contract.errors import ConfigError, DecodeError
+from sidestream.contract.plan import (
     DEFAULT_LADDER,
     MAX_RUNGS,
     MAX_TIERS,
@@ -22,9 +22,9 @@ from contract.plan import (
     nested_taps,
     tap_layers,
 )
-from contract.sampling import KINDS, MAX_COUNT, Sampling, parse_sampling
-from contract.tensors import encoded_sizes
-from contract.wire import pack, unpack
+from sidestream.contract.sampling import KINDS, MAX_COUNT, Sampling, parse_sampling
+from sidestream.contract.tensors import encoded_sizes
+from sidestream.contract.wire import pack, unpack
 from tests.contract.examples import plan
 
 

@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.errors import DecodeError
-from contract.quality import HEADLINE, MEASURES, Tally, tally_labels, tally_sets, tally_values, total
-from contract.tasks import Task
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.quality import (
+    HEADLINE,
+    MEASURES,
+    Tally,
+    tally_labels,
+    tally_sets,
+    tally_values,
+    total,
+)
+from sidestream.contract.tasks import Task
 
 
 def macro_f1(answers: list[int], targets: list[int]) -> float:

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from contract.bundle import About, decode_bundle, encode_bundle
-from contract.errors import DecodeError
-from contract.plan import SideNetworkSpec
-from contract.side_network import SideNetwork, align_of, first_blocks, from_bundle
-from contract.tasks import Task
-from contract.tensors import Floats
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.plan import SideNetworkSpec
+from sidestream.contract.tasks import Task
+from sidestream.contract.tensors import Floats
+from sidestream.side_network.bundle import About, decode_bundle, encode_bundle
+from sidestream.side_network.network import SideNetwork, align_of, first_blocks, from_bundle
 
 SPEC = SideNetworkSpec(blocks=3, width=8, inner=12)
 ABOUT = About(

@@ -9,11 +9,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.errors import ConfigError, DecodeError, UntrustedError
-from contract.messages import WeightsManifest
-from contract.plan import Plan
-from contract.signing import MAX_KEYS, Scope, Signer, key_id, open_sealed, public_pem, read_public_keys
-from contract.wire import pack, unpack
+from sidestream.contract.errors import ConfigError, DecodeError, UntrustedError
+from sidestream.contract.messages import WeightsManifest
+from sidestream.contract.plan import Plan
+from sidestream.contract.signing import (
+    MAX_KEYS,
+    Scope,
+    Signer,
+    key_id,
+    open_sealed,
+    public_pem,
+    read_public_keys,
+)
+from sidestream.contract.wire import pack, unpack
 from tests.contract.examples import SIGNED, SIGNER, plan
 
 SCOPE = Scope(kind="plan", job="assist")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.errors import DecodeError
-from contract.tasks import PER_VECTOR, TASKS, TargetForm, Task, check_targets, read_targets
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.tasks import PER_VECTOR, TASKS, TargetForm, Task, check_targets, read_targets
 
 
 @given(data=st.binary(max_size=64), rows=st.integers(1, 8), extra=st.integers(0, 8))

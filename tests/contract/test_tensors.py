@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.errors import DecodeError
-from contract.tensors import (
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.tensors import (
     MAX_VALUES,
     Codec,
     Floats,

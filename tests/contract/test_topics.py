@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.errors import ConfigError, DecodeError
-from contract.topics import Topics, Uplink, check_name
+from sidestream.contract.errors import ConfigError, DecodeError
+from sidestream.contract.topics import Topics, Uplink, check_name
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 topics = Topics("assist")

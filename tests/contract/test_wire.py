@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.errors import DecodeError
-from contract.messages import ActivationBatch, Receipt, Status, Telemetry, content_digest
-from contract.plan import Plan
-from contract.tensors import Codec, decode
-from contract.wire import MAX_MESSAGE_BYTES, Message, pack, unpack
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.messages import ActivationBatch, Receipt, Status, Telemetry, content_digest
+from sidestream.contract.plan import Plan
+from sidestream.contract.tensors import Codec, decode
+from sidestream.contract.wire import MAX_MESSAGE_BYTES, Message, pack, unpack
 from tests.contract.examples import EXAMPLES, KINDS, STREAM, batch, plan
 
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 import yaml
 
-from metrics.board import QUARANTINED
 from metrics.catalogue import Reason
-from metrics.fleet import State
+from metrics.fleet_page.board import QUARANTINED
+from metrics.fleet_page.fleet import State
 from metrics.reference import reference
 from metrics.shipping import shipped
-from side_trainer.config import TrainerConfig
+from side_trainer.settings.schema import TrainerConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 OPERATIONS = (DOCS / "operations.md").read_text("utf-8")

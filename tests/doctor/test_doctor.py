@@ -14,19 +14,19 @@ import msgspec
 import pytest
 
 from broker_config.authority import LEAF_DAYS
-from broker_config.connection import Connection
-from broker_config.embedded import find_mosquitto
-from broker_config.inprocess import InProcessBroker
+from broker_config.connection.connection import Connection
+from broker_config.embedded.broker import find_mosquitto
 from broker_config.settings import BrokerSettings
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, ProtocolVersion, Transport
-from contract.plan import Plan, TierPlan
-from contract.topics import Topics
-from contract.wire import pack
 from sidestream.cli import main
-from sidestream.doctor_broker import VERSION_TOPIC, Visit, examine
-from sidestream.doctor_cli import Patient, look_at
-from sidestream.doctor_machine import check_backbone, check_memory, check_state, check_torch
-from sidestream.finding import Finding
+from sidestream.contract.plan import Plan, TierPlan
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import pack
+from sidestream.doctor.broker import VERSION_TOPIC, Visit, examine
+from sidestream.doctor.cli import Patient, look_at
+from sidestream.doctor.finding import Finding
+from sidestream.doctor.machine import check_backbone, check_memory, check_state, check_torch
 from tests.agent.tiny import save_tiny
 from tests.broker.conftest import needs_mosquitto
 from tests.fleet.conftest import JOB, Guard, folder, free_port, guard

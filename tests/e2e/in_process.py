@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from broker_config.inprocess import InProcessBroker
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
-from contract.messages import Status, Telemetry
-from contract.plan import Plan, Precision
-from contract.tasks import Task
-from contract.topics import Topics
-from contract.wire import unpack
-from edge_agent.agent import Agent
-from edge_agent.backbone import Backbone, shared_backbone
 from edge_agent.config import AgentConfig, DataConfig
-from side_trainer.reload import SettingsFile
+from edge_agent.session.agent import Agent
+from side_trainer.settings.reload import SettingsFile
+from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
+from sidestream.contract.messages import Status, Telemetry
+from sidestream.contract.plan import Plan, Precision
+from sidestream.contract.tasks import Task
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import unpack
 from tests.agent.tiny import save_tiny
 from tests.e2e.processes import LABELS, write_samples
 from tests.trainer.test_trainer import Listener

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from contract.tasks import TASKS, Task
-from side_trainer.audit import TrainerState, read_state
+from side_trainer.operator.audit import TrainerState, read_state
+from sidestream.contract.tasks import TASKS, Task
 from tests.agent.tiny import save_tiny
 from tests.agent.tiny_lm import save_tiny_lm
 from tests.forked import Forked, Process

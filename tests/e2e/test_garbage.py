@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker_config.connection import Connection
-from broker_config.embedded import EmbeddedBroker
+from broker_config.connection.connection import Connection
+from broker_config.embedded.broker import EmbeddedBroker
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Event, Received
-from contract.messages import ActivationBatch
-from contract.tasks import Task
-from contract.tensors import Codec, Tensor, encode
-from contract.topics import Topics
-from contract.wire import pack, unpack
+from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.tasks import Task
+from sidestream.contract.tensors import Codec, Tensor, encode
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import pack, unpack
 from tests.e2e.processes import Processes
 from tests.until import until
 

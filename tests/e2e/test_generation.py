@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import edge_agent
-from broker_config.embedded import EmbeddedBroker
-from broker_config.inprocess import InProcessBroker
-from contract.tasks import Task
-from edge_agent.agent import Agent
+from broker_config.embedded.broker import EmbeddedBroker
+from broker_config.testing.inprocess import InProcessBroker
 from edge_agent.config import AgentConfig, DataConfig
-from side_trainer.reload import SettingsFile
+from edge_agent.session.agent import Agent
+from side_trainer.settings.reload import SettingsFile
+from sidestream.contract.tasks import Task
 from tests.agent.tiny_lm import save_tiny_lm
 from tests.e2e.in_process import JOB
 from tests.e2e.processes import Processes, write_texts

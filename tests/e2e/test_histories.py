@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from contract.messages import ActivationBatch, Receipt, to_bin
-from contract.tensors import Codec, decode, encode
-from contract.topics import Topics, Uplink
-from contract.wire import pack, unpack
-from edge_agent.outbox import Outbox, Taken
-from edge_agent.streams import Slot
+from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.streams import Slot
 from metrics.catalogue import TrainerMetrics
-from side_trainer.backup import backup
-from side_trainer.downlink import Downlink
-from side_trainer.gate import Gate
-from side_trainer.inbox import arrived
-from side_trainer.journal import FILE_NAME, Claim, Journal
-from side_trainer.standing import Standing
+from side_trainer.broadcast.downlink import Downlink
+from side_trainer.broadcast.gate import Gate
+from side_trainer.broadcast.leader_election import Standing
+from side_trainer.journal.journal import FILE_NAME, Claim, Journal
+from side_trainer.operator.backup import backup
+from side_trainer.receive.inbox import arrived
+from sidestream.contract.messages import ActivationBatch, Receipt, to_bin
+from sidestream.contract.tensors import Codec, decode, encode
+from sidestream.contract.topics import Topics, Uplink
+from sidestream.contract.wire import pack, unpack
 
 TOPICS = Topics("j")
 TIER = "t"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.connection import Connection
+from broker_config.connection.connection import Connection
 from broker_config.settings import BrokerSettings
-from contract.messages import Status, Telemetry
-from contract.topics import Topics
-from contract.wire import pack
+from sidestream.contract.messages import Status, Telemetry
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import pack
 from tests.e2e.processes import LABELS, Processes
 from tests.until import until
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from broker_config.inprocess import InProcessBroker
-from contract.tensors import Codec
-from sidestream.timeline import read_spans, timeline
+from broker_config.testing.inprocess import InProcessBroker
+from sidestream.contract.tensors import Codec
+from sidestream.demo.timeline import read_spans, timeline
 from tests.e2e.in_process import Kind, accuracies, agent, plan_of, settings, table
 from tests.trainer.test_trainer import Listener, trainer
 from tests.until import until

@@ -11,8 +11,8 @@ from typing import Literal
 
 import pytest
 
-from broker_config.embedded import EmbeddedBroker, find_mosquitto
-from contract.tasks import TASKS, Task
+from broker_config.embedded.broker import EmbeddedBroker, find_mosquitto
+from sidestream.contract.tasks import TASKS, Task
 from tests.e2e.processes import LABELS, Processes
 from tests.until import until
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from broker_config.embedded import EmbeddedBroker
-from broker_config.inprocess import InProcessBroker
-from contract.errors import BrokerError, StateError
-from host.state_dir import make_private, prepare
-from side_trainer.backup import backup
-from side_trainer.rebuild import rebuild
-from sidestream.fleet_files import DemoSettings, FleetFiles
+from broker_config.embedded.broker import EmbeddedBroker
+from broker_config.testing.inprocess import InProcessBroker
+from side_trainer.operator.backup import backup
+from side_trainer.operator.rebuild import rebuild
+from sidestream.contract.errors import BrokerError, StateError
+from sidestream.demo.files import DemoSettings, FleetFiles
+from sidestream.host.state_dir import make_private, prepare
 from tests.e2e.in_process import Kind, accuracies, agent, settings, table
 from tests.trainer.test_trainer import Listener, trainer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.embedded import EmbeddedBroker
+from broker_config.embedded.broker import EmbeddedBroker
 from tests.e2e.processes import Processes, write_samples
 
 pytestmark = pytest.mark.embedded

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from broker_config.inprocess import InProcessBroker
-from contract.plan import Precision, SideNetworkSpec
-from side_trainer.audit import read_state, verify
+from broker_config.testing.inprocess import InProcessBroker
+from side_trainer.operator.audit import read_state, verify
+from sidestream.contract.plan import Precision, SideNetworkSpec
 from tests.e2e.in_process import Kind, accuracies, agent, births, plan_of, settings, table
 from tests.trainer.test_trainer import Listener, trainer
 from tests.until import until

@@ -11,7 +11,7 @@ from benchmarks.fault_points import POINTS
 from benchmarks.faults import ROWS, run_row
 from benchmarks.poison import folds_finite, poison
 from benchmarks.soak import plot, summary
-from broker_config.embedded import find_mosquitto
+from broker_config.embedded.broker import find_mosquitto
 
 pytestmark = [
     pytest.mark.mosquitto,

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from broker_config.authority import Authority, Identity
-from broker_config.backoff import Backoff
-from broker_config.connection import Connection
-from broker_config.embedded import find_mosquitto
+from broker_config.connection.backoff import Backoff
+from broker_config.connection.connection import Connection
+from broker_config.embedded.broker import find_mosquitto
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Connected, Event, ProtocolVersion, Received
-from sidestream.fleet_folder import FleetFolder, create
+from sidestream.fleet.folder import FleetFolder, create
 from tests.until import until as until
 
 JOB = "lights"

@@ -9,10 +9,10 @@ import pytest
 
 from broker_config.access import TRAINER
 from broker_config.authority import Authority
-from broker_config.backoff import Backoff
-from broker_config.connection import Connection
+from broker_config.connection.backoff import Backoff
+from broker_config.connection.connection import Connection
 from broker_config.transport import ProtocolVersion
-from contract.topics import Topics
+from sidestream.contract.topics import Topics
 from tests.broker.conftest import needs_mosquitto
 from tests.fleet.conftest import DEVICES, JOB, OBSERVER, Client, Guard
 from tests.until import until

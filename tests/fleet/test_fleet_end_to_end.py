@@ -10,15 +10,15 @@ import msgspec
 import pytest
 
 from broker_config.transport import ProtocolVersion
-from contract.enrolment import seal_enrolment
-from contract.messages import WeightsManifest
-from contract.topics import Topics
-from contract.wire import pack
-from edge_agent.adopted import load_adopted
-from edge_agent.agent import Agent
+from edge_agent.commands.enrol import enrol
 from edge_agent.config import AgentConfig
-from edge_agent.enrol import enrol
-from edge_agent.trust import _Kept
+from edge_agent.session.agent import Agent
+from edge_agent.weights.adopted import load_adopted
+from edge_agent.weights.trust import _Kept
+from sidestream.contract.enrolment import seal_enrolment
+from sidestream.contract.messages import WeightsManifest
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import pack
 from tests.broker.conftest import needs_mosquitto
 from tests.e2e.processes import LABELS, Processes
 from tests.fleet.conftest import JOB, OBSERVER, Client, Guard

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from contract.signing import read_public_keys
 from edge_agent.config import AgentConfig
-from edge_agent.trust import read_trusted
-from host.passwords import VARIABLE
-from host.toml import load_config
-from side_trainer.config import TrainerConfig
-from side_trainer.seal import open_seal
+from edge_agent.weights.trust import read_trusted
+from side_trainer.broadcast.signing import open_seal
+from side_trainer.settings.schema import TrainerConfig
 from sidestream.cli import main
+from sidestream.contract.signing import read_public_keys
+from sidestream.host.passwords import VARIABLE
+from sidestream.host.toml import load_config
 
 PASSWORD = "correct horse battery"
 

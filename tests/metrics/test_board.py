@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
-from contract.messages import Status, Telemetry
-from contract.quality import Tally
-from contract.tasks import Task
-from metrics.board import MAX_REFUSALS, Board
-from metrics.device_series import DeviceSeries
-from metrics.fleet import Fleet
-from metrics.history import History
-from metrics.view import FleetView, Point, RefusalView, RefusedView, TrainerView
+from metrics.fleet_page.board import MAX_REFUSALS, Board
+from metrics.fleet_page.device_series import DeviceSeries
+from metrics.fleet_page.fleet import Fleet
+from metrics.fleet_page.history import History
+from metrics.fleet_page.view import FleetView, Point, RefusalView, RefusedView, TrainerView
+from sidestream.contract.messages import Status, Telemetry
+from sidestream.contract.quality import Tally
+from sidestream.contract.tasks import Task
 
 T0 = 1_700_000_000.0
 

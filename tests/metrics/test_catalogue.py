@@ -11,7 +11,6 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from contract.messages import Telemetry
 from metrics.catalogue import (
     BROKER_FIGURES,
     CLOSED_SETS,
@@ -25,7 +24,8 @@ from metrics.catalogue import (
     total,
     values,
 )
-from metrics.fleet import COUNTERS
+from metrics.fleet_page.fleet import COUNTERS
+from sidestream.contract.messages import Telemetry
 
 TRAINER = {
     "sidestream_build_info": ("version", "python"),

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import pytest
 
-from contract.errors import MismatchError
-from contract.messages import Status, Telemetry
-from metrics.fleet import Device, Fleet, State
+from metrics.fleet_page.fleet import Device, Fleet, State
+from sidestream.contract.errors import MismatchError
+from sidestream.contract.messages import Status, Telemetry
 
 A, B = "a" * 32, "b" * 32
 

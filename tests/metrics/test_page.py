@@ -19,10 +19,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from contract.errors import ConfigError
-from metrics.board import Board
-from metrics.page_server import PageServer, PortInUseError, serve_page
-from metrics.view import FleetView, RefusalView, RefusedView, TrainerView
+from metrics.fleet_page.board import Board
+from metrics.fleet_page.server import PageServer, PortInUseError, serve_page
+from metrics.fleet_page.view import FleetView, RefusalView, RefusedView, TrainerView
+from sidestream.contract.errors import ConfigError
 from tests.metrics.chromium import look, needs_chromium, picture
 from tests.metrics.test_board import T0, Crowd
 

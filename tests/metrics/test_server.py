@@ -14,9 +14,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from contract.errors import ConfigError
 from metrics.catalogue import TrainerMetrics
 from metrics.server import REQUEST_S, serve
+from sidestream.contract.errors import ConfigError
 from tests.until import until
 
 

@@ -15,11 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from broker_config.inprocess import InProcessBroker
-from contract.errors import ConfigError
-from contract.messages import Telemetry
-from contract.quality import tally_labels
-from contract.wire import pack
+from broker_config.testing.inprocess import InProcessBroker
 from metrics.catalogue import (
     BROKER_FIGURES,
     DEVICE_SERIES,
@@ -28,6 +24,10 @@ from metrics.catalogue import (
     TrainerMetrics,
 )
 from metrics.shipping import FILES, render, shipped
+from sidestream.contract.errors import ConfigError
+from sidestream.contract.messages import Telemetry
+from sidestream.contract.quality import tally_labels
+from sidestream.contract.wire import pack
 from tests.metrics.prometheus_process import Prometheus, needs_prometheus
 from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, send

@@ -6,10 +6,10 @@ import math
 
 from prometheus_client import CollectorRegistry
 
-from contract.messages import Status, Telemetry
 from metrics.catalogue import AgentMetrics, TrainerMetrics
-from metrics.fleet import Fleet
+from metrics.fleet_page.fleet import Fleet
 from metrics.telemetry import DeviceExporter, FleetExporter
+from sidestream.contract.messages import Status, Telemetry
 
 A, B = "a" * 32, "b" * 32
 

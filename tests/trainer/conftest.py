@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from broker_config.inprocess import InProcessBroker
-from contract.messages import ActivationBatch, Status, to_bin
-from contract.plan import Plan, SideNetworkSpec, labels_id
-from contract.tensors import Codec, encode
-from contract.wire import pack
-from side_trainer.config import LearnerSettings, TierConfig, TrainerConfig
-from side_trainer.fold import Fold
-from side_trainer.inbox import arrived
+from broker_config.testing.inprocess import InProcessBroker
+from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
-from side_trainer.journal import FILE_NAME, Claim, Journal, Taken
+from side_trainer.journal.journal import FILE_NAME, Claim, Journal, Taken
+from side_trainer.receive.inbox import arrived
+from side_trainer.settings.schema import LearnerSettings, TierConfig, TrainerConfig
+from sidestream.contract.messages import ActivationBatch, Status, to_bin
+from sidestream.contract.plan import Plan, SideNetworkSpec, labels_id
+from sidestream.contract.tensors import Codec, encode
+from sidestream.contract.wire import pack
 
 LABELS = ("amber", "blue", "cyan", "dun")
 DEPTHS = {"big": 6, "small": 3, "wide": 4}

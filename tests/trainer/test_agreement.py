@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_config.inprocess import InProcessBroker
-from side_trainer import agreement
-from side_trainer.agreement import LEAST_BATCHES, LEAST_DEVICES, Agreement
-from side_trainer.audit import quarantined
+from broker_config.testing.inprocess import InProcessBroker
+from side_trainer.operator.audit import quarantined
+from side_trainer.quarantine import agreement
+from side_trainer.quarantine.agreement import LEAST_BATCHES, LEAST_DEVICES, Agreement
 from tests.trainer.conftest import FakeDevice, config
 from tests.trainer.test_trainer import Listener, born, receipted, send, trainer
 from tests.until import until

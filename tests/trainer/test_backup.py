@@ -11,13 +11,13 @@ from typing import ClassVar
 
 import pytest
 
-from contract.errors import StateError
-from side_trainer.audit import read_state, verify
-from side_trainer.backup import backup
-from side_trainer.checkpoint import write_checkpoint
-from side_trainer.fold import Fold
-from side_trainer.journal import FILE_NAME, Journal
-from side_trainer.rebuild import rebuild
+from side_trainer.fold.checkpoint import write_checkpoint
+from side_trainer.fold.fold import Fold
+from side_trainer.journal.journal import FILE_NAME, Journal
+from side_trainer.operator.audit import read_state, verify
+from side_trainer.operator.backup import backup
+from side_trainer.operator.rebuild import rebuild
+from sidestream.contract.errors import StateError
 from tests.trainer.conftest import fold_all
 from tests.trainer.test_journal import STREAM, put
 from tests.trainer.test_language_model import filled

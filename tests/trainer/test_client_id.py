@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.inprocess import InProcessBroker
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
-from contract.messages import TrainerStatus
-from contract.topics import Topics
-from contract.wire import unpack
-from side_trainer.config import TrainerConfig
+from side_trainer.settings.schema import TrainerConfig
 from side_trainer.trainer import run_trainer
+from sidestream.contract.messages import TrainerStatus
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import unpack
 from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import Listener, born
 

@@ -10,19 +10,19 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from broker_config.errors import NotConnected, PublishTimeout, TooLarge
-from broker_config.inprocess import InProcessBroker
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Received
-from contract.errors import BrokerError
-from contract.messages import Receipt, Rejection
-from contract.topics import Topics, Uplink
-from contract.wire import unpack
 from metrics.catalogue import TrainerMetrics
-from side_trainer.downlink import Downlink
-from side_trainer.inbox import Inbox
-from side_trainer.journal import Journal
-from side_trainer.penalty import PenaltyBox
-from side_trainer.standing import Standing
-from side_trainer.subscriptions import MOST_LISTED, Subscriptions
+from side_trainer.broadcast.downlink import Downlink
+from side_trainer.broadcast.leader_election import Standing
+from side_trainer.journal.journal import Journal
+from side_trainer.receive.inbox import Inbox
+from side_trainer.receive.penalty import PenaltyBox
+from side_trainer.receive.subscriptions import MOST_LISTED, Subscriptions
+from sidestream.contract.errors import BrokerError
+from sidestream.contract.messages import Receipt, Rejection
+from sidestream.contract.topics import Topics, Uplink
+from sidestream.contract.wire import unpack
 from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import Listener, born, receipted, send
 from tests.trainer.test_watching import scrape, watched

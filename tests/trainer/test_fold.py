@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from contract.errors import ConfigError, StateError
-from contract.plan import SideNetworkSpec
-from contract.tasks import Task
-from contract.wire import pack
-from side_trainer.checkpoint import resume, write_checkpoint
-from side_trainer.config import LearnerSettings
-from side_trainer.fold import Fold
-from side_trainer.implied import NEW_LEARNER, with_implied
+from side_trainer.fold.checkpoint import resume, write_checkpoint
+from side_trainer.fold.fold import Fold
+from side_trainer.fold.training_rows import Ints, MiniBatch, RowStore, StoredBatch, gather
 from side_trainer.job import Job
-from side_trainer.journal import Journal
-from side_trainer.journal_file import digest_of
-from side_trainer.records import IdleRecord, SettingsRecord
-from side_trainer.rows import Ints, MiniBatch, RowStore, StoredBatch, gather
+from side_trainer.journal.file import digest_of
+from side_trainer.journal.journal import Journal
+from side_trainer.journal.records import IdleRecord, SettingsRecord
+from side_trainer.settings.implied import NEW_LEARNER, with_implied
+from side_trainer.settings.schema import LearnerSettings
+from sidestream.contract.errors import ConfigError, StateError
+from sidestream.contract.plan import SideNetworkSpec
+from sidestream.contract.tasks import Task
+from sidestream.contract.wire import pack
 from tests.trainer.conftest import append, config, devices, fold_all, settle
 
 

@@ -9,13 +9,13 @@ from typing import cast
 
 import pytest
 
-from contract.errors import StateError
-from contract.messages import Telemetry
-from contract.topics import Uplink
-from side_trainer.journal import FILE_NAME, Journal
-from side_trainer.seal import Seal
-from side_trainer.setbacks import Setbacks
+from side_trainer.broadcast.signing import Seal
+from side_trainer.journal.journal import FILE_NAME, Journal
+from side_trainer.receive.setbacks import Setbacks
 from side_trainer.trainer import run_trainer
+from sidestream.contract.errors import StateError
+from sidestream.contract.messages import Telemetry
+from sidestream.contract.topics import Uplink
 from tests.trainer.conftest import config
 
 OLD, NEW, NEWER = "a" * 32, "b" * 32, "c" * 32

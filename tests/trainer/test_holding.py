@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from contract.errors import ConfigError, NoRoomError, StateError
-from side_trainer.holding import Held
-from side_trainer.journal import Claim, Journal
-from side_trainer.quarantine import STATES, Quarantine, State, judgements
+from side_trainer.journal.holding import Held
+from side_trainer.journal.journal import Claim, Journal
+from side_trainer.quarantine.quarantine import STATES, Quarantine, State, judgements
+from sidestream.contract.errors import ConfigError, NoRoomError, StateError
 from tests.trainer.test_journal import batch, put, take, watermark
 
 OTHER = {"stream": "b" * 32, "device": "e"}

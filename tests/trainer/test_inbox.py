@@ -9,17 +9,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from contract.messages import ActivationBatch, to_bin
-from contract.plan import Plan, Rung
-from contract.tensors import Codec, encode
-from contract.wire import pack
-from host.toml import load_config
 from metrics.catalogue import Reason
-from side_trainer.config import TierConfig, TrainerConfig
-from side_trainer.fold import Fold
-from side_trainer.inbox import Refused, examine
+from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
-from side_trainer.journal import Journal
+from side_trainer.journal.journal import Journal
+from side_trainer.receive.inbox import Refused, examine
+from side_trainer.settings.schema import TierConfig, TrainerConfig
+from sidestream.contract.messages import ActivationBatch, to_bin
+from sidestream.contract.plan import Plan, Rung
+from sidestream.contract.tensors import Codec, encode
+from sidestream.contract.wire import pack
+from sidestream.host.toml import load_config
 from tests.trainer.conftest import WIDTHS, FakeDevice, append, config, devices, fold_all, settle
 
 MIX = [

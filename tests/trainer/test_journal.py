@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.errors import StateError
-from side_trainer.journal import FILE_NAME, Arrived, Claim, Journal, StreamState, Taken
+from side_trainer.journal.journal import FILE_NAME, Arrived, Claim, Journal, StreamState, Taken
+from sidestream.contract.errors import StateError
 
 STREAM = "a" * 32
 

@@ -12,23 +12,23 @@ import pytest
 import torch
 from torch.nn import functional
 
-from contract.errors import BackboneError, ConfigError
-from contract.messages import ActivationBatch, Status, to_bin
-from contract.output_head import HeadSpec, OutputHead
-from contract.plan import Plan, labels_id
-from contract.side_network import SideNetwork
-from contract.tasks import TargetForm, Task, write_tokens
-from contract.tensors import Codec, decode, encode
-from contract.wire import pack
-from side_trainer.checkpoint import resume, write_checkpoint
-from side_trainer.config import TierConfig, TrainerConfig
-from side_trainer.fold import Fold
-from side_trainer.inbox import Refused, examine
+from side_trainer.fold.checkpoint import resume, write_checkpoint
+from side_trainer.fold.fold import Fold
+from side_trainer.fold.token_loss import head_losses
 from side_trainer.job import Job
-from side_trainer.journal import Journal
-from side_trainer.records import IdleRecord
-from side_trainer.reload import SettingsFile
-from side_trainer.token_loss import head_losses
+from side_trainer.journal.journal import Journal
+from side_trainer.journal.records import IdleRecord
+from side_trainer.receive.inbox import Refused, examine
+from side_trainer.settings.reload import SettingsFile
+from side_trainer.settings.schema import TierConfig, TrainerConfig
+from sidestream.contract.errors import BackboneError, ConfigError
+from sidestream.contract.messages import ActivationBatch, Status, to_bin
+from sidestream.contract.plan import Plan, labels_id
+from sidestream.contract.tasks import TargetForm, Task, write_tokens
+from sidestream.contract.tensors import Codec, decode, encode
+from sidestream.contract.wire import pack
+from sidestream.side_network.network import SideNetwork
+from sidestream.side_network.output_head import HeadSpec, OutputHead
 from tests.agent.tiny import WIDTH
 from tests.agent.tiny_lm import VOCABULARY, save_tiny_lm
 from tests.trainer import conftest
@@ -93,7 +93,7 @@ def filled(journal: Journal, tmp_path: Path, batches: int = 10) -> tuple[Job, Lm
 
 
 def test_the_losses_and_their_gradients_are_those_of_plain_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("contract.output_head._CHUNK_VALUES", 3 * 11)
+    monkeypatch.setattr("sidestream.side_network.output_head._CHUNK_VALUES", 3 * 11)
     generator = torch.Generator().manual_seed(0)
     head = OutputHead(
         HeadSpec(norm="rms", softcap=4.0),

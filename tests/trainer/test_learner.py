@@ -10,14 +10,14 @@ from typing import cast
 import pytest
 from prometheus_client import CollectorRegistry
 
-from contract.plan import Plan
-from host.trace import Trace
 from metrics.catalogue import TrainerMetrics
+from side_trainer.broadcast.publisher import Publisher, Version
 from side_trainer.job import Job
-from side_trainer.journal import Journal
+from side_trainer.journal.journal import Journal
+from side_trainer.journal.records import TierRecord
 from side_trainer.learner import Learner
-from side_trainer.publisher import Publisher, Version
-from side_trainer.records import TierRecord
+from sidestream.contract.plan import Plan
+from sidestream.host.trace import Trace
 from tests.trainer.conftest import append, config, devices, settle
 from tests.until import until
 

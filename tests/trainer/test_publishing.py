@@ -9,17 +9,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from broker_config.errors import PublishTimeout
-from broker_config.inprocess import InProcessBroker
-from contract.bundle import digest
-from contract.plan import SideNetworkSpec
-from host.now_and_then import NowAndThen
+from broker_config.testing.inprocess import InProcessBroker
 from metrics.catalogue import TrainerMetrics
-from side_trainer.fold import Fold
+from side_trainer.broadcast.publisher import Publisher, Version
+from side_trainer.broadcast.retained import Retained
+from side_trainer.broadcast.signing import Seal
+from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
-from side_trainer.journal import Journal
-from side_trainer.publisher import Publisher, Version
-from side_trainer.retained import Retained
-from side_trainer.seal import Seal
+from side_trainer.journal.journal import Journal
+from sidestream.contract.plan import SideNetworkSpec
+from sidestream.host.now_and_then import NowAndThen
+from sidestream.side_network.bundle import digest
 from tests.trainer.conftest import append, config, devices, fold_all, settle
 from tests.trainer.test_trainer import Listener, born, final, send, trainer
 from tests.until import until

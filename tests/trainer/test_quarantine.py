@@ -12,24 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_config.inprocess import InProcessBroker
-from contract.errors import ConfigError, NoRoomError, StateError
-from contract.messages import ActivationBatch, Receipt
-from contract.plan import Plan
-from contract.tensors import Codec, Tensor, decode, encode
-from contract.wire import pack, unpack
-from side_trainer.audit import decide, quarantined, read_state, verify
-from side_trainer.config import TierConfig
-from side_trainer.fold import Fold
-from side_trainer.holding import Held
-from side_trainer.inbox import MAX_ACTIVATION, Refused, examine, row_means
+from broker_config.testing.inprocess import InProcessBroker
+from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
-from side_trainer.journal import FILE_NAME, Claim, Journal
-from side_trainer.judge import Judge
-from side_trainer.quarantine import Quarantine, judgements
-from side_trainer.rate import RateLimit
-from side_trainer.rebuild import rebuild
-from side_trainer.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion, row_sizes
+from side_trainer.journal.holding import Held
+from side_trainer.journal.journal import FILE_NAME, Claim, Journal
+from side_trainer.operator.audit import decide, quarantined, read_state, verify
+from side_trainer.operator.rebuild import rebuild
+from side_trainer.quarantine.judge import Judge
+from side_trainer.quarantine.quarantine import Quarantine, judgements
+from side_trainer.quarantine.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion, row_sizes
+from side_trainer.receive.inbox import MAX_ACTIVATION, Refused, examine, row_means
+from side_trainer.receive.rate_limit import RateLimit
+from side_trainer.settings.schema import TierConfig
+from sidestream.contract.errors import ConfigError, NoRoomError, StateError
+from sidestream.contract.messages import ActivationBatch, Receipt
+from sidestream.contract.plan import Plan
+from sidestream.contract.tensors import Codec, Tensor, decode, encode
+from sidestream.contract.wire import pack, unpack
 from tests.trainer.conftest import FakeDevice, append, config, fold_all, put, settle
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, receipted, send, trainer
 from tests.until import until

@@ -10,20 +10,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker_config.inprocess import InProcessBroker
-from contract.bundle import decode_bundle
-from contract.errors import ConfigError
-from contract.messages import Flow, WeightsManifest
-from contract.plan import Plan
-from contract.side_network import from_bundle
-from contract.wire import pack, unpack
-from host.signals import set_on_hangup
-from side_trainer.audit import read_state, verify
-from side_trainer.config import TierConfig, TrainerConfig
+from broker_config.testing.inprocess import InProcessBroker
+from side_trainer.fold.training_rows import StoredBatch, gather
 from side_trainer.job import Job
-from side_trainer.journal import Journal
-from side_trainer.reload import SettingsFile, take_up
-from side_trainer.rows import StoredBatch, gather
+from side_trainer.journal.journal import Journal
+from side_trainer.operator.audit import read_state, verify
+from side_trainer.settings.reload import SettingsFile, take_up
+from side_trainer.settings.schema import TierConfig, TrainerConfig
+from sidestream.contract.errors import ConfigError
+from sidestream.contract.messages import Flow, WeightsManifest
+from sidestream.contract.plan import Plan
+from sidestream.contract.wire import pack, unpack
+from sidestream.host.signals import set_on_hangup
+from sidestream.side_network.bundle import decode_bundle
+from sidestream.side_network.network import from_bundle
 from tests.trainer.conftest import LABELS, FakeDevice, config, devices, settle
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, receipted, send, trainer
 from tests.until import until

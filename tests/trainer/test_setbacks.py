@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from broker_config.transport import Received
-from contract.messages import HIGHEST_FENCE, Telemetry, WeightsManifest
-from contract.signing import Signer
-from contract.topics import Topics, Uplink
-from side_trainer.journal import Journal
-from side_trainer.seal import Seal
-from side_trainer.setbacks import Setbacks
+from side_trainer.broadcast.signing import Seal
+from side_trainer.journal.journal import Journal
+from side_trainer.receive.setbacks import Setbacks
+from sidestream.contract.messages import HIGHEST_FENCE, Telemetry, WeightsManifest
+from sidestream.contract.signing import Signer
+from sidestream.contract.topics import Topics, Uplink
 
 STREAM, OTHER = "a" * 32, "b" * 32
 DEVICE = Uplink(tier="t", device="pi-1", kind="telemetry")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from contract.errors import ConfigError, SidestreamError
-from contract.tensors import Codec
-from side_trainer.reload import SettingsFile
+from side_trainer.settings.reload import SettingsFile
+from sidestream.contract.errors import ConfigError, SidestreamError
+from sidestream.contract.tensors import Codec
 
 
 @pytest.mark.parametrize(

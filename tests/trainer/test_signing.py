@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.inprocess import InProcessBroker
-from contract.errors import ConfigError, StateError, UntrustedError
-from contract.messages import TrainerStatus, WeightsManifest
-from contract.plan import Plan
-from contract.signing import Scope, Signer, open_sealed, public_pem
-from side_trainer.config import SigningConfig
-from side_trainer.seal import Seal, open_seal
+from broker_config.testing.inprocess import InProcessBroker
+from side_trainer.broadcast.signing import Seal, open_seal
+from side_trainer.settings.schema import SigningConfig
+from sidestream.contract.errors import ConfigError, StateError, UntrustedError
+from sidestream.contract.messages import TrainerStatus, WeightsManifest
+from sidestream.contract.plan import Plan
+from sidestream.contract.signing import Scope, Signer, open_sealed, public_pem
 from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import TOPICS, Listener, born, receipted, send, trainer
 from tests.until import until

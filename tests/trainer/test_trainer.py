@@ -13,11 +13,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker_config.inprocess import InProcessBroker
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, Received, Transport, Will
-from contract.bundle import About, WeightsCodec, decode_bundle, digest, encode_bundle
-from contract.errors import BrokerError, ConfigError, StateError
-from contract.messages import (
+from side_trainer.broadcast.publisher import CHUNK_BYTES
+from side_trainer.operator.audit import export, read_state, verify
+from side_trainer.settings.implied import NEW_SIDE_NETWORK
+from side_trainer.settings.reload import SettingsFile
+from side_trainer.settings.schema import TierConfig, TrainerConfig
+from side_trainer.trainer import run_trainer
+from sidestream.contract.errors import BrokerError, ConfigError, StateError
+from sidestream.contract.messages import (
     ActivationBatch,
     Receipt,
     Rejection,
@@ -26,17 +31,12 @@ from contract.messages import (
     WeightsManifest,
     content_digest,
 )
-from contract.plan import Plan, SideNetworkSpec
-from contract.side_network import SideNetwork, from_bundle
-from contract.tensors import Codec
-from contract.topics import Topics
-from contract.wire import M, pack, unpack
-from side_trainer.audit import export, read_state, verify
-from side_trainer.config import TierConfig, TrainerConfig
-from side_trainer.implied import NEW_SIDE_NETWORK
-from side_trainer.publisher import CHUNK_BYTES
-from side_trainer.reload import SettingsFile
-from side_trainer.trainer import run_trainer
+from sidestream.contract.plan import Plan, SideNetworkSpec
+from sidestream.contract.tensors import Codec
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import M, pack, unpack
+from sidestream.side_network.bundle import About, WeightsCodec, decode_bundle, digest, encode_bundle
+from sidestream.side_network.network import SideNetwork, from_bundle
 from tests.trainer.conftest import LABELS, FakeDevice, config, devices
 from tests.until import PATIENCE_S, Clock
 from tests.until import until as until

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.tasks import Task
-from side_trainer.objectives import OBJECTIVES
-from side_trainer.views import Anchor, Tapped, Views
+from side_trainer.fold.objectives import OBJECTIVES
+from side_trainer.fold.views import Anchor, Tapped, Views
+from sidestream.contract.tasks import Task
 
 LABELS = OBJECTIVES[Task.TEXT_CLASSIFICATION]
 TIERS = {

@@ -16,28 +16,28 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker_config.embedded import EmbeddedBroker, find_mosquitto
-from broker_config.inprocess import InProcessBroker
+from broker_config.embedded.broker import EmbeddedBroker, find_mosquitto
 from broker_config.settings import BrokerSettings
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Received, Transport, Will
-from contract.messages import TrainerStatus
-from host.trace import Trace
-from metrics.board import Board
 from metrics.broker_figures import BrokerFigures
 from metrics.catalogue import BROKER_FIGURES, TrainerMetrics, total
-from metrics.fleet import Fleet
-from metrics.view import FleetView
-from side_trainer.config import TrainerConfig
-from side_trainer.gate import Gate
-from side_trainer.inbox import Inbox
+from metrics.fleet_page.board import Board
+from metrics.fleet_page.fleet import Fleet
+from metrics.fleet_page.view import FleetView
+from side_trainer.broadcast.gate import Gate
+from side_trainer.broadcast.leader_election import Standing
+from side_trainer.broadcast.retained import Retained
+from side_trainer.broadcast.signing import Seal
 from side_trainer.ingest import Ingest
 from side_trainer.job import Job
-from side_trainer.journal import Journal
-from side_trainer.judge import Judge
-from side_trainer.retained import Retained
-from side_trainer.seal import Seal
-from side_trainer.standing import Standing
+from side_trainer.journal.journal import Journal
+from side_trainer.quarantine.judge import Judge
+from side_trainer.receive.inbox import Inbox
+from side_trainer.settings.schema import TrainerConfig
 from side_trainer.trainer import connect_mqtt, run_trainer
+from sidestream.contract.messages import TrainerStatus
+from sidestream.host.trace import Trace
 from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, send
 from tests.until import until

@@ -15,8 +15,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-from broker_config.connection import Connection
-from broker_config.embedded import EmbeddedBroker
+from broker_config.connection.connection import Connection
+from broker_config.embedded.broker import EmbeddedBroker
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Event, Received
 from tests.e2e.processes import Processes

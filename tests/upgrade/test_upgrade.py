@@ -14,18 +14,18 @@ import pytest
 import torch
 
 from benchmarks.poison import kind_of
-from broker_config.inprocess import InProcessBroker
+from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, Received, Transport, Will
-from contract.messages import ActivationBatch, Telemetry, WeightsManifest, content_digest
-from contract.plan import Plan, Precision
-from contract.tasks import Task
-from contract.topics import Topics
-from contract.wire import unpack
-from edge_agent.agent import Agent
-from edge_agent.backbone import Backbone, load_backbone
 from edge_agent.config import AgentConfig, DataConfig
-from side_trainer.audit import read_state, verify
-from side_trainer.config import TierConfig, TrainerConfig
+from edge_agent.session.agent import Agent
+from side_trainer.operator.audit import read_state, verify
+from side_trainer.settings.schema import TierConfig, TrainerConfig
+from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.contract.messages import ActivationBatch, Telemetry, WeightsManifest, content_digest
+from sidestream.contract.plan import Plan, Precision
+from sidestream.contract.tasks import Task
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import unpack
 from tests.agent.tiny import save_tiny
 from tests.trainer.conftest import config
 from tests.trainer.test_trainer import trainer

@@ -1,0 +1,1 @@
+"""The one connection class, and what it is made of: link, window, packet limit, backoff."""

@@ -1,0 +1,396 @@
+"""One MQTT connection, from CONNECT to its end: the only module that imports paho.
+
+Each link drives a fresh paho client, because a reused one keeps queues, packet ids and half-sent messages of
+the connection before. It knows nothing of reconnecting; that is
+:mod:`broker_config.connection.connection`.
+
+The link runs its own network loop (paho's "external event loop"), on the caller's thread: paho's loop sits on
+``select()``, which fails beyond 1,024 open files, and its callbacks may not raise. All reading, writing
+and callbacks happen on that one thread; other threads only append to paho's queue and wake it.
+
+Sessions always start clean. A broker-side session would redeliver under packet ids that a new client reuses
+for other messages, and drops what overflows it without a word; our receipts and retained messages cover both,
+on any broker.
+"""
+
+import logging
+import selectors
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from broker_config.connection import reasons
+from broker_config.connection.link_plan import Ending, LinkPlan, unsent_bytes
+from broker_config.connection.packet_limit import Sizes
+from broker_config.connection.window import Window
+from broker_config.errors import NotConnected, TooLarge
+from broker_config.topic_filter import Filters
+from broker_config.transport import Connected, ProtocolVersion, Received, packet_overhead_bytes
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 1.0  # how long the loop sleeps at most; less where a shorter time has to be kept
+_DEFAULT_RECEIVE_MAXIMUM = 65535
+_PING_BYTES = 256  # that a ping came and went says nothing of messages
+_FILTERS_A_PACKET = 8  # AWS IoT Core takes no more in one SUBSCRIBE
+_PROTOCOLS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
+
+
+class Link:
+    """One connection to the broker.
+
+    Args:
+        plan: What it has in common with the links before and after.
+        protocol: The MQTT version to speak.
+        epoch: The number it will announce.
+        wanted: Gives the filters to be subscribed to, and their QoS, whenever asked.
+        on_up: Called once, when every filter is subscribed.
+        on_received: Called for every message that matches a wanted filter. Must not raise.
+        counters: Where refusals and oddities are counted.
+        most_bytes: The largest packet that the broker was found to take, if it cut the line at larger ones.
+    """
+
+    def __init__(
+        self,
+        plan: LinkPlan,
+        *,
+        protocol: ProtocolVersion,
+        epoch: int,
+        wanted: Callable[[], Mapping[str, int]],
+        on_up: Callable[["Link", Connected], None],
+        on_received: Callable[[Received], None],
+        counters: Counter[str],
+        most_bytes: int | None = None,
+    ) -> None:
+        self.window = Window(plan.max_inflight, clock=plan.clock)
+        self.sizes = Sizes()
+        """Of what was sent."""
+        self.epoch = epoch
+        self._plan = plan
+        self._protocol: ProtocolVersion = protocol
+        self._wanted = wanted
+        self._on_up = on_up
+        self._on_received = on_received
+        self._counters = counters
+        self._max_packet_bytes = min(plan.settings.max_packet_bytes, most_bytes or sys.maxsize)
+        self._unsent_bytes = 0
+        self._accepted: Connected | None = None
+        self._up = False
+        self._leaving = False
+        self._out_of_step = False
+        self._granted: dict[str, int] = {}
+        self._filters = Filters(())
+        self._unanswered: dict[int, list[str]] = {}
+        self._ending: Ending | None = None
+        self._thread_id = 0
+        self._tick_s = min(_TICK_S, plan.settings.keepalive_s / 4, plan.settings.connect_timeout_s / 4)
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._client = self._new_client()
+
+    def run(self) -> Ending:
+        """Connect, serve until the connection ends, clean up, and say how it ended."""
+        started_s = time.monotonic()
+        self._thread_id = threading.get_ident()
+        try:
+            if not self._leaving:
+                self._open()
+            if self._leaving:  # since before there was a socket to say so on
+                self._end(Ending(reason="closed"))
+            self._serve(started_s + self._plan.settings.connect_timeout_s)
+        except OSError as error:
+            timeout_s = self._plan.settings.connect_timeout_s
+            self._end(Ending(reason=reasons.why_unreachable(error, self._plan.endpoint, timeout_s)))
+        finally:
+            self._tear_down()
+        assert self._ending is not None
+        return self._ending
+
+    # From any thread.
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, timeout_s: float) -> None:
+        """See :meth:`broker_config.transport.Transport.publish`."""
+        size = packet_overhead_bytes(topic) + len(payload)
+        if size > self._max_packet_bytes:
+            raise TooLarge(size, self._max_packet_bytes)
+        self.window.acquire(timeout_s)
+        counted = size if qos else 0  # that QoS 0 was sent shows nothing
+        self.sizes.handed(counted)
+        # From here on, on_publish gives the place back, perhaps before publish() has returned.
+        handed = self._client.publish(topic, payload, qos, retain)
+        if handed.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self.window.release()
+            raise NotConnected("the connection broke while a message was handed to it")
+        self.sizes.sent(handed.mid, counted)
+
+    def resubscribe(self) -> None:
+        """The wanted filters have changed: bring the broker into step."""
+        self._out_of_step = True
+        self._wake()
+
+    def leave(self) -> None:
+        """Send what is queued, then a DISCONNECT, so that the will stays unspoken; ``run`` returns."""
+        self._leaving = True
+        self._client.disconnect()
+        self._wake()
+
+    def cut(self) -> None:
+        """End at once, queue or no queue; ``run`` returns."""
+        self._end(Ending(reason="cut off"))
+        self._wake()
+
+    # The network loop.
+
+    def _new_client(self) -> Client:
+        plan = self._plan
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=plan.client_id,
+            clean_session=True if self._protocol == "3.1.1" else None,
+            protocol=_PROTOCOLS[self._protocol],
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = plan.settings.connect_timeout_s
+        client.max_inflight_messages_set(0)  # the window is ours: paho ignores the broker's limit
+        if plan.endpoint.username:
+            client.username_pw_set(plan.endpoint.username, plan.endpoint.password or None)
+        if plan.tls is not None:
+            client.tls_set_context(plan.tls)
+        if plan.will is not None:
+            client.will_set(plan.will.topic, plan.will.payload, plan.will.qos, plan.will.retain)
+        client.on_socket_open = self._tune_socket
+        client.on_socket_register_write = lambda *_: self._wake()
+        client.on_connect = self._answered
+        client.on_subscribe = self._subscribed
+        client.on_message = self._received
+        client.on_publish = self._acknowledged
+        client.on_disconnect = self._disconnected
+        return client
+
+    def _open(self) -> None:
+        endpoint, keepalive_s = self._plan.endpoint, self._plan.settings.keepalive_s
+        if self._protocol == "5":
+            self._client.connect(endpoint.host, endpoint.port, keepalive_s, clean_start=True)
+        else:
+            self._client.connect(endpoint.host, endpoint.port, keepalive_s)
+
+    def _serve(self, up_by_s: float) -> None:
+        heard_s = time.monotonic()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake_receiver, selectors.EVENT_READ)
+            while self._ending is None:
+                if self._turn(selector):
+                    heard_s = time.monotonic()
+                now_s = time.monotonic()
+                if not self._up and now_s > up_by_s:
+                    self._end(self._too_late())
+                silence_s = 1.5 * self._client.keepalive  # which the broker may have changed
+                if 0 < silence_s < now_s - heard_s:
+                    self._end(Ending(reason=f"nothing heard from the broker for {silence_s:g} s"))
+                self._check_window()
+
+    def _check_window(self) -> None:
+        """A broker that forgot an acknowledgement, or never got a message, would hold it for ever."""
+        unsent = unsent_bytes(self._socket())
+        before, self._unsent_bytes = self._unsent_bytes, unsent
+        if unsent != before and max(unsent, before) > _PING_BYTES:  # a slow line is no stuck one
+            self.window.moved()
+        if self.window.stuck_s > self._plan.stuck_s:
+            self._counters["stuck"] += 1
+            under_way, seconds = self.window.in_flight, f"{self._plan.stuck_s:g} s"
+            self._end(Ending(reason=f"the broker acknowledged none of {under_way} messages for {seconds}"))
+
+    def _turn(self, selector: selectors.BaseSelector) -> bool:
+        """Wait for the socket or a wake-up, serve both; whether anything was read."""
+        client, sock = self._client, self._socket()
+        if sock is None:
+            self._end(Ending(reason="closed" if self._leaving else "connection lost"))
+            return False
+        _watch(selector, sock, client.want_write())
+        buffered = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        ready = {key.fileobj: mask for key, mask in selector.select(0 if buffered else self._tick_s)}
+        readable = buffered or bool(ready.get(sock, 0) & selectors.EVENT_READ)
+        woken = self._wake_receiver in ready
+        if woken:
+            self._wake_receiver.recv(4096)
+        if readable:
+            client.loop_read()
+        if self._out_of_step and self._accepted is not None:
+            self._bring_into_step()
+        if woken or client.want_write():
+            client.loop_write()
+        client.loop_misc()
+        return readable
+
+    def _bring_into_step(self) -> None:
+        self._out_of_step = False
+        wanted = dict(self._wanted())
+        gone = [name for name in self._granted if name not in wanted]
+        new = [name for name, qos in wanted.items() if self._granted.get(name) != qos]
+        self._granted = wanted
+        self._filters = Filters(wanted)
+        # New ones first: what an old and a new one match must not fall between them.
+        for some in _slices(new):
+            code, mid = self._client.subscribe([self._subscription(name, wanted[name]) for name in some])
+            if code == MQTTErrorCode.MQTT_ERR_SUCCESS and mid is not None:
+                self._unanswered[mid] = some
+        for some in _slices(gone):
+            self._client.unsubscribe(some)
+        if not self._unanswered:
+            self._announce()
+
+    def _subscription(self, topic_filter: str, qos: int) -> Any:
+        return (topic_filter, SubscribeOptions(qos=qos) if self._protocol == "5" else qos)
+
+    def _tear_down(self) -> None:
+        self.window.break_off()
+        sock = self._socket()
+        if sock is not None:
+            sock.close()
+        self._wake_sender.close()
+        self._wake_receiver.close()
+
+    def _socket(self) -> socket.socket | None:
+        sock = self._client.socket()
+        assert sock is None or isinstance(sock, socket.socket)
+        return sock
+
+    def _wake(self) -> None:
+        if threading.get_ident() == self._thread_id:
+            return
+        try:
+            self._wake_sender.send(b"\0")
+        except OSError:
+            return  # full, so the loop will wake anyway; or closed, so there is no loop
+
+    def _end(self, ending: Ending) -> None:
+        if self._ending is None:
+            self._ending = ending
+
+    def _too_late(self) -> Ending:
+        waited_for = "a subscription" if self._accepted else "the connection"
+        seconds = f"{self._plan.settings.connect_timeout_s:g} s"
+        return Ending(
+            reason=f"{self._plan.endpoint.address} did not confirm {waited_for} within {seconds}",
+            no_answer=self._accepted is None,
+        )
+
+    def _announce(self) -> None:
+        if not self._up and self._accepted is not None:
+            self._up = True
+            self._on_up(self, self._accepted)
+
+    # Paho's callbacks; all on the network loop's thread.
+
+    def _tune_socket(self, _client: Client, _userdata: Any, sock: Any) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _answered(
+        self, _client: Client, _userdata: Any, _flags: ConnectFlags, code: ReasonCode, said: Properties | None
+    ) -> None:
+        if code.is_failure:
+            reason = reasons.why_refused(code.value, str(code), self._plan.endpoint)
+            unsupported = code.value == reasons.UNSUPPORTED_PROTOCOL
+            self._end(Ending(reason=reason, unsupported_protocol=unsupported))
+            return
+        receive_maximum = getattr(said, "ReceiveMaximum", _DEFAULT_RECEIVE_MAXIMUM)
+        brokers_limit = getattr(said, "MaximumPacketSize", self._max_packet_bytes)
+        self._max_packet_bytes = min(self._max_packet_bytes, brokers_limit)
+        self.window = Window(min(self._plan.max_inflight, receive_maximum), clock=self._plan.clock)
+        self._accepted = Connected(
+            epoch=self.epoch,
+            protocol=self._protocol,
+            max_packet_bytes=self._max_packet_bytes,
+            receive_maximum=receive_maximum,
+        )
+        self._out_of_step = True
+
+    def _subscribed(
+        self, _client: Client, _userdata: Any, mid: int, codes: list[ReasonCode], _said: Properties | None
+    ) -> None:
+        for topic_filter, code in zip(self._unanswered.pop(mid, []), codes, strict=False):
+            if code.is_failure:
+                self._counters["subscriptions_refused"] += 1
+                log.warning("the broker refused the subscription to %s: %s", topic_filter, code)
+        if not self._unanswered:
+            self._announce()
+
+    def _received(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            self._counters["unsolicited"] += 1
+            return
+        if not self._filters.match(topic):
+            self._counters["unsolicited"] += 1
+            return
+        self._announce()  # a broker may send retained messages before it confirms the subscription
+        self._on_received(
+            Received(
+                topic=topic,
+                payload=bytes(message.payload),
+                retained=message.retain,
+                qos=message.qos,
+                epoch=self.epoch,
+            )
+        )
+
+    def _acknowledged(
+        self, _client: Client, _userdata: Any, mid: int, code: ReasonCode, _said: Properties | None
+    ) -> None:
+        self.window.release()
+        self.sizes.acknowledged(mid)
+        if code.is_failure:
+            self._counters["publishes_refused"] += 1
+            log.log(
+                logging.WARNING if self._counters["publishes_refused"] == 1 else logging.DEBUG,
+                "the broker refused a message: %s; check its access list",
+                code,
+            )
+
+    def _disconnected(
+        self,
+        _client: Client,
+        _userdata: Any,
+        flags: DisconnectFlags,
+        code: ReasonCode,
+        _said: Properties | None,
+    ) -> None:
+        if self._leaving:
+            self._end(Ending(reason="closed"))
+        elif self._accepted is None:
+            self._end(Ending(reason=reasons.why_hung_up(self._plan.endpoint), hung_up=True))
+        else:
+            from_broker = flags.is_disconnect_packet_from_server
+            self._end(
+                Ending(
+                    reason=reasons.why_ended(code.value, str(code), from_broker),
+                    cut=not from_broker or code.value == reasons.PACKET_TOO_LARGE,
+                    taken_over=from_broker and code.value == reasons.TAKEN_OVER,
+                )
+            )
+
+
+def _watch(selector: selectors.BaseSelector, sock: socket.socket, writing: bool) -> None:
+    events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
+    key = selector.get_map().get(sock)
+    if key is None:
+        selector.register(sock, events)
+    elif key.events != events:
+        selector.modify(sock, events)
+
+
+def _slices(names: list[str]) -> Iterator[list[str]]:
+    return (names[start : start + _FILTERS_A_PACKET] for start in range(0, len(names), _FILTERS_A_PACKET))

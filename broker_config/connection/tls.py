@@ -1,0 +1,49 @@
+"""The TLS side of a connection: reads the certificate files once, when the connection object is made."""
+
+import ssl
+from pathlib import Path
+
+from broker_config.settings import BrokerSettings
+from sidestream.contract.errors import ConfigError
+
+
+def tls_context(settings: BrokerSettings) -> ssl.SSLContext:
+    """What an ``mqtts://`` connection verifies the broker with, and shows of itself.
+
+    The broker's certificate and host name are always checked; there is no switch to turn that off.
+
+    Raises:
+        ConfigError: A file is missing, unreadable or not what it should be; the error names the setting.
+    """
+    for name in ("ca_file", "cert_file", "key_file"):
+        _check_readable(f"broker.{name}", getattr(settings, name))
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file or None)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError("broker.ca_file", f"{settings.ca_file} holds no PEM certificates") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.cert_file:
+        try:
+            context.load_cert_chain(settings.cert_file, settings.key_file, password=_no_passphrase)
+        except (ssl.SSLError, OSError, ValueError) as error:
+            raise ConfigError(
+                "broker.cert_file",
+                f"{settings.cert_file} and {settings.key_file} are not a PEM certificate and its key, "
+                "or the key wants a passphrase",
+            ) from error
+    return context
+
+
+def _check_readable(name: str, path: str) -> None:
+    if not path:
+        return
+    try:
+        with Path(path).open("rb"):
+            pass
+    except (OSError, ValueError) as error:
+        raise ConfigError(name, f"cannot read {path!r}: {error}") from error
+
+
+def _no_passphrase() -> str:
+    """Keeps OpenSSL from asking for one on the terminal of a service."""
+    return ""

@@ -1,0 +1,1 @@
+"""The broker for those who have none: Mosquitto where it is installed, amqtt in a child process elsewhere."""

@@ -1,0 +1,1 @@
+"""A broker within the process, with faults to order, for tests."""

@@ -1,0 +1,1 @@
+"""What a device does with what it adopted: predictions, generated text, a model for people's own tools."""

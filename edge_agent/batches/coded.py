@@ -1,0 +1,91 @@
+"""The activations of a sample that waits for its label: as they will travel, and what they answer meanwhile.
+
+Legend: K samples, B taps, V vectors of all samples, N vectors of one, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sidestream.backbone.taps import Sampled, pad
+from sidestream.contract.plan import TierPlan
+from sidestream.contract.tasks import Task
+from sidestream.contract.tensors import Codec, Tensor, decode, encode, join, joinable
+from sidestream.contract.wire import prepared
+from sidestream.side_network.network import SideNetwork
+
+
+@prepared
+class KeptActivations(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one sample."""
+
+    sampling: str
+    """The policy that chose the vectors."""
+    activations: Tensor
+    """[B, N, d], quantised: it travels as it stands here."""
+    words: bytes = b""
+    """u16[N], where every word has a vector: which word it is."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether it can be in one message with others: no block of values would hold those of two."""
+        return joinable(self.activations.codec, self.activations.shape)
+
+    @property
+    def length(self) -> int:
+        """N."""
+        return self.activations.shape[1]
+
+
+def made_by(tier: TierPlan, task: Task) -> str:
+    """What activations hang on: with another of these they are of no use."""
+    words = " words" if task is Task.TOKEN_CLASSIFICATION else ""
+    return f"{tier.fingerprint} {','.join(map(str, tier.taps))}{words}"
+
+
+def write(sampled: Sampled, row: int, sampling: str, codec: Codec) -> bytes:
+    """One row of a batch, quantised."""
+    one = sampled.select(torch.tensor([row]))
+    words = b"" if one.words is None else one.words[one.mask].numpy().astype("<u2").tobytes()
+    vectors, _ = one.ragged()
+    return msgspec.msgpack.encode(
+        KeptActivations(sampling=sampling, activations=encode(vectors, codec), words=words)
+    )
+
+
+def read(data: bytes) -> KeptActivations:
+    """The inverse of :func:`write`."""
+    return msgspec.msgpack.decode(data, type=KeptActivations)
+
+
+def joined(kept: Sequence[KeptActivations]) -> Tensor:
+    """Of K samples of one policy and codec, for a message: [B, V, d]."""
+    return join([one.activations for one in kept])
+
+
+def lengths_of(kept: Sequence[KeptActivations]) -> npt.NDArray[np.int64]:
+    """[K]: N of each."""
+    return np.array([one.length for one in kept], np.int64)
+
+
+def sampled_of(kept: Sequence[KeptActivations]) -> Sampled:
+    """What the side-network takes."""
+    values = np.concatenate([decode(one.activations) for one in kept], axis=1)
+    sampled = pad(values, lengths_of(kept))
+    if not kept[0].words:
+        return sampled
+    words = torch.full(sampled.mask.shape, -1)
+    flat = np.concatenate([np.frombuffer(one.words, "<u2") for one in kept])
+    words[sampled.mask] = torch.from_numpy(flat.astype(np.int64))
+    return Sampled(values=sampled.values, mask=sampled.mask, words=words)
+
+
+def answers(network: SideNetwork, align: str, sampled: Sampled) -> torch.Tensor:
+    """The side-network's, [K, C] or [K, N, C]."""
+    with torch.inference_mode():
+        return network.predict(align, sampled.values, sampled.mask)

@@ -1,0 +1,1 @@
+"""``sidestream agent``: run it, set it up, label, predict, generate."""

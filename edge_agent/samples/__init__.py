@@ -1,0 +1,1 @@
+"""What the device has: sources, rows, and samples that can be told apart after a restart."""

@@ -1,0 +1,1 @@
+"""The agent in a job: one stay after another, each connected and under one plan."""

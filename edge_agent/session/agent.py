@@ -1,0 +1,164 @@
+"""The agent process: opens what it needs, stays in the job session after session, closes in order."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from broker_config.connection.connection import Connection
+from broker_config.transport import Transport, Will
+from edge_agent.config import AgentConfig, parse_part
+from edge_agent.samples.sources import open_source, read_evaluation
+from edge_agent.session.device import Connect, Device, LoadBackbone
+from edge_agent.session.duplicate_device import await_departure
+from edge_agent.session.machine import detect_tier, machine_id
+from edge_agent.session.session import Outcome, Session
+from edge_agent.store.budget import LinkBudget
+from edge_agent.store.outbox import Outbox
+from edge_agent.weights.trust import Trust, read_trusted
+from metrics.catalogue import AgentMetrics
+from metrics.server import serve
+from sidestream.contract.plan import Precision
+from sidestream.contract.tasks import TASKS, Task
+from sidestream.contract.topics import Topics
+from sidestream.host.secret_id import secret_id
+from sidestream.host.state_dir import locked, prepare
+from sidestream.host.trace import open_trace
+
+if TYPE_CHECKING:
+    from sidestream.backbone.torch_runtime.backbone import Backbone
+
+log = logging.getLogger(__name__)
+_MIB = 1024 * 1024
+
+
+def load_shared(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
+    """Load a backbone, once for all agents of the process."""
+    # Here, on the producer's thread: importing transformers takes longer than adopting retained weights.
+    from sidestream.backbone.torch_runtime.backbone import shared_backbone
+    from sidestream.backbone.torch_runtime.language_model import shared_language_model
+
+    if TASKS[task].generates:
+        return shared_language_model(reference, layers, precision)
+    return shared_backbone(reference, layers, precision)
+
+
+def connect_mqtt(config: AgentConfig, client_id: str, will: Will | None) -> Transport:
+    """The real broker connection."""
+    return Connection(config.broker, client_id=client_id, will=will)
+
+
+class Agent:
+    """An agent. Several may run in one process, each on a thread of its own; they share loaded backbones.
+
+    Args:
+        config: Its settings.
+        stop: Set by a signal handler, or by :meth:`stop`.
+        connect: Makes the transport; tests give the in-process one.
+        load_backbone: Loads the frozen transformer.
+        started: Told once it is connected, with the metrics' URL, empty if they are not served.
+        clock: Seconds, by which it waits, repeats and gives up; tests move it.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        stop: threading.Event | None = None,
+        connect: Connect = connect_mqtt,
+        load_backbone: LoadBackbone = load_shared,
+        started: Callable[[str], None] = lambda metrics_url: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = config.device or machine_id()
+        """The device's name in the fleet."""
+        self.tier = config.tier or detect_tier()
+        """Its hardware tier."""
+        self._config = config
+        self._stop = stop or threading.Event()
+        self._connect = connect
+        self._load_backbone = load_backbone
+        self._started = started
+        self._clock = clock
+
+    def stop(self) -> None:
+        """Make :meth:`run` take leave and return soon."""
+        self._stop.set()
+
+    def run(self) -> int:
+        """Take part in the job until stopped, or done where the settings ask for that.
+
+        Returns:
+            0.
+
+        Raises:
+            SidestreamError: something that the user has to mend.
+        """
+        config = self._config
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        trusted = read_trusted(config.trusted_keys_file)
+        folder = prepare(config.state_path)
+        with ExitStack() as stack:
+            stack.enter_context(locked(folder, "an agent"))
+            outbox = Outbox(
+                folder,
+                job=config.job,
+                device=self.name,
+                tier=self.tier,
+                max_bytes=config.outbox_max_mib * _MIB,
+                when_full=config.when_full,
+                unlabelled_max_bytes=config.unlabelled_max_mib * _MIB,
+                keep_share=config.keep_receipted_share,
+            )
+            stack.callback(outbox.close)
+            data = config.data
+            rows = read_evaluation(data, parse_part(data.evaluation_part)) if data.evaluation_path else None
+            stream = open_source(data, folder) if data.path == "-" else None
+            if stream is not None:
+                stack.callback(stream.close)
+            metrics = AgentMetrics(CollectorRegistry())
+            url = ""
+            if config.metrics_port >= 0:
+                url = stack.enter_context(
+                    serve(metrics.registry, config.metrics_port, config.metrics_host)
+                ).url
+            device = Device(
+                config=config,
+                name=self.name,
+                instance=secrets.token_hex(16),
+                client_id=f"sidestream-{self.name}-{secret_id(folder)}",
+                tier=self.tier,
+                outbox=outbox,
+                evaluation_rows=rows,
+                stream=stream,
+                connect=self._connect,
+                load_backbone=self._load_backbone,
+                metrics=metrics,
+                stop=self._stop,
+                trace=stack.enter_context(open_trace(config.trace_path)),
+                trust=Trust(folder, job=config.job, tier=self.tier, given=trusted),
+                clock=self._clock,
+                link=LinkBudget(config.max_kib_per_minute) if config.max_kib_per_minute else None,
+            )
+            outcome = Session(device).run(patience_s=config.broker_wait_s, started=lambda: self._started(url))
+            while outcome in (Outcome.NEW_PLAN, Outcome.NAMESAKE, Outcome.SET_BACK):
+                if outcome is Outcome.NAMESAKE:
+                    self._await_departure()
+                outcome = Session(device).run(patience_s=0.0, started=lambda: None)
+        return 0
+
+    def _await_departure(self) -> None:
+        """Keep away while another agent has this device's name."""
+        config = self._config
+        status = Topics(config.job).status(self.tier, self.name)
+        client_id = f"sidestream-look-{secrets.token_hex(16)}"
+        await_departure(lambda: self._connect(config, client_id, None), status, self._stop)

@@ -1,0 +1,253 @@
+"""New side-network weights: checked against the plan, swapped in, saved, measured. The newest one only.
+
+Runs on a thread of its own. A bundle that fails a check is refused and logged, and the old one stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from edge_agent.weights.adopted import Adopted, load_adopted, save_adopted
+from edge_agent.weights.evaluation import EvaluationSet, Score
+from edge_agent.weights.trust import Trust
+from metrics.catalogue import AgentMetrics
+from sidestream.contract.errors import DecodeError, MismatchError, StateError, StorageError, WireError
+from sidestream.contract.messages import WeightsManifest
+from sidestream.contract.plan import Plan
+from sidestream.host.trace import Trace
+from sidestream.side_network.bundle import Bundle, decode_bundle, digest
+from sidestream.side_network.network import SideNetwork, from_bundle
+
+_PACE = 10  # versions other than the final one may take up a tenth of the time
+_MOST_PAUSE_S = 60.0
+log = logging.getLogger(__name__)
+
+
+class InUse(NamedTuple):
+    """The version in use, and how it did."""
+
+    run: str
+    version: int
+    bundle_digest: str
+    network: SideNetwork
+    score: Score | None
+    """None until measured."""
+
+
+class _Offer(NamedTuple):
+    manifest: WeightsManifest
+    bundle: bytes
+
+
+class Adopter:
+    """Adopts offered weights. :meth:`run` belongs to one thread; the rest may be called from any.
+
+    Args:
+        state_dir: Where the weights in use are kept.
+        plan: The job, ready for the tier.
+        tier: This device's tier.
+        backbone: Where this device has its backbone, for ``predict``.
+        on_change: Called after each adoption and each measurement.
+        on_refused: Called after each version that failed a check.
+        metrics: Counts them.
+        trace: Told what is done when.
+        trust: Told which version is in use.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        plan: Plan,
+        tier: str,
+        *,
+        backbone: str,
+        on_change: Callable[[], None],
+        on_refused: Callable[[], None],
+        metrics: AgentMetrics,
+        trace: Trace,
+        trust: Trust,
+    ) -> None:
+        self._state_dir = state_dir
+        self._plan = plan
+        self._tier = tier
+        self._align = plan.tiers[tier].align
+        self._backbone = backbone
+        self._on_change = on_change
+        self._on_refused = on_refused
+        self._metrics = metrics
+        self._trace = trace
+        self._trust = trust
+        self._in_use: InUse | None = None
+        self._evaluation: EvaluationSet | None = None
+        self._offer: _Offer | None = None
+        self._earliest_s = 0.0
+        self._stopped = False
+        self._changed = threading.Condition()
+        self._restore()
+
+    @property
+    def in_use(self) -> InUse | None:
+        """The version in use, if any was ever adopted."""
+        return self._in_use
+
+    def wants(self, manifest: WeightsManifest) -> bool:
+        """Whether a version is newer than the one in use."""
+        return self._in_use is None or manifest.version > self._in_use.version
+
+    def offer(self, manifest: WeightsManifest, bundle: bytes) -> None:
+        """Offer a version of the plan's run; one that is still waiting is forgotten for it."""
+        with self._changed:
+            self._offer = _Offer(manifest, bundle)
+            self._changed.notify()
+
+    def evaluate_with(self, evaluation: EvaluationSet) -> None:
+        """The backbone is there: measure the version in use, and all later ones."""
+        with self._changed:
+            self._evaluation = evaluation
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Make :meth:`run` return soon."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    def run(self) -> None:
+        """Adopt and measure until stopped."""
+        while True:
+            offer = self._next()
+            if self._stopped:
+                return
+            started = time.monotonic()
+            if offer is not None:
+                self._consider(offer)
+            prepared_s = self._prepare()
+            self._measure()
+            now = time.monotonic()
+            self._earliest_s = now + min(_PACE * (now - started - prepared_s), _MOST_PAUSE_S)
+
+    def _next(self) -> _Offer | None:
+        """Wait for something to do: an offer whose time has come, or a version to measure."""
+        with self._changed:
+            while not self._stopped:
+                if self._offer is not None and (left_s := self._left_s(self._offer)) <= 0:
+                    offer, self._offer = self._offer, None
+                    return offer
+                if self._unmeasured():
+                    return None
+                self._changed.wait(left_s if self._offer is not None else None)
+            return None
+
+    def _left_s(self, offer: _Offer) -> float:
+        return 0.0 if offer.manifest.final else self._earliest_s - time.monotonic()
+
+    def _unmeasured(self) -> bool:
+        return self._evaluation is not None and self._in_use is not None and self._in_use.score is None
+
+    def _consider(self, offer: _Offer) -> None:
+        manifest, data = offer
+        if not self.wants(manifest):
+            return
+        started = self._trace.now()
+        try:
+            network = self._checked(manifest, data)
+        except WireError as exc:
+            log.error("weights version %d refused: %s", manifest.version, exc)
+            self._on_refused()
+            return
+        before = self._in_use
+        try:
+            save_adopted(self._state_dir, self._adopted(manifest), data)
+        except StorageError as exc:
+            log.error("version %d is used, but a restart will not find it: %s", manifest.version, exc)
+        self._trust.adopted_weights(manifest.run, manifest.version)
+        self._in_use = InUse(manifest.run, manifest.version, manifest.bundle_digest, network, None)
+        self._metrics.weights_adopted.inc()
+        self._trace.add("adopt", "weights", started, version=manifest.version, bytes=len(data))
+        log.info(
+            "adopted weights version %d (%s, %d bytes, before: %s)",
+            *(manifest.version, manifest.bundle_digest[:12], len(data)),
+            before.version if before else "none",
+        )
+        self._on_change()
+
+    def _prepare(self) -> float:
+        """Forward the evaluation samples, once each; the seconds it took are no cost of a version."""
+        started = time.monotonic()
+        if self._evaluation is not None:
+            self._evaluation.extend()
+        return time.monotonic() - started
+
+    def _measure(self) -> None:
+        evaluation, in_use = self._evaluation, self._in_use
+        if evaluation is None or in_use is None or in_use.score is not None:
+            return
+        started = self._trace.now()
+        with self._metrics.evaluation_seconds.time():
+            score = evaluation.measure(in_use.network, self._align)
+        self._trace.add("evaluate", "weights", started, version=in_use.version)
+        if score is not None:
+            self._in_use = in_use._replace(score=score)
+            self._on_change()
+
+    def _checked(self, manifest: WeightsManifest, data: bytes) -> SideNetwork:
+        if len(data) != manifest.bundle_bytes or digest(data) != manifest.bundle_digest:
+            raise DecodeError("the bundle is not the one that the manifest announces")
+        bundle = decode_bundle(data)
+        about = bundle.about
+        if (about.run, about.version) != (manifest.run, manifest.version):
+            raise MismatchError(f"the bundle is version {about.version} of run {about.run[:8]}")
+        return self._network(bundle)
+
+    def _network(self, bundle: Bundle) -> SideNetwork:
+        """The side-network, if it is the one that the plan describes."""
+        about, plan = bundle.about, self._plan
+        blocks = about.side_network.blocks
+        if (
+            about.job != plan.job
+            or (about.task, about.labels) != (plan.task, plan.labels)
+            or about.side_network != msgspec.structs.replace(plan.side_network, blocks=blocks)
+        ):
+            raise MismatchError("the bundle's job, task, labels or side-network are not the plan's")
+        taps = len(plan.tiers[self._tier].taps)
+        if not taps <= blocks <= plan.side_network.blocks:
+            raise MismatchError(f"the bundle's {blocks} blocks are not enough for the tier's {taps} taps")
+        width = plan.tiers[self._tier].width
+        if about.tiers.get(self._tier) != self._align or about.aligns.get(self._align) != width:
+            raise MismatchError(f"the bundle does not serve tier {self._tier!r} of width {width}")
+        return from_bundle(bundle)
+
+    def _adopted(self, manifest: WeightsManifest) -> Adopted:
+        return Adopted(
+            run=manifest.run,
+            version=manifest.version,
+            bundle_digest=manifest.bundle_digest,
+            state_digest=manifest.state_digest,
+            tier=self._tier,
+            tier_plan=self._plan.tiers[self._tier],
+            backbone=self._backbone,
+        )
+
+    def _restore(self) -> None:
+        """Go on with what was adopted before a restart, if the plan still fits it."""
+        try:
+            kept = load_adopted(self._state_dir)
+            if kept is None:
+                return
+            if kept.adopted.run != self._plan.run:
+                log.info("the weights adopted before are of another run of the trainer; waiting for new ones")
+                return
+            network = self._network(kept.bundle)
+        except (StateError, WireError) as exc:
+            log.warning("the weights adopted before cannot be used: %s", exc)
+            return
+        self._in_use = InUse(
+            kept.adopted.run, kept.adopted.version, kept.adopted.bundle_digest, network, None
+        )

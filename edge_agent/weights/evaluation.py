@@ -1,0 +1,116 @@
+"""Quality on the device's own samples: their activations are computed once and kept quantised.
+
+A sample whose label the job does not have counts as answered wrongly: the job cannot answer it rightly.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edge_agent.batches.batch_maker import BatchMaker
+from edge_agent.batches.targets import Target, Unusable
+from edge_agent.samples.sample import Row
+from sidestream.backbone.taps import pad
+from sidestream.contract.quality import Tally
+from sidestream.contract.tasks import Task
+from sidestream.contract.tensors import Codec, Tensor, decode, encode
+from sidestream.side_network.network import SideNetwork
+
+log = logging.getLogger(__name__)
+_ROWS = 64  # samples that go through the side-network at once
+
+
+class Score(NamedTuple):
+    """How a version did."""
+
+    tally: Tally
+    """What it answered, to be added to other devices'."""
+    measures: Mapping[str, float]
+    """The task's measures by name, the headline first; empty without samples."""
+    samples: int
+    """How many it was judged by."""
+
+
+class _Chunk(NamedTuple):
+    activations: Tensor
+    lengths: npt.NDArray[np.int64]
+    targets: Target
+
+
+class EvaluationSet:
+    """The device's evaluation samples.
+
+    Args:
+        maker: Computes and samples activations as for uploading.
+        codec: How they are kept.
+        task: The job's.
+        rows: The samples; may return more each time, the known ones first.
+        stopped: Asked between batches; true abandons the work.
+    """
+
+    def __init__(
+        self,
+        maker: BatchMaker,
+        codec: Codec,
+        task: Task,
+        rows: Callable[[], Sequence[Row]],
+        *,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._maker = maker
+        self._codec = codec
+        self._task = task
+        self._rows = rows
+        self._stopped = stopped
+        self._known = 0
+        self._chunks: list[_Chunk] = []
+
+    def measure(self, network: SideNetwork, align: str) -> Score | None:
+        """How well backbone and side-network answer; None if stopped meanwhile."""
+        self.extend()
+        tally, samples = Tally(), 0
+        for chunk in self._chunks:
+            if self._stopped():
+                return None
+            sampled = pad(decode(chunk.activations), chunk.lengths)
+            with torch.inference_mode():
+                answers = network.predict(align, sampled.values, sampled.mask)
+            tally += self._maker.targets.tally(answers, sampled.mask, chunk.targets, network.scale)
+            samples += len(chunk.lengths)
+        return None if self._stopped() else Score(tally, tally.measures(self._task), samples)
+
+    def extend(self) -> None:
+        """Compute the activations of samples that are new since the last time."""
+        rows = self._rows()
+        fresh = [row for row in rows[self._known :] if row.label and row.text.strip()]
+        fresh.sort(key=lambda row: row.characters)
+        for start in range(0, len(fresh), _ROWS):
+            if self._stopped():
+                return
+            self._add(fresh[start : start + _ROWS])
+        self._known = len(rows)
+
+    def _add(self, rows: Sequence[Row]) -> None:
+        sampled = self._maker.forward([row.input for row in rows])
+        targets = [self._target_of(row) for row in rows]
+        usable = sampled.usable_rows() & torch.tensor([target is not None for target in targets])
+        if usable.any():
+            chosen = sampled.select(usable)
+            vectors, lengths = chosen.ragged()
+            kept = [target for target, good in zip(targets, usable.tolist(), strict=True) if good]
+            stacked = self._maker.targets.stack([one for one in kept if one is not None], chosen)
+            self._chunks.append(_Chunk(encode(vectors, self._codec), lengths, stacked))
+
+    def _target_of(self, row: Row) -> Target | None:
+        """None where the label is of no use even to judge by, such as one that is no number."""
+        try:
+            return self._maker.targets.read(str(row.label), row.text, judge=True)
+        except Unusable as exc:
+            log.warning("an evaluation sample is left out: %s", exc)
+            return None

@@ -1,0 +1,94 @@
+"""How well a language model's held-out tokens are foretold: computed once, kept in half precision."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from edge_agent.batches.targets import Unusable
+from edge_agent.batches.token_maker import TokenMaker
+from edge_agent.samples.sample import Row
+from edge_agent.weights.evaluation import EvaluationSet, Score
+from sidestream.backbone.windows import Window
+from sidestream.contract.quality import Tally, tally_tokens
+from sidestream.contract.tasks import Task
+from sidestream.contract.tensors import Codec, Tensor, decode, encode
+from sidestream.side_network.network import SideNetwork
+
+log = logging.getLogger(__name__)
+_AT_ONCE = 8  # windows that go through the backbone together
+
+
+class _Chunk(NamedTuple):
+    taps: Tensor
+    """[B, M, d]."""
+    targets: torch.Tensor
+    """[M]."""
+
+
+class TokenEvaluation(EvaluationSet):
+    """The device's evaluation tokens.
+
+    Args:
+        maker: Computes activations as for uploading.
+        rows: The samples; may return more each time, the known ones first.
+        most_tokens: Of the first so many tokens that are to be foretold.
+        stopped: Asked between batches; true abandons the work.
+    """
+
+    def __init__(
+        self,
+        maker: TokenMaker,
+        rows: Callable[[], Sequence[Row]],
+        most_tokens: int,
+        *,
+        stopped: Callable[[], bool],
+    ) -> None:
+        super().__init__(maker, Codec.F16, Task.CAUSAL_LM, rows, stopped=stopped)
+        self._tokens_of = maker
+        self._left = most_tokens
+        self._samples = 0
+        self._kept: list[_Chunk] = []
+
+    def measure(self, network: SideNetwork, align: str) -> Score | None:
+        self.extend()
+        tally = Tally()
+        for chunk in self._kept:
+            if self._stopped():
+                return None
+            with torch.inference_mode():
+                states = network.refine(align, torch.from_numpy(decode(chunk.taps))[:, None])[0]
+                losses, hits = self._tokens_of.model.head.judge(states, chunk.targets)
+            tally += tally_tokens(losses.numpy(), hits.numpy())
+        return None if self._stopped() else Score(tally, tally.measures(Task.CAUSAL_LM), self._samples)
+
+    def extend(self) -> None:
+        rows = self._rows()
+        for row in rows[self._known :]:
+            if self._left <= 0 or self._stopped():
+                break
+            try:
+                windows = self._tokens_of.windows(row)
+            except Unusable as exc:
+                log.warning("an evaluation sample is left out: %s", exc)
+                continue
+            finally:
+                self._known += 1
+            self._samples += 1
+            for start in range(0, len(windows), _AT_ONCE):
+                self._keep(windows[start : start + _AT_ONCE])
+
+    def _keep(self, windows: Sequence[Window]) -> None:
+        if self._left <= 0 or self._stopped():
+            return
+        sampled = self._tokens_of.every(windows)
+        assert sampled.targets is not None
+        taps, targets = sampled.values[:, sampled.mask], sampled.targets[sampled.mask]
+        taps, targets = taps[:, : self._left], targets[: self._left]
+        self._left -= len(targets)
+        if np.isfinite(taps.numpy()).all():
+            self._kept.append(_Chunk(encode(taps.numpy(), self._codec), targets))

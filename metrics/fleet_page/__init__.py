@@ -1,0 +1,1 @@
+"""The fleet page: what the trainer knows of its devices, curves, and the server of the page."""

@@ -1,0 +1,337 @@
+"""The trainer's view of its devices, from what they say of themselves.
+
+Pure: no clock (the caller passes ``now``, in seconds of any monotonic clock), no lock, no broker. Bounded: so
+many devices, and for each a few kilobytes at most.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Final
+
+from sidestream.contract.errors import MismatchError
+from sidestream.contract.messages import Status, Telemetry
+from sidestream.contract.quality import Tally, total
+
+MAX_DEVICES: Final = 10_000
+SILENT_AFTER_S: Final = 120.0
+GOODBYE: Final = "goodbye"
+"""The reason in the Status of an agent that was stopped in order."""
+
+
+class State(str, enum.Enum):
+    """What a device is up to."""
+
+    ONLINE = "online"
+    """It is there."""
+    FINISHED = "finished"
+    """Its data has ended and every batch is receipted, whether it is still there or not."""
+    SILENT = "silent"
+    """It was there and never said that it leaves, but has not been heard of for long."""
+    LOST = "lost"
+    """Its connection was lost, or it ended with an error."""
+    GONE = "gone"
+    """It was stopped in order, before its data had ended."""
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """Sums of the counters in Telemetry, each outbox counted once."""
+
+    samples_read: int = 0
+    """Samples taken from the source."""
+    samples_held_out: int = 0
+    """Of those, kept for local evaluation."""
+    samples_skipped: int = 0
+    """Of those, unusable."""
+    samples_forwarded: int = 0
+    """Samples that went through the backbone for training."""
+    samples_dropped: int = 0
+    """Samples that a full outbox dropped."""
+    batches_dropped: int = 0
+    """Batches that a full outbox dropped."""
+    batches_refused: int = 0
+    """Batches that the trainer refused."""
+    batches_sent: int = 0
+    """Publishes, repeats included."""
+    bytes_up: int = 0
+    """Payload bytes published, repeats included."""
+    bytes_down: int = 0
+    """Payload bytes received."""
+    messages_dropped: int = 0
+    """Messages that found a device's mailbox full."""
+    weights_refused: int = 0
+    """Plans and weights that were not adopted."""
+    samples_unlabelled: int = 0
+    """Samples that came without a label and were kept until one comes."""
+    unlabelled_dropped: int = 0
+    """Of them, those dropped for want of room."""
+    streams_forked: int = 0
+    """New streams begun because an outbox was set back or copied."""
+    samples_lost: int = 0
+    """Samples receipted before the trainer's journal was set back, and gone from the device since."""
+    forward_seconds: float = 0.0
+    """Time in the forward pass for training."""
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in COUNTERS})
+
+    def advance(self, seen: Counts, told: Telemetry) -> None:
+        """Add what ``told`` reports beyond ``seen``, and raise ``seen`` to it. Nothing ever falls."""
+        for name in COUNTERS:
+            grown = getattr(told, name) - getattr(seen, name)
+            if grown > 0:
+                setattr(self, name, getattr(self, name) + grown)
+                setattr(seen, name, getattr(told, name))
+
+
+COUNTERS: Final = tuple(entry.name for entry in fields(Counts))
+"""The counters of Telemetry, by field name."""
+
+
+@dataclass(kw_only=True)
+class Device:
+    """What is known of one device."""
+
+    tier: str
+    """Its hardware tier."""
+    name: str
+    """Its id."""
+    heard: float
+    """When it last sent something."""
+    announced: bool = False
+    """Whether its last valid Status said online."""
+    birth: int = -1
+    """Of that Status; -1 before the first."""
+    stream: str = ""
+    """Of that Status."""
+    software: str = ""
+    """The agent's version."""
+    reason: str = ""
+    """Why it went offline."""
+    telemetry: Telemetry | None = None
+    """The last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierSummary:
+    """A tier, or the whole fleet, at one moment."""
+
+    devices_known: int = 0
+    """Devices heard of."""
+    devices_online: int = 0
+    """Of those, announced, not gone, and not silent for long."""
+    devices_finished: int = 0
+    """Of the known ones: data ended, every batch receipted."""
+    devices_lost: int = 0
+    """Of the known ones: neither there nor finished, and never said goodbye."""
+    counts: Counts = field(default_factory=Counts)
+    """Sums since this trainer started, and over the life of each outbox it heard of."""
+    accuracy: float | None = None
+    """Mean over online devices, weighted by their evaluation samples; None if none has reported."""
+    evaluation_samples: int = 0
+    """Samples behind it."""
+    tally: Tally = field(default_factory=Tally)
+    """What online devices answered on them, added up."""
+    version_min: int | None = None
+    """Oldest weights in use on an online device; None if none has reported."""
+    version_max: int | None = None
+    """Newest."""
+    outbox_batches: int = 0
+    """Batches waiting, as last reported, offline devices included."""
+    outbox_bytes: int = 0
+    """Their bytes."""
+    unlabelled_waiting: int = 0
+    """Samples that wait for a label, as last reported, offline devices included."""
+    outbox_fill: float = 0.0
+    """How full the fullest outbox is, 0 to 1, among devices that tell its size."""
+    peak_rss_bytes: int = 0
+    """Largest peak of resident memory of any known device."""
+    temperature_celsius: float | None = None
+    """Highest of an online device."""
+
+
+class Fleet:
+    """Devices of a closed set of tiers, their last words, and sums that outlive them.
+
+    Args:
+        tiers: The plan's tier names.
+        max_devices: When one more appears, the offline one that has been silent longest is forgotten.
+        silent_after_s: A device that says nothing for so long is not online, will or no will.
+    """
+
+    def __init__(
+        self, tiers: Iterable[str], *, max_devices: int = MAX_DEVICES, silent_after_s: float = SILENT_AFTER_S
+    ) -> None:
+        self._tiers = tuple(sorted(set(tiers)))
+        self._max_devices = max_devices
+        self._silent_after_s = silent_after_s
+        self._devices: dict[tuple[str, str], Device] = {}
+        # Whoever was heard longest ago stands first: those who said that they are here, and all others.
+        self._here: OrderedDict[tuple[str, str], Device] = OrderedDict()
+        self._left: OrderedDict[tuple[str, str], Device] = OrderedDict()
+        self._totals = {tier: Counts() for tier in self._tiers}
+        # Counters live as long as an outbox. By its stream they survive a device's new outbox, and are not
+        # mixed up when a cloned disk makes two devices share a name.
+        self._seen: OrderedDict[tuple[str, str], Counts] = OrderedDict()
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """The tier names, sorted."""
+        return self._tiers
+
+    def add_tiers(self, tiers: Iterable[str]) -> None:
+        """Let more tiers take part; those that do go on as they are."""
+        for tier in tiers:
+            self._totals.setdefault(tier, Counts())
+        self._tiers = tuple(sorted(self._totals))
+
+    def on_status(self, tier: str, device: str, status: Status, now: float) -> bool:
+        """Take a birth or a death; return False if it is a stale one and changes nothing.
+
+        Raises:
+            MismatchError: if the plan has no such tier.
+        """
+        known = self._devices.get((tier, device))
+        if known is not None and _stale(known, status):
+            return False
+        entry = self._entry(tier, device, now)
+        entry.announced = status.state == "online"
+        self._file(entry)
+        entry.birth, entry.stream = status.birth, status.stream
+        entry.software, entry.reason = status.software, status.reason
+        return True
+
+    def on_telemetry(self, tier: str, device: str, telemetry: Telemetry, now: float) -> None:
+        """Take a device's report.
+
+        Raises:
+            MismatchError: if the plan has no such tier.
+        """
+        self._entry(tier, device, now).telemetry = telemetry
+        seen = self._seen.setdefault((tier, telemetry.stream), Counts())
+        self._seen.move_to_end((tier, telemetry.stream))
+        if len(self._seen) > 2 * self._max_devices:
+            self._seen.popitem(last=False)
+        self._totals[tier].advance(seen, telemetry)
+
+    def online(self, device: Device, now: float) -> bool:
+        """Whether a device is there."""
+        return device.announced and now - device.heard <= self._silent_after_s
+
+    def state(self, device: Device, now: float) -> State:
+        """What a device is up to."""
+        if self.online(device, now):
+            return State.FINISHED if _finished(device) else State.ONLINE
+        if _finished(device):
+            return State.FINISHED
+        if device.announced:
+            return State.SILENT
+        return State.GONE if device.reason == GOODBYE else State.LOST
+
+    def forget(self, tier: str, device: str) -> bool:
+        """Strike a device off the list, such as one that was taken out of service; its sums stay.
+
+        Returns:
+            Whether it was known.
+        """
+        self._here.pop((tier, device), None)
+        self._left.pop((tier, device), None)
+        return self._devices.pop((tier, device), None) is not None
+
+    def devices(self, tier: str | None = None) -> list[Device]:
+        """Known devices, of one tier or all, by tier and name."""
+        return [entry for _, entry in sorted(self._devices.items()) if tier in (None, entry.tier)]
+
+    def by_age(self) -> Iterator[Device]:
+        """Known devices, the one that has been known longest first."""
+        return iter(self._devices.values())
+
+    def summary(self, now: float, tier: str | None = None) -> TierSummary:
+        """One tier, or the whole fleet."""
+        known = [entry for entry in self._devices.values() if tier in (None, entry.tier)]
+        online = [entry for entry in known if self.online(entry, now)]
+        told = [entry.telemetry for entry in known if entry.telemetry is not None]
+        live = [entry.telemetry for entry in online if entry.telemetry is not None]
+        judged = [
+            (one.accuracy, one.evaluation_samples)
+            for one in live
+            if one.accuracy is not None and one.evaluation_samples
+        ]
+        evaluation_samples = sum(weight for _, weight in judged)
+        versions = [one.weights_version for one in live]
+        heat = [one.temperature_celsius for one in live if one.temperature_celsius is not None]
+        return TierSummary(
+            devices_known=len(known),
+            devices_online=len(online),
+            devices_finished=sum(one.finished for one in told),
+            devices_lost=sum(self.state(entry, now) in (State.SILENT, State.LOST) for entry in known),
+            counts=sum((self._totals[name] for name in self._tiers if tier in (None, name)), Counts()),
+            accuracy=sum(a * n for a, n in judged) / evaluation_samples if judged else None,
+            evaluation_samples=evaluation_samples,
+            tally=total(one.tally for one in live if one.tally is not None),
+            version_min=min(versions, default=None),
+            version_max=max(versions, default=None),
+            outbox_batches=sum(one.outbox_batches for one in told),
+            outbox_bytes=sum(one.outbox_bytes for one in told),
+            unlabelled_waiting=sum(one.unlabelled_waiting for one in told),
+            outbox_fill=max((outbox_fill(one) for one in told), default=0.0),
+            peak_rss_bytes=max((one.peak_rss_bytes for one in told), default=0),
+            temperature_celsius=max(heat, default=None),
+        )
+
+    def summaries(self, now: float) -> dict[str, TierSummary]:
+        """Every tier, in order of name."""
+        return {tier: self.summary(now, tier) for tier in self._tiers}
+
+    def _entry(self, tier: str, device: str, now: float) -> Device:
+        if tier not in self._totals:
+            raise MismatchError(f"the plan has no tier {tier!r}")
+        entry = self._devices.get((tier, device))
+        if entry is None:
+            if len(self._devices) >= self._max_devices:
+                oldest = self._longest_gone(now)
+                self.forget(oldest.tier, oldest.name)
+            entry = self._devices[tier, device] = Device(tier=tier, name=device, heard=now)
+        entry.heard = max(entry.heard, now)
+        self._file(entry)
+        return entry
+
+    def _file(self, entry: Device) -> None:
+        """Keep both lists in order: whoever was heard last stands last."""
+        key = entry.tier, entry.name
+        to, other = (self._here, self._left) if entry.announced else (self._left, self._here)
+        other.pop(key, None)
+        to[key] = entry
+        to.move_to_end(key)
+
+    def _longest_gone(self, now: float) -> Device:
+        """Of those that are not online the one that was heard longest ago; of all, if they all are."""
+        firsts = [next(iter(some.values())) for some in (self._here, self._left) if some]
+        return min(firsts, key=lambda one: (self.online(one, now), one.heard))
+
+
+def outbox_fill(telemetry: Telemetry) -> float:
+    """How full an outbox is, 0 to 1; 0 where the agent does not tell its size."""
+    most = telemetry.outbox_max_bytes
+    return min(1.0, telemetry.outbox_bytes / most) if most else 0.0
+
+
+def _finished(device: Device) -> bool:
+    return device.telemetry is not None and device.telemetry.finished
+
+
+def _stale(known: Device, status: Status) -> bool:
+    """Whether a status is older than what is known.
+
+    Births count up within a stream. A death from another stream than the living one's is the late will of an
+    agent whose state was reset; a birth from another stream is a new life.
+    """
+    if known.birth < 0:
+        return False
+    if status.stream == known.stream:
+        return status.birth < known.birth
+    return status.state == "offline" and known.announced

@@ -1,0 +1,210 @@
+"""What the fleet page and ``sidestream top`` show: plain data, the same over HTTP and in a process.
+
+Pure. Times are Unix seconds; counters run over the life of an outbox (devices) or of the trainer.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from sidestream.contract.wire import prepared
+
+
+@prepared
+class DeviceView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One device."""
+
+    tier: str
+    """Its hardware tier."""
+    name: str
+    """Its id."""
+    state: str
+    """As :class:`metrics.fleet_page.fleet.State` has it, or :data:`metrics.fleet_page.board.QUARANTINED`."""
+    heard_unix_s: float
+    """When it last said something."""
+    online: bool = False
+    """Whether it is there."""
+    reason: str = ""
+    """Why it is not there, in its own words or its will's."""
+    software: str = ""
+    """The agent's version."""
+    samples: int = 0
+    """Samples passed through its backbone for training."""
+    samples_dropped: int = 0
+    """Samples that its full outbox dropped."""
+    samples_lost: int = 0
+    """Samples receipted before the trainer's journal was set back, and gone from the device since."""
+    batches_refused: int = 0
+    """Batches of its that the trainer refused."""
+    bytes_up: int = 0
+    """Payload bytes published."""
+    bytes_down: int = 0
+    """Payload bytes received."""
+    outbox_bytes: int = 0
+    """What waits for a receipt."""
+    outbox_fill: float = 0.0
+    """How full the outbox is, 0 to 1."""
+    weights_version: int = 0
+    """In use."""
+    quality: float | None = None
+    """That version's figure of merit on held-out samples."""
+    evaluation_samples: int = 0
+    """How many those are."""
+    rss_bytes: int = 0
+    """Resident memory of the agent."""
+    temperature_celsius: float | None = None
+    """Of the board."""
+    revision: int = 0
+    """The board's revision that brought the last change."""
+
+
+@prepared
+class TierView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One tier, or the whole fleet."""
+
+    name: str
+    """The tier's; empty for the fleet."""
+    states: dict[str, int] = {}
+    """Known devices by state."""
+    online: int = 0
+    """How many of them are there."""
+    samples: int = 0
+    """Samples passed through backbones for training."""
+    samples_dropped: int = 0
+    """Samples that full outboxes dropped."""
+    samples_lost: int = 0
+    """Samples receipted before the trainer's journal was set back, and gone from devices since."""
+    bytes_up: int = 0
+    """Payload bytes published by devices."""
+    bytes_down: int = 0
+    """Payload bytes received by devices."""
+    outbox_bytes: int = 0
+    """What waits in outboxes."""
+    version_min: int | None = None
+    """Oldest version in use on a device that is there."""
+    version_max: int | None = None
+    """Newest."""
+    quality: float | None = None
+    """Mean figure of merit, weighted by evaluation samples."""
+    evaluation_samples: int = 0
+    """How many those are."""
+    loss: float | None = None
+    """Exponential mean of the training loss."""
+
+
+@prepared
+class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
+    """Refused messages of one kind and reason."""
+
+    kind: str
+    """``activations``, ``status`` or ``telemetry``."""
+    reason: str
+    """As :class:`metrics.catalogue.Reason` has it."""
+    count: int
+    """How many."""
+
+
+@prepared
+class RefusalView(msgspec.Struct, frozen=True, kw_only=True):
+    """One refused message: why, never what."""
+
+    at_unix_s: float
+    """When."""
+    tier: str
+    """Of its topic."""
+    device: str
+    """Of its topic."""
+    kind: str
+    """As above."""
+    reason: str
+    """For people."""
+
+
+@prepared
+class TrainerView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The trainer."""
+
+    connected: bool = False
+    """Whether it has its broker."""
+    version: int = 0
+    """Journal records folded in."""
+    published: int = 0
+    """The version that devices were sent last."""
+    backlog: int = 0
+    """Records not folded in yet."""
+    final: bool = False
+    """Nothing is left to learn."""
+    samples: int = 0
+    """Distinct samples in the journal."""
+    messages: int = 0
+    """Batches received."""
+    duplicates: int = 0
+    """Of those, journaled before."""
+    refused: tuple[RefusedView, ...] = ()
+    """Messages refused, those with a count."""
+    bytes_up: int = 0
+    """Payload bytes of batches received."""
+    bytes_down: int = 0
+    """Payload bytes published."""
+    inbox_dropped: int = 0
+    """Messages that found the inbox full."""
+    loss: dict[str, float] = {}
+    """By tier."""
+
+
+@prepared
+class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fleet at one moment, for curves. Counters, so that rates are differences over any distance."""
+
+    at_unix_s: float
+    """When."""
+    samples: int = 0
+    """As in :class:`TrainerView`."""
+    messages: int = 0
+    """Likewise."""
+    refused: int = 0
+    """Messages refused."""
+    bytes_up: int = 0
+    """Likewise."""
+    bytes_down: int = 0
+    """Likewise."""
+    online: int = 0
+    """Devices that are there."""
+    loss: dict[str, float] = {}
+    """By tier."""
+    quality: dict[str, float] = {}
+    """By tier."""
+    revision: int = 0
+    """The board's revision that brought it."""
+
+
+@prepared
+class FleetView(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything, or what has changed since a revision."""
+
+    job: str
+    """The job's name."""
+    board: str
+    """The board's id; revisions of another one mean nothing."""
+    revision: int
+    """Ask for what is new after this."""
+    now_unix_s: float
+    """The server's clock."""
+    started_unix_s: float
+    """When the board began."""
+    measure: str
+    """What the figures of merit are, such as ``accuracy``."""
+    trainer: TrainerView
+    """The trainer."""
+    fleet: TierView
+    """All tiers together."""
+    tiers: tuple[TierView, ...]
+    """By name."""
+    whole: bool
+    """Devices and points are all there are; otherwise those that changed, or are new."""
+    devices: tuple[DeviceView, ...]
+    """By age."""
+    points: tuple[Point, ...]
+    """Oldest first."""
+    refusals: tuple[RefusalView, ...] | None
+    """The newest first; None if there are no new ones."""

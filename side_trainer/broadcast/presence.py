@@ -1,0 +1,123 @@
+"""That this is the job's one trainer: what it says of itself, and what it hears others say."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from broker_config.transport import Received
+from side_trainer.broadcast.downlink import Downlink
+from side_trainer.broadcast.gate import Gate
+from side_trainer.broadcast.leader_election import Standing
+from side_trainer.broadcast.signing import Seal
+from side_trainer.journal.journal import Journal
+from sidestream.contract.errors import BrokerError, UntrustedError, WireError
+from sidestream.contract.messages import TrainerClaim, TrainerStatus
+from sidestream.contract.topics import Topics
+from sidestream.contract.wire import pack, unpack
+
+_log = logging.getLogger(__name__)
+_ANSWER_EVERY_S: Final = 0.2
+
+
+class Presence:
+    """Belongs to the ingest thread.
+
+    Args:
+        standing: Whether this is the job's one trainer.
+        journal: Remembers the fence.
+        transport: Asks.
+        downlink: Tells.
+        topics: The job's.
+        seal: Signs the status, and knows another trainer's.
+        status: The trainer's, announced on every connection and when it changes.
+    """
+
+    def __init__(
+        self,
+        standing: Standing,
+        journal: Journal,
+        transport: Gate,
+        downlink: Downlink,
+        topics: Topics,
+        seal: Seal,
+        *,
+        status: Callable[[], TrainerStatus],
+    ) -> None:
+        self._standing = standing
+        self._journal = journal
+        self._transport = transport
+        self._downlink = downlink
+        self._topics = topics
+        self._seal = seal
+        self._status = status
+        self._told: TrainerStatus | None = None
+        self._answered = -_ANSWER_EVERY_S
+        self._distrusted = False  # whether it was said that somebody poses as a trainer
+
+    def connected(self) -> None:
+        """Ask whether there is another trainer."""
+        claim = self._standing.connected(time.monotonic())
+        try:
+            self._transport.ask(self._topics.trainer_claim, pack(claim))
+        except BrokerError as exc:
+            _log.debug("not asked for other trainers: %s", exc)
+
+    def disconnected(self) -> None:
+        """Nothing is certain any more."""
+        self._standing.disconnected()
+
+    def on_event(self, event: Received) -> None:
+        """What a trainer of this job, we among them, says to others.
+
+        Raises:
+            StateError: another one has taken over.
+        """
+        try:
+            if event.topic == self._topics.trainer_claim:
+                again = self._standing.on_claim(unpack(TrainerClaim, event.payload))
+            else:
+                status = self._seal.open_status(event.payload)
+                again = self._standing.on_status(status, retained=event.retained)
+        except WireError as exc:
+            again = self._standing.active and event.topic == self._topics.trainer_status
+            if isinstance(exc, UntrustedError):
+                self._distrust(event.topic, exc)
+        now = time.monotonic()
+        if again and now - self._answered >= _ANSWER_EVERY_S:
+            self._answered, self._told = now, None
+            self.tell()
+
+    def _distrust(self, topic: str, why: UntrustedError) -> None:
+        if self._distrusted:
+            return
+        self._distrusted = True
+        _log.error(
+            "%s was written to by somebody without this job's signing key: %s. It is ignored, and ours "
+            "published again; the broker's access list should let only the trainer write there",
+            *(topic, why),
+        )
+
+    def begins(self, now: float) -> bool:
+        """Whether this is the moment from which it is certain; the status is out then.
+
+        Raises:
+            StateError: another one runs, and was not to be deposed.
+        """
+        if not self._standing.tick(now):
+            return False
+        if self._journal.fence != self._standing.fence:  # a full disk must not end it at a reconnect
+            self._journal.fence = self._standing.fence
+        self._told = None
+        self.tell()
+        return True
+
+    def tell(self) -> None:
+        """Publish the status, if it has changed."""
+        status = self._status()
+        if status == self._told:
+            return
+        if self._downlink.send(self._topics.trainer_status, self._seal.status(status), retain=True):
+            self._told = status

@@ -1,0 +1,1 @@
+"""Weights as a pure function of the journal: training rows, losses, optimiser, checkpoints."""

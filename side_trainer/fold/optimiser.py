@@ -1,0 +1,98 @@
+"""AdamW over a side-network that may grow, and the running mean of what comes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from side_trainer.settings.schema import LearnerSettings
+from sidestream.contract.tensors import Floats
+from sidestream.side_network.network import SideNetwork
+
+
+class Optimiser:
+    """Updates a network and its average.
+
+    Args:
+        network: What is trained.
+        average: The running mean of the network over updates (Polyak averaging); as the network at first.
+        settings: Rates.
+    """
+
+    def __init__(self, network: SideNetwork, average: SideNetwork, settings: LearnerSettings) -> None:
+        self._network = network
+        self._average = average
+        self._settings = settings
+        self._adamw = torch.optim.AdamW(self._groups_beside([]), fused=True)
+        self.configure(settings)
+
+    def configure(self, settings: LearnerSettings) -> None:
+        """Go on with other settings."""
+        self._settings = settings
+        self._network.dropout = settings.dropout
+        for group in self._adamw.param_groups:
+            group["weight_decay"] = settings.weight_decay if group["decays"] else 0.0
+
+    def extend(self) -> None:
+        """Take up the parameters that the network has got since."""
+        for group in self._groups_beside(self._adamw.param_groups):
+            self._adamw.add_param_group(group)
+        self.configure(self._settings)
+
+    def step(self, loss: torch.Tensor, *, updates: int, rate: float) -> None:
+        """Make update number ``updates``, at a share of the learning rate.
+
+        One whose gradient is no number is left out: it would leave nothing but that, for ever.
+        """
+        settings = self._settings
+        warmup = min(1.0, updates / max(1, settings.warmup_updates))
+        for group in self._adamw.param_groups:
+            group["lr"] = settings.learning_rate * rate * warmup
+        self._adamw.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), settings.clip_norm)
+        if torch.isfinite(norm):
+            self._adamw.step()
+            self._move_average(updates)
+
+    def _move_average(self, updates: int) -> None:
+        """Short memory at first, the last hundred or so updates later."""
+        memory = min(self._settings.averaging, (1 + updates) / (10 + updates))
+        with torch.no_grad():
+            pairs = zip(self._average.parameters(), self._network.parameters(), strict=True)
+            for mean, parameter in pairs:
+                mean.lerp_(parameter, 1 - memory)
+
+    def _groups_beside(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Parameters that are in none of these; matrices decay, biases, gates and norms do not."""
+        known = {id(parameter) for group in groups for parameter in group["params"]}
+        split: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+        for name, parameter in self._network.named_parameters():
+            if id(parameter) not in known:
+                split[name.endswith("weight") and parameter.dim() > 1].append(parameter)
+        return [
+            {"params": parameters, "decays": decays} for decays, parameters in split.items() if parameters
+        ]
+
+    # --- state ---------------------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, Floats]:
+        """AdamW's moments, as ``<moment>/<parameter>``."""
+        states: dict[torch.Tensor, dict[str, torch.Tensor]] = self._adamw.state
+        return {
+            f"{key}/{name}": np.atleast_1d(value.numpy()).astype(np.float32)
+            for name, parameter in self._network.named_parameters()
+            for key, value in states.get(parameter, {}).items()
+        }
+
+    def restore(self, arrays: dict[str, Floats]) -> None:
+        """Return to moments that :meth:`arrays` gave."""
+        for name, parameter in self._network.named_parameters():
+            if f"step/{name}" in arrays:
+                self._adamw.state[parameter] = {
+                    "step": torch.tensor(float(arrays[f"step/{name}"][0])),
+                    "exp_avg": torch.from_numpy(arrays[f"exp_avg/{name}"]).reshape(parameter.shape),
+                    "exp_avg_sq": torch.from_numpy(arrays[f"exp_avg_sq/{name}"]).reshape(parameter.shape),
+                }

@@ -1,0 +1,344 @@
+"""The journal: every fact that changes the weights, in order, durable before anyone is told.
+
+One SQLite file. A record has an offset; a batch has also its identity ``(stream, sequence)``, which is
+unique, and so it counts once however often it arrives. An identity is never believed without its content: of
+two histories of one stream the journal takes one. A sample has a key, which is unique as well, and so it
+counts once in whatever batch it arrives. The journal knows nothing of networks or tensors; payloads are bytes
+to it.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from side_trainer.journal.facts import JournalFacts
+from side_trainer.journal.file import digest_of, is_whole
+from side_trainer.journal.holding import Holding
+
+FILE_NAME: Final = "journal.db"
+_COLUMNS: Final = "offset, kind, tier, samples, payload, stream, digest"
+
+
+class Claim(enum.Enum):
+    """What the journal says to a batch."""
+
+    NEW = "new"
+    """It is taken."""
+    KNOWN = "known"
+    """It was taken before."""
+    FORKED = "forked"
+    """It will never be taken: the stream is another device's, has another batch in its place or beside it, or
+    was told to be without it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrived:
+    """A batch that may be journaled."""
+
+    tier: str
+    """Of the device,"""
+    device: str
+    """and its id."""
+    stream: str
+    """Of its outbox,"""
+    sequence: int
+    """the batch's place in it,"""
+    floor: int
+    """and the lowest that may still come."""
+    content: str
+    """By which the batch is known again,"""
+    previous: str
+    """and the same of the batch before it."""
+    samples: int
+    """How many are in it."""
+    keys: Sequence[bytes]
+    """Of each of them; none if the device gave none."""
+    payload: bytes
+    """As it came."""
+    select: Callable[[Sequence[int]], bytes]
+    """The payload with only some of its samples."""
+
+
+class Taken(NamedTuple):
+    """What became of a batch."""
+
+    claim: Claim
+    samples: int = 0
+    """That are new."""
+    repeated: int = 0
+    """That had come before, in another batch, and were left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One entry."""
+
+    offset: int
+    """Its place, from 1, without gaps."""
+    kind: str
+    """``settings``, ``labels``, ``tier``, ``batch`` or ``idle``."""
+    tier: str | None
+    """Of a batch or a tier record."""
+    samples: int
+    """In a batch."""
+    payload: bytes
+    """A batch as it came over the wire; JSON otherwise."""
+    stream: str | None = None
+    """Of a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamState:
+    """What the journal holds of one device's outbox."""
+
+    stream: str
+    """The outbox's id."""
+    device: str
+    """The device that it belongs to."""
+    watermark: int
+    """Every sequence up to here is journaled, or was given up by the device."""
+    saved: int
+    """Every sequence up to here is in a backup as well."""
+    batches: int
+    """Journaled."""
+    samples: int
+    """In them."""
+    bytes: int
+    """Of their payloads."""
+
+
+class Journal(JournalFacts):
+    """A journal file, open for reading and appending. Safe to use from several threads.
+
+    Args:
+        path: The file; made if it is missing, unless ``read_only``.
+        read_only: Look only, beside a trainer that may be running.
+
+    Raises:
+        StateError: if the file cannot be opened or is no journal.
+    """
+
+    _offset = 0
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        super().__init__(path, read_only=read_only)
+        self.holding = Holding(self, self._append_batch)
+        """What is held back."""
+
+    def _open(self, read_only: bool) -> None:
+        super()._open(read_only)
+        self._offset = self.one("SELECT coalesce(max(offset), 0) FROM records")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Group appends: all of them are durable when the block ends, none if it raises.
+
+        Raises:
+            StorageError: if the file cannot be written, on a full disk for one.
+        """
+        with self.lock:
+            offset = self._offset
+            try:
+                with super().transaction():
+                    yield
+            except BaseException:
+                self._offset = offset
+                raise
+
+    # --- appending -----------------------------------------------------------------------------------
+
+    def append(self, kind: str, payload: bytes, *, tier: str | None = None) -> int:
+        """Append a record that is no batch, durably; return its offset."""
+        with self.lock:
+            if self.db.in_transaction:
+                return self._insert(kind, payload, tier=tier)
+            with self.transaction():
+                return self._insert(kind, payload, tier=tier)
+
+    def append_batch(self, batch: Arrived, *, held: bool = False, held_max_bytes: int = sys.maxsize) -> Taken:
+        """Take a batch within a :meth:`transaction`, if it is new, without the samples that had come before.
+
+        A ``held`` one is kept beside the records, and becomes one when its device is released.
+
+        Raises:
+            NoRoomError: if it is to be held, and all that are would take more than ``held_max_bytes``.
+        """
+        claim = self._claim(batch)
+        if claim is not Claim.NEW:
+            if claim is Claim.KNOWN:
+                self._advance(batch.stream, batch.floor)
+            return Taken(claim)
+        seen = {row for row, key in enumerate(batch.keys) if self._has_sample(key)}
+        fresh = [row for row in range(batch.samples) if row not in seen]
+        if fresh:
+            payload = batch.payload if len(fresh) == batch.samples else batch.select(fresh)
+            keep = self._hold(held_max_bytes) if held else self._append_batch
+            keep(payload, batch.tier, batch.stream, batch.sequence, len(fresh))
+        self.db.execute(
+            "INSERT INTO identities VALUES (?, ?, ?, ?)",
+            (batch.stream, batch.sequence, batch.content, batch.previous),
+        )
+        self.db.executemany("INSERT OR IGNORE INTO samples VALUES (?)", [(key,) for key in batch.keys])
+        self._advance(batch.stream, batch.floor)
+        return Taken(claim, len(fresh), batch.samples - len(fresh))
+
+    def _has_sample(self, key: bytes) -> bool:
+        return self.db.execute("SELECT 1 FROM samples WHERE key = ?", (key,)).fetchone() is not None
+
+    def _hold(self, max_bytes: int) -> Callable[[bytes, str, str, int, int], None]:
+        return partial(self.holding.hold, max_bytes=max_bytes)
+
+    def _append_batch(self, payload: bytes, tier: str, stream: str, sequence: int, samples: int) -> None:
+        self._insert("batch", payload, tier=tier, stream=stream, sequence=sequence, samples=samples)
+        self.db.execute(
+            "UPDATE streams SET batches = batches + 1, samples = samples + ?, bytes = bytes + ? "
+            "WHERE stream = ?",
+            (samples, len(payload), stream),
+        )
+
+    def _claim(self, batch: Arrived) -> Claim:
+        """Bind a new stream to its device; say whether the batch is new, and of the history that is here."""
+        assert self.db.in_transaction, "batches are appended within a transaction"
+        self.db.execute(
+            "INSERT OR IGNORE INTO streams (stream, device) VALUES (?, ?)", (batch.stream, batch.device)
+        )
+        owner, watermark = self.db.execute(
+            "SELECT device, watermark FROM streams WHERE stream = ?", (batch.stream,)
+        ).fetchone()
+        if owner != batch.device:
+            return Claim.FORKED
+        beside = {
+            sequence: (content, previous)
+            for sequence, content, previous in self.db.execute(
+                "SELECT sequence, content, previous FROM identities "
+                "WHERE stream = ? AND sequence BETWEEN ? AND ?",
+                (batch.stream, batch.sequence - 1, batch.sequence + 1),
+            )
+        }
+        if (here := beside.get(batch.sequence)) is not None:
+            return Claim.KNOWN if here[0] == batch.content else Claim.FORKED
+        before, after = beside.get(batch.sequence - 1), beside.get(batch.sequence + 1)
+        follows = before is None or batch.previous in (before[0], "")
+        leads = after is None or after[1] in (batch.content, "")
+        # Below the watermark the device had given up what is not here.
+        return Claim.NEW if follows and leads and batch.sequence > watermark else Claim.FORKED
+
+    def _advance(self, stream: str, floor: int) -> None:
+        """Raise the stream's watermark over the sequences that are settled without a gap."""
+        watermark = max(floor - 1, self.one("SELECT watermark FROM streams WHERE stream = ?", (stream,)))
+        for (sequence,) in self.db.execute(
+            "SELECT sequence FROM identities WHERE stream = ? AND sequence > ? ORDER BY sequence",
+            (stream, watermark),
+        ):
+            if sequence != watermark + 1:
+                break
+            watermark = sequence
+        self.db.execute("UPDATE streams SET watermark = ? WHERE stream = ?", (watermark, stream))
+
+    def _insert(
+        self,
+        kind: str,
+        payload: bytes,
+        *,
+        tier: str | None = None,
+        stream: str | None = None,
+        sequence: int | None = None,
+        samples: int = 0,
+    ) -> int:
+        self.db.execute(
+            "INSERT INTO records (offset, kind, tier, stream, sequence, samples, payload, digest) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self._offset + 1, kind, tier, stream, sequence, samples, payload, digest_of(payload)),
+        )
+        self._offset += 1
+        return self._offset
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    @property
+    def tail(self) -> int:
+        """The last committed record's offset; 0 in an empty journal."""
+        with self.lock:
+            return self._offset
+
+    def read(self, after: int, *, limit: int = 64) -> list[Record]:
+        """Up to ``limit`` committed records that follow the offset ``after``."""
+        return self._records("WHERE offset > ? ORDER BY offset LIMIT ?", (after, limit))
+
+    def get(self, offset: int) -> Record:
+        """The record at an offset that exists."""
+        record = next(iter(self.read(offset - 1, limit=1)), None)
+        if record is None or record.offset != offset:
+            raise self.damaged(f"record {offset} is missing")
+        return record
+
+    def batches(self, upto: int) -> list[tuple[int, str, int]]:
+        """``(offset, tier, samples)`` of every batch up to an offset, in order, without payloads."""
+        with self.reading() as db:
+            return db.execute(
+                "SELECT offset, tier, samples FROM records WHERE kind = 'batch' AND offset <= ? "
+                "ORDER BY offset",
+                (upto,),
+            ).fetchall()
+
+    def others(self, upto: int, kinds: tuple[str, ...]) -> list[Record]:
+        """The records of some kinds up to an offset, in order."""
+        marks = ",".join("?" * len(kinds))
+        return self._records(f"WHERE kind IN ({marks}) AND offset <= ? ORDER BY offset", (*kinds, upto))
+
+    def _records(self, clause: str, arguments: tuple[object, ...]) -> list[Record]:
+        with self.reading() as db:
+            rows = db.execute(f"SELECT {_COLUMNS} FROM records {clause}", arguments).fetchall()
+        return [self._record(*row) for row in rows]
+
+    def _record(
+        self,
+        offset: int,
+        kind: str,
+        tier: str | None,
+        samples: int,
+        payload: bytes,
+        stream: str | None,
+        digest: bytes,
+    ) -> Record:
+        """A record as it was written: a disk that changed a byte of it is noticed here."""
+        if not is_whole(payload, digest):
+            raise self.damaged(f"record {offset} has changed")
+        return Record(offset=offset, kind=kind, tier=tier, samples=samples, payload=payload, stream=stream)
+
+    def stream(self, stream: str) -> StreamState | None:
+        """One stream's state, or None if nothing of it came yet."""
+        found = self._streams("WHERE stream = ?", (stream,))
+        return found[0] if found else None
+
+    def content(self, stream: str, sequence: int) -> str:
+        """What the batch in a place is known by; empty if there is none."""
+        query = "SELECT content FROM identities WHERE stream = ? AND sequence = ?"
+        with self.reading() as db:
+            row = db.execute(query, (stream, sequence)).fetchone()
+        return str(row[0]) if row is not None else ""
+
+    def streams(self) -> list[StreamState]:
+        """Every stream's state, by device."""
+        return self._streams("ORDER BY device, stream", ())
+
+    def _streams(self, clause: str, arguments: tuple[str, ...]) -> list[StreamState]:
+        with self.reading() as db:
+            rows = db.execute(
+                f"SELECT stream, device, watermark, saved, batches, samples, bytes FROM streams {clause}",
+                arguments,
+            ).fetchall()
+        fields = ("stream", "device", "watermark", "saved", "batches", "samples", "bytes")
+        return [StreamState(**dict(zip(fields, row, strict=True))) for row in rows]
+
+    def samples(self) -> int:
+        """Samples in all journaled batches."""
+        with self.reading():
+            return self.one("SELECT coalesce(sum(samples), 0) FROM streams")

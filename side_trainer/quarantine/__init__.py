@@ -1,0 +1,1 @@
+"""Devices that send valid nonsense: how they are found, and what becomes of their batches."""

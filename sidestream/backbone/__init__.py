@@ -1,0 +1,1 @@
+"""The frozen model behind one interface that knows no runtime: tokens, taps, precision, fingerprint."""

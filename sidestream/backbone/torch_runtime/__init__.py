@@ -1,0 +1,1 @@
+"""The frozen model in torch and transformers."""

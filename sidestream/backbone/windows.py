@@ -1,0 +1,43 @@
+"""A language model's samples as it takes them: token ids in, and for each the token that follows. Pure.
+
+A text that is longer than the model may see at once is cut into windows, and every token of it but the first
+is foretold in exactly one of them. Of a prompt with a completion only the completion's tokens are foretold,
+each window that begins within the prompt showing as much of it as there is room for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sidestream.contract.tasks import NO_TARGET
+
+
+class Window(NamedTuple):
+    """One piece of a sample that goes through the model."""
+
+    inputs: list[int]
+    """What it sees."""
+    targets: list[int]
+    """After each of these, the token that follows; :data:`NO_TARGET` where that is not to be foretold."""
+
+
+def cut(prompt: Sequence[int], rest: Sequence[int], longest: int) -> list[Window]:
+    """Cut a sample into windows of at most ``longest`` tokens.
+
+    Args:
+        prompt: Tokens that are given and not foretold; may be empty.
+        rest: Tokens that are to be foretold, but for the very first of a sample without a prompt.
+        longest: Tokens that the model may see at once, 2 or more.
+    """
+    ids = [*prompt, *rest]
+    first = max(len(prompt), 1)  # the first token that is foretold
+    kept = min(first, max(longest - (len(ids) - first) + 1, longest // 2))
+    windows: list[Window] = []
+    start, told = first - kept, first
+    while told < len(ids):
+        end = min(start + longest, len(ids) - 1)
+        targets = [NO_TARGET] * (told - 1 - start) + ids[told : end + 1]
+        windows.append(Window(ids[start:end], targets))
+        start, told = end, end + 1
+    return windows

@@ -1,0 +1,268 @@
+"""The plan: everything a device must know of a job, retained at ``<job>/plan``.
+
+A tier's ``depth``, ``width`` and ``fingerprint`` and, unless given, the job's labels are learnt from the
+first devices and then fixed. A device may compute for the job once its tier is *settled* and the labels are
+fixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal, TypeAlias
+
+import msgspec
+
+from sidestream.contract.errors import ConfigError, DecodeError
+from sidestream.contract.messages import MAX_LABELS, Count, ShortText, check_labels, check_stream
+from sidestream.contract.sampling import parse_sampling
+from sidestream.contract.signing import MAX_KEYS, PublicKey
+from sidestream.contract.tasks import TASKS, Task
+from sidestream.contract.tensors import Codec
+from sidestream.contract.topics import check_name
+from sidestream.contract.wire import Message, prepared
+
+MAX_TIERS: Final = 64
+MAX_RUNGS: Final = 64
+Precision: TypeAlias = Literal["f32", "bf16", "int8"]
+
+
+@prepared
+class Rung(Message, frozen=True, kw_only=True):
+    """One step of a ladder: a way to send, by which a device with a byte budget may answer to it."""
+
+    sampling: ShortText
+    """Token-sampling policy."""
+    codec: Codec
+    """How activations are quantised."""
+
+    def __post_init__(self) -> None:
+        try:
+            parse_sampling(self.sampling)
+        except ConfigError as exc:
+            raise DecodeError(str(exc)) from exc
+
+
+DEFAULT_LADDER: Final = (
+    Rung(sampling="all", codec=Codec.INT8),
+    Rung(sampling="all", codec=Codec.INT4),
+    Rung(sampling="all", codec=Codec.INT2),
+    Rung(sampling="segments:8", codec=Codec.INT4),
+    Rung(sampling="segments:4", codec=Codec.INT4),
+    Rung(sampling="segments:4", codec=Codec.INT2),
+    Rung(sampling="segments:2", codec=Codec.INT2),
+    Rung(sampling="mean", codec=Codec.INT2),
+)
+"""What a device with a byte budget chooses from where its tier has no ladder."""
+
+
+TOKEN_LADDER: Final = (
+    Rung(sampling="all", codec=Codec.INT8),
+    Rung(sampling="all", codec=Codec.INT4),
+    Rung(sampling="random:0.5", codec=Codec.INT4),
+    Rung(sampling="random:0.25", codec=Codec.INT4),
+    Rung(sampling="random:0.125", codec=Codec.INT4),
+    Rung(sampling="random:0.0625", codec=Codec.INT4),
+)
+"""The same in a language-model job. Not by the hardest tokens: learnt alone, they lean to surprises."""
+
+
+@prepared
+class TierPlan(Message, frozen=True, kw_only=True):
+    """What the devices of one tier do."""
+
+    backbone: ShortText
+    """Reference to the frozen model: ``package:<name>``, a local folder, or a hub name."""
+    layers: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """Use only the first so many layers; 0 for all."""
+    align: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "default"
+    """Tiers with the same name share one alignment map into the side-network; they need equal widths."""
+    sampling: ShortText = "segments:4"
+    """Token-sampling policy."""
+    codec: Codec = Codec.INT4
+    """How activations are quantised."""
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    """Samples a message."""
+    max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128
+    """Longer samples are cut."""
+    depth: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """Layers in use, learnt from the first device; 0 until then."""
+    width: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 0
+    """Hidden size, learnt from the first device; 0 until then."""
+    taps: Annotated[tuple[int, ...], msgspec.Meta(max_length=256)] = ()
+    """Layers to tap, ascending, 1 = the first layer's output; decided once the depth is known."""
+    fingerprint: ShortText = ""
+    """Of the backbone's weights, given or learnt from the first device; devices with others are refused."""
+    ladder: Annotated[tuple[Rung, ...], msgspec.Meta(max_length=MAX_RUNGS)] = ()
+    """Ways to send, the richest first, for devices that have a byte budget; the others send by
+    ``sampling`` and ``codec``. Empty: :data:`DEFAULT_LADDER`, or :data:`TOKEN_LADDER`."""
+    precision: Precision = "f32"
+    """How devices keep the backbone in memory: int8 quantises its linear layers dynamically. The fingerprint
+    is that of the weights as they were loaded, whatever the precision."""
+    head: ShortText = ""
+    """Of the output head that the trainer learns with, its fingerprint; a language model's tiers have one."""
+    vocabulary: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 0
+    """Tokens that it can foretell."""
+
+    def __post_init__(self) -> None:
+        try:
+            parse_sampling(self.sampling)
+            check_name("align", self.align)
+        except ConfigError as exc:
+            raise DecodeError(str(exc)) from exc
+        if list(self.taps) != sorted(set(self.taps)) or any(not 1 <= tap <= self.depth for tap in self.taps):
+            raise DecodeError(f"taps {list(self.taps[:16])} must ascend within layers 1 to {self.depth}")
+
+    def rungs(self, task: Task) -> tuple[Rung, ...]:
+        """What its devices choose from if they have a byte budget."""
+        return self.ladder or (TOKEN_LADDER if TASKS[task].generates else DEFAULT_LADDER)
+
+    def policies(self, task: Task) -> frozenset[str]:
+        """The token-sampling policies that its devices may send by."""
+        return frozenset({self.sampling, *(rung.sampling for rung in self.rungs(task))})
+
+    @property
+    def settled(self) -> bool:
+        """Whether depth, width, taps and fingerprint are known."""
+        return self.depth > 0 and self.width > 0 and self.fingerprint != "" and self.taps != ()
+
+
+@prepared
+class SideNetworkSpec(Message, frozen=True, kw_only=True):
+    """The shape of the side-network (see :mod:`sidestream.side_network.network`)."""
+
+    blocks: Annotated[int, msgspec.Meta(ge=1, le=256)] = 3
+    """B: the most taps of a tier, each with an alignment map and an adapter of its own."""
+    width: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 128
+    """d_s: its hidden size."""
+    inner: Annotated[int, msgspec.Meta(ge=1, le=32768)] = 128
+    """Inner width of an adapter."""
+    summed: bool = False
+    """Whether each block adds to the answer, or the last one gives it. Of every new job it is true; of one
+    whose journal began without, never."""
+    apart: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    """With summed: blocks from this number on stand apart: each sees its own tap alone, adds half of what it
+    answers, and learns to answer by itself too; 0 for none. A job keeps what its journal began with."""
+
+
+@prepared
+class FlowPlan(Message, frozen=True, kw_only=True):
+    """How fast devices may send, and when they repeat themselves."""
+
+    window: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8
+    """Batches a device may have published without a receipt."""
+    retry_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
+    """Send a batch again when no receipt came for so long."""
+
+
+@prepared
+class Plan(Message, frozen=True, kw_only=True):
+    """The job, as every device sees it."""
+
+    job: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    """Its name."""
+    run: str
+    """The trainer's journal id, 32 hex digits."""
+    revision: Count
+    """Rises with every change within a run."""
+    task: Task
+    """What is learnt."""
+    labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_LABELS)]
+    """The label names, in index order; empty until they are fixed."""
+    tiers: Annotated[dict[str, TierPlan], msgspec.Meta(min_length=1, max_length=MAX_TIERS)]
+    """By tier name."""
+    side_network: SideNetworkSpec = SideNetworkSpec()
+    """The side-network's shape."""
+    flow: FlowPlan = FlowPlan()
+    """Rates."""
+    fence: Count = 0
+    """Of the trainer that publishes it; a device that knows of a higher one ignores the plan."""
+    keys: Annotated[tuple[PublicKey, ...], msgspec.Meta(max_length=MAX_KEYS)] = ()
+    """Public keys that may sign plan and weights from now on: a device that trusts the plan trusts these, and
+    no others. Empty where nothing is signed."""
+    key_id: ShortText = ""
+    """Of the key that signed it (:mod:`sidestream.contract.signing`)."""
+    signature: bytes = b""
+    """Over all that is before it, for one job."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.run)
+        check_labels(self.labels)
+        try:
+            check_name("job", self.job)
+            for name in self.tiers:
+                check_name("tier", name)
+        except ConfigError as exc:
+            raise DecodeError(str(exc)) from exc
+        for name, tier in self.tiers.items():
+            if len(tier.taps) > self.side_network.blocks:
+                raise DecodeError(
+                    f"tier {name!r} has {len(tier.taps)} taps, more than the side-network's "
+                    f"{self.side_network.blocks} blocks"
+                )
+        by_map: dict[str, int] = {}
+        for name, tier in self.tiers.items():
+            if tier.settled and by_map.setdefault(tier.align, tier.width) != tier.width:
+                raise DecodeError(
+                    f"tier {name!r} (width {tier.width}) shares the alignment map {tier.align!r} with a tier "
+                    f"of width {by_map[tier.align]}; give it an 'align' of its own"
+                )
+        heads: dict[str, str] = {}
+        for name, tier in self.tiers.items():
+            if tier.head and heads.setdefault(tier.align, tier.head) != tier.head:
+                raise DecodeError(
+                    f"tier {name!r} shares the alignment map {tier.align!r} with a tier of another output "
+                    "head; give it an 'align' of its own"
+                )
+
+    def ready_for(self, tier: str) -> bool:
+        """Whether a device of ``tier`` may compute: labels fixed where the task has any, tier settled."""
+        known = self.tiers.get(tier)
+        if known is None or not known.settled or self.lacks_labels:
+            return False
+        return known.head != "" if TASKS[self.task].generates else True
+
+    @property
+    def lacks_labels(self) -> bool:
+        """Whether the task's answers have names that are not fixed yet."""
+        return TASKS[self.task].named and not self.labels
+
+
+def labels_id(labels: Sequence[str]) -> str:
+    """A short id of a label list: 16 hex digits that change with any name or their order."""
+    # With its length before each name, no two lists are written alike.
+    written = "".join(f"{len(label)}:{label}" for label in labels)
+    return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+def tap_layers(depth: int, blocks: int) -> tuple[int, ...]:
+    """Taps of a backbone on its own: the last layer of each of ``blocks`` equal parts.
+
+    ``ceil(depth·b/blocks)``, Fed MobiLLM's layer-wise sampling. A backbone with fewer layers than blocks is
+    tapped at every layer.
+    """
+    blocks = min(depth, blocks)
+    return tuple(-(-depth * block // blocks) for block in range(1, blocks + 1))
+
+
+def nested_taps(depth: int, blocks: int, shallowest: int) -> tuple[int, ...]:
+    """Taps of one backbone of a family whose shallowest member has ``shallowest`` layers.
+
+    All members tap the same ``blocks - 1`` layers, spread evenly from the first to ``shallowest``; a deeper
+    one taps its own last layer too. So a deep member's upload holds what a shallow one would have sent.
+    """
+    shared = min(blocks - 1, shallowest)
+    if shared <= 1:
+        anchors = [shallowest] * shared
+    else:
+        anchors = [1 + round((shallowest - 1) * index / (shared - 1)) for index in range(shared)]
+    last = [depth] if depth > shallowest or not anchors else []
+    return tuple(sorted({*anchors, *last}))
+
+
+def joining_taps(depth: int, blocks: int, taps: tuple[int, ...]) -> tuple[int, ...]:
+    """Taps of a backbone that joins a family whose fullest member has ``taps`` already.
+
+    Its shared layers, as far as the newcomer has them, and the newcomer's own last.
+    """
+    return tuple(sorted({*(tap for tap in taps[: blocks - 1] if tap <= depth), depth}))

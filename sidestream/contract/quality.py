@@ -1,0 +1,198 @@
+"""How good answers are, counted so that counts of many devices add up; ratios come last.
+
+A mean of devices' macro-F1 is no macro-F1: devices with skewed labels see few of them. So a device counts,
+and whoever reports adds the counts first. Pure.
+
+===================  ====================================================================================
+task                 measures, the headline first
+===================  ====================================================================================
+text and token       ``accuracy``; ``macro_f1``, over the labels that occur or are answered;
+classification       ``matthews``, R_k for any number of labels (Gorodkin 2004)
+multi-label          ``micro_f1``, ``macro_f1``, ``accuracy``: the share of samples whose whole set is right
+regression           ``pearson``, ``rmse``. Not Spearman's: ranks of devices do not add up
+language model       ``perplexity``, ``accuracy``: the share of tokens that were foretold
+===================  ====================================================================================
+
+Legend: C labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Annotated, Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.tasks import Task
+from sidestream.contract.wire import Message, prepared
+
+_MOMENTS: Final = 6
+_MOST_NATS: Final = 700.0  # a float holds no larger exponential
+Counts = npt.NDArray[np.int64]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+PerLabel = Annotated[bytes, msgspec.Meta(max_length=4 * 1024)]
+
+
+@prepared
+class Tally(Message, frozen=True, kw_only=True):
+    """What was answered, against what is true. Empty where the task has no use for a field."""
+
+    units: Count = 0
+    """What was judged: samples, words in token classification, or tokens of a language model."""
+    correct: Count = 0
+    """Of those, answered rightly, as a whole."""
+    right: PerLabel = b""
+    """u32[C]: how often each label was answered rightly."""
+    answered: PerLabel = b""
+    """u32[C]: how often it was answered."""
+    actual: PerLabel = b""
+    """u32[C]: how often it was true."""
+    moments: Annotated[tuple[float, ...], msgspec.Meta(max_length=_MOMENTS)] = ()
+    """Of answers x and truths y: Σx, Σy, Σxx, Σyy, Σxy, Σ(x - y)²."""
+    nll: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Of a language model: the negative logarithm of what its answers gave the truth, in nats, summed up."""
+
+    def __post_init__(self) -> None:
+        if len({len(self.right), len(self.answered), len(self.actual)}) != 1 or len(self.right) % 4:
+            raise DecodeError("counts by label must be u32 and equally many")
+        if len(self.moments) not in (0, _MOMENTS) or not all(map(math.isfinite, self.moments)):
+            raise DecodeError(f"moments must be {_MOMENTS} finite numbers")
+        if not math.isfinite(self.nll):
+            raise DecodeError("nll is not finite")
+        if self.correct > self.units:
+            raise DecodeError(f"{self.correct} correct of {self.units}")
+
+    def __add__(self, other: Tally) -> Tally:
+        """Both together.
+
+        Raises:
+            DecodeError: if they count different labels.
+        """
+        return Tally(
+            units=self.units + other.units,
+            correct=self.correct + other.correct,
+            **{name: _add(getattr(self, name), getattr(other, name)) for name in _BY_LABEL},
+            moments=tuple(map(sum, zip(self.moments, other.moments, strict=True)))
+            if self.moments and other.moments
+            else self.moments or other.moments,
+            nll=self.nll + other.nll,
+        )
+
+    def measures(self, task: Task) -> dict[str, float]:
+        """The task's measures by name, the headline first; those that are undefined are left out."""
+        if not self.units:
+            return {}
+        accuracy = self.correct / self.units
+        if task is Task.CAUSAL_LM:
+            return {"perplexity": math.exp(min(_MOST_NATS, self.nll / self.units)), "accuracy": accuracy}
+        if task is Task.REGRESSION:
+            return self._regression()
+        right, answered, actual = (_counts(getattr(self, name)) for name in _BY_LABEL)
+        if task is Task.MULTI_LABEL:
+            total = int((answered + actual).sum())
+            micro = 2 * int(right.sum()) / total if total else 1.0
+            return {"micro_f1": micro, "macro_f1": _macro_f1(right, answered, actual), "accuracy": accuracy}
+        return {
+            "accuracy": accuracy,
+            "macro_f1": _macro_f1(right, answered, actual),
+            "matthews": _matthews(right, answered, actual, self.units),
+        }
+
+    def _regression(self) -> dict[str, float]:
+        n, (x, y, xx, yy, xy, errors) = self.units, self.moments or (0.0,) * _MOMENTS
+        spread = (n * xx - x * x) * (n * yy - y * y)
+        pearson = {"pearson": float((n * xy - x * y) / math.sqrt(spread))} if spread > 0 else {}
+        return {**pearson, "rmse": math.sqrt(max(0.0, errors) / n)}
+
+
+_BY_LABEL: Final = ("right", "answered", "actual")
+HEADLINE: Final[dict[Task, str]] = {
+    Task.TEXT_CLASSIFICATION: "accuracy",
+    Task.MULTI_LABEL: "micro_f1",
+    Task.REGRESSION: "pearson",
+    Task.TOKEN_CLASSIFICATION: "accuracy",
+    Task.CAUSAL_LM: "perplexity",
+}
+"""The measure that a task is judged by first."""
+MEASURES: Final = ("accuracy", "macro_f1", "matthews", "micro_f1", "pearson", "perplexity", "rmse")
+"""Every measure of any task."""
+if set(HEADLINE) != set(Task):  # pragma: no cover
+    raise AssertionError("every Task needs a headline")
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """All together; those that count other labels than the first one are left out."""
+    found = Tally()
+    for tally in tallies:
+        with suppress(DecodeError):
+            found += tally
+    return found
+
+
+def tally_labels(answers: npt.NDArray[Any], targets: npt.NDArray[Any], labels: int) -> Tally:
+    """Of label indices [N]; a target of -1 is a label that the job does not have."""
+    hits = answers == targets
+    return Tally(
+        units=len(targets),
+        correct=int(hits.sum()),
+        right=_packed(np.bincount(answers[hits], minlength=labels)),
+        answered=_packed(np.bincount(answers, minlength=labels)),
+        actual=_packed(np.bincount(targets[targets >= 0], minlength=labels)),
+    )
+
+
+def tally_sets(answers: npt.NDArray[Any], targets: npt.NDArray[Any], foreign: npt.NDArray[Any]) -> Tally:
+    """Of label sets, bool [N, C]; ``foreign`` [N]: which have labels besides that the job does not have."""
+    return Tally(
+        units=len(targets),
+        correct=int(((answers == targets).all(axis=1) & ~foreign).sum()),
+        right=_packed((answers & targets).sum(axis=0)),
+        answered=_packed(answers.sum(axis=0)),
+        actual=_packed(targets.sum(axis=0)),
+    )
+
+
+def tally_values(answers: npt.NDArray[Any], targets: npt.NDArray[Any]) -> Tally:
+    """Of numbers [N]."""
+    x, y = answers.astype(np.float64), targets.astype(np.float64)
+    sums = (x.sum(), y.sum(), x @ x, y @ y, x @ y, (x - y) @ (x - y))
+    return Tally(units=len(y), moments=tuple(float(one) for one in sums))
+
+
+def tally_tokens(losses: npt.NDArray[Any], hits: npt.NDArray[np.bool_]) -> Tally:
+    """Of a language model's tokens [N]: losses in nats, and whether the likeliest one was right."""
+    return Tally(units=len(hits), correct=int(hits.sum()), nll=float(losses.astype(np.float64).sum()))
+
+
+def _macro_f1(right: Counts, answered: Counts, actual: Counts) -> float:
+    seen = (answered + actual) > 0
+    return float(np.mean(2 * right[seen] / (answered + actual)[seen])) if seen.any() else 0.0
+
+
+def _matthews(right: Counts, answered: Counts, actual: Counts, units: int) -> float:
+    """0 where all answers or all truths are the same label, as is the custom."""
+    covariance = float(right.sum()) * units - float(answered @ actual)
+    spread = (float(units) ** 2 - float(answered @ answered)) * (float(units) ** 2 - float(actual @ actual))
+    return covariance / math.sqrt(spread) if spread > 0 else 0.0
+
+
+def _counts(data: bytes) -> Counts:
+    return np.frombuffer(data, "<u4").astype(np.int64)
+
+
+def _packed(counts: npt.NDArray[Any]) -> bytes:
+    data: bytes = np.minimum(counts, 2**32 - 1).astype("<u4").tobytes()
+    return data
+
+
+def _add(one: bytes, other: bytes) -> bytes:
+    if not one or not other:
+        return one or other
+    if len(one) != len(other):
+        raise DecodeError("two tallies count different labels")
+    return _packed(_counts(one) + _counts(other))

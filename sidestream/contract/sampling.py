@@ -1,0 +1,94 @@
+"""Token-sampling policies: which positions of a tapped layer travel.
+
+A policy is written ``kind`` or ``kind:count``. This module knows names and counts; the device applies them
+(:mod:`sidestream.backbone.taps`). The side-network takes any of them, row by row.
+
+================ ===================================================================================
+``pivot``        the one token that enters the loss: the first for an encoder, the last for a decoder
+``mean``         one vector: the mean over the sample's tokens
+``segments:n``   up to n vectors: means over n contiguous, equally long parts of the sample
+``random:n``     up to n tokens, drawn by a hash of the sample's text: computed again, the same ones
+``important:n``  up to n tokens, those that lie furthest (L2) from the mean of the sample's tokens at
+                 the last tapped layer
+``all``          every token, up to the tier's ``max_tokens``
+``random:s``     a share s of the tokens, 0 to 1 with a point: ``random:0.5``
+``hardest:s``    a language model's: the share s of tokens that its own forward pass foretells worst; what is
+                 learnt from these alone leans to surprises, and does worse than a random share
+================ ===================================================================================
+
+A policy picks the same positions at every tap, keeps them in the order of the text, and takes all tokens of a
+sample that has no more than n.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sidestream.contract.errors import ConfigError
+
+COUNTED: Final = ("segments", "random", "important")
+SHARED: Final = ("random", "hardest")
+TOKEN_KINDS: Final = ("all", "random", "hardest")
+"""Those that a language model's tokens can be sampled by."""
+KINDS: Final = ("pivot", "mean", "all", *COUNTED, "hardest")
+MAX_COUNT: Final = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """A parsed policy."""
+
+    kind: str
+    """One of :data:`KINDS`."""
+    count: int = 1
+    """The n of a kind in :data:`COUNTED`; 1 otherwise."""
+    share: float = 0.0
+    """The s of a kind in :data:`SHARED`; 0 where there is a count."""
+
+    def counts(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Vectors that samples with so many tokens yield, one at least."""
+        if self.share:
+            share: npt.NDArray[np.int64] = np.ceil(lengths * self.share - 1e-9).astype(np.int64)
+            return share.clip(1)
+        return lengths if self.kind == "all" else np.minimum(lengths, self.count)
+
+    def most_tokens(self, max_tokens: int) -> int:
+        """The most vectors that one sample yields when it is cut to ``max_tokens`` tokens.
+
+        Of a sample with exactly ``max_tokens`` tokens, it is the number of vectors.
+        """
+        return int(self.counts(np.array([max_tokens]))[0])
+
+
+EVERY_TOKEN: Final = Sampling(kind="all")
+
+
+def parse_sampling(text: str, field: str = "sampling") -> Sampling:
+    """Read a policy.
+
+    Raises:
+        ConfigError: naming ``field``, if it is none.
+    """
+    kind, colon, count = text.partition(":")
+    if kind in SHARED and "." in count:
+        return Sampling(kind=kind, share=_share(text, count, field))
+    if kind not in KINDS or kind == "hardest" or (colon != "") != (kind in COUNTED):
+        known = "pivot, mean, segments:4, random:4, random:0.5, important:4 or all"
+        raise ConfigError(field, f"{text[:80]!r} is no policy; write {known}")
+    if not colon:
+        return Sampling(kind=kind)
+    if not (count.isascii() and count.isdigit() and len(count) < 4 and 1 <= int(count) <= MAX_COUNT):
+        raise ConfigError(field, f"{text[:80]!r}: the number after {kind!r} is 1 to {MAX_COUNT}")
+    return Sampling(kind=kind, count=int(count))
+
+
+def _share(text: str, number: str, field: str) -> float:
+    share = float(number) if re.fullmatch(r"[01]?\.[0-9]{1,6}", number) else 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(field, f"{text[:80]!r}: the share is over 0 and at most 1, such as 0.25")
+    return share

@@ -1,0 +1,152 @@
+"""The topic tree of a job: ``sidestream/v1/<job>/…``.
+
+Direction stands before tier and device, so that an access list can fence a device in, topic by topic
+(:mod:`broker_config.access`): it writes only its own below ``up/``, and reads the plan, the trainer's status,
+its tier's weights and flow, and its own receipts. ``down/<its tier>/#`` would show it its neighbours'
+receipts, too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from sidestream.contract.errors import ConfigError, DecodeError
+
+ROOT: Final = "sidestream/v1"
+MAX_NAME_CHARS: Final = 64
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_UP_KINDS: Final = ("activations", "status", "telemetry")
+
+
+def check_name(field: str, name: str) -> str:
+    """Return ``name`` if it can be one level of a topic.
+
+    Raises:
+        ConfigError: naming ``field``, if it is empty, over 64 characters, or holds anything but
+            letters, digits, ``.``, ``_`` and ``-`` (MQTT reserves ``/``, ``+``, ``#`` and ``$``).
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            field,
+            f"{name[:80]!r} cannot be part of a topic; use 1 to {MAX_NAME_CHARS} letters, digits, '.', '_' "
+            "or '-', starting with a letter or digit",
+        )
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uplink:
+    """Where a message from a device came from."""
+
+    tier: str
+    """The device's hardware tier."""
+    device: str
+    """The device's id."""
+    kind: str
+    """``activations``, ``status`` or ``telemetry``."""
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Builds and reads the topics of one job."""
+
+    job: str
+
+    def __post_init__(self) -> None:
+        check_name("job", self.job)
+
+    @property
+    def base(self) -> str:
+        return f"{ROOT}/{self.job}"
+
+    @property
+    def plan(self) -> str:
+        return f"{self.base}/plan"
+
+    @property
+    def trainer_status(self) -> str:
+        return f"{self.base}/trainer/status"
+
+    @property
+    def trainer_claim(self) -> str:
+        return f"{self.base}/trainer/claim"
+
+    def activations(self, tier: str, device: str) -> str:
+        return f"{self.base}/up/{tier}/{device}/activations"
+
+    def status(self, tier: str, device: str) -> str:
+        return f"{self.base}/up/{tier}/{device}/status"
+
+    def telemetry(self, tier: str, device: str) -> str:
+        return f"{self.base}/up/{tier}/{device}/telemetry"
+
+    def echo(self, tier: str, device: str) -> str:
+        """Where a device hears only itself: what ``sidestream doctor`` tries a broker with."""
+        return f"{self.base}/up/{tier}/{device}/echo"
+
+    @property
+    def trainer_echo(self) -> str:
+        return f"{self.base}/trainer/echo"
+
+    def uplink(self, tier: str, device: str, kind: str) -> str:
+        """Where a device sends one kind of message."""
+        assert kind in _UP_KINDS
+        return f"{self.base}/up/{tier}/{device}/{kind}"
+
+    def uplink_filter(self, kind: str) -> str:
+        """The filter for one kind of message from every device."""
+        assert kind in _UP_KINDS
+        return f"{self.base}/up/+/+/{kind}"
+
+    def weights(self, tier: str) -> str:
+        return f"{self.base}/down/{tier}/weights"
+
+    def weights_chunk(self, tier: str, version: int, index: int) -> str:
+        return f"{self.base}/down/{tier}/weights/{version}/{index}"
+
+    def weights_chunks_filter(self, tier: str) -> str:
+        return f"{self.base}/down/{tier}/weights/+/+"
+
+    @property
+    def all_weights_filters(self) -> tuple[str, str]:
+        """Filters for every tier's manifests and chunks."""
+        return f"{self.base}/down/+/weights", f"{self.base}/down/+/weights/+/+"
+
+    def receipt(self, tier: str, device: str) -> str:
+        return f"{self.base}/down/{tier}/device/{device}/receipt"
+
+    def flow(self, tier: str) -> str:
+        return f"{self.base}/down/{tier}/flow"
+
+    def rejected(self, tier: str, device: str) -> str:
+        return f"{self.base}/rejected/{tier}/{device}"
+
+    def parse_uplink(self, topic: str) -> Uplink:
+        """Read the topic of a message that a device sent.
+
+        Raises:
+            DecodeError: if it is no ``up/<tier>/<device>/<kind>`` topic of this job.
+        """
+        prefix = f"{self.base}/up/"
+        levels = topic[len(prefix) :].split("/") if topic.startswith(prefix) else []
+        if len(levels) != 3 or levels[2] not in _UP_KINDS:
+            raise DecodeError(f"not a device topic of job {self.job!r}: {topic[:200]!r}")
+        tier, device, kind = levels
+        if not (_NAME.fullmatch(tier) and _NAME.fullmatch(device)):
+            raise DecodeError(f"bad tier or device name in topic {topic[:200]!r}")
+        return Uplink(tier=tier, device=device, kind=kind)
+
+    def parse_weights_chunk(self, topic: str) -> tuple[int, int]:
+        """Return ``(version, index)`` of a chunk's topic.
+
+        Raises:
+            DecodeError: if it is no ``down/<tier>/weights/<version>/<n>`` topic of this job.
+        """
+        match = re.fullmatch(
+            re.escape(self.base) + r"/down/[^/+#]{1,64}/weights/([0-9]{1,18})/([0-9]{1,9})", topic
+        )
+        if match is None:
+            raise DecodeError(f"not a weights chunk topic: {topic[:200]!r}")
+        return int(match[1]), int(match[2])

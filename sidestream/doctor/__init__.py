@@ -1,0 +1,1 @@
+"""``sidestream doctor``: what of machine, broker and settings would keep a job from running."""

@@ -1,0 +1,1 @@
+"""The operator's folder of a fleet: certificates, access list, keys, enrolment bundles."""

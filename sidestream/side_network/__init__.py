@@ -1,0 +1,1 @@
+"""The side-network: its form, its bundle on the wire, the torch module that trains, and the output head."""

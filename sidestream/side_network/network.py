@@ -1,0 +1,347 @@
+"""The side-network: a small ladder beside a frozen backbone, shared by backbones of unequal depth and width.
+
+After Fed MobiLLM (arXiv 2508.06765, section IV) and Ladder Side-Tuning (arXiv 2206.06522). Per tap ``b`` the
+backbone's activation is normalised, mapped to the side-network's width by an alignment map that the trainer
+owns (one per backbone family, never one per device), mixed with what came from the tap below, and passed
+through an adapter that starts as the identity::
+
+    a_b = P_b · norm(A_b)
+    s_b = (1 − μ_b)·a_b + μ_b·h_{b−1},   μ_b = sigmoid(α_b),   s_1 = a_1
+    h_b = s_b + W_up·gelu(W_down·norm(s_b))
+    answer_b = head(norm(mean of h_b over the row's vectors))
+
+or, in tasks with an answer for every vector, ``head(norm(h_b))``. With ``summed``, each block has a norm and
+head of its own, which start at zero, and adds to the answer of the block below::
+
+    answer_b = answer_{b−1} + head_b(norm_b(mean of h_b)),   answer_0 = 0
+
+so that a deep answer that learnt nothing is the shallow one. Blocks from number ``apart`` stand apart: they
+see their own tap alone, s_b = a_b, and add half of what they say, which is to be an answer by itself
+(docs/decisions/0020)::
+
+    answer_b = answer_{b−1} + ½·alone_b,   alone_b = head_b(norm_b(mean of h_b))
+
+A language model keeps the backbone's own head, which takes its last state with something added, nothing at
+first: W_out, one a backbone family, starts at zero (:meth:`SideNetwork.lifted`)::
+
+    answer = backbone head(A_b + |A_b|·W_out·norm(h_b)),   |A|: the root of the mean square of A
+
+A row leaves at its own last tap. Taps are nested (:func:`sidestream.contract.plan.nested_taps`), so a deep
+backbone's row can be asked for the answer of a shallower one on its way: so every upload trains the shallow
+tiers too.
+
+Legend: B taps, K rows, N vectors a row (padded), d the backbone's width, r the side-network's, C numbers in
+an answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.plan import SideNetworkSpec
+from sidestream.contract.tasks import TASKS, Scale, Task
+from sidestream.contract.tensors import Floats
+from sidestream.side_network.bundle import Bundle
+
+_APART_SHARE: Final = 0.5
+"""How much of what a block that stands apart says is added."""
+
+
+class _Align(nn.Module):
+    """Maps one backbone family's taps into the side-network, each tap by a matrix of its own."""
+
+    def __init__(self, blocks: int, width: int, out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks, width, out))
+        self.bias = nn.Parameter(torch.zeros(blocks, out))
+        if not self.weight.is_meta:  # there it would import half of torch's compiler, for nothing
+            nn.init.normal_(self.weight, std=width**-0.5)
+
+    def forward(self, tap: int, activations: Tensor, dropout: float) -> Tensor:
+        """[K, N, d] of tap number ``tap``, from 0 -> [K, N, r]."""
+        normed = functional.layer_norm(activations, activations.shape[-1:])
+        normed = functional.dropout(normed, dropout, self.training)
+        return normed @ self.weight[tap] + self.bias[tap]
+
+
+class _Adapter(nn.Module):
+    """h = s + W_up·gelu(W_down·norm(s)); W_up starts at zero, so it starts as the identity."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, inner)
+        self.up = nn.Linear(inner, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        lifted: Tensor = self.up(functional.gelu(self.down(self.norm(hidden))))
+        return hidden + lifted
+
+
+class _Step(nn.Module):
+    """What a block adds to the answer; nothing at first."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, hidden: Tensor, dropout: float) -> Tensor:
+        added: Tensor = self.head(functional.dropout(self.norm(hidden), dropout, self.training))
+        return added
+
+
+class Answers(NamedTuple):
+    """What a side-network says of some rows."""
+
+    by_taps: dict[int, Tensor]
+    """By number of taps b: the answers of the K_b first rows, [K_b, C] or [K_b, N, C]."""
+    alone: dict[int, Tensor]
+    """The same, of block number b by its own tap alone, where that block stands apart."""
+
+
+class SideNetwork(nn.Module):
+    """The shared side-network with the alignment maps of some backbone families.
+
+    Args:
+        spec: Its shape.
+        labels: How many labels the job has.
+        seed: Decides the initial weights.
+        dropout: On normalised activations and before the head, while training.
+        task: Decides C, and whether a row has one answer or every vector has.
+    """
+
+    def __init__(
+        self,
+        spec: SideNetworkSpec,
+        *,
+        labels: int,
+        seed: int,
+        dropout: float = 0.0,
+        task: Task = Task.TEXT_CLASSIFICATION,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self._task = TASKS[task]
+        self.seed = seed
+        self.scale = Scale()
+        """What answers are measured in, where they are numbers."""
+        self.dropout = dropout
+        self.aligns = nn.ModuleDict()
+        with _seeded(seed):
+            self.gates = nn.Parameter(torch.zeros(spec.blocks - 1))
+            self.adapters = nn.ModuleList(_Adapter(spec.width, spec.inner) for _ in range(spec.blocks))
+            if self._task.generates:
+                self.norm = nn.LayerNorm(spec.width)
+                self.outs = nn.ModuleDict()
+            elif spec.summed:
+                outputs = self._task.outputs(labels)
+                self.steps = nn.ModuleList(_Step(spec.width, outputs) for _ in range(spec.blocks))
+            else:
+                self.norm = nn.LayerNorm(spec.width)
+                self.head = nn.Linear(spec.width, self._task.outputs(labels))
+                nn.init.zeros_(self.head.weight)
+                nn.init.zeros_(self.head.bias)
+
+    def add_align(self, name: str, width: int) -> None:
+        """Add the alignment map ``name``, and the way back, for backbones of hidden size ``width``.
+
+        Its initial weights depend on the seed and the name, not on when it is added.
+        """
+        salt = int.from_bytes(hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()[:7], "little")
+        with _seeded(salt):
+            self.aligns[_key(name)] = _Align(self.spec.blocks, width, self.spec.width)
+            if self._task.generates:
+                out = nn.Linear(self.spec.width, width, bias=False)
+                nn.init.zeros_(out.weight)
+                self.outs[_key(name)] = out
+
+    @property
+    def align_names(self) -> list[str]:
+        """The alignment maps it has."""
+        return [_name(key) for key in self.aligns]
+
+    def forward(
+        self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int] = ()
+    ) -> dict[int, Tensor]:
+        """Run rows of any backbones together.
+
+        Args:
+            families: Alignment map and taps [B', K', N, d] of rows that share both, in order of falling B';
+                the K' add up to K.
+            mask: [K, N] bool, the families' rows in order: which vectors are real; one a row at least.
+            exits: Numbers of taps to answer at, besides those at which a family ends.
+
+        Returns:
+            By number of taps b: the answers of the K_b first rows, those with b taps or more: [K_b, C], or
+            [K_b, N, C] where the task has an answer for every vector.
+        """
+        return self.answers(families, mask, exits).by_taps
+
+    def answers(
+        self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int] = ()
+    ) -> Answers:
+        """As :meth:`forward`, with what blocks that stand apart say by themselves."""
+        if self.spec.summed:
+            return self._summed(families, mask, exits)
+        by_taps = {
+            taps: self._answer(self._pooled(hidden, mask)) for taps, hidden in self.trunk(families, exits)
+        }
+        return Answers(by_taps, {})
+
+    def _summed(
+        self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int]
+    ) -> Answers:
+        wanted = {*exits, *(len(taps) for _, taps in families)}
+        found, answer = Answers({}, {}), None
+        for taps, hidden in self.trunk(families, range(1, self.spec.blocks + 1)):
+            added = self.steps[taps - 1](self._pooled(hidden, mask), self.dropout)
+            if answer is not None and self._apart(taps):
+                found.alone[taps] = added
+                added = _APART_SHARE * added
+            answer = added if answer is None else answer[: len(added)] + added
+            if taps in wanted:
+                found.by_taps[taps] = answer
+        return found
+
+    def _apart(self, taps: int) -> bool:
+        """Whether block number ``taps`` stands apart."""
+        return self.spec.summed and 0 < self.spec.apart <= taps
+
+    def trunk(
+        self, families: Sequence[tuple[str, Tensor]], exits: Collection[int] = ()
+    ) -> Iterator[tuple[int, Tensor]]:
+        """As :meth:`forward`, up to the head: numbers of taps b, rising, with h_b [K_b, N, r]."""
+        exits = {*exits, *(len(taps) for _, taps in families)}
+        hidden = torch.empty(0)
+        for tap, adapter in enumerate(self.adapters):
+            active = [(name, taps[tap]) for name, taps in families if len(taps) > tap]
+            if not active:
+                break
+            mixed = torch.cat([self.aligns[_key(name)](tap, values, self.dropout) for name, values in active])
+            if tap and not self._apart(tap + 1):
+                gate = torch.sigmoid(self.gates[tap - 1])
+                mixed = (1 - gate) * mixed + gate * hidden[: len(mixed)]
+            hidden = adapter(mixed)
+            if tap + 1 in exits:
+                yield tap + 1, hidden
+
+    def _pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """[K_b, N, r] and [K, N] -> [K_b, r], or as it is where every vector has an answer."""
+        if self._task.per_vector:
+            return hidden
+        real = mask[: len(hidden), :, None].to(hidden.dtype)
+        return (hidden * real).sum(dim=1) / real.sum(dim=1)
+
+    def _answer(self, hidden: Tensor) -> Tensor:
+        """[…, r] -> […, C]."""
+        answers: Tensor = self.head(functional.dropout(self.norm(hidden), self.dropout, self.training))
+        return answers
+
+    def lifted(self, align: str, hidden: Tensor, states: Tensor) -> Tensor:
+        """What a language model's head is given: its last states […, d] with h_b […, r] added to them."""
+        normed = functional.dropout(self.norm(hidden), self.dropout, self.training)
+        added: Tensor = self.outs[_key(align)](normed)
+        return states + states.square().mean(dim=-1, keepdim=True).sqrt() * added
+
+    def refine(self, align: str, taps: Tensor) -> Tensor:
+        """One family's taps [B', K, N, d] -> its last states, lifted: [K, N, d]."""
+        hidden = dict(self.trunk([(align, taps)]))[len(taps)]
+        return self.lifted(align, hidden, taps[-1])
+
+    def predict(self, align: str, taps: Tensor, mask: Tensor) -> Tensor:
+        """One family's taps [B', K, N, d] and mask [K, N] -> the answers at its last tap."""
+        return self.forward([(align, taps)], mask)[len(taps)]
+
+    def arrays(self) -> dict[str, Floats]:
+        """Every parameter by name, as float32 arrays that share no memory with the network."""
+        return {
+            name: value.detach().cpu().numpy().astype(np.float32, copy=True)
+            for name, value in self.state_dict().items()
+        }
+
+    def load_arrays(self, tensors: Mapping[str, Floats], *, assign: bool = False) -> None:
+        """Set every parameter: a copy, or the arrays' own memory with ``assign``.
+
+        Raises:
+            DecodeError: if names or shapes are not exactly this network's.
+        """
+        state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        try:
+            self.load_state_dict(state, assign=assign)
+        except RuntimeError as exc:
+            raise DecodeError(f"weights do not fit the side-network: {str(exc)[:300]}") from exc
+
+
+def from_bundle(bundle: Bundle) -> SideNetwork:
+    """Build the side-network that a bundle describes and set its weights.
+
+    Nothing is allocated on the word of the description: the network takes the bundle's own tensors.
+
+    Raises:
+        DecodeError: if its tensors are not those that its description asks for.
+    """
+    with torch.device("meta"):
+        about = bundle.about
+        network = SideNetwork(about.side_network, labels=len(about.labels), seed=0, task=about.task)
+        for name, width in sorted(bundle.about.aligns.items()):
+            network.add_align(name, width)
+    network.scale = about.scale
+    network.load_arrays(bundle.tensors, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def first_blocks(tensors: Mapping[str, Floats], blocks: int) -> dict[str, Floats]:
+    """The parameters of the same network with its first ``blocks`` blocks only.
+
+    A row of so many taps leaves there, so the deeper blocks have no part in its answer.
+    """
+    kept: dict[str, Floats] = {}
+    for name, array in tensors.items():
+        part, _, rest = name.partition(".")
+        if part in ("adapters", "steps") and int(rest.partition(".")[0]) >= blocks:
+            continue
+        kept[name] = array[: {"aligns": blocks, "gates": blocks - 1}.get(part)]
+    return kept
+
+
+def align_of(parameter: str) -> str | None:
+    """The alignment map that a parameter belongs to, or None if all tiers share it."""
+    level, _, rest = parameter.partition(".")
+    return _name(rest.rsplit(".", 1)[0]) if level in ("aligns", "outs") else None
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Initial weights by a seed. On the meta device there are none, and torch's generator is left alone.
+
+    All threads share that, and an agent that adopts must not reach into a fold on another thread.
+    """
+    if torch.get_default_device().type == "meta":
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _key(name: str) -> str:
+    """A ModuleDict key may hold no dot and be no attribute's name; map names never hold '@' or '%'."""
+    return "@" + name.replace(".", "%")
+
+
+def _name(key: str) -> str:
+    return key[1:].replace("%", ".")

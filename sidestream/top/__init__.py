@@ -1,0 +1,1 @@
+"""``sidestream top``: the fleet in a terminal, as its public topics tell it."""
