@@ -2,7 +2,7 @@
 
     python benchmarks/device_cost.py --shapes minilm opt-125m --seq 64 256
 
-Methods that begin with ``lm-`` are of a language-model job: a decoder with its head, all tokens foretold.
+Methods that begin with ``lm-`` are of a language-model job: a decoder with its head, all tokens predicted.
 Random weights of the real classes, one thread, each measurement in a process of its own. Compare the ratios:
 they are taken within a run, and hold on other machines better than the figures do.
 """

@@ -50,7 +50,7 @@ class FleetRun:
     rows_forwarded: int
     """For training."""
     tokens_forwarded: int
-    """Of a language model: those foretold in these rows."""
+    """Of a language model: those predicted in these rows."""
     wall_s: float
     """From start to end."""
 

@@ -57,7 +57,7 @@ class Tuner:
         self._train = work.windows(model, work.train)
         self._held_out = work.windows(model, work.held_out)
         self.tokens = sum(count_targets(window) for window in self._train)
-        """That are foretold in one epoch."""
+        """That are predicted in one epoch."""
 
     def frozen(self) -> LmTuned:
         """The model as it is."""
@@ -121,7 +121,7 @@ class Tuner:
 
 
 def window_loss(model: Any, windows: Sequence[Window]) -> Tensor:
-    """The mean loss of all tokens foretold in K windows."""
+    """The mean loss of all tokens predicted in K windows."""
     ids = _padded([window.inputs for window in windows], 0)
     targets = _padded([window.targets for window in windows], NO_TARGET)
     lengths = torch.tensor([len(window.inputs) for window in windows])

@@ -76,7 +76,7 @@ class Meter:
         self.rows = 0
         """Rows passed."""
         self.tokens = 0
-        """Of windows: the tokens foretold in them."""
+        """Of windows: the tokens predicted in them."""
 
     @contextmanager
     def passing(self, rows: int) -> Iterator[None]:
@@ -127,5 +127,5 @@ class MeteredModel(LanguageModel):
 
 
 def count_targets(window: Window) -> int:
-    """Tokens of it that are foretold."""
+    """Tokens of it that are predicted."""
     return sum(target != NO_TARGET for target in window.targets)

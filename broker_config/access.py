@@ -2,7 +2,8 @@
 
 A device is named by its certificate. It writes its own uploads, status and telemetry, and reads the plan, the
 trainer's status, its tier's weights and flow, and its own receipts and status (by which it notices a
-namesake, and that its words arrive), and an echo topic to try the broker with. What no line allows is denied.
+duplicate device, and that its words arrive), and an echo topic to try the broker with. What no
+line allows is denied.
 """
 
 from __future__ import annotations

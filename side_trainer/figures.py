@@ -10,7 +10,7 @@ from metrics.fleet_page.board import Board
 from metrics.fleet_page.fleet import Fleet
 from metrics.fleet_page.view import RefusedView, TrainerView
 from metrics.telemetry import FleetExporter
-from side_trainer.broadcast.gate import Gate
+from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.journal.journal import Journal
 from side_trainer.receive.inbox import Inbox
 from sidestream.contract.messages import TrainerStatus
@@ -37,7 +37,7 @@ class Figures:
         journal: Journal,
         inbox: Inbox,
         fleet: Fleet,
-        transport: Gate,
+        transport: LeaderTransport,
         board: Board,
         metrics: TrainerMetrics,
         task: Task,

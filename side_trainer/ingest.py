@@ -22,16 +22,16 @@ from metrics.catalogue import Kind, Reason, TrainerMetrics
 from metrics.fleet_page.board import Board
 from metrics.fleet_page.fleet import Fleet
 from side_trainer.broadcast.downlink import Downlink
-from side_trainer.broadcast.gate import Gate
-from side_trainer.broadcast.leader_election import Standing
+from side_trainer.broadcast.leader_election import LeaderElection
+from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.broadcast.presence import Presence
 from side_trainer.broadcast.retained import Retained
-from side_trainer.broadcast.signing import Seal
+from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.figures import Figures
 from side_trainer.job import Job
 from side_trainer.journal.journal import Claim, Journal, Taken
 from side_trainer.quarantine.judge import Judge
-from side_trainer.receive.absence import Missing
+from side_trainer.receive.absence import Absences
 from side_trainer.receive.inbox import Inbox, Refused, arrived, examine
 from side_trainer.receive.refusals import Refusals
 from side_trainer.receive.setbacks import Setbacks
@@ -82,14 +82,14 @@ class Ingest:
         journal: Where batches go.
         job: What the devices' births settle.
         transport: For receipts, rejections and the plan.
-        standing: Whether this is the job's one trainer.
+        election: Whether this is the job's one trainer.
         inbox: What the network thread fills.
         fleet: The view of the devices.
         metrics: Counts everything.
         board: Shown the fleet once a second.
         broker_figures: Told what the broker says of itself.
         retained: Knows what is ours on the broker.
-        seal: Signs the plan.
+        signer: Signs the plan.
         status: The trainer's status, announced on every connection and when it changes.
         learner_woken: Called after new records, and after each new connection with ``True``.
         trace: Told what is done when.
@@ -103,15 +103,15 @@ class Ingest:
         *,
         journal: Journal,
         job: Job,
-        transport: Gate,
-        standing: Standing,
+        transport: LeaderTransport,
+        election: LeaderElection,
         inbox: Inbox,
         fleet: Fleet,
         metrics: TrainerMetrics,
         board: Board,
         broker_figures: BrokerFigures,
         retained: Retained,
-        seal: Seal,
+        signer: TrainerSigner,
         status: Callable[[], TrainerStatus],
         learner_woken: Callable[[bool], None],
         trace: Trace,
@@ -124,7 +124,7 @@ class Ingest:
         self._journal = journal
         self._job = job
         self._transport = transport
-        self._standing = standing
+        self._election = election
         self.confirmed = threading.Event()
         """Set once it is certain that this is the job's one trainer."""
         self._held: list[tuple[Uplink, Received]] = []
@@ -133,14 +133,14 @@ class Ingest:
         self._metrics = metrics
         self._broker_figures = broker_figures
         self._retained = retained
-        self._seal = seal
+        self._signer = signer
         self._status = status
         self._learner_woken = learner_woken
         self._trace = trace
         self._topics = Topics(job.plan.job)
-        self._downlink = Downlink(transport, self._topics, journal, standing, metrics)
+        self._downlink = Downlink(transport, self._topics, journal, election, metrics)
         self._presence = Presence(
-            standing, journal, transport, self._downlink, self._topics, seal, status=status
+            election, journal, transport, self._downlink, self._topics, signer, status=status
         )
         self._refusals = Refusals(
             self._downlink,
@@ -167,9 +167,9 @@ class Ingest:
         # Streams to be told of, the current one first.
         self._greetings: dict[tuple[str, str], tuple[str, ...]] = {}
         self._backups = journal.backups
-        self._setbacks = Setbacks(journal, seal)
+        self._setbacks = Setbacks(journal, signer)
         self._judge = judge
-        self._missing = Missing()
+        self._absences = Absences()
         self._held_max_bytes = held_max_bytes
         self._paused = False
         self._connections = 0
@@ -214,7 +214,7 @@ class Ingest:
         self._stand(arrived)
         self._greet()
         self._settle_job(arrived)  # births come before the batches that go by what they settle
-        if not self._standing.active:  # the devices send again what finds no room here
+        if not self._election.active:  # the devices send again what finds no room here
             self._held += batches
             self._inbox.dropped += len(self._held[_HELD:])
             self._held, batches = self._held[:_HELD], []
@@ -249,7 +249,7 @@ class Ingest:
         if isinstance(event, Disconnected):
             self._metrics.taken_over.inc(event.taken_over)
             self._presence.disconnected()
-            self._missing.disconnected()
+            self._absences.disconnected()
             self._metrics.broker_connected.set(0)
             self._broker_figures.clear()
             return None
@@ -269,7 +269,7 @@ class Ingest:
             return None
         self._metrics.messages_received.labels(Kind(uplink.kind)).inc()
         if uplink.kind == Kind.ACTIVATIONS.value:
-            self._warn_of(uplink, self._missing.on_batch(uplink.tier, uplink.device, self._clock()))
+            self._warn_of(uplink, self._absences.on_batch(uplink.tier, uplink.device, self._clock()))
             return uplink
         if event.payload:
             self._on_report(uplink, event)
@@ -318,7 +318,7 @@ class Ingest:
             if uplink.kind == Kind.TELEMETRY.value:
                 told = unpack(Telemetry, event.payload)
                 self._fleet.on_telemetry(uplink.tier, uplink.device, told, now)
-                why = self._missing.on_telemetry(uplink.tier, uplink.device, told.batches_sent, now)
+                why = self._absences.on_telemetry(uplink.tier, uplink.device, told.batches_sent, now)
                 self._warn_of(uplink, why)
                 self._setbacks.on_telemetry(uplink, told)
                 return
@@ -365,7 +365,7 @@ class Ingest:
 
     def _greet(self) -> None:
         """Tell devices that came what of their streams is here: it may be less than they were told before."""
-        while self._greetings and self._standing.active:
+        while self._greetings and self._election.active:
             (tier, device), (current, *earlier) = self._greetings.popitem()
             uplink = Uplink(tier=tier, device=device, kind=Kind.STATUS.value)
             for stream in earlier:
@@ -489,7 +489,7 @@ class Ingest:
     # --- announcements -------------------------------------------------------------------------------
 
     def _announce_plan(self) -> None:
-        plan = self._seal.plan(msgspec.structs.replace(self.plan, fence=self._standing.fence))
+        plan = self._signer.plan(msgspec.structs.replace(self.plan, fence=self._election.fence))
         self._retained.publishing(self._topics.plan, plan)
         self._plan_due = not self._downlink.send(self._topics.plan, plan, retain=True)
         self._learner_woken(False)

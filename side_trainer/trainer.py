@@ -23,11 +23,11 @@ from metrics.fleet_page.device_series import DeviceSeries
 from metrics.fleet_page.fleet import Fleet
 from metrics.fleet_page.server import PortInUseError, serve_page
 from metrics.server import serve
-from side_trainer.broadcast.gate import Gate
-from side_trainer.broadcast.leader_election import Standing
+from side_trainer.broadcast.leader_election import LeaderElection
+from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.broadcast.publisher import Publisher
 from side_trainer.broadcast.retained import Retained
-from side_trainer.broadcast.signing import open_seal
+from side_trainer.broadcast.signing import load_signer
 from side_trainer.fold.checkpoint import newest_files
 from side_trainer.ingest import Ingest
 from side_trainer.job import Job
@@ -91,7 +91,7 @@ def run_trainer(
     """
     config = config.checked()
     torch.set_num_threads(config.threads)
-    seal = open_seal(config.job, config.signing)
+    signer = load_signer(config.job, config.signing)
     directory = prepare(state_dir_of(config))
     with ExitStack() as stack:
         stack.enter_context(locked(directory, "a trainer"))
@@ -100,7 +100,7 @@ def run_trainer(
         job = Job(config, journal)
         epoch = journal.next_epoch()
         # The clock is a hint only, for a journal and a broker that are both new to a job that is not.
-        standing = Standing(
+        election = LeaderElection(
             instance=secrets.token_hex(16),
             fence=max(journal.fence + 1, int(time.time())),
             take_over=take_over,
@@ -126,21 +126,21 @@ def run_trainer(
                 version=learner.version,
                 samples=journal.samples(),
                 final=learner.final,
-                fence=standing.fence,
-                instance=standing.instance,
+                fence=election.fence,
+                instance=election.instance,
             )
 
         topic = Topics(config.job).trainer_status
         last_words = TrainerStatus(
-            state="offline", run=journal.run, epoch=epoch, fence=standing.fence, instance=standing.instance
+            state="offline", run=journal.run, epoch=epoch, fence=election.fence, instance=election.instance
         )
-        will = Will(topic=topic, payload=seal.status(last_words))
+        will = Will(topic=topic, payload=signer.status(last_words))
         transport = connect(config, f"sidestream-trainer-{secrets.token_hex(16)}", will)
-        gate = Gate(transport, standing)
+        gate = LeaderTransport(transport, election)
         retained = Retained()
         by_labels = TASKS[config.task].form is TargetForm.LABELS
         judge = Judge(journal, suspects=config.quarantine, by_labels=by_labels)
-        publisher = Publisher(gate, journal, metrics, retained, seal, codec=config.weights_codec)
+        publisher = Publisher(gate, journal, metrics, retained, signer, codec=config.weights_codec)
         learner = Learner(
             config=config,
             journal=journal,
@@ -157,14 +157,14 @@ def run_trainer(
             journal=journal,
             job=job,
             transport=gate,
-            standing=standing,
+            election=election,
             inbox=inbox,
             fleet=Fleet(config.tiers),
             metrics=metrics,
             board=board,
             broker_figures=broker_figures,
             retained=retained,
-            seal=seal,
+            signer=signer,
             status=status,
             learner_woken=learner.wake,
             trace=trace,
@@ -177,11 +177,11 @@ def run_trainer(
             config,
             settings_file,
             transport,
-            standing,
+            election,
             inbox,
             ingest,
             learner,
-            farewell=lambda: seal.status(status("offline")),
+            farewell=lambda: signer.status(status("offline")),
         ).run(stop, lambda: started(url, page_url))
 
 
@@ -215,7 +215,7 @@ class _Threads:
         config: TrainerConfig,
         settings_file: SettingsFile | None,
         transport: Transport,
-        standing: Standing,
+        election: LeaderElection,
         inbox: Inbox,
         ingest: Ingest,
         learner: Learner,
@@ -225,7 +225,7 @@ class _Threads:
         self._config = config
         self._settings_file = settings_file
         self._transport = transport
-        self._standing = standing
+        self._election = election
         self._inbox = inbox
         self._ingest = ingest
         self._learner = learner
@@ -258,7 +258,7 @@ class _Threads:
                     thread.join(_JOIN_S)
             farewell = (topics.trainer_status, self._farewell(), 1, True)
             # One that has no say has nothing to take back: the retained status is another's.
-            self._transport.close(last_words=[farewell] if self._standing.active else [])
+            self._transport.close(last_words=[farewell] if self._election.active else [])
         if self._failure is not None:
             raise self._failure
 

@@ -75,8 +75,8 @@ class LateLabels:
         while not self._stopped():
             try:
                 if not known:
-                    with self._outbox.shelf(writes=True) as shelf:
-                        shelf.set_job(self._task, self._labels)
+                    with self._outbox.unlabelled(writes=True) as store:
+                        store.set_job(self._task, self._labels)
                     known = True
                 while not self._stopped() and self.take_up():
                     pass
@@ -91,8 +91,8 @@ class LateLabels:
 
     def take_up(self) -> bool:
         """Make one batch, if there are labels for one. Returns whether it is worth looking again at once."""
-        with self._outbox.shelf() as shelf:
-            found = shelf.labelled(self._made_by, _AT_ONCE * self._batch_size)
+        with self._outbox.unlabelled() as store:
+            found = store.labelled(self._made_by, _AT_ONCE * self._batch_size)
         if not found or not self._outbox.has_room():
             return False
         ready = list(self._usable(found))
@@ -100,8 +100,8 @@ class LateLabels:
         batch = self._chosen([one for one in ready if not one.labelled.held_out])
         try:
             if held_out:
-                with self._outbox.shelf(writes=True) as shelf:
-                    shelf.settle(held_out)
+                with self._outbox.unlabelled(writes=True) as store:
+                    store.settle(held_out)
             if batch:
                 self._append(batch)
         except LabelChanged:
@@ -115,8 +115,8 @@ class LateLabels:
                 yield _Ready(one, read(one.activations), self._targets.read(label, one.row.text))
             except Unusable as exc:
                 log.warning("the label of sample %s is not used, and it waits for another: %s", one.id, exc)
-                with self._outbox.shelf(writes=True) as shelf:
-                    shelf.refuse(one.key, label, str(exc))
+                with self._outbox.unlabelled(writes=True) as store:
+                    store.refuse(one.key, label, str(exc))
 
     def _chosen(self, ready: Sequence[_Ready]) -> list[_Ready]:
         """As many as fit a message, of one policy and codec; or one alone that cannot be joined to others."""

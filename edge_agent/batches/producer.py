@@ -178,10 +178,10 @@ class Producer:
             self._compute([_waiting(sample) for sample in samples[start : start + step]])
 
     def _without_activations(self) -> list[Sample]:
-        with self._outbox.shelf(writes=True) as shelf:
-            if stale := shelf.clear_stale(self._made_by):
+        with self._outbox.unlabelled(writes=True) as store:
+            if stale := store.clear_stale(self._made_by):
                 log.warning("the plan has changed: %d samples that wait for a label are computed anew", stale)
-            return shelf.without_activations()
+            return store.without_activations()
 
     def _tell_lacking(self) -> None:
         """Say once where labels were looked for."""
@@ -271,8 +271,8 @@ class Producer:
             self._set_aside(ready.sample._replace(key=ready.key), "samples_skipped")
 
     def _forget(self, key: bytes) -> None:
-        with self._outbox.shelf(writes=True) as shelf:
-            shelf.drop([key])
+        with self._outbox.unlabelled(writes=True) as store:
+            store.drop([key])
         self._outbox.count("unlabelled_dropped", 1)
 
     def _append(

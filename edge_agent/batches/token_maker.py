@@ -56,13 +56,13 @@ class TokenMaker(BatchMaker):
         """What of a row goes through the model.
 
         Raises:
-            Unusable: nothing of it is to be foretold.
+            Unusable: nothing of it is to be predicted.
         """
         if not (row.pair if row.pair is not None else row.text).strip():
             raise Unusable("a sample has no text")
         windows = self.model.windows(row.text, row.pair, self._tier.max_tokens)
         if not windows:
-            raise Unusable("a sample has a single token, and so none to foretell")
+            raise Unusable("a sample has a single token, and so none to predict")
         return windows
 
     def every(self, windows: Sequence[Window]) -> Sampled:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from edge_agent.store.outbox_file import FILE_NAME, as_state_error
-from edge_agent.store.unlabelled import SCHEMA, Listed, Shelf, staying
+from edge_agent.store.unlabelled import SCHEMA, Listed, UnlabelledStore, staying
 from sidestream.contract.errors import DataError, StateError
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.host.commands import Handler, add_command, add_state_dir
@@ -85,8 +85,8 @@ def _command(commands: Any, name: str, handler: Handler, text: str, about: str) 
 def samples(args: argparse.Namespace) -> int:
     """Print the samples."""
     set_up("warning")
-    with _shelf(args.state_dir) as shelf:
-        listed = shelf.list(unlabelled=args.unlabelled)
+    with _unlabelled_store(args.state_dir) as store:
+        listed = store.list(unlabelled=args.unlabelled)
     answers = _Answers(args.state_dir) if args.predict else None
     for start in range(0, len(listed), _AT_ONCE):
         some = listed[start : start + _AT_ONCE]
@@ -120,8 +120,8 @@ class _Answers:
         from edge_agent.answers.answer import answers_of
         from edge_agent.batches import coded as kept
 
-        with _shelf(self._state_dir) as shelf:
-            blobs = shelf.activations([one.id for one in listed], kept.made_by(self._tier, self._about.task))
+        with _unlabelled_store(self._state_dir) as store:
+            blobs = store.activations([one.id for one in listed], kept.made_by(self._tier, self._about.task))
         known = [one for one in listed if one.id in blobs]
         if not known:
             return {}
@@ -158,11 +158,11 @@ def label(args: argparse.Namespace) -> int:
     """Write labels down, all of them or none."""
     set_up("warning")
     given = _given(args)
-    with _shelf(args.state_dir, writes=True) as shelf:
-        job = shelf.job()
+    with _unlabelled_store(args.state_dir, writes=True) as store:
+        job = store.job()
         for name, text in given:
-            _check(job, name, text, shelf.text_of(name))
-            shelf.label(name, text)
+            _check(job, name, text, store.text_of(name))
+            store.label(name, text)
         if job is None:
             print("the job's labels are not known here yet; the agent checks them later", file=sys.stderr)
     print(f"{len(given)} label{'s' if len(given) != 1 else ''} noted; the agent takes them up within seconds")
@@ -231,8 +231,8 @@ def _labels_hint(labels: Sequence[str], strange: Sequence[str]) -> str:
 
 
 @contextmanager
-def _shelf(state_dir: Path, *, writes: bool = False) -> Iterator[Shelf]:
-    """The shelf in a state directory whose agent may be running; what is written stands once this is left.
+def _unlabelled_store(state_dir: Path, *, writes: bool = False) -> Iterator[UnlabelledStore]:
+    """The unlabelled store of an agent that may be running; what is written stands once this is left.
 
     Raises:
         StateError: there is none, or it cannot be read or written to.
@@ -248,5 +248,5 @@ def _shelf(state_dir: Path, *, writes: bool = False) -> Iterator[Shelf]:
     ):
         db.executescript(SCHEMA)
         db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-        yield Shelf(db)
+        yield UnlabelledStore(db)
         db.execute("COMMIT")

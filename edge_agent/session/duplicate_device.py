@@ -39,7 +39,7 @@ def ranks_above(other: Status, *, birth: int, instance: str) -> bool:
 def await_departure(
     look: Callable[[], Transport], topic: str, stop: threading.Event, every_s: float = LOOK_EVERY_S
 ) -> None:
-    """Return once the namesake's status says offline, or ``stop`` is set.
+    """Return once the duplicate device's status says offline, or ``stop`` is set.
 
     Args:
         look: Makes a transport under another client id.

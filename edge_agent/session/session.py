@@ -105,7 +105,7 @@ class Session:
         )
         self._flow: Flow | None = None
         self._new_plan = False
-        self._namesake = False
+        self._duplicate = False
         self._set_back = False
         self._trainer_online = False
         self._waits = False  # the trainer has no room for what we send
@@ -170,7 +170,7 @@ class Session:
             raise self._work.failure
         if self._device.stop.is_set():
             return Outcome.STOPPED
-        if self._namesake:
+        if self._duplicate:
             return Outcome.NAMESAKE
         if self._new_plan:
             return Outcome.NEW_PLAN
@@ -195,8 +195,8 @@ class Session:
         return newest.version > version_then or time.monotonic() - receipt_s > _SETTLE_S
 
     def _labels_pending(self) -> bool:
-        with self._outbox.shelf() as shelf:
-            return shelf.pending() > 0
+        with self._outbox.unlabelled() as store:
+            return store.pending() > 0
 
     @property
     def _plan(self) -> Plan | None:
@@ -209,7 +209,7 @@ class Session:
         self._plans.check_backbone(self._reporter.backbone)
         self._offer_labels(now)
         self._weights.tick()
-        if self._birth_due and not self._namesake:
+        if self._birth_due and not self._duplicate:
             self._say_birth(now)
         self._writes.check(now, self._transport.refused)
         self._writes.check_batches(now, self._work.unanswered_s if self._trainer_online else 0.0)
@@ -277,7 +277,7 @@ class Session:
             if not retained:
                 self._writes.heard()
         elif self._reporter.gives_way_to(status) and self._is_there(status, retained):
-            self._namesake = True
+            self._duplicate = True
         elif not retained:  # what stands there now is not ours: the other is to hear that we are here
             self._birth_due = True
         elif self._reporter.counts_below(status):
@@ -430,5 +430,5 @@ class Session:
         if self._device.stream is None:
             self._source.close()
         # What stands on our topics is the other's, if there is one of our name.
-        words = [] if self._namesake else [self._telemetry(qos=1), self._reporter.death(reason)]
+        words = [] if self._duplicate else [self._telemetry(qos=1), self._reporter.death(reason)]
         self._transport.close(last_words=words)

@@ -21,8 +21,8 @@ def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) 
     counters = outbox.counters()
     batches, size = outbox.size()
     rss, peak_rss = memory_bytes()
-    with outbox.shelf() as shelf:
-        waiting = shelf.waiting()
+    with outbox.unlabelled() as store:
+        waiting = store.waiting()
     score = in_use.score if in_use is not None else None
     return Telemetry(
         stream=outbox.stream,

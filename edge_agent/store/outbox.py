@@ -22,7 +22,7 @@ from typing import Literal
 from edge_agent.samples.sample import Row, Sample
 from edge_agent.store.outbox_file import OutboxFile
 from edge_agent.store.streams import Settled, Slot, State, Streams, Waiting, moved
-from edge_agent.store.unlabelled import Kept, Labelled, Shelf, staying
+from edge_agent.store.unlabelled import Kept, Labelled, UnlabelledStore, staying
 from sidestream.contract.errors import StateError
 from sidestream.contract.messages import ActivationBatch, Receipt
 
@@ -169,10 +169,10 @@ class Outbox:
             return [Row(*row) for row in found.fetchall()]
 
     @contextmanager
-    def shelf(self, *, writes: bool = False) -> Iterator[Shelf]:
+    def unlabelled(self, *, writes: bool = False) -> Iterator[UnlabelledStore]:
         """What waits for labels, to look at, or in a transaction of its own to change."""
         with self._file.transaction() if writes else self._file.reading() as db:
-            yield Shelf(db)
+            yield UnlabelledStore(db)
 
     # --- batches -----------------------------------------------------------------------------------------
 
@@ -288,13 +288,13 @@ class Outbox:
         births = self._file.value("births")
         self.consume(Taken())  # saves the counters
         with staying(self.folder, alone=True):
-            with self.shelf() as shelf:
-                labels = shelf.labels()
+            with self.unlabelled() as store:
+                labels = store.labels()
             self._file.exchange(self._kept(known) if known else None, self._kept(run))
         self._bind(**owner)
         with self._file.transaction() as db:
             self._file.set_value("births", births)
-            Shelf(db).take_over(labels)
+            UnlabelledStore(db).take_over(labels)
 
     def _bind(self, **owner: str) -> None:
         with self._file.transaction() as db:
@@ -330,9 +330,9 @@ class Outbox:
         for name, amount in taken.counts.items():
             self._file.add(name, amount)
         self._file.add("forward_us", round(taken.forward_seconds * 1e6))
-        shelf = Shelf(db)
-        shelf.settle(taken.labelled)
-        if dropped := shelf.put(taken.kept, self.unlabelled_max_bytes):
+        store = UnlabelledStore(db)
+        store.settle(taken.labelled)
+        if dropped := store.put(taken.kept, self.unlabelled_max_bytes):
             self._file.add("unlabelled_dropped", dropped)
             log.warning(
                 "%d samples without a label, the oldest, were dropped: unlabelled_max_mib is %d",

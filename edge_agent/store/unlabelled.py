@@ -77,7 +77,7 @@ class Listed(NamedTuple):
     """Why its label was refused."""
 
 
-class Shelf:
+class UnlabelledStore:
     """What waits for labels, within a transaction of whoever has the connection.
 
     Args:
@@ -90,7 +90,7 @@ class Shelf:
     # --- the agent ---------------------------------------------------------------------------------------
 
     def put(self, kept: Iterable[Kept], max_bytes: int) -> int:
-        """Put samples on the shelf.
+        """Put samples on the unlabelled store.
 
         Returns:
             How many without a label were dropped for want of room, the oldest first; those that are done with

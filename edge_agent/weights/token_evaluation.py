@@ -1,4 +1,4 @@
-"""How well a language model's held-out tokens are foretold: computed once, kept in half precision."""
+"""How well a language model's held-out tokens are predicted: computed once, kept in half precision."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TokenEvaluation(EvaluationSet):
     Args:
         maker: Computes activations as for uploading.
         rows: The samples; may return more each time, the known ones first.
-        most_tokens: Of the first so many tokens that are to be foretold.
+        most_tokens: Of the first so many tokens that are to be predicted.
         stopped: Asked between batches; true abandons the work.
     """
 

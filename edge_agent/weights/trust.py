@@ -19,7 +19,7 @@ import msgspec
 from sidestream.contract.errors import ConfigError, StateError, UntrustedError
 from sidestream.contract.messages import WeightsManifest
 from sidestream.contract.plan import Plan
-from sidestream.contract.signing import Scope, key_id, open_sealed, read_public_keys
+from sidestream.contract.signing import Scope, key_id, open_signed, read_public_keys
 from sidestream.contract.wire import prepared, unpack
 from sidestream.host.state_dir import write_atomically
 
@@ -88,7 +88,7 @@ class Trust:
         """
         if not self._checks:
             return unpack(Plan, payload)
-        plan = open_sealed(Plan, payload, self._plan_scope, self._kept.keys)
+        plan = open_signed(Plan, payload, self._plan_scope, self._kept.keys)
         before = (self._kept.fence, self._kept.revision)
         if (plan.fence, plan.revision) < before:
             raise UntrustedError(
@@ -106,7 +106,7 @@ class Trust:
         """
         if not self._checks:
             return unpack(WeightsManifest, payload)
-        manifest = open_sealed(WeightsManifest, payload, self._weights_scope, self._kept.keys)
+        manifest = open_signed(WeightsManifest, payload, self._weights_scope, self._kept.keys)
         if manifest.version < (before := self._kept.version_of(manifest.run)):
             raise UntrustedError(
                 f"version {manifest.version} is older than {before}, which this device has had"

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from broker_config.errors import PublishTimeout, TooLarge
 from metrics.catalogue import Content, TrainerMetrics
-from side_trainer.broadcast.gate import Gate
-from side_trainer.broadcast.leader_election import Standing
+from side_trainer.broadcast.leader_election import LeaderElection
+from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.journal.journal import Journal
 from sidestream.contract.errors import BrokerError
 from sidestream.contract.messages import Receipt
@@ -27,22 +27,22 @@ class Downlink:
         transport: Where to.
         topics: The job's.
         journal: Says up to where a stream is safe.
-        standing: Has the fence.
+        election: Has the fence.
         metrics: Counts bytes.
     """
 
     def __init__(
         self,
-        transport: Gate,
+        transport: LeaderTransport,
         topics: Topics,
         journal: Journal,
-        standing: Standing,
+        election: LeaderElection,
         metrics: TrainerMetrics,
     ) -> None:
         self._transport = transport
         self._topics = topics
         self._journal = journal
-        self._standing = standing
+        self._election = election
         self._metrics = metrics
         self._stuck = False  # the window was full for too long: nobody waits for it until it moves
         self._too_large: set[str] = set()
@@ -115,7 +115,7 @@ class Downlink:
             upto=upto,
             digest=self._journal.content(stream, upto) if upto else "",
             saved=state.saved if state is not None else 0,
-            fence=self._standing.fence,
+            fence=self._election.fence,
             **about,
         )
         topic = self._topics.receipt(uplink.tier, uplink.device)

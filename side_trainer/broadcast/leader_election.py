@@ -32,7 +32,7 @@ _HINT: Final = (
 )
 
 
-class Standing:
+class LeaderElection:
     """The one trainer's, or another's. Belongs to one thread; :attr:`active` may be read from any.
 
     Args:

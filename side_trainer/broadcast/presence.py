@@ -9,9 +9,9 @@ from typing import Final
 
 from broker_config.transport import Received
 from side_trainer.broadcast.downlink import Downlink
-from side_trainer.broadcast.gate import Gate
-from side_trainer.broadcast.leader_election import Standing
-from side_trainer.broadcast.signing import Seal
+from side_trainer.broadcast.leader_election import LeaderElection
+from side_trainer.broadcast.leader_transport import LeaderTransport
+from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.journal.journal import Journal
 from sidestream.contract.errors import BrokerError, UntrustedError, WireError
 from sidestream.contract.messages import TrainerClaim, TrainerStatus
@@ -26,32 +26,32 @@ class Presence:
     """Belongs to the ingest thread.
 
     Args:
-        standing: Whether this is the job's one trainer.
+        election: Whether this is the job's one trainer.
         journal: Remembers the fence.
         transport: Asks.
         downlink: Tells.
         topics: The job's.
-        seal: Signs the status, and knows another trainer's.
+        signer: Signs the status, and knows another trainer's.
         status: The trainer's, announced on every connection and when it changes.
     """
 
     def __init__(
         self,
-        standing: Standing,
+        election: LeaderElection,
         journal: Journal,
-        transport: Gate,
+        transport: LeaderTransport,
         downlink: Downlink,
         topics: Topics,
-        seal: Seal,
+        signer: TrainerSigner,
         *,
         status: Callable[[], TrainerStatus],
     ) -> None:
-        self._standing = standing
+        self._election = election
         self._journal = journal
         self._transport = transport
         self._downlink = downlink
         self._topics = topics
-        self._seal = seal
+        self._signer = signer
         self._status = status
         self._told: TrainerStatus | None = None
         self._answered = -_ANSWER_EVERY_S
@@ -59,7 +59,7 @@ class Presence:
 
     def connected(self) -> None:
         """Ask whether there is another trainer."""
-        claim = self._standing.connected(time.monotonic())
+        claim = self._election.connected(time.monotonic())
         try:
             self._transport.ask(self._topics.trainer_claim, pack(claim))
         except BrokerError as exc:
@@ -67,7 +67,7 @@ class Presence:
 
     def disconnected(self) -> None:
         """Nothing is certain any more."""
-        self._standing.disconnected()
+        self._election.disconnected()
 
     def on_event(self, event: Received) -> None:
         """What a trainer of this job, we among them, says to others.
@@ -77,12 +77,12 @@ class Presence:
         """
         try:
             if event.topic == self._topics.trainer_claim:
-                again = self._standing.on_claim(unpack(TrainerClaim, event.payload))
+                again = self._election.on_claim(unpack(TrainerClaim, event.payload))
             else:
-                status = self._seal.open_status(event.payload)
-                again = self._standing.on_status(status, retained=event.retained)
+                status = self._signer.open_status(event.payload)
+                again = self._election.on_status(status, retained=event.retained)
         except WireError as exc:
-            again = self._standing.active and event.topic == self._topics.trainer_status
+            again = self._election.active and event.topic == self._topics.trainer_status
             if isinstance(exc, UntrustedError):
                 self._distrust(event.topic, exc)
         now = time.monotonic()
@@ -106,10 +106,10 @@ class Presence:
         Raises:
             StateError: another one runs, and was not to be deposed.
         """
-        if not self._standing.tick(now):
+        if not self._election.tick(now):
             return False
-        if self._journal.fence != self._standing.fence:  # a full disk must not end it at a reconnect
-            self._journal.fence = self._standing.fence
+        if self._journal.fence != self._election.fence:  # a full disk must not end it at a reconnect
+            self._journal.fence = self._election.fence
         self._told = None
         self.tell()
         return True
@@ -119,5 +119,5 @@ class Presence:
         status = self._status()
         if status == self._told:
             return
-        if self._downlink.send(self._topics.trainer_status, self._seal.status(status), retain=True):
+        if self._downlink.send(self._topics.trainer_status, self._signer.status(status), retain=True):
             self._told = status

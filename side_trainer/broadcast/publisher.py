@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 
 from metrics.catalogue import Content, TrainerMetrics
-from side_trainer.broadcast.gate import Gate
+from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.broadcast.retained import Retained
-from side_trainer.broadcast.signing import Seal
+from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import TierRecord
 from sidestream.contract.errors import BrokerError
@@ -63,17 +63,17 @@ class Publisher:
         journal: Remembers what was published.
         metrics: Counts it.
         retained: Told of everything before it is published.
-        seal: Signs the manifests.
+        signer: Signs the manifests.
         codec: How weights are written.
     """
 
     def __init__(
         self,
-        transport: Gate,
+        transport: LeaderTransport,
         journal: Journal,
         metrics: TrainerMetrics,
         retained: Retained,
-        seal: Seal,
+        signer: TrainerSigner,
         *,
         codec: WeightsCodec,
     ) -> None:
@@ -81,7 +81,7 @@ class Publisher:
         self._journal = journal
         self._metrics = metrics
         self._retained = retained
-        self._seal = seal
+        self._signer = signer
         self._codec: WeightsCodec = codec
         self._made: tuple[tuple[int, str, frozenset[str]], Mapping[tuple[str, int], bytes]] | None = None
         self._warnings = NowAndThen(_WARN_EVERY_S)
@@ -151,7 +151,7 @@ class Publisher:
             chunk = pack(WeightsChunk(run=run, version=version.number, index=index, data=part))
             self._retain(topics.weights_chunk(tier, version.number, index), chunk)
             self._metrics.down_bytes.labels(tier, Content.WEIGHTS).inc(len(chunk))
-        manifest = self._seal.manifest(
+        manifest = self._signer.manifest(
             WeightsManifest(
                 run=run,
                 version=version.number,

@@ -12,13 +12,13 @@ from side_trainer.settings.schema import SigningConfig
 from sidestream.contract.errors import ConfigError
 from sidestream.contract.messages import TrainerStatus, WeightsManifest
 from sidestream.contract.plan import Plan
-from sidestream.contract.signing import Scope, Signer, key_id, open_sealed, read_public_keys
+from sidestream.contract.signing import Scope, Signer, key_id, open_signed, read_public_keys
 from sidestream.contract.wire import pack, unpack
 
 _log = logging.getLogger(__name__)
 
 
-class Seal:
+class TrainerSigner:
     """Encodes what devices adopt, signed or not.
 
     Args:
@@ -38,19 +38,19 @@ class Seal:
         if self._signer is None:
             return pack(plan)
         plan = msgspec.structs.replace(plan, keys=self.keys)
-        return self._signer.seal(plan, Scope(kind="plan", job=self._job))
+        return self._signer.sign(plan, Scope(kind="plan", job=self._job))
 
     def manifest(self, manifest: WeightsManifest, tier: str) -> bytes:
         """A manifest as it travels to one tier."""
         if self._signer is None:
             return pack(manifest)
-        return self._signer.seal(manifest, Scope(kind="weights", job=self._job, tier=tier))
+        return self._signer.sign(manifest, Scope(kind="weights", job=self._job, tier=tier))
 
     def status(self, status: TrainerStatus) -> bytes:
         """The trainer's status as it travels."""
         if self._signer is None:
             return pack(status)
-        return self._signer.seal(status, Scope(kind="status", job=self._job))
+        return self._signer.sign(status, Scope(kind="status", job=self._job))
 
     def open_manifest(self, payload: bytes, tier: str) -> WeightsManifest:
         """A manifest of this job's weights.
@@ -61,7 +61,7 @@ class Seal:
         """
         if self._signer is None:
             return unpack(WeightsManifest, payload)
-        return open_sealed(
+        return open_signed(
             WeightsManifest, payload, Scope(kind="weights", job=self._job, tier=tier), self.keys
         )
 
@@ -74,10 +74,10 @@ class Seal:
         """
         if self._signer is None:
             return unpack(TrainerStatus, payload)
-        return open_sealed(TrainerStatus, payload, Scope(kind="status", job=self._job), self.keys)
+        return open_signed(TrainerStatus, payload, Scope(kind="status", job=self._job), self.keys)
 
 
-def open_seal(job: str, config: SigningConfig) -> Seal:
+def load_signer(job: str, config: SigningConfig) -> TrainerSigner:
     """Read the keys that the settings name.
 
     Raises:
@@ -86,7 +86,7 @@ def open_seal(job: str, config: SigningConfig) -> Seal:
     if not config.key_file:
         if config.public_keys_file:
             raise ConfigError("signing.key_file", "is empty, but public_keys_file is given; name both")
-        return Seal(job)
+        return TrainerSigner(job)
     path = Path(config.key_file).expanduser()
     pem = _read(path, "signing.key_file")
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -102,7 +102,7 @@ def open_seal(job: str, config: SigningConfig) -> Seal:
                 f"does not hold key {key_id(signer.public)}, that of key_file: devices would adopt nothing",
             )
     _log.info("plan and weights are signed with key %s", key_id(signer.public))
-    return Seal(job, signer, keys)
+    return TrainerSigner(job, signer, keys)
 
 
 def _read(path: Path, field: str) -> bytes:

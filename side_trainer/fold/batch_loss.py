@@ -1,8 +1,8 @@
 """The loss of a mini-batch: the task's, with answers adjusted by label priors.
 
-Each row's answers lean by the label prior of the rows that teach them, against the fleet's (Menon et al.,
-arXiv 2007.07314): that keeps messages with skewed labels from pulling the shared network about. Rows with
-more taps than another tier are also asked for that tier's answer.
+Each row's logits are adjusted by the label prior of the rows that teach them, against the fleet's (Menon et
+al., arXiv 2007.07314): that keeps messages with skewed labels from pulling the shared network about. Rows
+with more taps than another tier are also asked for that tier's answer.
 
 Legend: K rows, N vectors a row (padded), C numbers in an answer.
 """
@@ -65,7 +65,7 @@ class BatchLoss:
         answers, alone = network.answers(families, batch.mask, exits)
         own = _own_answers(answers, [(len(taps), taps.shape[1]) for _, taps in families])
         targets = self._scaled(batch.targets)
-        losses = self._losses(own, self._leanings(batch), targets)
+        losses = self._losses(own, self._adjustments(batch), targets)
         anchored, share = self._anchored(batch, own, answers, losses, targets)
         total = anchored.sum()
         for taps in sorted(exits):
@@ -73,25 +73,27 @@ class BatchLoss:
                 family.activations.shape[1] for family in batch.families if len(family.activations) > taps
             )
             if deeper:
-                lean = self._leanings(batch, taps)[:deeper]
-                early = self._early(answers[taps][:deeper], own[:deeper], lean, targets[:deeper])
+                adjustment = self._adjustments(batch, taps)[:deeper]
+                early = self._early(answers[taps][:deeper], own[:deeper], adjustment, targets[:deeper])
                 total = total + settings.exit_weight * early
         for taps, said in alone.items():
-            lean = self._leanings(batch, taps)[: len(said)]
-            total = total + (share[: len(said)] * self._losses(said, lean, targets[: len(said)])).sum()
+            adjustment = self._adjustments(batch, taps)[: len(said)]
+            total = total + (share[: len(said)] * self._losses(said, adjustment, targets[: len(said)])).sum()
         return total / len(batch.targets), losses.detach().numpy()
 
-    def _early(self, answers: Tensor, own: Tensor, lean: Tensor, targets: Tensor) -> Tensor:
+    def _early(self, answers: Tensor, own: Tensor, adjustment: Tensor, targets: Tensor) -> Tensor:
         """What deep rows teach a shallower tier's answers: from the label and from their own, deeper ones."""
         share = self._settings.distillation
-        hard = self._losses(answers, lean, targets).sum()
-        soft = self._objective.distilled(answers + lean, own + lean, targets).sum()
+        hard = self._losses(answers, adjustment, targets).sum()
+        soft = self._objective.distilled(answers + adjustment, own + adjustment, targets).sum()
         return (1 - share) * hard + share * soft
 
-    def _losses(self, answers: Tensor, lean: Tensor, targets: Tensor) -> Tensor:
-        """[K]: of answers that lean as the rows' labels do."""
+    def _losses(self, answers: Tensor, adjustment: Tensor, targets: Tensor) -> Tensor:
+        """[K]: of answers that are adjusted as the rows' labels do."""
         smoothing = self._settings.label_smoothing
-        return self._objective.losses(answers + lean, targets, smoothing, lean if self._by_view else None)
+        return self._objective.losses(
+            answers + adjustment, targets, smoothing, adjustment if self._by_view else None
+        )
 
     def _anchored(
         self, batch: MiniBatch, own: Tensor, answers: dict[int, Tensor], losses: Tensor, targets: Tensor
@@ -111,20 +113,21 @@ class BatchLoss:
         share = torch.tensor([anchors[tier].share for tier in batch.tiers])
         return share * losses + (1 - share) * self._objective.distilled(own, base, targets), share
 
-    def _leanings(self, batch: MiniBatch, taps: int = 0) -> Tensor:
-        """[K, C], or [K, 1, C]: what each row's answers lean by, at ``taps`` taps, or 0 for its own last."""
+    def _adjustments(self, batch: MiniBatch, taps: int = 0) -> Tensor:
+        """[K, C], or [K, 1, C]: each row's logit adjustment at ``taps`` taps, or 0 for its own last."""
         fleet = self._objective.prior(self._all_counts)
         own = {
-            tier: self.leaning(tier, taps or len(self._tiers[tier].taps), fleet) for tier in set(batch.tiers)
+            tier: self.adjustment(tier, taps or len(self._tiers[tier].taps), fleet)
+            for tier in set(batch.tiers)
         }
         stacked = np.stack([own[tier] for tier in batch.tiers]).astype(np.float32)
-        lean = self._settings.prior_correction * torch.from_numpy(stacked)
-        return lean[:, None] if batch.per_vector else lean
+        adjustment = self._settings.prior_correction * torch.from_numpy(stacked)
+        return adjustment[:, None] if batch.per_vector else adjustment
 
-    def leaning(self, tier: str, taps: int, fleet: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """[C]: what a tier's answer at ``taps`` taps leans by; ``fleet`` is the prior of all rows."""
+    def adjustment(self, tier: str, taps: int, fleet: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """[C]: what a tier's answer at ``taps`` taps is adjusted by; ``fleet`` is the prior of all rows."""
         if self._by_view:
-            return self._views.lean(tier, taps, fleet)
+            return self._views.adjustment(tier, taps, fleet)
         return self._objective.prior(self._counts[tier]) - fleet
 
     def _scaled(self, targets: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Objective(Protocol):
         """Statistics of some targets; those of two batches add up."""
 
     def prior(self, counts: Counts) -> npt.NDArray[np.float64]:
-        """[C]: what answers lean by where targets have such statistics, to be added to them."""
+        """[C]: what answers are adjusted by where targets have such statistics, to be added to them."""
 
     def scale(self, counts: Counts) -> Scale:
         """What answers are measured in, where targets have such statistics."""
@@ -41,11 +41,11 @@ class Objective(Protocol):
         return 0.0
 
     def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
     ) -> Tensor:
         """[K]: how far each row's answers are from its targets, which are in the answers' measure.
 
-        ``lean`` is the part of the answers that the prior correction added: smoothing then goes towards that,
+        ``adjustment`` is what the prior correction added to the answers: smoothing then goes towards that,
         and not towards no opinion. Otherwise it would teach the opposite of a correction.
         """
 
@@ -72,10 +72,10 @@ class Classification(Objective):
         return float(np.exp(log) @ (log - self.prior(counts)))
 
     def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
     ) -> Tensor:
-        if lean is not None:
-            return _smoothed(answers, targets, smoothing, lean)
+        if adjustment is not None:
+            return _smoothed(answers, targets, smoothing, adjustment)
         return functional.cross_entropy(answers, targets, reduction="none", label_smoothing=smoothing)
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class NextToken(Objective):
         return np.zeros(0)
 
     def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
     ) -> Tensor:
         raise AssertionError("a language model's answers are never all there at once")
 
@@ -107,10 +107,10 @@ class TokenClassification(Classification):
     """One of C labels a vector: its mean cross-entropy over a row's vectors. Statistics are of vectors."""
 
     def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
     ) -> Tensor:
-        if lean is not None:
-            return _mean_of_real(_smoothed(answers, targets.clamp(min=0), smoothing, lean), targets)
+        if adjustment is not None:
+            return _mean_of_real(_smoothed(answers, targets.clamp(min=0), smoothing, adjustment), targets)
         by_vector = functional.cross_entropy(
             answers.transpose(1, 2),
             targets,
@@ -153,9 +153,9 @@ class MultiLabel(Objective):
         return float((share * there + (1 - share) * absent).mean())
 
     def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
     ) -> Tensor:
-        middle = 0.5 if lean is None else lean.sigmoid()
+        middle = 0.5 if adjustment is None else adjustment.sigmoid()
         wanted = targets[:, : answers.shape[1]] * (1 - smoothing) + smoothing * middle
         return _binary(answers, wanted)
 
@@ -189,7 +189,7 @@ class Regression(Objective):
         return Scale(mean=float(mean), deviation=deviation if deviation > _LEAST * (1 + abs(mean)) else 1.0)
 
     def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor | None = None
+        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
     ) -> Tensor:
         return functional.huber_loss(answers[:, 0], targets, reduction="none")
 
@@ -203,11 +203,11 @@ def _mean_of_real(by_vector: Tensor, targets: Tensor) -> Tensor:
     return (by_vector * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
 
 
-def _smoothed(answers: Tensor, targets: Tensor, smoothing: float, lean: Tensor) -> Tensor:
-    """[…, C] and […] -> […]: cross-entropy with targets smoothed towards ``lean``."""
+def _smoothed(answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor) -> Tensor:
+    """[…, C] and […] -> […]: cross-entropy with targets smoothed towards ``adjustment``."""
     log = answers.log_softmax(dim=-1)
     hit = log.gather(-1, targets[..., None])[..., 0]
-    return -(1 - smoothing) * hit - smoothing * (lean.softmax(dim=-1) * log).sum(dim=-1)
+    return -(1 - smoothing) * hit - smoothing * (adjustment.softmax(dim=-1) * log).sum(dim=-1)
 
 
 def _binary(answers: Tensor, wanted: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Views: rows that look alike to the side-network, whichever tier sent them. Pure.
 
 What a row shows at b taps is its first b tapped layers through its alignment map. Where taps are nested, a
-deep tier's rows show there what a shallow tier's do, and teach the same answer. What such an answer leans by
-are then the labels of all the rows that teach it, not those of one tier: with all tiers together that is
-nothing, however skewed each is.
+deep tier's rows show there what a shallow tier's do, and teach the same answer. What such an answer is
+adjusted by are then the labels of all the rows that teach it, not those of one tier: with all tiers together
+that is nothing, however skewed each is.
 
 How far an answer is to be *trusted* is exp(−D^p), with D the divergence of the fleet's labels from those that
 teach it: 1 where they are alike, near 0 where a label is all but missing; the greater p, the less mild skew
@@ -75,7 +75,7 @@ class Views:
         )
         return sum(seen, np.zeros_like(self._counts[tier]))
 
-    def lean(self, tier: str, taps: int, fleet: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def adjustment(self, tier: str, taps: int, fleet: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """[C]: the label prior of such rows, less the fleet's."""
         return self._objective.prior(self.counts(tier, taps)) - fleet
 

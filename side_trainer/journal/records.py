@@ -53,7 +53,7 @@ class TierRecord(Message, frozen=True, kw_only=True):
     head: str = ""
     """Of its output head, where the task goes by one."""
     vocabulary: int = 0
-    """Tokens that the head can foretell."""
+    """Tokens that the head can predict."""
     backbone: str = ""
     """Where the trainer's machine has it, for exports."""
 

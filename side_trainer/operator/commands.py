@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from broker_config.connection.tls import tls_context
-from side_trainer.broadcast.signing import open_seal
+from side_trainer.broadcast.signing import load_signer
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.host.commands import add_command, add_group, add_state_dir
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         if endpoint.tls:
             tls_context(config.broker)
-        open_seal(config.job, config.signing)
+        load_signer(config.job, config.signing)
         print(f"the settings are right: job {config.job!r}, broker {endpoint.address}")
         return 0
     set_up(config.log_level, config.log_format, job=config.job)

@@ -38,7 +38,7 @@ class _Heard:
         self.told = ""
 
 
-class Missing:
+class Absences:
     """Belongs to one thread."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ import logging
 from typing import Final
 
 from broker_config.transport import Received
-from side_trainer.broadcast.signing import Seal
+from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.journal.journal import Journal
 from sidestream.contract.errors import WireError
 from sidestream.contract.messages import HIGHEST_FENCE, Telemetry
@@ -24,12 +24,12 @@ class Setbacks:
 
     Args:
         journal: Remembers what was lost.
-        seal: Knows our manifests.
+        signer: Knows our manifests.
     """
 
-    def __init__(self, journal: Journal, seal: Seal) -> None:
+    def __init__(self, journal: Journal, signer: TrainerSigner) -> None:
         self._journal = journal
-        self._seal = seal
+        self._signer = signer
         self._published: dict[int, dict[str, int]] = {}  # versions on the broker, with their chunks by tier
         self._highest = 0
         self._lost = journal.lost
@@ -91,7 +91,7 @@ class Setbacks:
         """Weights that stand on the broker since before this start."""
         tier = event.topic.split("/")[-2]
         try:
-            manifest = self._seal.open_manifest(event.payload, tier)
+            manifest = self._signer.open_manifest(event.payload, tier)
         except WireError:
             return
         if manifest.run == self._journal.run and manifest.version < HIGHEST_FENCE:

@@ -159,10 +159,10 @@ class TargetSampler:
 
     Args:
         sampling: The policy, one of :data:`sidestream.contract.sampling.TOKEN_KINDS`.
-        targets: [K, T] int64: the token that follows; :data:`NO_TARGET` where none is to be foretold, and for
-            one at least in each row there is one.
+        targets: [K, T] int64: the token that follows; :data:`NO_TARGET` where none is to be predicted, and
+            for one at least in each row there is one.
         seeds: [K] int64 of :func:`seeds_of`.
-        losses: Given states of the last tap [M, d] and their targets [M]: how badly these are foretold, [M].
+        losses: Given states of the last tap [M, d] and their targets [M]: how badly these are predicted, [M].
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """A language model's samples as it takes them: token ids in, and for each the token that follows. Pure.
 
 A text that is longer than the model may see at once is cut into windows, and every token of it but the first
-is foretold in exactly one of them. Of a prompt with a completion only the completion's tokens are foretold,
+is predicted in exactly one of them. Of a prompt with a completion only the completion's tokens are predicted,
 each window that begins within the prompt showing as much of it as there is room for.
 """
 
@@ -19,19 +19,19 @@ class Window(NamedTuple):
     inputs: list[int]
     """What it sees."""
     targets: list[int]
-    """After each of these, the token that follows; :data:`NO_TARGET` where that is not to be foretold."""
+    """After each of these, the token that follows; :data:`NO_TARGET` where that is not to be predicted."""
 
 
 def cut(prompt: Sequence[int], rest: Sequence[int], longest: int) -> list[Window]:
     """Cut a sample into windows of at most ``longest`` tokens.
 
     Args:
-        prompt: Tokens that are given and not foretold; may be empty.
-        rest: Tokens that are to be foretold, but for the very first of a sample without a prompt.
+        prompt: Tokens that are given and not predicted; may be empty.
+        rest: Tokens that are to be predicted, but for the very first of a sample without a prompt.
         longest: Tokens that the model may see at once, 2 or more.
     """
     ids = [*prompt, *rest]
-    first = max(len(prompt), 1)  # the first token that is foretold
+    first = max(len(prompt), 1)  # the first token that is predicted
     kept = min(first, max(longest - (len(ids) - first) + 1, longest // 2))
     windows: list[Window] = []
     start, told = first - kept, first

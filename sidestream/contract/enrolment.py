@@ -81,7 +81,7 @@ def check_password(password: str) -> str:
     return password
 
 
-def seal_enrolment(enrolment: Enrolment, password: str) -> bytes:
+def encrypt_enrolment(enrolment: Enrolment, password: str) -> bytes:
     """Write a bundle.
 
     Raises:

@@ -102,7 +102,7 @@ class TierPlan(Message, frozen=True, kw_only=True):
     head: ShortText = ""
     """Of the output head that the trainer learns with, its fingerprint; a language model's tiers have one."""
     vocabulary: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 0
-    """Tokens that it can foretell."""
+    """Tokens that it can predict."""
 
     def __post_init__(self) -> None:
         try:

@@ -10,7 +10,7 @@ text and token       ``accuracy``; ``macro_f1``, over the labels that occur or a
 classification       ``matthews``, R_k for any number of labels (Gorodkin 2004)
 multi-label          ``micro_f1``, ``macro_f1``, ``accuracy``: the share of samples whose whole set is right
 regression           ``pearson``, ``rmse``. Not Spearman's: ranks of devices do not add up
-language model       ``perplexity``, ``accuracy``: the share of tokens that were foretold
+language model       ``perplexity``, ``accuracy``: the share of tokens that were predicted
 ===================  ====================================================================================
 
 Legend: C labels.

@@ -12,7 +12,7 @@ A policy is written ``kind`` or ``kind:count``. This module knows names and coun
                  the last tapped layer
 ``all``          every token, up to the tier's ``max_tokens``
 ``random:s``     a share s of the tokens, 0 to 1 with a point: ``random:0.5``
-``hardest:s``    a language model's: the share s of tokens that its own forward pass foretells worst; what is
+``hardest:s``    a language model's: the share s of tokens that its own forward pass predicts worst; what is
                  learnt from these alone leans to surprises, and does worse than a random share
 ================ ===================================================================================
 

@@ -101,7 +101,7 @@ class Signer:
         """The private key, unencrypted: for a file that only its owner can read."""
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
-    def seal(self, message: M, scope: Scope) -> bytes:
+    def sign(self, message: M, scope: Scope) -> bytes:
         """Encode a message of a type with ``key_id`` and ``signature``, and sign it."""
         fields = to_map(message)
         assert {"key_id", "signature"} <= fields.keys()
@@ -112,7 +112,7 @@ class Signer:
         return unsigned + self._key.sign(scope.prefix() + unsigned)
 
 
-def open_sealed(kind: type[M], payload: bytes, scope: Scope, trusted: Iterable[bytes]) -> M:
+def open_signed(kind: type[M], payload: bytes, scope: Scope, trusted: Iterable[bytes]) -> M:
     """Decode a message that one of the trusted keys signed for this scope.
 
     Raises:

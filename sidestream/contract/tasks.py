@@ -39,7 +39,7 @@ class Task(str, enum.Enum):
     TEXT_CLASSIFICATION = "text-classification"
     """A text, or a pair of them, has one of the labels."""
     CAUSAL_LM = "causal-lm"
-    """Every token of a text is foretold from those before it."""
+    """Every token of a text is predicted from those before it."""
     MULTI_LABEL = "multi-label-classification"
     """A text has any number of the labels, none included."""
     REGRESSION = "regression"

@@ -12,7 +12,7 @@ import msgspec
 
 from side_trainer.settings.implied import with_implied
 from side_trainer.settings.schema import TrainerConfig
-from sidestream.contract.enrolment import check_password, seal_enrolment
+from sidestream.contract.enrolment import check_password, encrypt_enrolment
 from sidestream.contract.errors import ConfigError, StateError
 from sidestream.contract.signing import key_id
 from sidestream.fleet.folder import FleetFolder, create, opened
@@ -161,7 +161,7 @@ def add_device(args: argparse.Namespace) -> int:
     password = check_password(password or made_up)
     with opened(args.folder) as folder:
         out = args.out or folder.path / "bundles" / f"{args.name}.enrol"
-        sealed = seal_enrolment(folder.add_device(args.name, args.tier, again=args.again), password)
+        sealed = encrypt_enrolment(folder.add_device(args.name, args.tier, again=args.again), password)
         try:
             write_atomically(out, sealed)
         except OSError as exc:

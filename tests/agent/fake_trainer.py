@@ -117,9 +117,9 @@ class FakeTrainer:
     def written(self, message: Message) -> bytes:
         """A message as it travels."""
         if self.signer is not None and isinstance(message, Plan):
-            return self.signer.seal(message, Scope(kind="plan", job=JOB))
+            return self.signer.sign(message, Scope(kind="plan", job=JOB))
         if self.signer is not None and isinstance(message, WeightsManifest):
-            return self.signer.seal(message, Scope(kind="weights", job=JOB, tier=TIER))
+            return self.signer.sign(message, Scope(kind="weights", job=JOB, tier=TIER))
         return pack(message)
 
     def publish_plan(self, **changes: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_agent.commands.samples import _shelf
+from edge_agent.commands.samples import _unlabelled_store
 from edge_agent.store.unlabelled import Listed
 from tests.agent.fleet import sentence
 
@@ -27,17 +27,17 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def listed(state: Path) -> list[Listed]:
-    """What the agent has on its shelf."""
-    with _shelf(state) as shelf:
-        return shelf.list(unlabelled=False)
+    """What the agent has on its unlabelled store."""
+    with _unlabelled_store(state) as store:
+        return store.list(unlabelled=False)
 
 
 def give(state: Path, labels: dict[str, str]) -> None:
     """Give labels by the samples' texts, unchecked."""
     names = {one.row.text: one.id for one in listed(state)}
-    with _shelf(state, writes=True) as shelf:
+    with _unlabelled_store(state, writes=True) as store:
         for text, label in labels.items():
-            shelf.label(names[text], label)
+            store.label(names[text], label)
 
 
 def tables(state: Path) -> tuple[int, int]:

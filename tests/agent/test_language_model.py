@@ -1,4 +1,4 @@
-"""A frozen decoder beside its head foretells and generates as transformers does, and samples its tokens."""
+"""A frozen decoder beside its head predicts and generates as transformers does, and samples its tokens."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def test_vectors_are_the_taps_before_their_targets(model: LanguageModel, tmp_pat
     assert torch.allclose(losses, -logits.log_softmax(1)[range(len(ids) - 1), ids[1:]], atol=1e-4)
 
 
-def test_only_completions_are_foretold_and_their_text_is_told_to_nobody(
+def test_only_completions_are_predicted_and_their_text_is_told_to_nobody(
     model: LanguageModel, tmp_path: Path
 ) -> None:
     work = Work(tmp_path, model, plan_for(model))

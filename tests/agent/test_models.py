@@ -144,7 +144,7 @@ def test_a_model_gives_exactly_the_states_that_it_reports_or_is_refused(kind: st
 
 
 @pytest.mark.parametrize("kind", [kind for kind, cells in TABLE.items() if cells[4] != "none"])
-def test_a_language_model_foretells_as_the_model_does_or_is_refused(kind: str) -> None:
+def test_a_language_model_predicts_as_the_model_does_or_is_refused(kind: str) -> None:
     model = model_of(kind, head=True)
     ids = torch.tensor([[*range(4, 13)]])
     whole = taken(kind, 4, lambda: LanguageModel(model, tokenizer(), name=kind))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.commands.samples import _shelf
+from edge_agent.commands.samples import _unlabelled_store
 from edge_agent.samples.sample import Row, is_held_out
 from edge_agent.store.outbox import Outbox
 from sidestream.backbone.torch_runtime.backbone import Backbone
@@ -113,8 +113,8 @@ def test_killed_at_random_moments_every_label_that_came_late_is_trained_exactly_
 def give_one(state: Path, name: str, labels: dict[str, str], text: str) -> None:
     """Give a label as the command line does; one that comes too late is taken back."""
     try:
-        with _shelf(state, writes=True) as shelf:
-            shelf.text_of(name)
-            shelf.label(name, labels[text])
+        with _unlabelled_store(state, writes=True) as store:
+            store.text_of(name)
+            store.label(name, labels[text])
     except DataError:
         labels[text] = next(one.row.label or "" for one in listed(state) if one.id == name)

@@ -74,16 +74,16 @@ def test_weights_unsigned_altered_of_a_stranger_for_another_or_cut_short_are_not
         trainer.publish_weights(5)
         until(lambda: in_use(tmp_path) == 5)
         manifest = trainer.manifest(9, trainer.bundle(9))
-        signed = OLD.seal(manifest, WEIGHTS_SCOPE)
+        signed = OLD.sign(manifest, WEIGHTS_SCOPE)
         chunked = trainer.manifest(9, trainer.bundle(9), chunks=1)
         bad = [
             pack(manifest),
-            STRANGER.seal(manifest, WEIGHTS_SCOPE),
+            STRANGER.sign(manifest, WEIGHTS_SCOPE),
             signed.replace(b"head.bias", b"head.bIas"),
             signed[:-1],
-            OLD.seal(manifest, Scope(kind="weights", job="other", tier=TIER)),
-            OLD.seal(manifest, Scope(kind="weights", job=JOB, tier="pi5")),
-            OLD.seal(manifest, PLAN_SCOPE),
+            OLD.sign(manifest, Scope(kind="weights", job="other", tier=TIER)),
+            OLD.sign(manifest, Scope(kind="weights", job=JOB, tier="pi5")),
+            OLD.sign(manifest, PLAN_SCOPE),
         ]
         for count, payload in enumerate(bad, start=1):
             trainer.send(trainer.topics.weights(TIER), payload)
@@ -177,37 +177,37 @@ def trust(folder: Path, *given: bytes) -> Trust:
     return Trust(folder, job=JOB, tier=TIER, given=given or (OLD.public,))
 
 
-def sealed_plan(trainer: FakeTrainer, signer: Signer = OLD, **changes: object) -> bytes:
-    return signer.seal(msgspec.structs.replace(trainer.plan, **changes), PLAN_SCOPE)
+def signed_plan(trainer: FakeTrainer, signer: Signer = OLD, **changes: object) -> bytes:
+    return signer.sign(msgspec.structs.replace(trainer.plan, **changes), PLAN_SCOPE)
 
 
-def sealed_weights(run: str, version: int) -> bytes:
+def signed_weights(run: str, version: int) -> bytes:
     manifest = WeightsManifest(
         run=run, version=version, state_digest="a", bundle_digest="b", bundle_bytes=1, bundle=b"x"
     )
-    return OLD.seal(manifest, WEIGHTS_SCOPE)
+    return OLD.sign(manifest, WEIGHTS_SCOPE)
 
 
 def test_an_older_plan_is_refused_after_a_restart_too(trainer: FakeTrainer, tmp_path: Path) -> None:
     device = trust(tmp_path)
-    device.adopted_plan(device.open_plan(sealed_plan(trainer, fence=100, revision=7)))
+    device.adopted_plan(device.open_plan(signed_plan(trainer, fence=100, revision=7)))
     for again in (device, trust(tmp_path)):
-        again.open_plan(sealed_plan(trainer, fence=100, revision=7))
+        again.open_plan(signed_plan(trainer, fence=100, revision=7))
         for fence, revision in ((100, 6), (99, 8)):
             with pytest.raises(UntrustedError, match="older"):
-                again.open_plan(sealed_plan(trainer, fence=fence, revision=revision))
+                again.open_plan(signed_plan(trainer, fence=fence, revision=revision))
 
 
 def test_a_new_journal_starts_over_and_what_the_one_before_published_stays_refused(
     trainer: FakeTrainer, tmp_path: Path
 ) -> None:
     device = trust(tmp_path)
-    before = sealed_plan(trainer, fence=100, revision=7)
+    before = signed_plan(trainer, fence=100, revision=7)
     device.adopted_plan(device.open_plan(before))
     device.adopted_weights(RUN, 900)
-    anew = sealed_plan(trainer, fence=101, revision=1, run=OTHER_RUN)
+    anew = signed_plan(trainer, fence=101, revision=1, run=OTHER_RUN)
     device.adopted_plan(device.open_plan(anew))
-    device.open_manifest(sealed_weights(OTHER_RUN, 1))
+    device.open_manifest(signed_weights(OTHER_RUN, 1))
     device.adopted_weights(OTHER_RUN, 1)
     with pytest.raises(UntrustedError, match="older"):
         trust(tmp_path).open_plan(before)
@@ -217,8 +217,8 @@ def test_older_weights_are_refused_though_the_adopted_ones_were_lost(tmp_path: P
     trust(tmp_path).adopted_weights(RUN, 40)
     again = trust(tmp_path)
     with pytest.raises(UntrustedError, match="version 39 is older than 40"):
-        again.open_manifest(sealed_weights(RUN, 39))
-    assert again.open_manifest(sealed_weights(RUN, 40)).version == 40
+        again.open_manifest(signed_weights(RUN, 39))
+    assert again.open_manifest(signed_weights(RUN, 40)).version == 40
 
 
 def test_a_device_remembers_how_far_it_was_with_a_journal_that_comes_back(
@@ -226,15 +226,15 @@ def test_a_device_remembers_how_far_it_was_with_a_journal_that_comes_back(
 ) -> None:
     device = trust(tmp_path)
     for fence, run, version in ((1, RUN, 40), (2, OTHER_RUN, 3), (3, RUN, 41)):
-        device.adopted_plan(device.open_plan(sealed_plan(trainer, fence=fence, run=run)))
+        device.adopted_plan(device.open_plan(signed_plan(trainer, fence=fence, run=run)))
         with pytest.raises(UntrustedError, match="older") if fence == 3 else nullcontext():
-            device.open_manifest(sealed_weights(run, version - 2))
+            device.open_manifest(signed_weights(run, version - 2))
         device.adopted_weights(run, version)
         device = trust(tmp_path)
     for run, newest in ((RUN, 41), (OTHER_RUN, 3)):
-        assert device.open_manifest(sealed_weights(run, newest)).version == newest
+        assert device.open_manifest(signed_weights(run, newest)).version == newest
         with pytest.raises(UntrustedError, match="older"):
-            device.open_manifest(sealed_weights(run, newest - 1))
+            device.open_manifest(signed_weights(run, newest - 1))
 
 
 def test_what_an_earlier_version_of_the_agent_kept_still_counts(tmp_path: Path) -> None:
@@ -244,8 +244,8 @@ def test_what_an_earlier_version_of_the_agent_kept_still_counts(tmp_path: Path) 
     device = trust(tmp_path)
     device.adopted_weights(OTHER_RUN, 3)
     with pytest.raises(UntrustedError, match="version 39 is older than 40"):
-        trust(tmp_path).open_manifest(sealed_weights(RUN, 39))
-    assert trust(tmp_path).open_manifest(sealed_weights(OTHER_RUN, 3)).version == 3
+        trust(tmp_path).open_manifest(signed_weights(RUN, 39))
+    assert trust(tmp_path).open_manifest(signed_weights(OTHER_RUN, 3)).version == 3
 
 
 def test_what_changes_nothing_is_not_written_down_again(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_the_journals_it_remembers_are_bounded_and_the_last_ones_stay(tmp_path: 
         device.adopted_weights(run, 7)
     for run in runs[3:]:
         with pytest.raises(UntrustedError, match="older"):
-            trust(tmp_path).open_manifest(sealed_weights(run, 6))
+            trust(tmp_path).open_manifest(signed_weights(run, 6))
     assert len(json.loads((tmp_path / "trust.json").read_text())["versions"]) == MOST_RUNS
 
 
@@ -280,8 +280,8 @@ def test_weights_adopted_again_out_of_order_lower_nothing_and_keep_their_journal
         device.adopted_weights(f"{number:032x}", 7)
     for again in (device, trust(tmp_path)):
         with pytest.raises(UntrustedError, match="version 39 is older than 40"):
-            again.open_manifest(sealed_weights(RUN, 39))
-        assert again.open_manifest(sealed_weights(f"{0:032x}", 1)).version == 1, "the first was forgotten"
+            again.open_manifest(signed_weights(RUN, 39))
+        assert again.open_manifest(signed_weights(f"{0:032x}", 1)).version == 1, "the first was forgotten"
 
 
 def test_a_device_without_a_key_takes_what_comes_and_keeps_nothing(
@@ -291,7 +291,7 @@ def test_a_device_without_a_key_takes_what_comes_and_keeps_nothing(
     device.adopted_plan(device.open_plan(pack(msgspec.structs.replace(trainer.plan, fence=9))))
     device.adopted_weights(RUN, 40)
     assert device.open_plan(pack(trainer.plan)) == trainer.plan and device.keys == ()
-    assert device.open_manifest(sealed_weights(RUN, 1)).version == 1
+    assert device.open_manifest(signed_weights(RUN, 1)).version == 1
     assert list(tmp_path.glob("trust*")) == []
     trust(tmp_path).adopted_weights(RUN, 40)
     assert Trust(tmp_path, job=JOB, tier=TIER).keys == () == read_trusted("")
@@ -306,8 +306,8 @@ def test_what_cannot_be_written_down_is_said_and_holds_until_the_restart(
     device.adopted_weights(RUN, 40)
     assert "trust.json cannot be written" in caplog.text
     with pytest.raises(UntrustedError, match="older"):
-        device.open_manifest(sealed_weights(RUN, 39))
-    assert trust(tmp_path).open_manifest(sealed_weights(RUN, 39)).version == 39
+        device.open_manifest(signed_weights(RUN, 39))
+    assert trust(tmp_path).open_manifest(signed_weights(RUN, 39)).version == 39
 
 
 # --- keys change -----------------------------------------------------------------------------------------
@@ -319,15 +319,15 @@ def test_a_new_key_is_learnt_from_a_plan_of_the_old_one_and_both_are_good_until_
     both = (OLD.public, NEW.public)
     device = trust(tmp_path)
     with pytest.raises(UntrustedError):
-        device.open_plan(sealed_plan(trainer, NEW, fence=9))
-    device.adopted_plan(device.open_plan(sealed_plan(trainer, OLD, fence=1, keys=both)))
+        device.open_plan(signed_plan(trainer, NEW, fence=9))
+    device.adopted_plan(device.open_plan(signed_plan(trainer, OLD, fence=1, keys=both)))
     for signer in (NEW, OLD):
         again = trust(tmp_path)
-        again.adopted_plan(again.open_plan(sealed_plan(trainer, signer, fence=2, keys=both)))
+        again.adopted_plan(again.open_plan(signed_plan(trainer, signer, fence=2, keys=both)))
     device = trust(tmp_path)
-    device.adopted_plan(device.open_plan(sealed_plan(trainer, NEW, fence=3, keys=(NEW.public,))))
+    device.adopted_plan(device.open_plan(signed_plan(trainer, NEW, fence=3, keys=(NEW.public,))))
     with pytest.raises(UntrustedError):
-        trust(tmp_path).open_plan(sealed_plan(trainer, OLD, fence=4, keys=both))
+        trust(tmp_path).open_plan(signed_plan(trainer, OLD, fence=4, keys=both))
 
 
 def test_other_keys_in_the_settings_take_the_place_of_those_that_were_learnt(
@@ -335,12 +335,12 @@ def test_other_keys_in_the_settings_take_the_place_of_those_that_were_learnt(
 ) -> None:
     caplog.set_level(logging.INFO)
     device = trust(tmp_path)
-    device.adopted_plan(device.open_plan(sealed_plan(trainer, OLD, fence=0, keys=(OLD.public,))))
+    device.adopted_plan(device.open_plan(signed_plan(trainer, OLD, fence=0, keys=(OLD.public,))))
     assert caplog.messages == []
-    device.adopted_plan(device.open_plan(sealed_plan(trainer, OLD, fence=1, keys=(NEW.public,))))
+    device.adopted_plan(device.open_plan(signed_plan(trainer, OLD, fence=1, keys=(NEW.public,))))
     assert f"added {[key_id(NEW.public)]}, dropped {[key_id(OLD.public)]}" in caplog.text
     assert trust(tmp_path).keys == (NEW.public,)
-    device.adopted_plan(device.open_plan(sealed_plan(trainer, NEW, fence=2)))
+    device.adopted_plan(device.open_plan(signed_plan(trainer, NEW, fence=2)))
     assert trust(tmp_path).keys == (NEW.public,), "a plan that names none changes none"
     assert trust(tmp_path, STRANGER.public).keys == (STRANGER.public,)
 

@@ -56,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("tier", "layers"), [("", LAYERS), ("half", 2)])
-def test_two_lines_give_a_model_that_generates_and_foretells_as_the_device(
+def test_two_lines_give_a_model_that_generates_and_predicts_as_the_device(
     trained: Path, tmp_path: Path, tier: str, layers: int
 ) -> None:
     exported = export_tuned(trained, tmp_path / "out", tier)

@@ -1,4 +1,4 @@
-"""Long texts are cut into windows, and every token is foretold once, from as much as there is room for."""
+"""Long texts are cut into windows, and every token is predicted once, from as much as there is room for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOKENS = st.lists(st.integers(0, 2**17), max_size=60)
 
 
 @given(TOKENS, TOKENS, st.integers(2, 20))
-def test_every_token_to_be_foretold_is_foretold_once_from_its_predecessors(
+def test_every_token_to_be_predicted_is_predicted_once_from_its_predecessors(
     prompt: list[int], rest: list[int], longest: int
 ) -> None:
     ids, told = [*prompt, *rest], []

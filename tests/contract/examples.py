@@ -253,7 +253,7 @@ def _bundle_vector(codec: WeightsCodec) -> dict[str, Any]:
 
 def _signed_vector(kind: str) -> dict[str, Any]:
     message, tier = SIGNED[kind]
-    sealed = SIGNER.seal(message, Scope(kind=kind, job="assist", tier=tier))
+    sealed = SIGNER.sign(message, Scope(kind=kind, job="assist", tier=tier))
     return {
         "name": kind,
         "type": type(message).__name__,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidestream.contract.enrolment import Enrolment, open_enrolment, seal_enrolment
+from sidestream.contract.enrolment import Enrolment, encrypt_enrolment, open_enrolment
 from sidestream.contract.errors import ConfigError, DecodeError
 
 ENROLMENT = Enrolment(
@@ -21,7 +21,7 @@ ENROLMENT = Enrolment(
     trusted_keys="KEYS",
 )
 PASSWORD = "correct horse"
-BUNDLE = seal_enrolment(ENROLMENT, PASSWORD)
+BUNDLE = encrypt_enrolment(ENROLMENT, PASSWORD)
 
 
 def test_a_bundle_is_read_back() -> None:
@@ -32,7 +32,7 @@ def test_what_is_in_it_does_not_show() -> None:
     for secret in (b"PRIVATE", b"broker", b"lights", PASSWORD.encode()):
         assert secret not in BUNDLE
     assert "PRIVATE" not in repr(ENROLMENT)
-    assert seal_enrolment(ENROLMENT, PASSWORD) != BUNDLE, "every bundle has a salt of its own"
+    assert encrypt_enrolment(ENROLMENT, PASSWORD) != BUNDLE, "every bundle has a salt of its own"
 
 
 @pytest.mark.parametrize("password", ["", "Correct horse", PASSWORD + " "])
@@ -67,4 +67,4 @@ def test_a_bundle_cut_short_is_none(length: int) -> None:
 
 def test_a_short_password_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 10"):
-        seal_enrolment(ENROLMENT, "short")
+        encrypt_enrolment(ENROLMENT, "short")

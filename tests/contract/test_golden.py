@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from sidestream.contract.signing import Scope, open_sealed
+from sidestream.contract.signing import Scope, open_signed
 from sidestream.contract.tensors import Codec, Tensor, decode, encode
 from sidestream.contract.wire import pack, unpack
 from sidestream.side_network.bundle import About, WeightsCodec, decode_bundle
@@ -75,8 +75,8 @@ def test_another_msgpack_library_reads_the_same(vector: dict[str, Any]) -> None:
 def test_what_was_signed_once_is_read_and_believed_for_ever(vector: dict[str, Any]) -> None:
     sealed, kind = bytes.fromhex(vector["hex"]), KINDS[vector["type"]]
     scope = Scope(kind=vector["name"], job="assist", tier=vector["tier"])
-    message = open_sealed(kind, sealed, scope, [bytes.fromhex(vector["public_key"])])
-    assert vector.get("decode_only") or SIGNER.seal(message, scope) == sealed
+    message = open_signed(kind, sealed, scope, [bytes.fromhex(vector["public_key"])])
+    assert vector.get("decode_only") or SIGNER.sign(message, scope) == sealed
 
 
 def test_every_codec_of_weights_has_a_vector() -> None:

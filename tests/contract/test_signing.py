@@ -17,7 +17,7 @@ from sidestream.contract.signing import (
     Scope,
     Signer,
     key_id,
-    open_sealed,
+    open_signed,
     public_pem,
     read_public_keys,
 )
@@ -25,13 +25,13 @@ from sidestream.contract.wire import pack, unpack
 from tests.contract.examples import SIGNED, SIGNER, plan
 
 SCOPE = Scope(kind="plan", job="assist")
-SEALED = SIGNER.seal(plan(), SCOPE)
+SEALED = SIGNER.sign(plan(), SCOPE)
 MANIFEST = SIGNED["weights"][0]
 TRUSTED = [SIGNER.public]
 
 
 def test_what_is_signed_is_read_back_with_the_name_of_its_key() -> None:
-    read = open_sealed(Plan, SEALED, SCOPE, TRUSTED)
+    read = open_signed(Plan, SEALED, SCOPE, TRUSTED)
     assert read.key_id == key_id(SIGNER.public) and read.tiers == plan().tiers
     assert unpack(Plan, SEALED) == read, "who checks no signature reads the same"
 
@@ -41,21 +41,21 @@ def test_no_byte_can_be_altered(position: int, change: int) -> None:
     altered = bytearray(SEALED)
     altered[position] ^= change
     with pytest.raises(UntrustedError):
-        open_sealed(Plan, bytes(altered), SCOPE, TRUSTED)
+        open_signed(Plan, bytes(altered), SCOPE, TRUSTED)
 
 
 @given(st.integers(0, len(SEALED) - 1), st.binary(max_size=40))
 def test_nothing_can_be_cut_off_or_put_behind(length: int, more: bytes) -> None:
     with pytest.raises(UntrustedError):
-        open_sealed(Plan, SEALED[:length] + more, SCOPE, TRUSTED)
+        open_signed(Plan, SEALED[:length] + more, SCOPE, TRUSTED)
     with pytest.raises(UntrustedError):
-        open_sealed(Plan, SEALED + b"\0" + more, SCOPE, TRUSTED)
+        open_signed(Plan, SEALED + b"\0" + more, SCOPE, TRUSTED)
 
 
 @given(st.binary(max_size=300))
 def test_foreign_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(UntrustedError):
-        open_sealed(Plan, data, SCOPE, TRUSTED)
+        open_signed(Plan, data, SCOPE, TRUSTED)
 
 
 @pytest.mark.parametrize(
@@ -69,31 +69,31 @@ def test_foreign_bytes_are_refused(data: bytes) -> None:
 )
 def test_a_signature_for_one_thing_is_none_for_another(other: Scope) -> None:
     with pytest.raises(UntrustedError, match="another job"):
-        open_sealed(Plan, SEALED, other, TRUSTED)
+        open_signed(Plan, SEALED, other, TRUSTED)
 
 
 def test_one_tiers_weights_are_not_anothers() -> None:
-    sealed = SIGNER.seal(MANIFEST, Scope(kind="weights", job="assist", tier="full"))
+    sealed = SIGNER.sign(MANIFEST, Scope(kind="weights", job="assist", tier="full"))
     with pytest.raises(UntrustedError):
-        open_sealed(WeightsManifest, sealed, Scope(kind="weights", job="assist", tier="half"), TRUSTED)
+        open_signed(WeightsManifest, sealed, Scope(kind="weights", job="assist", tier="half"), TRUSTED)
 
 
 def test_an_unsigned_message_and_one_of_another_key_are_told_apart() -> None:
     with pytest.raises(UntrustedError, match="not signed"):
-        open_sealed(Plan, pack(plan()), SCOPE, TRUSTED)
+        open_signed(Plan, pack(plan()), SCOPE, TRUSTED)
     with pytest.raises(
         UntrustedError, match=f"key {key_id(SIGNER.public)}, which this device does not trust"
     ):
-        open_sealed(Plan, SEALED, SCOPE, [Signer.new().public])
+        open_signed(Plan, SEALED, SCOPE, [Signer.new().public])
 
 
 def test_claiming_a_trusted_key_does_not_make_a_signature() -> None:
     stranger = Signer.new()
-    forged = stranger.seal(plan(), SCOPE).replace(
+    forged = stranger.sign(plan(), SCOPE).replace(
         key_id(stranger.public).encode(), key_id(SIGNER.public).encode()
     )
     with pytest.raises(UntrustedError):
-        open_sealed(Plan, forged, SCOPE, TRUSTED)
+        open_signed(Plan, forged, SCOPE, TRUSTED)
 
 
 def test_fields_of_a_later_version_are_covered_and_stepped_over() -> None:
@@ -104,14 +104,14 @@ def test_fields_of_a_later_version_are_covered_and_stepped_over() -> None:
         {**fields, "colour": "blue", "key_id": key_id(SIGNER.public), "signature": bytes(64)}
     )[:-64]
     sealed = later + SIGNER._key.sign(SCOPE.prefix() + later)
-    assert open_sealed(Plan, sealed, SCOPE, TRUSTED).job == "assist"
+    assert open_signed(Plan, sealed, SCOPE, TRUSTED).job == "assist"
     with pytest.raises(UntrustedError):
-        open_sealed(Plan, sealed.replace(b"blue", b"teal"), SCOPE, TRUSTED)
+        open_signed(Plan, sealed.replace(b"blue", b"teal"), SCOPE, TRUSTED)
 
 
 def test_a_signed_message_of_another_type_is_no_plan() -> None:
     with pytest.raises(DecodeError):
-        open_sealed(Plan, SIGNER.seal(MANIFEST, SCOPE), SCOPE, TRUSTED)
+        open_signed(Plan, SIGNER.sign(MANIFEST, SCOPE), SCOPE, TRUSTED)
 
 
 def test_keys_go_through_files() -> None:

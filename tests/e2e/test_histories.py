@@ -22,8 +22,8 @@ from edge_agent.store.outbox import Outbox, Taken
 from edge_agent.store.streams import Slot
 from metrics.catalogue import TrainerMetrics
 from side_trainer.broadcast.downlink import Downlink
-from side_trainer.broadcast.gate import Gate
-from side_trainer.broadcast.leader_election import Standing
+from side_trainer.broadcast.leader_election import LeaderElection
+from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.journal.journal import FILE_NAME, Claim, Journal
 from side_trainer.operator.backup import backup
 from side_trainer.receive.inbox import arrived
@@ -138,11 +138,11 @@ class Trainer:
     def start(self, boards: dict[str, Board]) -> None:
         self._fence += 1
         self.journal = Journal(self.folder / FILE_NAME)
-        standing = Standing(instance="i", fence=self._fence)
+        election = LeaderElection(instance="i", fence=self._fence)
         metrics = TrainerMetrics(CollectorRegistry())
         metrics.set_tiers((TIER,))
-        gate = cast(Gate, self._wire)
-        self.downlink = Downlink(gate, TOPICS, self.journal, standing, metrics)
+        gate = cast(LeaderTransport, self._wire)
+        self.downlink = Downlink(gate, TOPICS, self.journal, election, metrics)
         for board in boards.values():
             self.greet(board)
 

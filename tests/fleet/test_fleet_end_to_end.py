@@ -15,7 +15,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.session.agent import Agent
 from edge_agent.weights.adopted import load_adopted
 from edge_agent.weights.trust import _Kept
-from sidestream.contract.enrolment import seal_enrolment
+from sidestream.contract.enrolment import encrypt_enrolment
 from sidestream.contract.messages import WeightsManifest
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import pack
@@ -36,7 +36,7 @@ def set_up(guard: Guard, fleet: Processes, device: str) -> Path:
     guard.reload()
     folder = fleet.folder / f"at-{device}"
     data = str(fleet.write_data(device, SAMPLES))
-    enrol(seal_enrolment(enrolment, PASSWORD), PASSWORD, folder, data=data)
+    enrol(encrypt_enrolment(enrolment, PASSWORD), PASSWORD, folder, data=data)
     return folder / "agent.toml"
 
 

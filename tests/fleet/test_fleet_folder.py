@@ -11,7 +11,7 @@ from cryptography import x509
 
 from edge_agent.config import AgentConfig
 from edge_agent.weights.trust import read_trusted
-from side_trainer.broadcast.signing import open_seal
+from side_trainer.broadcast.signing import load_signer
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.cli import main
 from sidestream.contract.signing import read_public_keys
@@ -66,7 +66,7 @@ def test_the_trainers_settings_work_as_they_are(fleet: Path) -> None:
     config = load_config(TrainerConfig, fleet / "trainer/trainer.toml").checked()
     endpoint = config.broker.endpoint({})
     assert (config.job, endpoint.tls, endpoint.address) == ("lights", True, "broker.local:8883")
-    open_seal("lights", config.signing)
+    load_signer("lights", config.signing)
 
 
 def test_an_enrolled_device_has_all_it_needs(fleet: Path) -> None:
@@ -191,7 +191,7 @@ def test_revoking_takes_a_device_off_the_access_list_and_onto_the_list_of_revoke
 def test_a_new_signing_key_is_made_known_then_used_then_alone(fleet: Path) -> None:
     def keys() -> tuple[bytes, ...]:
         config = load_config(TrainerConfig, fleet / "trainer/trainer.toml")
-        return open_seal("lights", config.signing).keys
+        return load_signer("lights", config.signing).keys
 
     old = keys()
     assert main(["fleet", "rotate", str(fleet)]) == 0

@@ -14,7 +14,7 @@ from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Received
 from metrics.catalogue import TrainerMetrics
 from side_trainer.broadcast.downlink import Downlink
-from side_trainer.broadcast.leader_election import Standing
+from side_trainer.broadcast.leader_election import LeaderElection
 from side_trainer.journal.journal import Journal
 from side_trainer.receive.inbox import Inbox
 from side_trainer.receive.penalty import PenaltyBox
@@ -176,10 +176,10 @@ class Wire:
 
 
 def test_a_full_window_is_waited_for_once_and_receipts_follow_when_it_moves(journal: Journal) -> None:
-    wire, standing = Wire(), Standing(instance="one", fence=7)
+    wire, election = Wire(), LeaderElection(instance="one", fence=7)
     metrics = TrainerMetrics(CollectorRegistry())
     metrics.set_tiers(["big"])
-    downlink = Downlink(wire, TOPICS, journal, standing, metrics)  # type: ignore[arg-type]
+    downlink = Downlink(wire, TOPICS, journal, election, metrics)  # type: ignore[arg-type]
     wire.error = PublishTimeout("stuck")
     devices = [Uplink(tier="big", device=f"d{index}", kind="activations") for index in range(50)]
     for uplink in [*devices, *devices]:
@@ -203,7 +203,7 @@ def test_a_message_that_the_broker_can_never_take_is_named_once(
     wire = Wire()
     downlink = Downlink(
         wire,  # type: ignore[arg-type]
-        *(TOPICS, journal, Standing(instance="one", fence=7), TrainerMetrics(CollectorRegistry())),
+        *(TOPICS, journal, LeaderElection(instance="one", fence=7), TrainerMetrics(CollectorRegistry())),
     )
     wire.error = TooLarge(9000, 4096)
     for _ in range(3):

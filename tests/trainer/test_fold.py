@@ -215,7 +215,7 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
     for tier, count in counts.items():
         expected = np.log((count + 1) / (count + 1).sum()) - np.log(fleet / fleet.sum())
         taps, prior = len(fold.tiers[tier].taps), np.log(fleet / fleet.sum())
-        np.testing.assert_allclose(fold._loss.leaning(tier, taps, prior), expected, rtol=1e-5)
+        np.testing.assert_allclose(fold._loss.adjustment(tier, taps, prior), expected, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from side_trainer.broadcast.signing import Seal
+from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.journal.journal import FILE_NAME, Journal
 from side_trainer.receive.setbacks import Setbacks
 from side_trainer.trainer import run_trainer
@@ -23,7 +23,7 @@ OLD, NEW, NEWER = "a" * 32, "b" * 32, "c" * 32
 
 def started(folder: Path) -> Setbacks:
     """As after a start of the trainer."""
-    return Setbacks(Journal(folder / FILE_NAME), cast(Seal, None))
+    return Setbacks(Journal(folder / FILE_NAME), cast(TrainerSigner, None))
 
 
 def tell(setbacks: Setbacks, stream: str, *, forked: int = 1) -> None:

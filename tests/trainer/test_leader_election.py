@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker_config.testing.inprocess import InProcessBroker
-from side_trainer.broadcast.leader_election import ANSWER_S, ECHO_S, Standing
+from side_trainer.broadcast.leader_election import ANSWER_S, ECHO_S, LeaderElection
 from sidestream.contract.errors import StateError
 from sidestream.contract.messages import HIGHEST_FENCE, TrainerClaim, TrainerStatus
 from sidestream.contract.wire import pack, unpack
@@ -26,163 +26,163 @@ def other(fence: int = 5, state: str = "online", instance: str = "other") -> Tra
 
 
 def test_alone_it_starts_when_it_hears_itself() -> None:
-    standing = Standing(instance="us", fence=1)
-    claim = standing.connected(0.0)
-    assert not standing.tick(0.1) and not standing.active
-    standing.on_claim(claim)
-    assert standing.tick(0.1) and standing.active and not standing.tick(0.2)
+    election = LeaderElection(instance="us", fence=1)
+    claim = election.connected(0.0)
+    assert not election.tick(0.1) and not election.active
+    election.on_claim(claim)
+    assert election.tick(0.1) and election.active and not election.tick(0.2)
 
 
 def test_a_claim_that_never_comes_back_does_not_hold_it_up_for_ever() -> None:
-    standing = Standing(instance="us", fence=1)
-    standing.connected(0.0)
-    assert not standing.tick(ECHO_S) and standing.tick(ECHO_S + 0.1)
+    election = LeaderElection(instance="us", fence=1)
+    election.connected(0.0)
+    assert not election.tick(ECHO_S) and election.tick(ECHO_S + 0.1)
 
 
 def test_a_trainer_that_answers_is_not_disturbed() -> None:
-    standing = Standing(instance="us", fence=9)
-    standing.on_claim(standing.connected(0.0))
-    standing.on_status(other(), retained=False)
+    election = LeaderElection(instance="us", fence=9)
+    election.on_claim(election.connected(0.0))
+    election.on_status(other(), retained=False)
     with pytest.raises(StateError, match="--take-over"):
-        standing.tick(0.1)
-    assert not standing.active
+        election.tick(0.1)
+    assert not election.active
 
 
 def test_a_status_that_nobody_stands_behind_any_more_holds_it_up_for_seconds_only() -> None:
-    standing = Standing(instance="us", fence=1)
-    standing.on_claim(standing.connected(0.0))
-    standing.on_status(other(fence=5), retained=True)
-    assert not standing.tick(ANSWER_S - 0.1)
-    assert standing.tick(ANSWER_S) and standing.fence == 6
+    election = LeaderElection(instance="us", fence=1)
+    election.on_claim(election.connected(0.0))
+    election.on_status(other(fence=5), retained=True)
+    assert not election.tick(ANSWER_S - 0.1)
+    assert election.tick(ANSWER_S) and election.fence == 6
 
 
 def test_whoever_takes_over_raises_its_fence_above_the_other() -> None:
-    standing = Standing(instance="us", fence=1, take_over=True)
-    assert standing.connected(0.0).take_over
-    standing.on_claim(standing.connected(0.0))
-    standing.on_status(other(fence=5), retained=False)
-    assert standing.tick(0.1) and standing.fence == 6
+    election = LeaderElection(instance="us", fence=1, take_over=True)
+    assert election.connected(0.0).take_over
+    election.on_claim(election.connected(0.0))
+    election.on_status(other(fence=5), retained=False)
+    assert election.tick(0.1) and election.fence == 6
 
 
 def test_a_deposed_trainer_stops_also_when_it_was_away_at_that_time() -> None:
     for retained in (False, True):
-        standing = Standing(instance="us", fence=5)
-        standing.on_claim(standing.connected(0.0))
-        assert standing.tick(0.0)
+        election = LeaderElection(instance="us", fence=5)
+        election.on_claim(election.connected(0.0))
+        assert election.tick(0.0)
         if retained:
-            standing.disconnected()
-            standing.connected(10.0)
+            election.disconnected()
+            election.connected(10.0)
         with pytest.raises(StateError, match=r"has taken over.*somebody who can write.*signing key"):
-            standing.on_status(other(fence=6), retained=retained)
-        assert not standing.active
+            election.on_status(other(fence=6), retained=retained)
+        assert not election.active
 
 
 def test_of_two_with_the_same_fence_exactly_one_stays() -> None:
     stopped = []
     for us, them in (("a", "b"), ("b", "a")):
-        standing = Standing(instance=us, fence=5)
-        standing.on_claim(standing.connected(0.0))
-        standing.tick(0.0)
+        election = LeaderElection(instance=us, fence=5)
+        election.on_claim(election.connected(0.0))
+        election.tick(0.0)
         try:
-            assert standing.on_status(other(fence=5, instance=them), retained=False)
+            assert election.on_status(other(fence=5, instance=them), retained=False)
         except StateError:
             stopped.append(us)
     assert stopped == ["a"]
 
 
 def test_a_late_will_of_a_deposed_trainer_is_written_over() -> None:
-    standing = Standing(instance="us", fence=5)
-    standing.on_claim(standing.connected(0.0))
-    standing.tick(0.0)
-    assert standing.on_status(other(fence=4, state="offline"), retained=False)
+    election = LeaderElection(instance="us", fence=5)
+    election.on_claim(election.connected(0.0))
+    election.tick(0.0)
+    assert election.on_status(other(fence=4, state="offline"), retained=False)
 
 
 @pytest.mark.parametrize("state", ["online", "offline"])
 def test_a_fence_that_no_trainer_can_have_leaves_room_for_those_to_come(state: str) -> None:
-    standing = Standing(instance="us", fence=5)
-    standing.on_claim(standing.connected(0.0))
-    standing.on_status(other(fence=2**62, state=state), retained=True)
-    assert standing.tick(0.1) and standing.fence == 5
-    assert standing.on_status(other(fence=2**62, state=state), retained=False) and standing.active
+    election = LeaderElection(instance="us", fence=5)
+    election.on_claim(election.connected(0.0))
+    election.on_status(other(fence=2**62, state=state), retained=True)
+    assert election.tick(0.1) and election.fence == 5
+    assert election.on_status(other(fence=2**62, state=state), retained=False) and election.active
 
 
-def running(fence: int = 5) -> Standing:
-    standing = Standing(instance="us", fence=fence)
-    standing.on_claim(standing.connected(0.0))
-    assert standing.tick(0.0)
-    return standing
+def running(fence: int = 5) -> LeaderElection:
+    election = LeaderElection(instance="us", fence=fence)
+    election.on_claim(election.connected(0.0))
+    assert election.tick(0.0)
+    return election
 
 
 def test_before_the_first_connection_nothing_is_decided() -> None:
-    standing = Standing(instance="us", fence=5)
-    standing.on_claim(TrainerClaim(instance="us", fence=5))
-    assert not standing.tick(1e9) and not standing.active
+    election = LeaderElection(instance="us", fence=5)
+    election.on_claim(TrainerClaim(instance="us", fence=5))
+    assert not election.tick(1e9) and not election.active
 
 
 def test_a_claim_is_answered_by_the_one_that_rules_and_by_no_other() -> None:
-    standing, theirs = Standing(instance="us", fence=5), TrainerClaim(instance="other", fence=6)
-    ours = standing.connected(0.0)
+    election, theirs = LeaderElection(instance="us", fence=5), TrainerClaim(instance="other", fence=6)
+    ours = election.connected(0.0)
     assert (ours.instance, ours.fence, ours.take_over) == ("us", 5, False)
-    assert not standing.on_claim(theirs) and not standing.tick(0.1), "it is not ours that was heard"
-    assert not standing.on_claim(ours) and standing.tick(0.1)
-    assert standing.on_claim(theirs) and not standing.on_claim(ours)
+    assert not election.on_claim(theirs) and not election.tick(0.1), "it is not ours that was heard"
+    assert not election.on_claim(ours) and election.tick(0.1)
+    assert election.on_claim(theirs) and not election.on_claim(ours)
 
 
 def test_after_a_break_it_asks_anew_before_anything_is_published() -> None:
-    standing = running()
-    standing.disconnected()
-    assert not standing.active and not standing.on_claim(TrainerClaim(instance="other", fence=6))
-    claim = standing.connected(10.0)
-    assert not standing.tick(10.0 + ECHO_S), "what was heard before the break does not count"
-    standing.on_claim(claim)
-    assert standing.tick(10.1) and standing.fence == 5
+    election = running()
+    election.disconnected()
+    assert not election.active and not election.on_claim(TrainerClaim(instance="other", fence=6))
+    claim = election.connected(10.0)
+    assert not election.tick(10.0 + ECHO_S), "what was heard before the break does not count"
+    election.on_claim(claim)
+    assert election.tick(10.1) and election.fence == 5
 
 
 def test_a_new_connection_alone_stops_what_is_published() -> None:
-    standing = running()
-    standing.connected(10.0)
-    assert not standing.active
+    election = running()
+    election.connected(10.0)
+    assert not election.active
 
 
 def test_its_own_status_is_no_rivals() -> None:
-    standing = Standing(instance="us", fence=5)
-    standing.on_claim(standing.connected(0.0))
-    assert not standing.on_status(other(fence=9, instance="us"), retained=False)
-    assert standing.tick(0.1) and standing.fence == 5
-    assert not standing.on_status(other(fence=9, instance="us"), retained=False) and standing.active
+    election = LeaderElection(instance="us", fence=5)
+    election.on_claim(election.connected(0.0))
+    assert not election.on_status(other(fence=9, instance="us"), retained=False)
+    assert election.tick(0.1) and election.fence == 5
+    assert not election.on_status(other(fence=9, instance="us"), retained=False) and election.active
 
 
 def test_one_that_has_left_holds_nobody_up_and_its_fence_is_passed() -> None:
     for fence, ours in ((5, 6), (9, 10), (HIGHEST_FENCE, HIGHEST_FENCE + 1), (3, 5)):
-        standing = Standing(instance="us", fence=5)
-        standing.on_claim(standing.connected(0.0))
-        assert not standing.on_status(other(fence=fence, state="offline"), retained=True)
-        assert standing.tick(0.0) and standing.fence == ours
+        election = LeaderElection(instance="us", fence=5)
+        election.on_claim(election.connected(0.0))
+        assert not election.on_status(other(fence=fence, state="offline"), retained=True)
+        assert election.tick(0.0) and election.fence == ours
 
 
 def test_a_rival_is_forgotten_with_the_connection_on_which_it_was_heard() -> None:
-    standing = Standing(instance="us", fence=5)
-    standing.connected(0.0)
-    standing.on_status(other(), retained=False)
-    standing.on_claim(standing.connected(1.0))
-    assert standing.tick(1.1)
+    election = LeaderElection(instance="us", fence=5)
+    election.connected(0.0)
+    election.on_status(other(), retained=False)
+    election.on_claim(election.connected(1.0))
+    assert election.tick(1.1)
 
 
 def test_one_answer_suffices_though_the_retained_status_comes_after_it() -> None:
-    standing = Standing(instance="us", fence=9)
-    standing.on_claim(standing.connected(0.0))
+    election = LeaderElection(instance="us", fence=9)
+    election.on_claim(election.connected(0.0))
     for retained in (True, False, True):
-        standing.on_status(other(), retained=retained)
+        election.on_status(other(), retained=retained)
     with pytest.raises(StateError, match=f"run {RUN[:8]}, epoch 1"):
-        standing.tick(0.1)
+        election.tick(0.1)
 
 
 def test_one_that_rules_stays_and_says_so_over_the_status_of_a_lower_fence() -> None:
-    standing = running(fence=5)
-    assert standing.on_status(other(fence=4), retained=False) and standing.active
-    standing.on_claim(standing.connected(10.0))
-    assert not standing.on_status(other(fence=4), retained=True)
-    assert standing.tick(10.0), "that one was deposed: nobody waits for it"
+    election = running(fence=5)
+    assert election.on_status(other(fence=4), retained=False) and election.active
+    election.on_claim(election.connected(10.0))
+    assert not election.on_status(other(fence=4), retained=True)
+    assert election.tick(10.0), "that one was deposed: nobody waits for it"
 
 
 def test_a_second_trainer_with_a_state_directory_of_its_own_is_refused(

@@ -13,7 +13,7 @@ from broker_config.testing.inprocess import InProcessBroker
 from metrics.catalogue import TrainerMetrics
 from side_trainer.broadcast.publisher import Publisher, Version
 from side_trainer.broadcast.retained import Retained
-from side_trainer.broadcast.signing import Seal
+from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
@@ -56,7 +56,7 @@ def test_weights_that_cannot_go_out_are_warned_of_once_and_made_once(
 
     metrics, gate = TrainerMetrics(CollectorRegistry()), Shut()
     metrics.set_tiers(["big"])
-    publisher = Counted(gate, journal, metrics, Retained(), Seal("colours"), codec="f32")  # type: ignore[arg-type]
+    publisher = Counted(gate, journal, metrics, Retained(), TrainerSigner("colours"), codec="f32")  # type: ignore[arg-type]
     job = Job(config(tmp_path), journal)
     fleet = devices()[:1]
     settle(job, fleet)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from broker_config.transport import Received
-from side_trainer.broadcast.signing import Seal
+from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.journal.journal import Journal
 from side_trainer.receive.setbacks import Setbacks
 from sidestream.contract.messages import HIGHEST_FENCE, Telemetry, WeightsManifest
@@ -21,7 +21,7 @@ DEVICE = Uplink(tier="t", device="pi-1", kind="telemetry")
 
 @pytest.fixture
 def setbacks(journal: Journal) -> Setbacks:
-    return Setbacks(journal, Seal("j"))
+    return Setbacks(journal, TrainerSigner("j"))
 
 
 def lost(samples: int, stream: str = STREAM) -> Telemetry:
@@ -29,11 +29,11 @@ def lost(samples: int, stream: str = STREAM) -> Telemetry:
 
 
 def manifest(
-    run: str, version: int, *, seal: Seal | None = None, tier: str = "t", chunks: int = 0
+    run: str, version: int, *, signer: TrainerSigner | None = None, tier: str = "t", chunks: int = 0
 ) -> Received:
     body: dict[str, Any] = {"bundle": b"" if chunks else b"x", "bundle_bytes": 1, "chunks": chunks}
     told = WeightsManifest(run=run, version=version, state_digest="a", bundle_digest="b", **body)
-    payload = (seal or Seal("j")).manifest(told, tier)
+    payload = (signer or TrainerSigner("j")).manifest(told, tier)
     return Received(topic=Topics("j").weights(tier), payload=payload, retained=True, qos=1, epoch=1)
 
 
@@ -53,7 +53,7 @@ def test_what_was_lost_is_said_once_over_restarts_and_added_to(
     said: list[bool] = []
     for samples, stream in ((0, STREAM), (5, STREAM), (5, STREAM), (7, STREAM), (6, STREAM), (1, OTHER)):
         caplog.clear()
-        Setbacks(journal, Seal("j")).on_telemetry(DEVICE, lost(samples, stream))
+        Setbacks(journal, TrainerSigner("j")).on_telemetry(DEVICE, lost(samples, stream))
         said.append(bool(caplog.messages))
         if (samples, stream) == (7, STREAM):
             assert ": 2 samples that" in caplog.text and "LOST" in caplog.text
@@ -98,19 +98,19 @@ def test_a_device_that_has_a_higher_version_makes_the_journal_rise_above_it_at_o
 def test_versions_of_another_journal_or_that_no_trainer_can_have_or_unsigned_do_not_count(
     journal: Journal,
 ) -> None:
-    ours, stranger = Seal("j", Signer.new()), Seal("j", Signer.new())
+    ours, stranger = TrainerSigner("j", Signer.new()), TrainerSigner("j", Signer.new())
     setbacks = Setbacks(journal, ours)
     for event in (
-        manifest(OTHER, 9, seal=ours),
-        manifest(journal.run, HIGHEST_FENCE, seal=ours),
+        manifest(OTHER, 9, signer=ours),
+        manifest(journal.run, HIGHEST_FENCE, signer=ours),
         manifest(journal.run, 9),
-        manifest(journal.run, 9, seal=stranger),
+        manifest(journal.run, 9, signer=stranger),
     ):
         setbacks.on_manifest(event)
     for run, version in ((OTHER, 9), (journal.run, HIGHEST_FENCE)):
         setbacks.on_telemetry(DEVICE, Telemetry(stream=STREAM, weights_run=run, weights_version=version))
     setbacks.rise()
     assert journal.version_base == 0 and journal.published == {}
-    setbacks.on_manifest(manifest(journal.run, 9, seal=ours))
+    setbacks.on_manifest(manifest(journal.run, 9, signer=ours))
     setbacks.rise()
     assert journal.version_base == 9

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from broker_config.testing.inprocess import InProcessBroker
-from side_trainer.broadcast.signing import Seal, open_seal
+from side_trainer.broadcast.signing import TrainerSigner, load_signer
 from side_trainer.settings.schema import SigningConfig
 from sidestream.contract.errors import ConfigError, StateError, UntrustedError
 from sidestream.contract.messages import TrainerStatus, WeightsManifest
 from sidestream.contract.plan import Plan
-from sidestream.contract.signing import Scope, Signer, open_sealed, public_pem
+from sidestream.contract.signing import Scope, Signer, open_signed, public_pem
 from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import TOPICS, Listener, born, receipted, send, trainer
 from tests.until import until
@@ -46,10 +46,10 @@ def test_plan_and_weights_of_every_tier_are_signed_for_that_tier(
         for tier in ("big", "small"):
             manifest = payload(listener, TOPICS.weights(tier))
             scope = Scope(kind="weights", job="colours", tier=tier)
-            assert open_sealed(WeightsManifest, manifest, scope, [signer.public]).version > 0
+            assert open_signed(WeightsManifest, manifest, scope, [signer.public]).version > 0
             with pytest.raises(UntrustedError):
-                open_sealed(WeightsManifest, manifest, Scope(kind="weights", job="colours"), [signer.public])
-        sealed = open_sealed(Plan, payload(listener, TOPICS.plan), PLAN, [signer.public])
+                open_signed(WeightsManifest, manifest, Scope(kind="weights", job="colours"), [signer.public])
+        sealed = open_signed(Plan, payload(listener, TOPICS.plan), PLAN, [signer.public])
         assert sealed.keys == (signer.public, successor.public)
 
 
@@ -68,7 +68,7 @@ def test_every_restart_outranks_the_one_before_on_whatever_journal(
                 return plan is not None and (plan.fence, plan.revision) > max(seen, default=(0, 0))
 
             until(newer, "a newer plan")
-            plan = open_sealed(Plan, payload(listener, TOPICS.plan), PLAN, [signer.public])
+            plan = open_signed(Plan, payload(listener, TOPICS.plan), PLAN, [signer.public])
             seen.append((plan.fence, plan.revision))
     assert seen == sorted(set(seen))
 
@@ -79,7 +79,7 @@ def test_a_forged_status_with_a_higher_fence_neither_stops_a_trainer_that_signs_
     broker: InProcessBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture, forger: Signer | None
 ) -> None:
     forged = TrainerStatus(state="online", run="0" * 32, epoch=1, fence=2**50, instance="forger")
-    sealed = Seal("colours", forger).status(forged)
+    sealed = TrainerSigner("colours", forger).status(forged)
     listener = Listener(broker.transport("watch"))
     listener.transport.publish(TOPICS.trainer_status, sealed, retain=True)
     with trainer(broker, config(tmp_path / "state", signing=key_files(tmp_path, Signer.new()))):
@@ -118,19 +118,19 @@ def test_a_key_that_others_can_read_or_that_is_none_is_refused_by_its_setting(tm
     signing = key_files(tmp_path, Signer.new())
     Path(signing.key_file).chmod(0o640)
     with pytest.raises(ConfigError, match=r"signing\.key_file.*chmod 600"):
-        open_seal("colours", signing)
+        load_signer("colours", signing)
     Path(signing.key_file).write_text("no key")
     Path(signing.key_file).chmod(0o600)
     with pytest.raises(ConfigError, match=r"signing\.key_file"):
-        open_seal("colours", signing)
+        load_signer("colours", signing)
     with pytest.raises(ConfigError, match=r"signing\.key_file"):
-        open_seal("colours", SigningConfig(key_file=str(tmp_path / "none")))
+        load_signer("colours", SigningConfig(key_file=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="name both"):
-        open_seal("colours", SigningConfig(public_keys_file="keys.pem"))
+        load_signer("colours", SigningConfig(public_keys_file="keys.pem"))
 
 
 def test_a_list_of_keys_without_the_signing_one_would_lock_the_devices_out(tmp_path: Path) -> None:
     signing = key_files(tmp_path, Signer.new())
     Path(signing.public_keys_file).write_bytes(public_pem(Signer.new().public))
     with pytest.raises(ConfigError, match=r"signing\.public_keys_file.*adopt nothing"):
-        open_seal("colours", signing)
+        load_signer("colours", signing)

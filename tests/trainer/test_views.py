@@ -1,4 +1,4 @@
-"""Views: which rows teach an answer, what it leans by, and which answer is trusted."""
+"""Views: which rows teach an answer, what it is adjusted by, and which answer is trusted."""
 
 from __future__ import annotations
 
@@ -84,18 +84,18 @@ def test_smoothing_towards_no_lean_is_smoothing_towards_no_opinion(task: Task) -
     if task is Task.MULTI_LABEL:
         targets = torch.eye(4)[:3]
     objective = OBJECTIVES[task]
-    lean = torch.zeros_like(answers)
+    adjustment = torch.zeros_like(answers)
     torch.testing.assert_close(
-        objective.losses(answers, targets, 0.1, lean), objective.losses(answers, targets, 0.1)
+        objective.losses(answers, targets, 0.1, adjustment), objective.losses(answers, targets, 0.1)
     )
 
 
 def test_smoothing_does_not_teach_the_opposite_of_a_correction() -> None:
     """Of a tier with one label only, a row with that label says nothing against it."""
-    lean = torch.tensor([[-6.0, 0.0]])
+    adjustment = torch.tensor([[-6.0, 0.0]])
     sure = torch.tensor([[0.0, 1.0]], requires_grad=True)
-    loss = LABELS.losses(sure + lean, torch.tensor([1]), 0.1, lean).sum()
+    loss = LABELS.losses(sure + adjustment, torch.tensor([1]), 0.1, adjustment).sum()
     (gradient,) = torch.autograd.grad(loss, sure)
     assert gradient.abs().max() < 1e-2
-    plain = LABELS.losses(sure + lean, torch.tensor([1]), 0.1).sum()
+    plain = LABELS.losses(sure + adjustment, torch.tensor([1]), 0.1).sum()
     assert torch.autograd.grad(plain, sure)[0][0, 1] > 0.04  # it would push towards the other label

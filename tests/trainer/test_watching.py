@@ -25,10 +25,10 @@ from metrics.catalogue import BROKER_FIGURES, TrainerMetrics, total
 from metrics.fleet_page.board import Board
 from metrics.fleet_page.fleet import Fleet
 from metrics.fleet_page.view import FleetView
-from side_trainer.broadcast.gate import Gate
-from side_trainer.broadcast.leader_election import Standing
+from side_trainer.broadcast.leader_election import LeaderElection
+from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.broadcast.retained import Retained
-from side_trainer.broadcast.signing import Seal
+from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.ingest import Ingest
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
@@ -117,20 +117,20 @@ def test_messages_that_find_the_inbox_full_are_counted_in_the_metrics(
 ) -> None:
     settings, inbox, metrics = config(tmp_path), Inbox(max_messages=2), TrainerMetrics(CollectorRegistry())
     metrics.set_tiers(settings.tiers)
-    standing = Standing(instance="one", fence=1)
-    standing.active = True
+    election = LeaderElection(instance="one", fence=1)
+    election.active = True
     ingest = Ingest(
         journal=journal,
         job=Job(settings, journal),
-        transport=Gate(broker.transport("trainer"), standing),
-        standing=standing,
+        transport=LeaderTransport(broker.transport("trainer"), election),
+        election=election,
         inbox=inbox,
         fleet=Fleet(settings.tiers),
         metrics=metrics,
         board=Board("colours", unix_s=0.0),
         broker_figures=BrokerFigures(),
         retained=Retained(),
-        seal=Seal("colours"),
+        signer=TrainerSigner("colours"),
         status=lambda: TrainerStatus(state="online", run=journal.run, epoch=1),
         learner_woken=lambda connected: None,
         trace=Trace(),

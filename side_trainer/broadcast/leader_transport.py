@@ -6,20 +6,20 @@ import sys
 
 from broker_config.errors import NotConnected
 from broker_config.transport import Transport
-from side_trainer.broadcast.leader_election import Standing
+from side_trainer.broadcast.leader_election import LeaderElection
 
 
-class Gate:
-    """Publishes while ``standing`` allows it.
+class LeaderTransport:
+    """Publishes while ``election`` allows it.
 
     Args:
         transport: Where to.
-        standing: Says whether.
+        election: Says whether.
     """
 
-    def __init__(self, transport: Transport, standing: Standing) -> None:
+    def __init__(self, transport: Transport, election: LeaderElection) -> None:
         self._transport = transport
-        self._standing = standing
+        self._election = election
         self.max_packet_bytes = sys.maxsize
         """What the present connection takes, as the last event ``Connected`` said."""
 
@@ -31,7 +31,7 @@ class Gate:
     @property
     def active(self) -> bool:
         """Whether a publish would be attempted right now."""
-        return self._standing.active and self._transport.connected
+        return self._election.active and self._transport.connected
 
     def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """See :class:`~broker_config.transport.Transport`."""
@@ -49,7 +49,7 @@ class Gate:
         Raises:
             NotConnected: also where another trainer may be the job's.
         """
-        if not self._standing.active:
+        if not self._election.active:
             raise NotConnected("it is not certain yet that this is the job's only trainer")
         self._transport.publish(topic, payload, qos=qos, retain=retain, timeout_s=timeout_s)
 
