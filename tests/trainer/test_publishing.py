@@ -54,9 +54,9 @@ def test_weights_that_cannot_go_out_are_warned_of_once_and_made_once(
             made.append(1)
             return super()._bundle(*arguments)
 
-    metrics, gate = TrainerMetrics(CollectorRegistry()), Shut()
+    metrics, link = TrainerMetrics(CollectorRegistry()), Shut()
     metrics.set_tiers(["big"])
-    publisher = Counted(gate, journal, metrics, Retained(), TrainerSigner("colours"), codec="f32")  # type: ignore[arg-type]
+    publisher = Counted(link, journal, metrics, Retained(), TrainerSigner("colours"), codec="f32")  # type: ignore[arg-type]
     job = Job(config(tmp_path), journal)
     fleet = devices()[:1]
     settle(job, fleet)
@@ -67,7 +67,7 @@ def test_weights_that_cannot_go_out_are_warned_of_once_and_made_once(
     with caplog.at_level("INFO"):
         for _ in range(5):
             assert not publisher.publish(version, job.plan, fold.tiers)
-        gate.error = False
+        link.error = False
         assert publisher.publish(version, job.plan, fold.tiers)
     assert made == [1]
     assert caplog.text.count("not fully published yet") == 1 and "version 1 is published" in caplog.text
