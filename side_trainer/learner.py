@@ -18,18 +18,17 @@ import numpy as np
 from metrics.catalogue import Source, TrainerMetrics
 from side_trainer.broadcast.publisher import Publisher, Version
 from side_trainer.fold.checkpoint import resume, write_checkpoint
-from side_trainer.fold.fold import Fold, Step
+from side_trainer.fold.fold import Fold
 from side_trainer.journal.journal import Journal, Record
-from side_trainer.journal.records import IdleRecord
+from side_trainer.journal.records import RecordKind
+from side_trainer.method import Step
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.errors import StateError
-from sidestream.contract.plan import Plan
 from sidestream.contract.tensors import Floats
 from sidestream.host.trace import Trace
 from sidestream.side_network.bundle import state_digest
 
 _log = logging.getLogger(__name__)
-_SLICE_UPDATES: Final = 16
 _PROGRESS_EVERY_S: Final = 5.0
 _AT_ONCE: Final = 4
 _STORAGE_RETRY_S: Final = 5.0
@@ -45,8 +44,7 @@ class Learner:
         journal: What to fold; idle records are appended to it.
         publisher: Where versions go.
         metrics: Counts updates.
-        plan: The plan in force, asked for whenever weights are published.
-        online: How many devices are online by tier, asked for then too.
+        online: How many devices are online by tier, asked for whenever weights are published.
         directory: Where checkpoints are kept.
         trace: Told what is done when.
         judge: Told of each batch's tier, stream, and loss before it was learnt.
@@ -59,7 +57,6 @@ class Learner:
         journal: Journal,
         publisher: Publisher,
         metrics: TrainerMetrics,
-        plan: Callable[[], Plan],
         online: Callable[[], Mapping[str, int]] = dict,
         directory: Path,
         trace: Trace,
@@ -69,7 +66,6 @@ class Learner:
         self._journal = journal
         self._publisher = publisher
         self._metrics = metrics
-        self._plan = plan
         self._online = online
         self._directory = directory
         self._trace = trace
@@ -117,7 +113,7 @@ class Learner:
     @property
     def final(self) -> bool:
         """Whether nothing is left to learn."""
-        return self.backlog == 0 and len(self._fold.rows) > 0 and self._budget() <= 0
+        return self.backlog == 0 and self._fold.samples > 0 and self._budget() <= 0
 
     # --- the thread ----------------------------------------------------------------------------------
 
@@ -133,7 +129,7 @@ class Learner:
                 stop.wait(_STORAGE_RETRY_S)
             self._checkpoint_if_due()
             self._metrics.learner_backlog_records.set(self.backlog)
-            self._metrics.head_bytes.set(self._fold.heads.nbytes)
+            self._metrics.head_bytes.set(self._fold.method.head_bytes if self._fold.begun else 0)
             if not busy:
                 self._wake.wait(0.1)
                 self._wake.clear()
@@ -175,43 +171,30 @@ class Learner:
             self._told = time.monotonic()
             _log.info(
                 "version %d, %d behind; %d samples; loss %s",
-                *(self.version, self.backlog, len(self._fold.rows)),
+                *(self.version, self.backlog, self._fold.samples),
                 ", ".join(f"{tier} {loss:.3f}" for tier, loss in step.losses.items()),
             )
 
     # --- idle passes ---------------------------------------------------------------------------------
 
     def _budget(self) -> int:
-        """Rows that the passes still owe: new rows bring new ones."""
-        return int(self._config.learner.passes * len(self._fold.rows)) - self._fold.idle_rows
+        """Rows that the passes still owe."""
+        return self._fold.method.owed(self._config.learner.passes)
 
     def _idle(self) -> bool:
         """Train a slice over the journal when nothing has arrived for a while; return whether it did."""
         quiet = time.monotonic() - self._last_batch_at >= self._config.idle_after_s
-        if not quiet or len(self._fold.rows) == 0 or self._budget() <= 0:
+        if not quiet or self._fold.samples == 0 or self._budget() <= 0:
             return False
-        offset = self._journal.append("idle", msgspec.json.encode(self._next_slice()))
+        learner = self._config.learner
+        slice_ = self._fold.method.next_idle(learner.passes, learner.pass_rows, self._fold.offset)
+        offset = self._journal.append(RecordKind.IDLE.value, msgspec.json.encode(slice_))
         # A batch may have been journaled in between: records are folded in the journal's order.
         if offset == self._fold.offset + 1:
             self._apply(self._journal.get(offset))
         if self._budget() <= 0:
             self._metrics.passes.inc(self._config.learner.passes)
         return True
-
-    def _next_slice(self) -> IdleRecord:
-        """Go on with the phase, or start one if rows have come since."""
-        rows = _SLICE_UPDATES * self._config.learner.pass_rows
-        last = self._fold.last_idle
-        unfinished = last is not None and last.position + last.rows < last.total
-        if last is not None and unfinished and self._same_rows(last.phase):
-            position = last.position + last.rows
-            rows = min(rows, last.total - position)
-            return IdleRecord(phase=last.phase, position=position, rows=rows, total=last.total)
-        total = self._budget()
-        return IdleRecord(phase=self._fold.offset, position=0, rows=min(rows, total), total=total)
-
-    def _same_rows(self, phase: int) -> bool:
-        return self._fold.rows.rows_before(phase + 1) == len(self._fold.rows)
 
     # --- publishing ----------------------------------------------------------------------------------
 
@@ -220,7 +203,7 @@ class Learner:
 
         None but a repeat before the last one can be everywhere.
         """
-        offset, tiers = self.version, set(self._fold.tiers)
+        offset, tiers = self.version, self._tiers
         if self._fold.updates == 0 or offset < max(self._journal.published, default=0):
             return
         if time.monotonic() - self._tried_at < self._retry_s:
@@ -244,37 +227,41 @@ class Learner:
         return total / rate if rate else 0.0
 
     def _publish(self, *, forced: bool) -> None:
-        version = self._made_version()
-        if not forced and not self._changed(version.weights):
+        weights = self._fold.weights()
+        if not forced and not self._changed(weights):
             self._tried_at = time.monotonic()
             return
+        version = self._made_version(weights)
         self._tried_at = self._published_at = time.monotonic()
         self._republish = False  # before publishing: a connection that comes up meanwhile asks for it again
         began = self._trace.now()
-        done = self._publisher.publish(version, self._plan(), self._fold.tiers)
+        done = self._publisher.publish(version, self._config.job)
         self._trace.add("publish", "learner", began, version=version.number, final=version.final)
         if not done:
             self._republish = True
             self._retry_s = min(max(_PUBLISH_RETRY_S, 2 * self._retry_s), _PUBLISH_RETRY_MOST_S)
         else:
             self._pending, self._retry_s = None, 0.0
-            self._published = version.weights
+            self._published = weights
             self._published_offset = version.number
-            self._published_tiers = set(self._fold.tiers)
+            self._published_tiers = self._tiers
             if version.final:
                 _log.info("version %d is final: %d samples learnt", version.number, version.samples)
 
-    def _made_version(self) -> Version:
+    @property
+    def _tiers(self) -> set[str]:
+        return set(self._fold.facts.tiers) if self._fold.begun else set()
+
+    def _made_version(self, weights: Mapping[str, Floats]) -> Version:
         """Today's version; the one that could not be published yet, as long as nothing has changed."""
         pending = self._pending
         if pending is None or (pending.number, pending.final) != (self.version, self.final):
-            weights = self._fold.weights()
+            codec = self._config.weights_codec
             self._pending = pending = Version(
                 number=self.version,
-                weights=weights,
+                bundles=self._fold.method.bundles(self._journal.run, self.version, codec),
                 state_digest=state_digest(weights),
-                samples=len(self._fold.rows),
-                scale=self._fold.scale,
+                samples=self._fold.samples,
                 final=self.final,
             )
         return pending

@@ -140,13 +140,12 @@ def run_trainer(
         retained = Retained()
         by_labels = TASKS[config.task].form is TargetForm.LABELS
         judge = Judge(journal, suspects=config.quarantine, by_labels=by_labels)
-        publisher = Publisher(gate, journal, metrics, retained, signer, codec=config.weights_codec)
+        publisher = Publisher(gate, journal, metrics, retained, signer)
         learner = Learner(
             config=config,
             journal=journal,
             publisher=publisher,
             metrics=metrics,
-            plan=lambda: job.plan,
             online=lambda: ingest.online,
             trace=trace,
             directory=directory,
