@@ -41,6 +41,50 @@ autosave_interval 30
 autosave_on_changes false
 """
 
+_SERVICE = """\
+# Sessions of clients that never came back are forgotten. (Sidestream's own clients keep no session.)
+persistent_client_expiration 14d
+
+{persistence}
+# Errors, warnings and starts, to the system's journal. Connections are left out: a fleet makes many.
+log_dest stderr
+log_type error
+log_type warning
+log_type notice
+connection_messages false
+"""
+"""Of a broker that runs as a service."""
+_DEPLOYMENT = """\
+# Mosquitto for a Sidestream fleet; written by "sidestream broker render". For Mosquitto 2.0 and later.
+# Try it:     mosquitto -c mosquitto.conf
+# Install it: as {config_dir}/mosquitto.conf, then restart the service.
+
+# Who may do what is decided for each listener on its own. Must come before the listeners.
+per_listener_settings true
+
+# ---- This machine only: plain, without passwords. The trainer connects here if it runs beside the broker.
+listener {port} 127.0.0.1
+allow_anonymous true
+
+# ---- The fleet: encrypted, each device known by its certificate. Uncomment once the files are there.
+# listener {tls_port}
+# cafile {config_dir}/certs/ca.crt
+# certfile {config_dir}/certs/broker.crt
+# keyfile {config_dir}/certs/broker.key
+# tls_version tlsv1.2
+# Devices show a certificate that the CA signed; its common name is their user name.
+# require_certificate true
+# use_identity_as_username true
+# allow_anonymous false
+# For clients without a certificate instead: passwords made with mosquitto_passwd.
+# password_file {config_dir}/passwords
+# A device writes under its own name only, and reads what is meant for it.
+# acl_file {config_dir}/acl
+
+# ---- All listeners.
+{common}
+{service}"""
+
 _MAX_QUEUED_BYTES = 64 * 1024 * 1024
 FLEET_PACKET_BYTES = 1024 * 1024
 """Of one device's packet in a fleet with certificates: four times what an agent sends."""
@@ -114,47 +158,13 @@ def render_deployment(
     Raises:
         BrokerError: The directory cannot be written to.
     """
-    common = _COMMON.format(max_packet_bytes=max_packet_bytes, max_queued_bytes=max_queued_bytes)
-    text = f"""\
-# Mosquitto for a Sidestream fleet; written by "sidestream broker render". For Mosquitto 2.0 and later.
-# Try it:     mosquitto -c mosquitto.conf
-# Install it: as {config_dir}/mosquitto.conf, then restart the service.
-
-# Who may do what is decided for each listener on its own. Must come before the listeners.
-per_listener_settings true
-
-# ---- This machine only: plain, without passwords. The trainer connects here if it runs beside the broker.
-listener {port} 127.0.0.1
-allow_anonymous true
-
-# ---- The fleet: encrypted, each device known by its certificate. Uncomment once the files are there.
-# listener {tls_port}
-# cafile {config_dir}/certs/ca.crt
-# certfile {config_dir}/certs/broker.crt
-# keyfile {config_dir}/certs/broker.key
-# tls_version tlsv1.2
-# Devices show a certificate that the CA signed; its common name is their user name.
-# require_certificate true
-# use_identity_as_username true
-# allow_anonymous false
-# For clients without a certificate instead: passwords made with mosquitto_passwd.
-# password_file {config_dir}/passwords
-# A device writes under its own name only, and reads what is meant for it.
-# acl_file {config_dir}/acl
-
-# ---- All listeners.
-{common}
-# Sessions of clients that never came back are forgotten. (Sidestream's own clients keep no session.)
-persistent_client_expiration 14d
-
-{_PERSISTENCE.format(directory=data_dir)}
-# Errors, warnings and starts, to the system's journal. Connections are left out: a fleet makes many.
-log_dest stderr
-log_type error
-log_type warning
-log_type notice
-connection_messages false
-"""
+    text = _DEPLOYMENT.format(
+        config_dir=config_dir,
+        port=port,
+        tls_port=tls_port,
+        common=_COMMON.format(max_packet_bytes=max_packet_bytes, max_queued_bytes=max_queued_bytes),
+        service=_SERVICE.format(persistence=_PERSISTENCE.format(directory=data_dir)),
+    )
     return [_write(out_dir / "mosquitto.conf", text)]
 
 
@@ -167,6 +177,7 @@ def render_fleet(folder: str, *, port: int, user: str) -> str:
         user: Who owns that folder.
     """
     common = _COMMON.format(max_packet_bytes=FLEET_PACKET_BYTES, max_queued_bytes=_FLEET_QUEUED_BYTES)
+    service = _SERVICE.format(persistence=_PERSISTENCE.format(directory=folder + "/data"))
     return f"""\
 # Mosquitto for a Sidestream fleet; written by "sidestream fleet". For Mosquitto 2.0 and later.
 #   mosquitto -c {folder}/mosquitto.conf
@@ -190,17 +201,7 @@ user {user}
 
 # ---- What one client may have: packets, messages under way, messages that wait for it.
 {common}
-# Sessions of clients that never came back are forgotten. (Sidestream's own clients keep no session.)
-persistent_client_expiration 14d
-
-{_PERSISTENCE.format(directory=folder + "/data")}
-# Errors, warnings and starts, to the system's journal. Connections are left out: a fleet makes many.
-log_dest stderr
-log_type error
-log_type warning
-log_type notice
-log_type information
-connection_messages false
+{service}log_type information
 """
 
 

@@ -12,14 +12,14 @@ from typing import Final
 
 import msgspec
 
-from side_trainer.fold.output_heads import HeadFacts, Heads
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import LabelsRecord, SettingsRecord, TierRecord
 from side_trainer.settings.implied import NEW_SIDE_NETWORK
 from side_trainer.settings.schema import TrainerConfig
+from side_trainer.side_tuning.output_heads import HeadFacts, Heads
 from sidestream.contract.errors import BackboneError, ConfigError, WireError
 from sidestream.contract.messages import Status, check_labels
-from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan, joining_taps
+from sidestream.contract.plan import METHODS, Plan, SideNetworkSpec, TierPlan, joining_taps
 from sidestream.contract.tasks import TASKS
 
 _log = logging.getLogger(__name__)
@@ -141,6 +141,7 @@ class Job:
             task=self._config.task,
             side_network=self._config.side_network,
             learner=self._config.learner,
+            method=METHODS[self._config.method](),
         )
         last: SettingsRecord | None = None
         for record in self._journal.others(self._journal.tail, ("settings", "labels", "tier")):
@@ -300,6 +301,7 @@ class Job:
             tiers={name: self._tier(name, settled.get(name)) for name in self._config.tiers},
             side_network=self._side_network,
             flow=self._config.flow,
+            method=METHODS[self._config.method](),
         )
 
     def _tier(self, name: str, record: TierRecord | None) -> TierPlan:

@@ -16,9 +16,11 @@ import msgspec
 from metrics.catalogue import Source, TrainerMetrics
 from side_trainer.broadcast.releases import Releases
 from side_trainer.fold.checkpointer import Checkpointer
-from side_trainer.fold.fold import Fold, Step
+from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
 from side_trainer.journal.journal import Journal, Record
+from side_trainer.journal.records import RecordKind
+from side_trainer.method import Step
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.errors import StateError
 from sidestream.host.trace import Trace
@@ -96,7 +98,7 @@ class Learner:
                 stop.wait(_STORAGE_RETRY_S)
             self._checkpointer.write_if_due(self._config.checkpoint_every_s, final=self._progress.final)
             self._metrics.learner_backlog_records.set(self._progress.backlog)
-            self._metrics.head_bytes.set(self._fold.heads.nbytes)
+            self._metrics.head_bytes.set(self._fold.method.head_bytes if self._fold.begun else 0)
             if not busy:
                 self._wake.wait(0.1)
                 self._wake.clear()
@@ -114,9 +116,9 @@ class Learner:
     def _idle(self) -> bool:
         """Train a slice over the journal when nothing has arrived for a while; return whether it did."""
         quiet = time.monotonic() - self._last_batch_at >= self._config.idle_after_s
-        if not quiet or len(self._fold.rows) == 0 or self._progress.owed <= 0:
+        if not quiet or self._progress.owed <= 0:
             return False
-        offset = self._journal.append("idle", msgspec.json.encode(self._progress.next_slice()))
+        offset = self._journal.append(RecordKind.IDLE.value, msgspec.json.encode(self._progress.next_idle()))
         # A batch may have been journaled in between: records are folded in the journal's order.
         if offset == self._fold.offset + 1:
             self._apply(self._journal.get(offset))
@@ -152,6 +154,6 @@ class Learner:
             self._told = time.monotonic()
             _log.info(
                 "version %d, %d behind; %d samples; loss %s",
-                *(self._progress.version, self._progress.backlog, len(self._fold.rows)),
+                *(self._progress.version, self._progress.backlog, self._fold.samples),
                 ", ".join(f"{tier} {loss:.3f}" for tier, loss in step.losses.items()),
             )

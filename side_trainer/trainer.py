@@ -164,11 +164,9 @@ class Parts:
     def learner(self, directory: Path) -> Learner:
         """The learner, which keeps checkpoints in ``directory``."""
         config, journal, fold, metrics = self._config, self._journal, self._fold, self.figures.metrics
-        publisher = Publisher(
-            *(self.link, journal, metrics, self._retained, self._signer), codec=config.weights_codec
-        )
+        publisher = Publisher(self.link, journal, metrics, self._retained, self._signer)
         releases = Releases(
-            *(config, fold, self._progress, self._job, publisher),
+            *(config, fold, self._progress, journal.run, publisher),
             online=lambda: self.figures.online,
             trace=self._trace,
         )

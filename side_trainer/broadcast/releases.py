@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import numpy as np
@@ -12,7 +12,6 @@ import numpy as np
 from side_trainer.broadcast.publisher import Publisher, Version
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
-from side_trainer.job import Job
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.tensors import Floats
 from sidestream.host.trace import Trace
@@ -30,7 +29,7 @@ class Releases:
         config: Cadences.
         fold: Has the weights.
         progress: How far they are.
-        job: Has the plan.
+        run: The journal's id.
         publisher: Where versions go.
         online: How many devices are online, by tier.
         trace: Told what is done when.
@@ -41,7 +40,7 @@ class Releases:
         config: TrainerConfig,
         fold: Fold,
         progress: Progress,
-        job: Job,
+        run: str,
         publisher: Publisher,
         *,
         online: Callable[[], Mapping[str, int]],
@@ -51,12 +50,13 @@ class Releases:
         """May be changed by any thread."""
         self._fold = fold
         self._progress = progress
-        self._job = job
+        self._run = run
         self._publisher = publisher
         self._online = online
         self._trace = trace
-        self._last: Version | None = None
-        self._last_tiers: set[str] = set()
+        self._last = -1  # the version that is out,
+        self._last_weights: Mapping[str, Floats] = {}  # what it was made of,
+        self._last_tiers: Collection[str] = ()  # and who has it
         self._tried_at = 0.0
         self._published_at = 0.0
         self._again = False
@@ -77,8 +77,8 @@ class Releases:
             return
         if now - self._tried_at < self._retry_s:
             return
-        again = self._again or set(self._fold.tiers) != self._last_tiers
-        newer = self._last is None or version > self._last.number
+        again = self._again or self._fold.facts.tiers.keys() != self._last_tiers
+        newer = version > self._last
         final = self._progress.final and newer
         wait_s = _RETRY_S if again else self.config.publish_every_s
         if not final and now - self._tried_at < wait_s:
@@ -96,43 +96,41 @@ class Releases:
         return total / rate if rate else 0.0
 
     def _publish(self, *, forced: bool) -> None:
-        version = self._made_version()
+        weights = self._fold.weights()
         self._tried_at = time.monotonic()
-        if not forced and not self._changed(version.weights):
+        if not forced and not self._changed(weights):
             return
+        version = self._made_version(weights)
         self._published_at = self._tried_at
         self._again = False  # before publishing: a connection that comes up meanwhile asks for it again
         began = self._trace.now()
-        tiers = self._fold.tiers
-        done = self._publisher.publish(version, self._job.plan, tiers)
+        done = self._publisher.publish(version, self.config.job)
         self._trace.add("publish", "learner", began, version=version.number, final=version.final)
         if not done:
             self._again = True
             self._retry_s = min(max(_RETRY_S, 2 * self._retry_s), _RETRY_MOST_S)
             return
         self._pending, self._retry_s = None, 0.0
-        self._last, self._last_tiers = version, set(tiers)
+        self._last, self._last_weights, self._last_tiers = version.number, weights, version.bundles.keys()
         if version.final:
             _log.info("version %d is final: %d samples learnt", version.number, version.samples)
 
-    def _made_version(self) -> Version:
+    def _made_version(self, weights: Mapping[str, Floats]) -> Version:
         """Today's version; the one that could not be published yet, as long as nothing has changed."""
         pending, number, final = self._pending, self._progress.version, self._progress.final
         if pending is None or (pending.number, pending.final) != (number, final):
-            weights = self._fold.weights()
             self._pending = pending = Version(
                 number=number,
-                weights=weights,
+                bundles=self._fold.method.bundles(self._run, number, self.config.weights_codec),
                 state_digest=state_digest(weights),
-                samples=len(self._fold.rows),
-                scale=self._fold.scale,
+                samples=self._fold.samples,
                 final=final,
             )
         return pending
 
     def _changed(self, weights: Mapping[str, Floats]) -> bool:
         """Whether the weights moved enough since the last version to be worth every device's downlink."""
-        before = self._last.weights if self._last is not None else {}
+        before = self._last_weights
         if weights.keys() != before.keys():
             return True
         moved = sum(float(np.sum((weights[name] - old) ** 2)) for name, old in before.items())

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from side_trainer.fold.fold import Fold
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import IdleRecord
 from side_trainer.settings.schema import LearnerSettings
-
-_SLICE_UPDATES: Final = 16
 
 
 class Progress:
@@ -38,25 +34,14 @@ class Progress:
 
     @property
     def owed(self) -> int:
-        """Rows that the passes still owe: new rows bring new ones. None owed, or fewer: they are done."""
-        return int(self._settings.passes * len(self._fold.rows)) - self._fold.idle_rows
+        """Rows that the passes still owe; done with once none are."""
+        return self._fold.method.owed(self._settings.passes) if self._fold.begun else 0
 
     @property
     def final(self) -> bool:
         """Whether nothing is left to learn."""
-        return self.backlog == 0 and len(self._fold.rows) > 0 and self.owed <= 0
+        return self.backlog == 0 and self._fold.samples > 0 and self.owed <= 0
 
-    def next_slice(self) -> IdleRecord:
-        """Go on with the phase, or start one if rows have come since."""
-        rows = _SLICE_UPDATES * self._settings.pass_rows
-        last = self._fold.last_idle
-        unfinished = last is not None and last.position + last.rows < last.total
-        if last is not None and unfinished and self._same_rows(last.phase):
-            position = last.position + last.rows
-            rows = min(rows, last.total - position)
-            return IdleRecord(phase=last.phase, position=position, rows=rows, total=last.total)
-        total = self.owed
-        return IdleRecord(phase=self._fold.offset, position=0, rows=min(rows, total), total=total)
-
-    def _same_rows(self, phase: int) -> bool:
-        return self._fold.rows.rows_before(phase + 1) == len(self._fold.rows)
+    def next_idle(self) -> IdleRecord:
+        """The slice of training to journal next."""
+        return self._fold.method.next_idle(self._settings.passes, self._settings.pass_rows, self._fold.offset)

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import enum
+from typing import Annotated, Final
 
 import msgspec
 
 from side_trainer.settings.schema import LearnerSettings
-from sidestream.contract.plan import SideNetworkSpec
+from sidestream.contract.plan import FedMobiLLM, MethodPlan, SideNetworkSpec
 from sidestream.contract.tasks import Task
 from sidestream.contract.wire import Message, prepared
+
+
+class RecordKind(str, enum.Enum):
+    """What a journal's records are."""
+
+    SETTINGS = "settings"
+    """:class:`SettingsRecord`"""
+    LABELS = "labels"
+    """:class:`LabelsRecord`"""
+    TIER = "tier"
+    """:class:`TierRecord`"""
+    BATCH = "batch"
+    """An ``ActivationBatch`` as it came over the wire."""
+    IDLE = "idle"
+    """:class:`IdleRecord`"""
+
+
+FACTS: Final = frozenset({RecordKind.SETTINGS, RecordKind.LABELS, RecordKind.TIER})
+"""Kinds that fix what a job is, whatever its method."""
 
 
 @prepared
@@ -24,6 +44,8 @@ class SettingsRecord(Message, frozen=True, kw_only=True):
     """Never changes within a journal."""
     learner: LearnerSettings
     """In force for the records that follow."""
+    method: MethodPlan = FedMobiLLM()
+    """How the job learns."""
 
 
 @prepared

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,18 +14,13 @@ import torch
 
 from side_trainer.fold.checkpoint import Checkpoint, checkpoints, newest_checkpoint
 from side_trainer.fold.fold import Fold
-from side_trainer.fold.training_rows import count_samples
 from side_trainer.journal.journal import FILE_NAME, Journal, StreamState
-from side_trainer.journal.records import TierRecord
+from side_trainer.method import Export
 from side_trainer.quarantine.quarantine import Judgement, Quarantine, State, judgements
+from side_trainer.side_tuning.training_rows import count_samples
 from sidestream.contract.errors import StateError
-from sidestream.contract.plan import TierPlan
-from sidestream.contract.tasks import TASKS
 from sidestream.contract.wire import prepared
 from sidestream.host.state_dir import write_atomically
-from sidestream.side_network.bundle import About, digest, encode_bundle
-from sidestream.side_network.exported import INDEX, WEIGHTS, Exported
-from sidestream.side_network.network import align_of, first_blocks
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 2.0
@@ -149,7 +143,7 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
                 tell(f"folded {fold.offset} of {about.offset} records")
         return Verdict(
             offset=fold.offset,
-            samples=len(fold.rows),
+            samples=fold.samples,
             checkpoint_digest=about.weights_digest,
             refold_digest=fold.digest(),
             held_batches=journal.holding.check(),
@@ -158,95 +152,37 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
         journal.close()
 
 
-def export(state_dir: Path, out: Path) -> About:
-    """Write the newest checkpoint's weights with every alignment map and their spec: one safetensors file.
-
-    Raises:
-        StateError: if there is nothing to export, or the file cannot be written.
-    """
-    with _restored(state_dir) as (journal, fold):
-        about = _about(fold, journal, list(fold.tiers.values()))
-        _write(out, encode_bundle(about, fold.weights()))
-    return about
-
-
-def export_tuned(state_dir: Path, out: Path, tier: str = "") -> Exported:
-    """Write a folder that :func:`edge_agent.load_tuned` makes a transformers model of.
+def export(state_dir: Path, out: Path, form: str = "bundle", tier: str = "") -> Export:
+    """Write the newest checkpoint's weights as files.
 
     Args:
         state_dir: The trainer's.
-        out: The folder.
-        tier: Whose backbone; default: the deepest one's.
+        out: The file, or the folder, to write.
+        form: One of the formats that the job's method has.
+        tier: Whose weights, where the format is of one tier; empty for the method's own choice.
 
     Raises:
-        StateError: if there is nothing to export, the job is no language model's, or nothing can be written.
+        StateError: if there is nothing to export, not in that form, or nothing can be written.
     """
-    with _restored(state_dir) as (journal, fold):
-        if fold.settings is None or not TASKS[fold.settings.task].generates:
-            raise StateError("--format hf is for language models; leave it out")
-        if tier not in fold.tiers and (tier or not fold.tiers):
-            settled = ", ".join(sorted(fold.tiers)) or "none"
-            raise StateError(f"--tier: {tier!r} is no settled tier of the job; there are: {settled}")
-        record = fold.tiers[tier] if tier else max(fold.tiers.values(), key=lambda one: (one.depth, one.tier))
-        about = _about(fold, journal, [record], blocks=len(record.taps))
-        tensors = {
-            name: array for name, array in fold.weights().items() if align_of(name) in (None, record.align)
-        }
-        data = encode_bundle(about, first_blocks(tensors, len(record.taps)))
-        exported = Exported(tier=record.tier, tier_plan=_plan_of(record), weights_digest=digest(data))
+    with contextlib.closing(_open(state_dir)) as journal:
+        checkpoint = _newest(state_dir, journal)
+        fold = Fold(journal)
+        fold.restore(checkpoint.about.offset, checkpoint.about.updates, checkpoint.arrays)
+        if not fold.weights():
+            raise StateError("nothing to export: the job's labels are not fixed yet")
+        write = fold.method.exporters.get(form)
+        if write is None:
+            names = ", ".join(fold.method.exporters)
+            raise StateError(f"--format {form}: the job's method writes {names}")
+        made = write(fold.method, journal.run, journal.version_base + fold.offset, tier)
+    if "" not in made.files:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise StateError(f"cannot make {out}: {exc.strerror or exc}; give another --out") from exc
-        _write(out / WEIGHTS, data)
-        _write(out / INDEX, msgspec.json.format(msgspec.json.encode(exported), indent=2))
-    return exported
-
-
-def _plan_of(record: TierRecord) -> TierPlan:
-    return TierPlan(
-        backbone=record.backbone,
-        layers=record.depth,
-        align=record.align,
-        sampling="all",
-        depth=record.depth,
-        width=record.width,
-        taps=record.taps,
-        fingerprint=record.fingerprint,
-        head=record.head,
-        vocabulary=record.vocabulary,
-    )
-
-
-@contextmanager
-def _restored(state_dir: Path) -> Iterator[tuple[Journal, Fold]]:
-    """The journal, and the fold as the newest checkpoint has it."""
-    journal = _open(state_dir)
-    try:
-        checkpoint = _newest(state_dir, journal)
-        fold = Fold(journal)
-        fold.restore(checkpoint.about.offset, checkpoint.about.updates, checkpoint.arrays)
-        if fold.settings is None or fold.network is None:
-            raise StateError("nothing to export: the job's labels are not fixed yet")
-        yield journal, fold
-    finally:
-        journal.close()
-
-
-def _about(fold: Fold, journal: Journal, tiers: list[TierRecord], blocks: int = 0) -> About:
-    assert fold.settings is not None
-    spec = fold.settings.side_network
-    return About(
-        job=fold.settings.job,
-        run=journal.run,
-        version=journal.version_base + fold.offset,
-        labels=fold.labels,
-        task=fold.settings.task,
-        scale=fold.scale,
-        side_network=msgspec.structs.replace(spec, blocks=blocks or spec.blocks),
-        aligns={tier.align: tier.width for tier in tiers},
-        tiers={tier.tier: tier.align for tier in tiers},
-    )
+    for name, data in made.files.items():
+        _write(out / name if name else out, data)
+    return made
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -271,7 +207,7 @@ def read_state(state_dir: Path) -> TrainerState:
         # Of one moment, all of them: a trainer may be appending meanwhile.
         counts = count_samples(journal, journal.tail, trained=offset)
         return TrainerState(
-            job=fold.settings.job if fold.settings else "",
+            job=fold.facts.settings.job if fold.begun else "",
             run=journal.run,
             records=journal.tail,
             batches=counts.batches,
@@ -281,8 +217,8 @@ def read_state(state_dir: Path) -> TrainerState:
             checkpoint_offset=offset,
             weights_digest=newest.about.weights_digest if newest else "",
             published_version=max(journal.published, default=0),
-            labels=fold.labels,
-            tiers={name: tier.depth for name, tier in fold.tiers.items()},
+            labels=fold.facts.labels if fold.begun else (),
+            tiers={name: tier.depth for name, tier in fold.facts.tiers.items()} if fold.begun else {},
             devices=[_device(stream, journal.lost) for stream in journal.streams()],
         )
     finally:

@@ -12,8 +12,8 @@ import sqlite3
 from pathlib import Path
 
 from side_trainer.fold.checkpoint import newest_files
-from side_trainer.fold.output_heads import FOLDER
 from side_trainer.journal.journal import FILE_NAME, Journal
+from side_trainer.side_tuning.output_heads import FOLDER
 from sidestream.contract.errors import StateError
 from sidestream.host.state_dir import make_private
 

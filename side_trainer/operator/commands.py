@@ -246,16 +246,11 @@ def rebuild(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     """Write the weights."""
     from side_trainer.operator.audit import export as write
-    from side_trainer.operator.audit import export_tuned
 
-    if args.format == "hf":
-        exported = export_tuned(args.state_dir, args.out, args.tier)
-        print(f"wrote {args.out}: tier {exported.tier}, beside {exported.tier_plan.backbone}; load it with")
-        print(f"    import edge_agent\n    model, tokenizer = edge_agent.load_tuned({str(args.out)!r})")
-        return 0
-    about = write(args.state_dir, args.out)
-    tiers = ", ".join(about.tiers)
-    print(f"wrote {args.out}: version {about.version}, {len(about.labels)} labels, tiers {tiers}")
+    made = write(args.state_dir, args.out, args.format, args.tier)
+    print(f"wrote {args.out}: {made.about}")
+    if made.usage:
+        print(made.usage.format(out=str(args.out)))
     return 0
 
 

@@ -9,12 +9,12 @@ labels are the job's, so nobody else is waited for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
-from sidestream.contract.plan import SideNetworkSpec
+from sidestream.contract.plan import METHODS, SideNetworkSpec
 from sidestream.contract.tasks import Task
 
-Method: TypeAlias = Literal["fed-mobillm", "mobillm"]
+MethodName: TypeAlias = Literal["fed-mobillm", "mobillm"]
 Implied: TypeAlias = Mapping[str, Any]
 """Settings, and tables of settings; those of ``tiers`` are of each tier."""
 
@@ -46,8 +46,11 @@ _OF_EVERY_JOB: Final[Implied] = {
 }
 """What a setting's own default is not, since that stands for journals from before there was the setting."""
 _OF_METHOD: Final[Mapping[object, Implied]] = {
+    "fed-mobillm": {},
     "mobillm": {"label_wait_s": 2.0, "tiers": {"sampling": "all", "codec": "nf4"}},
 }
+if not METHODS.keys() == _OF_METHOD.keys() == set(get_args(MethodName)):  # pragma: no cover
+    raise AssertionError("every method of a plan needs a name here, and what it implies")
 
 
 def with_implied(settings: dict[str, Any]) -> dict[str, Any]:

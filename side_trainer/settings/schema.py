@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from broker_config.settings import BrokerSettings
-from side_trainer.settings.implied import NEW_LEARNER, NEW_SIDE_NETWORK, Method
+from side_trainer.settings.implied import NEW_LEARNER, NEW_SIDE_NETWORK, MethodName
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.messages import check_labels
 from sidestream.contract.plan import (
@@ -173,7 +173,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     the trainer always tries for ever."""
     task: Task = Task.TEXT_CLASSIFICATION
     """What is learnt."""
-    method: Method = "fed-mobillm"
+    method: MethodName = "fed-mobillm"
     """fed-mobillm for a fleet; mobillm for one device, whose tier then sends all tokens in nf4 unless it says
     otherwise. It only decides what settings that are left out of the file are taken to be."""
     labels: tuple[str, ...] = ()

@@ -156,6 +156,33 @@ class FlowPlan(Message, frozen=True, kw_only=True):
 
 
 @prepared
+class SideTuning(Message, frozen=True, kw_only=True):
+    """What the methods have in common that train a side-network beside frozen backbones, and nothing else.
+
+    Their part of the plan is :attr:`Plan.side_network` and, of each tier, taps and how they travel.
+    """
+
+    def is_ready(self, tier: TierPlan, task: Task) -> bool:
+        """Whether devices of a settled tier may compute: a language model's need a known output head too."""
+        return tier.head != "" or not TASKS[task].generates
+
+
+@prepared
+class FedMobiLLM(SideTuning, frozen=True, kw_only=True, tag_field="name", tag="fed-mobillm"):
+    """A fleet uploads sampled, quantised activations once; the trainer learns one side-network from them."""
+
+
+@prepared
+class MobiLLM(SideTuning, frozen=True, kw_only=True, tag_field="name", tag="mobillm"):
+    """The same with one device (MobiLLM, arXiv 2502.20421; its cached activations: 2507.01216)."""
+
+
+MethodPlan: TypeAlias = FedMobiLLM | MobiLLM
+"""The part of a plan that belongs to its training method, by ``name``."""
+METHODS: Final[dict[str, type[MethodPlan]]] = {"fed-mobillm": FedMobiLLM, "mobillm": MobiLLM}
+
+
+@prepared
 class Plan(Message, frozen=True, kw_only=True):
     """The job, as every device sees it."""
 
@@ -184,6 +211,8 @@ class Plan(Message, frozen=True, kw_only=True):
     """Of the key that signed it (:mod:`sidestream.contract.signing`)."""
     signature: bytes = b""
     """Over all that is before it, for one job."""
+    method: MethodPlan = FedMobiLLM()
+    """How the job learns."""
 
     def __post_init__(self) -> None:
         check_stream(self.run)
@@ -220,7 +249,7 @@ class Plan(Message, frozen=True, kw_only=True):
         known = self.tiers.get(tier)
         if known is None or not known.settled or self.lacks_labels:
             return False
-        return known.head != "" if TASKS[self.task].generates else True
+        return self.method.is_ready(known, self.task)
 
     @property
     def lacks_labels(self) -> bool:

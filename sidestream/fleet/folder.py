@@ -285,9 +285,6 @@ def create(
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
         raise StateError(f"{path} cannot be made: {exc.strerror or exc}") from exc
-    authority = Authority.new(f"Sidestream fleet {job}")
-    broker = authority.broker(hosts)
-    signer = Signer.new()
     fleet = Fleet(
         job=job,
         hosts=tuple(hosts),
@@ -295,7 +292,21 @@ def create(
         broker_dir=broker_dir or str(path / "broker"),
         user=user or getpass.getuser(),
     )
-    for name, data in {
+    for name, data in _first_files(path, fleet, tiers).items():
+        _write(path / name, data)
+    for name in ("broker/data", "bundles"):
+        (path / name).mkdir(mode=0o700, exist_ok=True)
+    folder = FleetFolder(path, fleet)
+    folder._renew_trainer()
+    folder.write_broker_files()
+    return folder
+
+
+def _first_files(path: Path, fleet: Fleet, tiers: Sequence[str]) -> dict[str, bytes]:
+    """A new fleet's authority, broker and trainer, by name within its folder."""
+    authority = Authority.new(f"Sidestream fleet {fleet.job}")
+    broker, signer = authority.broker(fleet.hosts), Signer.new()
+    return {
         "ca/ca.crt": authority.identity.certificate,
         "ca/ca.key": authority.identity.key,
         "broker/ca.crt": authority.identity.certificate,
@@ -306,14 +317,7 @@ def create(
         "trainer/signing.pub.pem": public_pem(signer.public),
         "trainer/trainer.toml": _trainer_settings(path / "trainer", fleet, tiers).encode(),
         _FILE: msgspec.json.format(msgspec.json.encode(fleet), indent=2),
-    }.items():
-        _write(path / name, data)
-    for name in ("broker/data", "bundles"):
-        (path / name).mkdir(mode=0o700, exist_ok=True)
-    folder = FleetFolder(path, fleet)
-    folder._renew_trainer()
-    folder.write_broker_files()
-    return folder
+    }
 
 
 def _trainer_settings(folder: Path, fleet: Fleet, tiers: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from edge_agent.answers.generator import GenerationOptions, Generator, read_options
-from side_trainer.fold.output_heads import read_head
+from side_trainer.side_tuning.output_heads import read_head
 from sidestream.backbone.torch_runtime.backbone import load_backbone
 from sidestream.backbone.torch_runtime.language_model import LanguageModel, load_language_model
 from sidestream.backbone.windows import Window

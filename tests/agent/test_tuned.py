@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -13,14 +14,14 @@ from side_trainer.fold.checkpoint import write_checkpoint
 from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.journal import FILE_NAME, Journal
-from side_trainer.operator.audit import export_tuned
+from side_trainer.operator.audit import export
 from sidestream.backbone.torch_runtime.language_model import load_language_model
 from sidestream.backbone.windows import Window
 from sidestream.contract.errors import BackboneError, StateError
 from sidestream.contract.messages import Status
 from sidestream.contract.sampling import EVERY_TOKEN
 from sidestream.side_network.bundle import decode_bundle
-from sidestream.side_network.exported import INDEX, WEIGHTS
+from sidestream.side_network.exported import INDEX, WEIGHTS, Exported
 from sidestream.side_network.network import from_bundle
 from tests.agent.tiny import LAYERS
 from tests.agent.tiny_lm import save_tiny_lm
@@ -59,7 +60,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_lines_give_a_model_that_generates_and_predicts_as_the_device(
     trained: Path, tmp_path: Path, tier: str, layers: int
 ) -> None:
-    exported = export_tuned(trained, tmp_path / "out", tier)
+    export(trained, tmp_path / "out", "hf", tier)
+    exported = msgspec.json.decode((tmp_path / "out" / INDEX).read_bytes(), type=Exported)
     model, tokenizer = edge_agent.load_tuned(tmp_path / "out")
     prompt = "turn the kitchen light"
     frozen = load_language_model(str(trained / "model"), layers)
@@ -83,7 +85,7 @@ def test_two_lines_give_a_model_that_generates_and_predicts_as_the_device(
 
 @pytest.mark.slow
 def test_another_backbone_a_damaged_or_no_export_is_told(trained: Path, tmp_path: Path) -> None:
-    export_tuned(trained, tmp_path / "out")
+    export(trained, tmp_path / "out", "hf")
     save_tiny_lm(tmp_path / "other", "llama", seed=9)
     with pytest.raises(BackboneError, match="are not the job's"):
         edge_agent.load_tuned(tmp_path / "out", backbone=str(tmp_path / "other"))
@@ -95,7 +97,7 @@ def test_another_backbone_a_damaged_or_no_export_is_told(trained: Path, tmp_path
     with pytest.raises(StateError, match="no export that can be read"):
         edge_agent.load_tuned(tmp_path / "out")
     with pytest.raises(StateError, match="no settled tier of the job; there are: full, half"):
-        export_tuned(trained, tmp_path / "out", "third")
+        export(trained, tmp_path / "out", "hf", "third")
 
 
 @pytest.mark.slow
@@ -106,4 +108,4 @@ def test_only_a_language_model_is_exported_so(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, fold, journal.run)
     journal.close()
     with pytest.raises(StateError, match="for language models"):
-        export_tuned(tmp_path, tmp_path / "out")
+        export(tmp_path, tmp_path / "out", "hf")

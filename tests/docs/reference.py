@@ -72,7 +72,8 @@ def _topics() -> str:
 def _messages_of(module: Any) -> list[type[Message]]:
     """In the order in which they are defined."""
     own = [one for one in vars(module).values() if isinstance(one, type) and issubclass(one, Message)]
-    return [one for one in own if one.__module__ == module.__name__]
+    told = [one for one in own if one.__struct_fields__ or one.__struct_config__.tag is not None]
+    return [one for one in told if one.__module__ == module.__name__]
 
 
 def _section(kind: type[msgspec.Struct]) -> str:
@@ -83,6 +84,8 @@ def _section(kind: type[msgspec.Struct]) -> str:
         (f"`{field.encode_name}`", _type(field.type), _default(field), _plain(helps.get(field.name, "")))
         for field in info.fields
     ]
+    if info.tag is not None:
+        rows.insert(0, (f"`{info.tag_field}`", f"`{info.tag}`", "", "Which of the kinds this is."))
     doc = _plain(python_inspect.cleandoc(kind.__doc__ or ""))
     return f"### {kind.__name__}\n\n{doc}\n\n{_table(('field', 'type', 'default', 'meaning'), rows)}"
 

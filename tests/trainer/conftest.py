@@ -17,6 +17,7 @@ from side_trainer.job import Job
 from side_trainer.journal.journal import FILE_NAME, Claim, Journal, Taken
 from side_trainer.receive.inbox import arrived
 from side_trainer.settings.schema import LearnerSettings, TierConfig, TrainerConfig
+from side_trainer.side_tuning.method import SideTuningMethod
 from sidestream.contract.messages import ActivationBatch, Status, to_bin
 from sidestream.contract.plan import Plan, SideNetworkSpec, labels_id
 from sidestream.contract.tensors import Codec, encode
@@ -123,6 +124,12 @@ def fold_all(journal: Journal, fold: Fold) -> Fold:
         for record in records:
             fold.apply(record)
     return fold
+
+
+def learnt(fold: Fold) -> SideTuningMethod:
+    """What a fold of side-tuning has learnt."""
+    assert isinstance(fold.method, SideTuningMethod)
+    return fold.method
 
 
 @pytest.fixture

@@ -12,18 +12,18 @@ import torch
 
 from side_trainer.fold.checkpoint import resume, write_checkpoint
 from side_trainer.fold.fold import Fold
-from side_trainer.fold.training_rows import Ints, MiniBatch, RowStore, StoredBatch, gather
 from side_trainer.job import Job
 from side_trainer.journal.file import digest_of
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import IdleRecord, SettingsRecord
 from side_trainer.settings.implied import NEW_LEARNER, with_implied
 from side_trainer.settings.schema import LearnerSettings
+from side_trainer.side_tuning.training_rows import Ints, MiniBatch, RowStore, StoredBatch, gather
 from sidestream.contract.errors import ConfigError, StateError
 from sidestream.contract.plan import SideNetworkSpec
 from sidestream.contract.tasks import Task
 from sidestream.contract.wire import pack
-from tests.trainer.conftest import append, config, devices, fold_all, settle
+from tests.trainer.conftest import append, config, devices, fold_all, learnt, settle
 
 
 def filled(journal: Journal, tmp_path: Path, *, batches: int = 12, idle: bool = True) -> Job:
@@ -64,7 +64,7 @@ def test_a_fold_resumed_from_any_checkpoint_ends_with_the_same_bits(journal: Jou
         found = resume(directory, late, journal.run, journal.tail)
         assert found is not None and found.about.offset == stop
         assert fold_all(journal, late).digest() == whole.digest(), stop
-        assert late.updates == whole.updates and late.idle_rows == whole.idle_rows
+        assert late.updates == whole.updates and learnt(late).idle_rows == learnt(whole).idle_rows
 
 
 @pytest.mark.slow
@@ -145,11 +145,12 @@ def test_a_tier_short_of_a_label_still_answers_with_it(journal: Journal, tmp_pat
     record = IdleRecord(phase=journal.tail, position=0, rows=4 * rows, total=4 * rows)
     journal.append("idle", msgspec.json.encode(record))
     fold = fold_all(journal, Fold(journal))
-    assert fold.average is not None
+    average = learnt(fold).average
+    assert average is not None
     deep.rng = np.random.default_rng(1234)
     asked = StoredBatch.read("big", pack(deep.batch(job.plan, rows=200)))
     batch = gather(((asked, row) for row in range(200)), lambda _: "m")
-    answers = fold.average.eval().predict("m", batch.families[0].activations, batch.mask).argmax(dim=-1)
+    answers = average.eval().predict("m", batch.families[0].activations, batch.mask).argmax(dim=-1)
     assert (answers == batch.targets).float().mean() > 0.9
 
 
@@ -162,10 +163,11 @@ def test_a_block_that_stands_apart_learns_to_answer_by_itself(journal: Journal, 
     for _ in range(40):
         assert append(journal, deep, deep.batch(job.plan))
     fold = fold_all(journal, Fold(journal))
-    assert fold.average is not None
+    average = learnt(fold).average
+    assert average is not None
     asked = StoredBatch.read("big", pack(deep.batch(job.plan, rows=200)))
     batch = gather(((asked, row) for row in range(200)), lambda _: "m")
-    alone = fold.average.eval().answers([("m", batch.families[0].activations)], batch.mask).alone
+    alone = average.eval().answers([("m", batch.families[0].activations)], batch.mask).alone
     assert (alone[3].argmax(dim=-1) == batch.targets).float().mean() > 0.9
 
 
@@ -192,8 +194,9 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 def test_it_learns_what_the_rows_show(journal: Journal, tmp_path: Path) -> None:
     job = filled(journal, tmp_path, batches=60)
     fold = fold_all(journal, Fold(journal))
-    assert fold.network is not None
-    network = fold.network.eval()
+    network = learnt(fold).network
+    assert network is not None
+    network.eval()
     for device in devices():
         device.rng = np.random.default_rng(1234)
         batch = device.batch(job.plan, rows=64)
@@ -214,8 +217,8 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
     fleet = counts["big"] + counts["small"] + 1.0
     for tier, count in counts.items():
         expected = np.log((count + 1) / (count + 1).sum()) - np.log(fleet / fleet.sum())
-        taps, prior = len(fold.tiers[tier].taps), np.log(fleet / fleet.sum())
-        np.testing.assert_allclose(fold._loss.adjustment(tier, taps, prior), expected, rtol=1e-5)
+        taps, prior = len(fold.facts.tiers[tier].taps), np.log(fleet / fleet.sum())
+        np.testing.assert_allclose(learnt(fold)._loss.adjustment(tier, taps, prior), expected, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -223,7 +226,8 @@ def test_idle_slices_cover_every_row_once_a_pass(journal: Journal, tmp_path: Pat
     filled(journal, tmp_path, batches=5, idle=False)
     fold = fold_all(journal, Fold(journal))
     seen: list[int] = []
-    fold._mini_batch = _recording(fold._mini_batch, seen)  # type: ignore[method-assign,assignment]
+    method = learnt(fold)
+    method._mini_batch = _recording(method._mini_batch, seen)  # type: ignore[method-assign,assignment]
     phase = journal.tail
     for position in range(0, 80, 16):
         record = IdleRecord(phase=phase, position=position, rows=16, total=80)
@@ -258,7 +262,7 @@ def test_mixed_tiers_are_gathered_deepest_first(journal: Journal, tmp_path: Path
         append(journal, device, device.batch(job.plan, rows=rows))
     fold = fold_all(journal, Fold(journal))
     offsets = [offset for offset, _, _ in journal.batches(journal.tail)]
-    picks = [(fold.rows.batch(offset), row) for row in range(rows) for offset in reversed(offsets)]
+    picks = [(learnt(fold).rows.batch(offset), row) for row in range(rows) for offset in reversed(offsets)]
     batch = gather(picks, lambda _: "m")
     assert batch.tiers == ["big"] * rows + ["small"] * rows
     assert [len(family.activations) for family in batch.families] == [3, 2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from side_trainer.fold.output_heads import FOLDER, Heads, read_head
+from side_trainer.side_tuning.output_heads import FOLDER, Heads, read_head
 from sidestream.contract.errors import BackboneError, StateError
 from tests.agent.tiny import save_tiny
 from tests.agent.tiny_lm import FAMILIES, VOCABULARY, save_tiny_lm

@@ -61,7 +61,7 @@ def test_one_job_learns_from_every_policy_codec_and_precision(journal: Journal, 
         assert examine(pack(batch), device.tier, plan).batch == batch
         assert append(journal, device, batch)
     fold = fold_all(journal, Fold(journal))
-    assert len(fold.rows) == 4 * len(MIX)
+    assert fold.samples == 4 * len(MIX)
     assert all(np.isfinite(array).all() for array in fold.weights().values())
 
 

@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from side_trainer.fold.checkpoint import resume, write_checkpoint
 from side_trainer.fold.fold import Fold
-from side_trainer.fold.token_loss import head_losses
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import IdleRecord
 from side_trainer.receive.inbox import Refused, examine
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TierConfig, TrainerConfig
+from side_trainer.side_tuning.token_loss import head_losses
 from sidestream.contract.errors import BackboneError, ConfigError
 from sidestream.contract.messages import ActivationBatch, Status, to_bin
 from sidestream.contract.plan import Plan, labels_id
@@ -32,7 +32,7 @@ from sidestream.side_network.output_head import HeadSpec, OutputHead
 from tests.agent.tiny import WIDTH
 from tests.agent.tiny_lm import VOCABULARY, save_tiny_lm
 from tests.trainer import conftest
-from tests.trainer.conftest import append, fold_all
+from tests.trainer.conftest import append, fold_all, learnt
 
 pytestmark = pytest.mark.slow
 
@@ -124,10 +124,11 @@ def test_it_starts_as_the_backbone_and_gets_better(journal: Journal, tmp_path: P
         step = fold.apply(record)
         if record.kind == "batch" and first is None:
             first = step.losses["full"]
-            head = fold.heads.get(job.plan.tiers["full"].head)
+            head = learnt(fold).heads.get(job.plan.tiers["full"].head)
     fold_all(journal, fold)
-    assert fold.average is not None
-    network = fold.average.eval()
+    network = learnt(fold).average
+    assert network is not None
+    network.eval()
     batch = device.batch(job.plan, rows=40)
     taps = torch.from_numpy(decode(batch.activations))
     tokens = torch.from_numpy(batch.read_targets().astype(np.int64))
@@ -166,7 +167,8 @@ def test_a_row_teaches_its_own_exit_beside_rows_of_a_shallower_tier(journal: Jou
             append(journal, device, device.batch(job.plan))
     fold = fold_all(journal, Fold(journal))
     assert [len(job.plan.tiers[name].taps) for name in ("full", "half")] == [3, 2]
-    assert fold.network is not None and fold.network.outs.keys() == fold.network.aligns.keys()
+    network = learnt(fold).network
+    assert network is not None and network.outs.keys() == network.aligns.keys()
 
 
 def test_tokens_outside_the_vocabulary_and_other_targets_are_refused(

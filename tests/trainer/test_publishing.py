@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -37,7 +36,7 @@ def test_chunks_are_as_large_as_the_broker_takes(tmp_path: Path, limit: int) -> 
         assert digest(listener.bundle(manifest)) == manifest.bundle_digest
 
 
-def test_weights_that_cannot_go_out_are_warned_of_once_and_made_once(
+def test_weights_that_cannot_go_out_are_warned_of_once(
     journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Shut:
@@ -47,29 +46,21 @@ def test_weights_that_cannot_go_out_are_warned_of_once_and_made_once(
             if self.error:
                 raise PublishTimeout("the broker is stuck")
 
-    made: list[int] = []
-
-    class Counted(Publisher):
-        def _bundle(self, *arguments: Any) -> bytes:
-            made.append(1)
-            return super()._bundle(*arguments)
-
     metrics, link = TrainerMetrics(CollectorRegistry()), Shut()
     metrics.set_tiers(["big"])
-    publisher = Counted(link, journal, metrics, Retained(), TrainerSigner("colours"), codec="f32")  # type: ignore[arg-type]
+    publisher = Publisher(link, journal, metrics, Retained(), TrainerSigner("colours"))  # type: ignore[arg-type]
     job = Job(config(tmp_path), journal)
     fleet = devices()[:1]
     settle(job, fleet)
     append(journal, fleet[0], fleet[0].batch(job.plan))
     fold = fold_all(journal, Fold(journal))
-    weights = fold.weights()
-    version = Version(number=1, weights=weights, state_digest="d", samples=1, scale=fold.scale, final=False)
+    bundles = fold.method.bundles(journal.run, 1, "f32")
+    version = Version(number=1, bundles=bundles, state_digest="d", samples=1, final=False)
     with caplog.at_level("INFO"):
         for _ in range(5):
-            assert not publisher.publish(version, job.plan, fold.tiers)
+            assert not publisher.publish(version, "colours")
         link.error = False
-        assert publisher.publish(version, job.plan, fold.tiers)
-    assert made == [1]
+        assert publisher.publish(version, "colours")
     assert caplog.text.count("not fully published yet") == 1 and "version 1 is published" in caplog.text
 
 

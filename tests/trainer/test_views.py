@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from side_trainer.fold.objectives import OBJECTIVES
-from side_trainer.fold.views import Anchor, Tapped, Views
+from side_trainer.side_tuning.objectives import OBJECTIVES
+from side_trainer.side_tuning.views import Anchor, Tapped, Views
 from sidestream.contract.tasks import Task
 
 LABELS = OBJECTIVES[Task.TEXT_CLASSIFICATION]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from side_trainer.fold.objectives import Counts, Objective
+from side_trainer.side_tuning.objectives import Counts, Objective
 
 
 class Tapped(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class Optimiser:
             for key, value in states.get(parameter, {}).items()
         }
 
-    def restore(self, arrays: dict[str, Floats]) -> None:
+    def restore(self, arrays: Mapping[str, Floats]) -> None:
         """Return to moments that :meth:`arrays` gave."""
         for name, parameter in self._network.named_parameters():
             if f"step/{name}" in arrays:

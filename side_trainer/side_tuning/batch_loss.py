@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from side_trainer.fold.objectives import OBJECTIVES, Counts
-from side_trainer.fold.token_loss import token_loss
-from side_trainer.fold.training_rows import MiniBatch
-from side_trainer.fold.views import Tapped, Views
 from side_trainer.journal.records import SettingsRecord, TierRecord
+from side_trainer.side_tuning.objectives import OBJECTIVES, Counts
+from side_trainer.side_tuning.token_loss import token_loss
+from side_trainer.side_tuning.training_rows import MiniBatch
+from side_trainer.side_tuning.views import Tapped, Views
 from sidestream.contract.tasks import TASKS, Scale
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead

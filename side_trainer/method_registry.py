@@ -1,0 +1,32 @@
+"""Every training method that a plan can name, and what learns by it. Total, or nothing starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, get_args
+
+from side_trainer.journal.records import FACTS, RecordKind
+from side_trainer.method import Method
+from side_trainer.side_tuning.method import SideTuningMethod
+from sidestream.contract.plan import FedMobiLLM, MethodPlan, MobiLLM
+
+METHODS: Final[Mapping[type[MethodPlan], type[Method]]] = {
+    FedMobiLLM: SideTuningMethod,
+    MobiLLM: SideTuningMethod,
+}
+
+
+def check_total(methods: Mapping[type[MethodPlan], type[Method]]) -> None:
+    """See that every method of a plan has its class, and that one a handler for every kind of record.
+
+    Raises:
+        AssertionError: naming what lacks.
+    """
+    if lacking := set(get_args(MethodPlan)) - methods.keys():
+        raise AssertionError(f"no Method for {sorted(one.__name__ for one in lacking)}")
+    for method in methods.values():
+        if (handled := method.handlers.keys()) != (wanted := set(RecordKind) - FACTS):
+            raise AssertionError(f"{method.__name__} handles {sorted(handled)}, and has to {sorted(wanted)}")
+
+
+check_total(METHODS)

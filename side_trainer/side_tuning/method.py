@@ -1,0 +1,280 @@
+"""A side-network learnt from a journal of activations: what Fed MobiLLM and MobiLLM do with its records.
+
+Per batch record: one optimiser update on its rows, then ``replay`` updates on rows drawn from the journal so
+far. Per idle record: updates on the next slice of a shuffled pass over the journal. What a mini-batch teaches
+is in :mod:`side_trainer.side_tuning.batch_loss`, what an update does in
+:mod:`side_trainer.side_tuning.optimiser`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from side_trainer.journal.journal import Journal, Record
+from side_trainer.journal.records import IdleRecord, RecordKind, TierRecord
+from side_trainer.method import Facts, Method, Step
+from side_trainer.settings.schema import LearnerSettings
+from side_trainer.side_tuning.batch_loss import BatchLoss
+from side_trainer.side_tuning.export import EXPORTERS, bundle_of
+from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
+from side_trainer.side_tuning.optimiser import Optimiser
+from side_trainer.side_tuning.output_heads import Heads
+from side_trainer.side_tuning.training_rows import MiniBatch, RowStore, StoredBatch, gather
+from sidestream.contract.tasks import TASKS, Scale
+from sidestream.contract.tensors import Floats
+from sidestream.side_network.bundle import WeightsCodec
+from sidestream.side_network.network import SideNetwork
+from sidestream.side_network.output_head import OutputHead
+
+_BATCH_STREAM: Final = 1
+_IDLE_STREAM: Final = 2
+_SLICE_UPDATES: Final = 16
+
+
+class SideTuningMethod(Method):
+    """The side-network's state, and how records change it.
+
+    Args:
+        facts: What is fixed.
+        journal: Where replayed rows are read from.
+        cache_bytes: Memory for decoded rows.
+    """
+
+    def __init__(self, facts: Facts, journal: Journal, cache_bytes: int) -> None:
+        super().__init__(facts, journal, cache_bytes)
+        self.idle_rows = 0
+        """Rows that idle records trained on."""
+        self.last_idle: IdleRecord | None = None
+        self.network: SideNetwork | None = None
+        self.average: SideNetwork | None = None
+        """The running mean of the network over updates: what devices get (Polyak averaging)."""
+        self.heads = Heads(journal.folder)
+        """Backbones' output heads, those that the task goes by."""
+        self.rows = RowStore(journal, cache_bytes=cache_bytes)
+        self._optimiser: Optimiser | None = None
+        self._counts: dict[str, Counts] = {}
+        self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
+
+    # --- facts ---------------------------------------------------------------------------------------
+
+    def settings_changed(self) -> None:
+        if self._optimiser is not None:
+            self._optimiser.configure(self._learner)
+        if self.network is None and not TASKS[self.facts.settings.task].named:
+            self.labels_fixed()
+
+    def labels_fixed(self) -> None:
+        """Make the network: it is known now how many labels there are."""
+        settings = self.facts.settings
+        self.network = SideNetwork(
+            settings.side_network,
+            labels=len(self.facts.labels),
+            seed=settings.learner.seed,
+            dropout=settings.learner.dropout,
+            task=settings.task,
+        )
+        self.average = copy.deepcopy(self.network)
+        self._optimiser = Optimiser(self.network, self.average, self._learner)
+        for tier in self.facts.tiers.values():
+            self.tier_settled(tier)
+
+    def tier_settled(self, tier: TierRecord) -> None:
+        self._counts[tier.tier] = self._objective.no_counts(len(self.facts.labels))
+        if self.network is None or tier.align in self.network.align_names:
+            return
+        assert self.average is not None and self._optimiser is not None
+        for network in (self.network, self.average):
+            network.add_align(tier.align, tier.width)
+        self._optimiser.extend()
+
+    # --- records -------------------------------------------------------------------------------------
+
+    def _batch(self, record: Record) -> Step:
+        assert record.tier is not None
+        settings = self._learner
+        stored = StoredBatch.read(record.tier, record.payload)
+        self._counts[record.tier] += self._objective.count(stored.targets, len(self.facts.labels))
+        self.rows.add(record.offset, record.samples)
+        generator = self._generator(_BATCH_STREAM, record.offset)
+        with self._seeded(record.offset):
+            fresh = gather([(stored, row) for row in range(record.samples)], self._align_of)
+            losses = self._update(fresh)
+            for _ in range(settings.replay):
+                self._update(self._mini_batch(generator.integers(len(self.rows), size=settings.replay_rows)))
+        return Step(updates=1 + settings.replay, losses=losses)
+
+    def _idle(self, record: Record) -> Step:
+        settings = self._learner
+        idle = msgspec.json.decode(record.payload, type=IdleRecord)
+        total = self.rows.rows_before(idle.phase + 1)
+        chosen = np.concatenate(
+            [
+                self._shuffled(idle.phase, position // total, total)[position % total :][: idle.rows]
+                for position in _parts(idle.position, idle.rows, total)
+            ]
+        )[: idle.rows]
+        starts = range(0, len(chosen), settings.pass_rows)
+        losses: dict[str, float] = {}
+        with self._seeded(record.offset):
+            for start in starts:
+                shown = self._update(
+                    self._mini_batch(chosen[start : start + settings.pass_rows]),
+                    rate=_half_cosine((idle.position + start) / idle.total, settings.final_rate),
+                )
+                losses = losses or shown
+        self.idle_rows += idle.rows
+        self.last_idle = idle
+        return Step(updates=len(starts), losses=losses)
+
+    handlers: ClassVar = {RecordKind.BATCH: _batch, RecordKind.IDLE: _idle}
+
+    # --- while nothing arrives -----------------------------------------------------------------------
+
+    def owed(self, passes: float) -> int:
+        """Each new row brings ``passes`` new ones."""
+        return int(passes * len(self.rows)) - self.idle_rows
+
+    def next_idle(self, passes: float, pass_rows: int, offset: int) -> IdleRecord:
+        """Go on with the phase, or start one if rows have come since."""
+        rows = _SLICE_UPDATES * pass_rows
+        last = self.last_idle
+        unfinished = last is not None and last.position + last.rows < last.total
+        if last is not None and unfinished and self.rows.rows_before(last.phase + 1) == len(self.rows):
+            position = last.position + last.rows
+            rows = min(rows, last.total - position)
+            return IdleRecord(phase=last.phase, position=position, rows=rows, total=last.total)
+        total = self.owed(passes)
+        return IdleRecord(phase=offset, position=0, rows=min(rows, total), total=total)
+
+    # --- learning ------------------------------------------------------------------------------------
+
+    def _update(self, batch: MiniBatch, *, rate: float = 1.0) -> dict[str, float]:
+        """One optimiser update; returns each tier's mean loss before it."""
+        assert self.network is not None and self._optimiser is not None
+        self.updates += 1
+        loss, shown = self._loss.of(self.network.train(), batch)
+        self._optimiser.step(loss, updates=self.updates, rate=rate)
+        return {
+            tier: float(np.mean([value for value, of in zip(shown, batch.tiers, strict=True) if of == tier]))
+            for tier in sorted(set(batch.tiers))
+        }
+
+    @property
+    def _loss(self) -> BatchLoss:
+        return BatchLoss(self.facts.settings, self.facts.tiers, self._counts, self._head_of)
+
+    @property
+    def scale(self) -> Scale:
+        """What answers are measured in, by the targets folded so far."""
+        none = self._objective.no_counts(len(self.facts.labels))
+        return self._objective.scale(sum(self._counts.values(), none))
+
+    def _mini_batch(self, rows: npt.NDArray[np.int64]) -> MiniBatch:
+        picks = ((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))
+        return gather(picks, self._align_of)
+
+    def _align_of(self, tier: str) -> str:
+        return self.facts.tiers[tier].align
+
+    def _head_of(self, align: str) -> OutputHead:
+        return self.heads.get(next(tier.head for tier in self.facts.tiers.values() if tier.align == align))
+
+    @property
+    def _objective(self) -> Objective:
+        return OBJECTIVES[self.facts.settings.task]
+
+    @property
+    def _learner(self) -> LearnerSettings:
+        return self.facts.settings.learner
+
+    def _generator(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self._learner.seed, *purpose])
+
+    @contextmanager
+    def _seeded(self, offset: int) -> Iterator[None]:
+        """Torch's randomness (dropout) within a record."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self._generator(0, offset).integers(2**62)))
+            yield
+
+    def _shuffled(self, phase: int, number: int, total: int) -> npt.NDArray[np.int64]:
+        """The order of a phase's pass ``number``; the last one is kept, slices come one after another."""
+        if self._order is None or self._order[0] != (phase, number):
+            self._order = ((phase, number), self._generator(_IDLE_STREAM, phase, number).permutation(total))
+        return self._order[1]
+
+    # --- what others see -----------------------------------------------------------------------------
+
+    @property
+    def samples(self) -> int:
+        return len(self.rows)
+
+    @property
+    def head_bytes(self) -> int:
+        return self.heads.nbytes
+
+    def bundles(self, run: str, version: int, codec: WeightsCodec) -> Mapping[str, bytes]:
+        """A tier gets what it needs and no more: its own alignment map, and the blocks up to its last tap."""
+        made: dict[tuple[str, int], bytes] = {}
+        for align, blocks in {_needs(tier) for tier in self.facts.tiers.values()}:
+            members = [tier for tier in self.facts.tiers.values() if _needs(tier) == (align, blocks)]
+            made[align, blocks] = bundle_of(self, run, version, members, blocks=blocks, codec=codec)
+        return {name: made[_needs(tier)] for name, tier in self.facts.tiers.items()}
+
+    exporters: ClassVar = EXPORTERS
+
+    # --- checkpoints ---------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Floats]:
+        """The side-network's averaged parameters; empty before the labels are fixed."""
+        return self.average.arrays() if self.average is not None else {}
+
+    def state(self) -> dict[str, Floats]:
+        arrays = {f"average/{name}": array for name, array in self.weights().items()}
+        if self.network is not None and self._optimiser is not None:
+            arrays |= {f"current/{name}": array for name, array in self.network.arrays().items()}
+            arrays |= self._optimiser.arrays()
+        return arrays
+
+    def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
+        for record in self.journal.others(offset, (RecordKind.IDLE.value,)):
+            self.last_idle = msgspec.json.decode(record.payload, type=IdleRecord)
+            self.idle_rows += self.last_idle.rows
+        for at, tier, samples in self.journal.batches(offset):
+            self.rows.add(at, samples)
+            targets = StoredBatch.read_targets(self.journal.get(at).payload)
+            self._counts[tier] += self._objective.count(targets, len(self.facts.labels))
+        if self.network is not None and self.average is not None and self._optimiser is not None:
+            self.network.load_arrays(_below("current", arrays))
+            self.average.load_arrays(_below("average", arrays))
+            self._optimiser.restore(arrays)
+        self.updates = updates
+
+
+def _needs(tier: TierRecord) -> tuple[str, int]:
+    """Tiers with the same alignment map and number of taps need the same bundle."""
+    return tier.align, len(tier.taps)
+
+
+def _below(key: str, arrays: Mapping[str, Floats]) -> dict[str, Floats]:
+    prefix = f"{key}/"
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _parts(position: int, rows: int, total: int) -> Iterable[int]:
+    """Where a slice starts, and where each further pass that it runs into does."""
+    return [position, *range((position // total + 1) * total, position + rows, total)]
+
+
+def _half_cosine(progress: float, final: float) -> float:
+    """1 at progress 0, ``final`` at progress 1."""
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
