@@ -50,9 +50,8 @@ class BatchLoss:
         self._tiers = tiers
         self._counts = counts
         self._head_of = head_of
-        self._by_view = learner.correction == "view"
         tapped = {name: Tapped(tier.align, tier.taps) for name, tier in tiers.items()}
-        self._views = Views(tapped, counts, self._objective, learner.exit_weight, learner.anchor_power)
+        self._views = Views(tapped, counts, self._objective, learner.exit_weight)
         self._all_counts: Counts = np.sum(list(counts.values()), axis=0)
 
     def of(self, network: SideNetwork, batch: MiniBatch) -> tuple[Tensor, npt.NDArray[Any]]:
@@ -90,9 +89,8 @@ class BatchLoss:
 
     def _losses(self, answers: Tensor, adjustment: Tensor, targets: Tensor) -> Tensor:
         """[K]: of answers that are adjusted as the rows' labels do."""
-        smoothing = self._settings.label_smoothing
         return self._objective.losses(
-            answers + adjustment, targets, smoothing, adjustment if self._by_view else None
+            answers + adjustment, targets, self._settings.label_smoothing, adjustment
         )
 
     def _anchored(
@@ -102,8 +100,6 @@ class BatchLoss:
 
         And [K]: the share of them that is left.
         """
-        if not self._by_view:
-            return losses, torch.ones(len(losses))
         exits = answers.keys()
         anchors = {tier: self._views.anchor(tier, exits, self._all_counts) for tier in set(batch.tiers)}
         base = own.detach().clone()
@@ -126,9 +122,7 @@ class BatchLoss:
 
     def adjustment(self, tier: str, taps: int, fleet: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """[C]: what a tier's answer at ``taps`` taps is adjusted by; ``fleet`` is the prior of all rows."""
-        if self._by_view:
-            return self._views.adjustment(tier, taps, fleet)
-        return self._objective.prior(self._counts[tier]) - fleet
+        return self._views.adjustment(tier, taps, fleet)
 
     def _scaled(self, targets: Tensor) -> Tensor:
         """Targets in the measure of answers."""

@@ -133,16 +133,13 @@ class SideNetworkSpec(Message, frozen=True, kw_only=True):
 
     blocks: Annotated[int, msgspec.Meta(ge=1, le=256)] = 3
     """B: the most taps of a tier, each with an alignment map and an adapter of its own."""
-    width: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 128
+    width: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 256
     """d_s: its hidden size."""
-    inner: Annotated[int, msgspec.Meta(ge=1, le=32768)] = 128
+    inner: Annotated[int, msgspec.Meta(ge=1, le=32768)] = 256
     """Inner width of an adapter."""
-    summed: bool = False
-    """Whether each block adds to the answer, or the last one gives it. Of every new job it is true; of one
-    whose journal began without, never."""
-    apart: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
-    """With summed: blocks from this number on stand apart: each sees its own tap alone, adds half of what it
-    answers, and learns to answer by itself too; 0 for none. A job keeps what its journal began with."""
+    apart: Annotated[int, msgspec.Meta(ge=0, le=256)] = 3
+    """Blocks from this number on stand apart: each sees its own tap alone, adds half of what it answers, and
+    learns to answer by itself too; 0 for none."""
 
 
 @prepared

@@ -15,13 +15,10 @@ from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.file import digest_of
 from side_trainer.journal.journal import Journal
-from side_trainer.journal.records import IdleRecord, SettingsRecord
-from side_trainer.settings.implied import NEW_LEARNER, with_implied
+from side_trainer.journal.records import IdleRecord
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.training_rows import Ints, MiniBatch, RowStore, StoredBatch, gather
-from sidestream.contract.errors import ConfigError, StateError
-from sidestream.contract.plan import SideNetworkSpec
-from sidestream.contract.tasks import Task
+from sidestream.contract.errors import StateError
 from sidestream.contract.wire import pack
 from tests.trainer.conftest import append, config, devices, fold_all, learnt, settle
 
@@ -101,40 +98,10 @@ def test_a_damaged_journal_is_told_and_not_folded(journal: Journal, tmp_path: Pa
         fold_all(journal, Fold(journal))
 
 
-def test_a_settings_record_from_before_views_means_what_it_meant() -> None:
-    now = SettingsRecord(
-        job="j", task=Task.TEXT_CLASSIFICATION, side_network=SideNetworkSpec(), learner=LearnerSettings()
-    )
-    before = msgspec.to_builtins(now)
-    del before["learner"]["correction"], before["learner"]["anchor_power"], before["side_network"]["summed"]
-    del before["side_network"]["apart"]
-    assert msgspec.convert(before, SettingsRecord) == now
-    assert now.learner.correction == "tier" and now.learner.anchor_power == 2 and not now.side_network.summed
-    assert now.side_network.apart == 0
-
-
-def test_a_job_goes_on_with_the_answers_that_its_journal_began_with(journal: Journal, tmp_path: Path) -> None:
-    filled(journal, tmp_path, batches=1, idle=False)
-    old = config(tmp_path, side_network=SideNetworkSpec())
-    kept = Job(old, journal).plan.side_network
-    assert kept.summed and kept.apart == 3
-
-
-def test_a_job_goes_on_with_the_width_that_its_journal_began_with(journal: Journal, tmp_path: Path) -> None:
-    filled(journal, tmp_path, batches=1, idle=False)
-    begun = Job(config(tmp_path), journal).plan.side_network
-    new = with_implied({"job": "colours"})["side_network"]
-    assert (begun.width, begun.inner) != (new["width"], new["inner"])
-    unsaid = config(tmp_path, side_network=msgspec.convert(new, SideNetworkSpec))
-    assert Job(unsaid, journal).plan.side_network == begun
-    with pytest.raises(ConfigError, match="differs from the one that this state_dir has trained"):
-        Job(config(tmp_path, side_network=msgspec.structs.replace(begun, width=32)), journal)
-
-
 @pytest.mark.slow
 def test_a_tier_short_of_a_label_still_answers_with_it(journal: Journal, tmp_path: Path) -> None:
     """The deep tier's rows have one label of four but for a few; the shallow tier teaches the others."""
-    settings = config(tmp_path, learner=LearnerSettings(**NEW_LEARNER, seed=5, pass_rows=16))
+    settings = config(tmp_path, learner=LearnerSettings(seed=5, pass_rows=16))
     job = Job(settings, journal)
     deep, shallow, _ = fleet = devices()
     settle(job, fleet)
@@ -156,7 +123,7 @@ def test_a_tier_short_of_a_label_still_answers_with_it(journal: Journal, tmp_pat
 
 @pytest.mark.slow
 def test_a_block_that_stands_apart_learns_to_answer_by_itself(journal: Journal, tmp_path: Path) -> None:
-    settings = config(tmp_path, learner=LearnerSettings(**NEW_LEARNER, seed=5, pass_rows=16))
+    settings = config(tmp_path, learner=LearnerSettings(seed=5, pass_rows=16))
     job = Job(settings, journal)
     deep, *_ = fleet = devices()
     settle(job, fleet)
