@@ -10,6 +10,7 @@ from broker_config.transport import Received
 from metrics.catalogue import TrainerMetrics
 from side_trainer.broadcast.downlink import Downlink
 from side_trainer.job import Job
+from side_trainer.journal.decoded import Decoded
 from side_trainer.journal.journal import Claim, Journal, Taken
 from side_trainer.quarantine.judge import Judge
 from side_trainer.receive.inbox import Examined, Refused, arrived, examine
@@ -143,4 +144,6 @@ class Batches:
         elif not self._judge.holds(device):
             self._metrics.messages_journaled.labels(tier).inc()
             self._metrics.samples_journaled.labels(tier).inc(taken.samples)
+            if taken.offset:
+                self._journal.decoded.put(taken.offset, Decoded(one.examined.batch, one.examined.values))
             self._judge.on_batch(tier, device, one.examined.batch, one.examined.means)

@@ -13,13 +13,16 @@ import torch
 from side_trainer.fold.checkpoint import resume, write_checkpoint
 from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
+from side_trainer.journal.decoded import Decoded, DecodedBatches
 from side_trainer.journal.file import digest_of
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import IdleRecord
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.training_rows import Ints, MiniBatch, RowStore, StoredBatch, gather
 from sidestream.contract.errors import StateError
-from sidestream.contract.wire import pack
+from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.tensors import decode
+from sidestream.contract.wire import pack, unpack
 from tests.trainer.conftest import append, config, devices, fold_all, learnt, settle
 
 
@@ -181,11 +184,42 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
     counts = {name: np.zeros(4) for name in ("big", "small")}
     for offset, tier, _ in journal.batches(journal.tail):
         counts[tier] += np.bincount(StoredBatch.read(tier, journal.get(offset).payload).targets, minlength=4)
-    fleet = counts["big"] + counts["small"] + 1.0
-    for tier, count in counts.items():
-        expected = np.log((count + 1) / (count + 1).sum()) - np.log(fleet / fleet.sum())
-        taps, prior = len(fold.facts.tiers[tier].taps), np.log(fleet / fleet.sum())
-        np.testing.assert_allclose(learnt(fold)._loss.adjustment(tier, taps, prior), expected, rtol=1e-5)
+    fleet, deep = (count + 1 for count in (counts["big"] + counts["small"], counts["big"]))
+    expected = np.log(deep / deep.sum()) - np.log(fleet / fleet.sum())
+    np.testing.assert_allclose(learnt(fold)._loss.adjustment("big", 3), expected, rtol=1e-5)
+    for tier in counts:
+        assert not learnt(fold)._loss.adjustment(tier, 2).any(), "at two taps all rows teach both"
+
+
+def test_what_the_inbox_has_decoded_is_not_decoded_again_and_gives_the_same_bits(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(journal, tmp_path, batches=4)
+    for record in journal.read(0):
+        if record.kind == "batch":
+            batch = unpack(ActivationBatch, record.payload)
+            journal.decoded.put(record.offset, Decoded(batch, decode(batch.activations)))
+    with monkeypatch.context() as patched:
+        patched.setattr("side_trainer.side_tuning.training_rows.decode", None)
+        handed_on = fold_all(journal, Fold(journal)).digest()
+    assert fold_all(journal, Fold(journal)).digest() == handed_on
+
+
+def test_what_is_handed_on_is_bounded_and_what_was_passed_is_forgotten(
+    journal: Journal, tmp_path: Path
+) -> None:
+    device, *_ = fleet = devices()
+    job = Job(config(tmp_path), journal)
+    settle(job, fleet)
+    one = Decoded(device.batch(job.plan), np.zeros((1, 4, 16), np.float32))
+    handed = DecodedBatches(max_bytes=2 * one.values.nbytes)
+    for offset in (3, 4, 5):
+        handed.put(offset, one)
+    assert handed.take(5) is None and handed.take(3) is None, "it had no room, and is past"
+    handed.put(5, one)
+    handed.put(6, one)
+    handed.put(7, one)
+    assert handed.take(6) is one and handed.take(6) is None and handed.take(7) is one
 
 
 @pytest.mark.slow
