@@ -6,3 +6,5 @@ The only place in the project that imports paho.
 from sidestream.host.signals import heed_interrupts_of_module
 
 heed_interrupts_of_module()
+
+__all__ = ["access", "authority", "cli", "errors", "mosquitto", "settings", "transport"]

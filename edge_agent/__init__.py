@@ -5,6 +5,7 @@ Importing it is cheap: torch is loaded with the first use of :func:`load`.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,16 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["Prediction", "Predictor", "load", "load_tuned"]
 
 
+_LOADED_LATE = {
+    "Prediction": "edge_agent.answers.answer",
+    "Predictor": "edge_agent.answers.predictor",
+    "load": "edge_agent.answers.predictor",
+    "load_tuned": "sidestream.backbone.torch_runtime.tuned",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "load_tuned":
-        from sidestream.backbone.torch_runtime import tuned
-
-        return tuned.load_tuned
-    if name in __all__:
-        from edge_agent.answers import (  # torch and transformers: only here, so that --help is fast
-            answer,
-            predictor,
-        )
-
-        return getattr(answer if name == "Prediction" else predictor, name)
+    if name in _LOADED_LATE:
+        return getattr(importlib.import_module(_LOADED_LATE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

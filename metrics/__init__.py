@@ -6,3 +6,5 @@ Knows messages (:mod:`contract`) and ``prometheus_client``; knows no broker, no 
 from sidestream.host.signals import heed_interrupts_of_module
 
 heed_interrupts_of_module()
+
+__all__ = ["broker_figures", "catalogue", "cli", "server", "telemetry"]

@@ -66,9 +66,8 @@ class Method(ABC):
 
     handlers: ClassVar[Mapping[RecordKind, Callable[[Any, Record], Step]]]
     """What each kind of record but facts does. A method says of every kind what it does with it."""
-    exporters: ClassVar[Mapping[str, Callable[[Any, str, int, str], Export]]]
-    """By format, what writes the weights: given the method, the journal's id, the version and a tier's name
-    (any where that is empty). Raises StateError where the job's weights have no such form."""
+    formats: ClassVar[tuple[str, ...]]
+    """In which its weights can be exported."""
 
     def __init__(self, facts: Facts, journal: Journal, cache_bytes: int) -> None:
         self.facts = facts
@@ -120,6 +119,20 @@ class Method(ABC):
             run: The journal's id.
             version: The number that devices will know them by.
             codec: How weights are written.
+        """
+
+    @abstractmethod
+    def export(self, form: str, run: str, version: int, tier: str) -> Export:
+        """Write the weights in one of :attr:`formats`.
+
+        Args:
+            form: Which.
+            run: The journal's id.
+            version: What devices know the weights by.
+            tier: Whose, where the format is of one tier; empty for the method's own choice.
+
+        Raises:
+            StateError: the job's weights have no such form.
         """
 
     # --- checkpoints ---------------------------------------------------------------------------------

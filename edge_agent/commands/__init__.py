@@ -1,1 +1,3 @@
 """``sidestream agent``: run it, set it up, label, predict, generate."""
+
+__all__ = ["agent"]

@@ -1,1 +1,3 @@
 """The side-network as it comes down: whom to believe, adoption, evaluation on held-out samples."""
+
+__all__ = ["adopted", "adoption", "evaluation", "token_evaluation", "trust", "weights_inbox"]

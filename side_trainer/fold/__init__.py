@@ -1,1 +1,3 @@
 """Weights as a pure function of the journal: training rows, losses, optimiser, checkpoints."""
+
+__all__ = ["checkpoint", "fold"]

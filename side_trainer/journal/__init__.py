@@ -1,1 +1,3 @@
 """Every fact that changes the weights, in order, durable before anyone is told."""
+
+__all__ = ["holding", "journal", "records"]

@@ -170,11 +170,9 @@ def export(state_dir: Path, out: Path, form: str = "bundle", tier: str = "") -> 
         fold.restore(checkpoint.about.offset, checkpoint.about.updates, checkpoint.arrays)
         if not fold.weights():
             raise StateError("nothing to export: the job's labels are not fixed yet")
-        write = fold.method.exporters.get(form)
-        if write is None:
-            names = ", ".join(fold.method.exporters)
-            raise StateError(f"--format {form}: the job's method writes {names}")
-        made = write(fold.method, journal.run, journal.version_base + fold.offset, tier)
+        if form not in fold.method.formats:
+            raise StateError(f"--format {form}: the job's method writes {', '.join(fold.method.formats)}")
+        made = fold.method.export(form, journal.run, journal.version_base + fold.offset, tier)
     if "" not in made.files:
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -21,10 +21,10 @@ import torch
 
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import IdleRecord, RecordKind, TierRecord
-from side_trainer.method import Facts, Method, Step
+from side_trainer.method import Export, Facts, Method, Step
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.batch_loss import BatchLoss
-from side_trainer.side_tuning.export import EXPORTERS, bundle_of
+from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser
 from side_trainer.side_tuning.output_heads import Heads
@@ -234,13 +234,19 @@ class SideTuningMethod(Method):
 
     def bundles(self, run: str, version: int, codec: WeightsCodec) -> Mapping[str, bytes]:
         """A tier gets what it needs and no more: its own alignment map, and the blocks up to its last tap."""
-        made: dict[tuple[str, int], bytes] = {}
+        learnt, made = self._learnt(run, version), {}
         for align, blocks in {_needs(tier) for tier in self.facts.tiers.values()}:
             members = [tier for tier in self.facts.tiers.values() if _needs(tier) == (align, blocks)]
-            made[align, blocks] = bundle_of(self, run, version, members, blocks=blocks, codec=codec)
+            made[align, blocks] = bundle_of(learnt, members, blocks=blocks, codec=codec)
         return {name: made[_needs(tier)] for name, tier in self.facts.tiers.items()}
 
-    exporters: ClassVar = EXPORTERS
+    formats: ClassVar = tuple(EXPORTERS)
+
+    def export(self, form: str, run: str, version: int, tier: str) -> Export:
+        return EXPORTERS[form](self._learnt(run, version), tier)
+
+    def _learnt(self, run: str, version: int) -> Learnt:
+        return Learnt(facts=self.facts, weights=self.weights(), scale=self.scale, run=run, version=version)
 
     # --- checkpoints ---------------------------------------------------------------------------------
 

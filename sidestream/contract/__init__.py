@@ -2,3 +2,17 @@
 
 The ground floor of the house. It opens no socket, reads no clock, touches no file and knows no torch.
 """
+
+__all__ = [
+    "enrolment",
+    "errors",
+    "messages",
+    "plan",
+    "quality",
+    "sampling",
+    "signing",
+    "tasks",
+    "tensors",
+    "topics",
+    "wire",
+]

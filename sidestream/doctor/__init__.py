@@ -1,1 +1,3 @@
 """``sidestream doctor``: what of machine, broker and settings would keep a job from running."""
+
+__all__ = ["cli"]

@@ -1,1 +1,3 @@
 """``sidestream top``: the fleet in a terminal, as its public topics tell it."""
+
+__all__ = ["cli", "watch"]
