@@ -305,13 +305,4 @@ class Job:
             plan = msgspec.structs.replace(plan, head=head.fingerprint, vocabulary=head.vocabulary)
         if record is None:
             return plan
-        return msgspec.structs.replace(
-            plan,
-            align=record.align,
-            depth=record.depth,
-            width=record.width,
-            taps=record.taps,
-            fingerprint=record.fingerprint,
-            head=record.head,
-            vocabulary=record.vocabulary,
-        )
+        return msgspec.structs.replace(plan, **record.facts())
