@@ -81,7 +81,7 @@ class Figures:
         """Show everything as it is now."""
         self.metrics.journal_bytes.set(self._journal.size_bytes())
         self.metrics.quarantined.set(self._judge.count)
-        published = max(self._journal.published, default=0)
+        published = self._journal.highest
         summaries = self._exporter.update(self.fleet, version=published, now=now)
         self.board.update(
             self.fleet,

@@ -49,7 +49,7 @@ class Job:
         self._looked = 0.0
         self._labels: tuple[str, ...] = ()
         self._settled: dict[str, TierRecord] = {}
-        self._policies = journal.policies
+        self._policies: Mapping[str, frozenset[str]] = journal.policies
         self._recall()
         if config.labels and not self._labels:
             self._fix_labels(config.labels)
@@ -271,9 +271,8 @@ class Job:
         return True
 
     def _next_plan(self) -> Plan:
-        revision = self._journal.plan_revision + 1
-        self._journal.plan_revision = revision
-        plan = self._build_plan(self._settled, revision)
+        self._journal.plan_revision += 1
+        plan = self._build_plan(self._settled, self._journal.plan_revision)
         self._remember_policies(plan)
         return plan
 
@@ -284,7 +283,8 @@ class Job:
             for name in sorted({*self._policies, *today})
         }
         if known != self._policies:
-            self._journal.policies = self._policies = known
+            self._journal.policies = known
+            self._policies = known
 
     def _build_plan(self, settled: dict[str, TierRecord], revision: int) -> Plan:
         return Plan(

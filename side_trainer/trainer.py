@@ -183,7 +183,7 @@ class Parts:
         journal, job, judge, topics = self._journal, self._job, self._judge, self._topics
         link, downlink, figures = self.link, self._downlink, self.figures
         announcements = Announcements(job, link, downlink, topics, self._retained, self._signer, wake)
-        subscriptions, setbacks = Subscriptions(link, topics), Setbacks(journal, self._signer)
+        subscriptions, setbacks = Subscriptions(self.transport, topics), Setbacks(journal, self._signer)
         shut_out = ShutOut(inbox.box, subscriptions, topics, figures.fleet, figures.board, figures.metrics)
         rate = self._config.max_batches_per_s
         refusals = Refusals(downlink, topics, figures.board, figures.metrics, rate, inbox.box)

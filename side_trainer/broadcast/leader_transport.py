@@ -46,14 +46,6 @@ class LeaderTransport:
         """What this trainer's plans and receipts carry."""
         return self._election.fence
 
-    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
-        """See :class:`~broker_config.transport.Transport`."""
-        self._transport.subscribe(topic_filter, qos=qos)
-
-    def unsubscribe(self, topic_filter: str) -> None:
-        """See :class:`~broker_config.transport.Transport`."""
-        self._transport.unsubscribe(topic_filter)
-
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, timeout_s: float = 10.0
     ) -> None:

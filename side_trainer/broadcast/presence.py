@@ -147,10 +147,11 @@ class Presence:
 
 def offline_status(journal: Journal, election: LeaderElection) -> TrainerStatus:
     """What the broker is to tell of a trainer that starts now, once it is gone; counts the start."""
+    journal.epoch += 1
     return TrainerStatus(
         state="offline",
         run=journal.run,
-        epoch=journal.next_epoch(),
+        epoch=journal.epoch,
         fence=election.fence,
         instance=election.instance,
     )

@@ -72,11 +72,6 @@ class Publisher:
         """Bytes of the last version's bundle, by tier."""
 
     @property
-    def highest(self) -> int:
-        """The highest version that may be on the broker."""
-        return max(self._journal.published, default=0)
-
-    @property
     def chunk_bytes(self) -> int:
         """How much of a bundle one message holds, on the present connection."""
         room = self._link.max_packet_bytes - _HEADERS_BYTES
@@ -96,7 +91,7 @@ class Publisher:
         chunks = {name: _chunk_count(size, part_bytes) for name, size in self.sizes.items()}
         before = self._journal.published
         out = {**before, version.number: _most(chunks, before.get(version.number, {}))}
-        self._journal.set_published(out)
+        self._journal.published = out
         try:
             for name, bundle in version.bundles.items():
                 parts = _parts(bundle, part_bytes) if chunks[name] else []
@@ -109,7 +104,7 @@ class Publisher:
             return False
         if self._warnings.over():
             _log.info("weights version %d is published", version.number)
-        self._journal.set_published({version.number: chunks})
+        self._journal.published = {version.number: chunks}
         self._metrics.weights_version.set(version.number)
         return True
 

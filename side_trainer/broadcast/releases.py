@@ -73,7 +73,7 @@ class Releases:
         None but a repeat before the last one can be everywhere.
         """
         version, now = self._progress.version, time.monotonic()
-        if self._fold.updates == 0 or version < self._publisher.highest:
+        if self._fold.updates == 0 or version < self._progress.published:
             return
         if now - self._tried_at < self._retry_s:
             return

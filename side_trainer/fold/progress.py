@@ -28,6 +28,11 @@ class Progress:
         return self._journal.version_base + self._fold.offset
 
     @property
+    def published(self) -> int:
+        """The highest version that may be on the broker."""
+        return self._journal.highest
+
+    @property
     def backlog(self) -> int:
         """Journal records not folded in yet."""
         return self._journal.tail - self._fold.offset

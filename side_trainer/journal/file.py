@@ -191,9 +191,8 @@ class JournalFile:
                 return
             for statement in _SCHEMA.split(";"):
                 self.db.execute(statement)
-            facts = {"run": secrets.token_hex(16), "format": _FORMAT, "epoch": 0, "published": "{}"}
-            for key, value in {**facts, "plan_revision": 0}.items():
-                self.db.execute("INSERT INTO meta VALUES (?, ?)", (key, str(value)))
+            facts = (("run", secrets.token_hex(16)), ("format", str(_FORMAT)))
+            self.db.executemany("INSERT INTO meta VALUES (?, ?)", facts)
 
     def _check(self) -> None:
         """Look at every page, as a trainer reads every record when it starts anyway."""

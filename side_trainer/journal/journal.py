@@ -18,10 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
 from side_trainer.journal.decoded import DecodedBatches
 from side_trainer.journal.facts import JournalFacts
 from side_trainer.journal.file import digest_of, is_whole
 from side_trainer.journal.holding import Holding
+from sidestream.contract.wire import prepared
 
 FILE_NAME: Final = "journal.db"
 _COLUMNS: Final = "offset, kind, tier, samples, payload, stream, digest"
@@ -97,14 +100,14 @@ class Record:
     """Of a batch."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamState:
+@prepared
+class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     """What the journal holds of one device's outbox."""
 
-    stream: str
-    """The outbox's id."""
     device: str
     """The device that it belongs to."""
+    stream: str
+    """The outbox's id."""
     watermark: int
     """Every sequence up to here is journaled, or was given up by the device."""
     saved: int
@@ -115,6 +118,8 @@ class StreamState:
     """In them."""
     bytes: int
     """Of their payloads."""
+    lost: int = 0
+    """Samples receipted before the journal was set back, which neither it nor the device has any more."""
 
 
 class Journal(JournalFacts):
@@ -336,13 +341,11 @@ class Journal(JournalFacts):
         return self._streams("ORDER BY device, stream", ())
 
     def _streams(self, clause: str, arguments: tuple[str, ...]) -> list[StreamState]:
-        with self.reading() as db:
-            rows = db.execute(
-                f"SELECT stream, device, watermark, saved, batches, samples, bytes FROM streams {clause}",
-                arguments,
-            ).fetchall()
         fields = ("stream", "device", "watermark", "saved", "batches", "samples", "bytes")
-        return [StreamState(**dict(zip(fields, row, strict=True))) for row in rows]
+        with self.reading() as db:
+            rows = db.execute(f"SELECT {', '.join(fields)} FROM streams {clause}", arguments).fetchall()
+        lost = self.lost
+        return [StreamState(**dict(zip(fields, row, strict=True)), lost=lost.get(row[0], 0)) for row in rows]
 
     def samples(self) -> int:
         """Samples in all journaled batches."""

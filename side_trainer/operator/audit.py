@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -48,26 +48,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @prepared
-class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the journal holds of a device."""
-
-    device: str
-    """Its id."""
-    stream: str
-    """Its outbox's id."""
-    batches: int
-    """Journaled."""
-    samples: int
-    """In them."""
-    bytes: int
-    """Of their payloads."""
-    watermark: int
-    """Receipted up to here."""
-    lost: int = 0
-    """Samples receipted before the journal was set back, which neither it nor the device has any more."""
-
-
-@prepared
 class TrainerState(msgspec.Struct, frozen=True, kw_only=True):
     """What a state directory holds."""
 
@@ -95,7 +75,7 @@ class TrainerState(msgspec.Struct, frozen=True, kw_only=True):
     """Label names, in index order."""
     tiers: dict[str, int]
     """Depth of each settled tier."""
-    devices: list[DeviceState]
+    devices: list[StreamState]
     """By device."""
 
 
@@ -214,10 +194,10 @@ def read_state(state_dir: Path) -> TrainerState:
             samples_trained_unique=counts.trained,
             checkpoint_offset=offset,
             weights_digest=newest.about.weights_digest if newest else "",
-            published_version=max(journal.published, default=0),
+            published_version=journal.highest,
             labels=fold.facts.labels if fold.begun else (),
             tiers={name: tier.depth for name, tier in fold.facts.tiers.items()} if fold.begun else {},
-            devices=[_device(stream, journal.lost) for stream in journal.streams()],
+            devices=journal.streams(),
         )
     finally:
         journal.close()
@@ -243,15 +223,3 @@ def decide(state_dir: Path, device: str, state: State) -> None:
     _open(state_dir).close()
     with contextlib.closing(Journal(state_dir / FILE_NAME)) as journal:
         Quarantine(journal).order(device, state, "by the operator")
-
-
-def _device(stream: StreamState, lost: Mapping[str, int]) -> DeviceState:
-    return DeviceState(
-        device=stream.device,
-        stream=stream.stream,
-        batches=stream.batches,
-        samples=stream.samples,
-        bytes=stream.bytes,
-        watermark=stream.watermark,
-        lost=lost.get(stream.stream, 0),
-    )

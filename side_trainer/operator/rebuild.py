@@ -64,7 +64,7 @@ def rebuild(state_dir: Path, without: Sequence[str]) -> Rebuilt:
     with locked(prepare(state_dir), "a trainer"):
         with contextlib.closing(Journal(state_dir / FILE_NAME)) as journal:
             known = {stream.device for stream in journal.streams()}
-            base = max(max(journal.published, default=0), journal.version_base + journal.tail)
+            base = max(journal.highest, journal.version_base + journal.tail)
         for device in without:
             if device not in known:
                 names = ", ".join(sorted(known)[:20]) or "none yet"

@@ -64,7 +64,7 @@ class Setbacks:
         before = self._lost.get(told.stream, 0)
         if told.samples_lost <= before:
             return
-        self._journal.note_lost(told.stream, told.samples_lost)
+        self._journal.lost = {**self._lost, told.stream: told.samples_lost}
         self._lost[told.stream] = told.samples_lost
         _log.error(
             "device %s (%s): %d samples that were receipted before this journal was set back are LOST: the "
@@ -76,7 +76,7 @@ class Setbacks:
         """A device began a stream, mostly because it noticed by a receipt that its state was set back."""
         if stream in self._forks or len(self._forks) >= _REMEMBERED:
             return
-        self._journal.note_fork(stream)
+        self._journal.forks = frozenset({*self._forks, stream})
         self._forks.add(stream)
         if (uplink.tier, uplink.device) in self._told:
             self._told.discard((uplink.tier, uplink.device))
@@ -104,11 +104,11 @@ class Setbacks:
         Raises:
             StorageError: the journal cannot be written to.
         """
-        known = max(self._journal.published, default=0)
+        known = self._journal.highest
         if self._highest <= known:
             return
         self._journal.version_base = self._highest
-        self._journal.set_published({**self._journal.published, self._highest: {}, **self._published})
+        self._journal.published = {**self._journal.published, self._highest: {}, **self._published}
         _log.warning(
             "this journal was set back to an earlier state: version %d of its weights was published, and it "
             "knows of none above %d. Devices send again what it lacks, and versions count on from there",

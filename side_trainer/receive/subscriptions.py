@@ -8,23 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from typing import Final, Protocol
+from typing import Final
 
+from broker_config.transport import Transport
 from metrics.catalogue import BROKER_FIGURES, Kind
 from sidestream.contract.topics import Topics
 
 MOST_LISTED: Final = 2000
 """More devices than that are not subscribed to one by one."""
-
-
-class Subscriber(Protocol):
-    """What it needs of a transport."""
-
-    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
-        """See :class:`~broker_config.transport.Transport`."""
-
-    def unsubscribe(self, topic_filter: str) -> None:
-        """See :class:`~broker_config.transport.Transport`."""
 
 
 class Subscriptions:
@@ -35,7 +26,7 @@ class Subscriptions:
         topics: The job's.
     """
 
-    def __init__(self, transport: Subscriber, topics: Topics) -> None:
+    def __init__(self, transport: Transport, topics: Topics) -> None:
         self._transport = transport
         self._topics = topics
         self._held = {kind: {topics.uplink_filter(kind.value)} for kind in Kind}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from broker_config.errors import NotConnected, PublishTimeout, TooLarge
 from broker_config.testing.inprocess import InProcessBroker
-from broker_config.transport import Received
+from broker_config.transport import Received, Transport
 from metrics.catalogue import TrainerMetrics
 from side_trainer.broadcast.downlink import Downlink
 from side_trainer.journal.journal import Journal
@@ -131,7 +131,7 @@ class Subscribed:
 
 def test_a_topic_is_left_out_by_listing_the_others_and_taken_back_in() -> None:
     transport = Subscribed()
-    subscriptions = Subscriptions(transport, TOPICS)
+    subscriptions = Subscriptions(cast(Transport, transport), TOPICS)
     subscriptions.begin()
     everything = set(transport.filters)
     known = [("big", "loud"), ("big", "quiet")]
@@ -147,7 +147,7 @@ def test_a_topic_is_left_out_by_listing_the_others_and_taken_back_in() -> None:
 
 def test_of_a_very_large_fleet_nobody_is_left_out() -> None:
     transport = Subscribed()
-    subscriptions = Subscriptions(transport, TOPICS)
+    subscriptions = Subscriptions(cast(Transport, transport), TOPICS)
     subscriptions.begin()
     everything = set(transport.filters)
     subscriptions.leave_out({LOUD}, [("big", f"d{index}") for index in range(MOST_LISTED + 1)])

@@ -29,7 +29,6 @@ class Slow:
 
     def __init__(self) -> None:
         self.sizes: Mapping[str, int] = {}
-        self.highest = 0
         self.learner: Learner | None = None
         self.published: list[Version] = []
 

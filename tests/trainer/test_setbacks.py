@@ -72,7 +72,7 @@ def test_what_was_lost_is_said_once_within_a_start(
 def test_versions_go_on_above_the_highest_on_the_broker_with_which_the_journal_can_tidy_up(
     setbacks: Setbacks, journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal.set_published({10: {"t": 1}})
+    journal.published = {10: {"t": 1}}
     setbacks.on_manifest(manifest(journal.run, 10))
     setbacks.rise()
     assert journal.version_base == 0 and not caplog.messages, "it knows of that one"
