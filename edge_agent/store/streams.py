@@ -27,7 +27,14 @@ import msgspec
 import numpy as np
 
 from edge_agent.store.outbox_file import OutboxFile
-from sidestream.contract.messages import MAX_STREAMS, ActivationBatch, Receipt, content_digest, to_bin
+from sidestream.contract.messages import (
+    MAX_STREAMS,
+    ActivationBatch,
+    Receipt,
+    content_digest,
+    to_bin,
+    with_floor,
+)
 from sidestream.contract.wire import pack, unpack
 
 log = logging.getLogger(__name__)
@@ -150,7 +157,7 @@ class Streams:
             ).fetchall()
             floor = self.floor
         return [
-            Waiting(sequence, payload if made_with == floor else _with_floor(payload, floor))
+            Waiting(sequence, payload if made_with == floor else with_floor(payload, floor))
             for sequence, made_with, payload in rows
         ]
 
@@ -182,7 +189,7 @@ class Streams:
         stream = self.current
         slot = Slot(stream.name, stream.next_sequence, self.floor, stream.next_sample, stream.head)
         payload = pack(slot)
-        digest = content_digest(unpack(ActivationBatch, payload))
+        digest = content_digest(payload)
         db.execute(
             "INSERT INTO batches (stream, sequence, floor, samples, digest, state, bytes, payload) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -367,11 +374,6 @@ def moved(batch: ActivationBatch, slot: Slot) -> bytes:
             previous=slot.previous,
         )
     )
-
-
-def _with_floor(payload: bytes, floor: int) -> bytes:
-    """The message brought up to date: batches before it have gone since it was made."""
-    return pack(msgspec.structs.replace(unpack(ActivationBatch, payload), floor=floor))
 
 
 def _empty(db: sqlite3.Connection, number: int, state: State) -> None:

@@ -11,13 +11,14 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect
 
-from sidestream.contract import messages, plan, quality, signing, tasks, tensors, topics
+from sidestream.contract import plan, quality, signing, tasks, tensors, topics
+from sidestream.contract.messages import activations, device, trainer
 from sidestream.contract.wire import MAX_MESSAGE_BYTES, TARGET_MESSAGE_BYTES, WIRE_VERSION, Message
 from sidestream.host.flags import field_help
 from sidestream.side_network import bundle
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "wire.md"
-_MODULES: Final = (messages, plan)
+_MODULES: Final = (activations, device, trainer, plan)
 
 _HEAD: Final = f"""# The wire
 
