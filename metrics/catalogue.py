@@ -31,6 +31,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from sidestream.contract.messages import COUNTERS
 from sidestream.contract.quality import MEASURES
 
 SECONDS: Final = (
@@ -138,40 +139,6 @@ def _seconds(name: str, help: str) -> Any:
     return Metric(type=Histogram, name=f"sidestream_{name}", help=help)
 
 
-DEVICE_COUNTERS: Final[dict[str, tuple[str, str]]] = {
-    "samples_read": ("samples_read_total", "Samples taken from the source"),
-    "samples_held_out": ("samples_held_out_total", "Samples kept for local evaluation, never uploaded"),
-    "samples_skipped": ("samples_skipped_total", "Samples that were empty or had an unknown label"),
-    "samples_forwarded": ("samples_forwarded_total", "Samples passed through the backbone for training"),
-    "samples_dropped": ("samples_dropped_total", "Samples that a full outbox dropped"),
-    "batches_dropped": ("batches_dropped_total", "Batches that a full outbox dropped"),
-    "batches_refused": ("batches_refused_total", "Batches that the trainer refused"),
-    "batches_sent": ("batches_sent_total", "Batches published, repeats included"),
-    "bytes_up": ("sent_bytes_total", "Payload bytes published, repeats included"),
-    "bytes_down": ("received_bytes_total", "Payload bytes received"),
-    "messages_dropped": ("messages_dropped_total", "Messages to the device that found its mailbox full"),
-    "weights_refused": (
-        "weights_refused_total",
-        "Plans and weights not adopted: unsigned, altered, older or unfit",
-    ),
-    "samples_unlabelled": ("samples_unlabelled_total", "Samples without a label, kept until one comes"),
-    "unlabelled_dropped": ("unlabelled_dropped_total", "Of them, those dropped for want of room"),
-    "streams_forked": (
-        "streams_forked_total",
-        "New streams begun because an outbox was set back or copied, or changed its name",
-    ),
-    "samples_lost": (
-        "samples_lost_total",
-        "Samples receipted before the trainer's journal was set back, and gone from the device since",
-    ),
-    "forward_seconds": ("forward_seconds_total", "Time in the backbone's forward pass for training"),
-}
-"""Counters of :class:`sidestream.contract.messages.Telemetry`: a field, its metric's name and help.
-
-The trainer shows them as ``sidestream_device_…``, summed by tier, an agent as ``sidestream_agent_…``.
-"""
-
-
 BROKER_FIGURES: Final[dict[str, Metric]] = {
     f"$SYS/broker/{topic}": metric
     for topic, metric in {
@@ -220,9 +187,9 @@ DEVICES_UNLISTED: Final[Metric] = _gauge(
 
 
 def _device_counters(prefix: str, more: str, *labels: str) -> dict[str, Metric]:
+    """By field of Telemetry."""
     return {
-        field: _counter(f"{prefix}_{name}", help + more, *labels)
-        for field, (name, help) in DEVICE_COUNTERS.items()
+        field: _counter(f"{prefix}_{name}", help + more, *labels) for field, (name, help) in COUNTERS.items()
     }
 
 

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from edge_agent.session.machine import memory_bytes, temperature_celsius
 from edge_agent.store.outbox import Outbox
 from edge_agent.weights.adoption import InUse
 from sidestream.contract.messages import Telemetry
 
-_COUNTERS = (
-    *("samples_read", "samples_held_out", "samples_skipped", "samples_forwarded", "samples_dropped"),
-    *("batches_dropped", "batches_refused", "batches_sent", "bytes_up", "bytes_down", "messages_dropped"),
-    *("weights_refused", "samples_unlabelled", "unlabelled_dropped", "streams_forked", "samples_lost"),
-)
-
 
 def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) -> Telemetry:
     """The device's figures now."""
-    counters = outbox.counters()
     batches, size = outbox.size()
     rss, peak_rss = memory_bytes()
     with outbox.unlabelled() as store:
         waiting = store.waiting()
     score = in_use.score if in_use is not None else None
-    return Telemetry(
+    told = Telemetry(
         stream=outbox.stream,
-        **{name: int(counters[name]) for name in _COUNTERS},
-        forward_seconds=counters["forward_us"] / 1e6,
         outbox_batches=batches,
         outbox_bytes=size,
         outbox_max_bytes=outbox.max_bytes,
@@ -42,6 +35,7 @@ def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) 
         finished=source_ended and batches == 0,
         unlabelled_waiting=waiting,
     )
+    return msgspec.structs.replace(told, **outbox.counters())
 
 
 def progress_line(telemetry: Telemetry, measures: Mapping[str, float]) -> str:

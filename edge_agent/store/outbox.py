@@ -36,7 +36,7 @@ class Taken:
     keys: list[bytes] = field(default_factory=list)
     held_out: list[Sample] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    """What to add to the counters; names as in :class:`sidestream.contract.messages.Telemetry`."""
+    """What to add to the counters."""
     forward_seconds: float = 0.0
     kept: list[Kept] = field(default_factory=list)
     """Of them, those that wait for their labels."""
@@ -261,7 +261,7 @@ class Outbox:
         self._file.count(name, amount)
 
     def counters(self) -> Counter[str]:
-        """Every counter, over the life of the outbox; ``forward_us`` in microseconds."""
+        """Every counter, over the life of the outbox, by field of Telemetry."""
         return self._file.counters()
 
     def close(self) -> None:
@@ -329,7 +329,7 @@ class Outbox:
         )
         for name, amount in taken.counts.items():
             self._file.add(name, amount)
-        self._file.add("forward_us", round(taken.forward_seconds * 1e6))
+        self._file.add("forward_seconds", taken.forward_seconds)
         store = UnlabelledStore(db)
         store.settle(taken.labelled)
         if dropped := store.put(taken.kept, self.unlabelled_max_bytes):

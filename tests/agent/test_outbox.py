@@ -53,7 +53,7 @@ def test_a_batch_its_samples_and_its_counters_survive_together(tmp_path: Path) -
         assert outbox.is_consumed(b"a") and outbox.is_consumed(b"b") and not outbox.is_consumed(b"c")
         outbox.consume(Taken(keys=[b"b", b"c"]))
         assert outbox.is_consumed(b"b") and outbox.is_consumed(b"c")
-        assert outbox.counters()["samples_forwarded"] == 2 and outbox.counters()["forward_us"] == 250_000
+        assert outbox.counters()["samples_forwarded"] == 2 and outbox.counters()["forward_seconds"] == 0.25
 
 
 def test_a_batch_that_cannot_be_packed_leaves_no_trace(tmp_path: Path) -> None:

@@ -81,11 +81,18 @@ def _section(kind: type[msgspec.Struct]) -> str:
     assert isinstance(info, inspect.StructType)
     helps = field_help(kind)
     rows = [
-        (f"`{field.encode_name}`", _type(field.type), _default(field), _plain(helps.get(field.name, "")))
+        (f"`{field.encode_name}`", _type(field.type), _default(field), _plain(_meaning(field, helps)))
         for field in info.fields
     ]
     doc = _plain(python_inspect.cleandoc(kind.__doc__ or ""))
     return f"### {kind.__name__}\n\n{doc}\n\n{_table(('field', 'type', 'default', 'meaning'), rows)}"
+
+
+def _meaning(field: inspect.Field, helps: dict[str, str]) -> str:
+    """In the type's own words where it has some, as a counter's has."""
+    if isinstance(field.type, inspect.Metadata) and field.type.extra_json_schema:
+        return f"{field.type.extra_json_schema['description']}."
+    return helps.get(field.name, "")
 
 
 def _plain(text: str) -> str:
@@ -94,6 +101,8 @@ def _plain(text: str) -> str:
 
 
 def _type(kind: inspect.Type) -> str:
+    if isinstance(kind, inspect.Metadata):
+        return _type(kind.type)
     if isinstance(kind, inspect.UnionType):
         return " or ".join(_type(one) for one in kind.types)
     if isinstance(kind, inspect.StructType):

@@ -5,7 +5,7 @@ little-endian, and are read with the properties beside them.
 """
 
 from sidestream.contract.messages.activations import ActivationBatch, content_digest, with_floor
-from sidestream.contract.messages.device import Status, Telemetry
+from sidestream.contract.messages.device import COUNTERS, Status, Telemetry
 from sidestream.contract.messages.fields import (
     MAX_LABEL_CHARS,
     MAX_LABELS,
@@ -29,7 +29,7 @@ from sidestream.contract.messages.trainer import (
 )
 
 __all__ = [
-    "HIGHEST_FENCE", "MAX_LABELS", "MAX_LABEL_CHARS", "MAX_ROWS", "MAX_STREAMS",
+    "COUNTERS", "HIGHEST_FENCE", "MAX_LABELS", "MAX_LABEL_CHARS", "MAX_ROWS", "MAX_STREAMS",
     "ActivationBatch", "Count", "Flow", "Receipt", "Rejection", "ShortText", "Status", "Telemetry",
     "TrainerClaim", "TrainerStatus", "WeightsChunk", "WeightsManifest",
     "check_labels", "check_stream", "content_digest", "to_bin", "with_floor",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -20,6 +20,10 @@ from sidestream.contract.quality import Tally
 from sidestream.contract.wire import Message, prepared
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+def _counter(what: str, metric: str = "") -> msgspec.Meta:
+    return msgspec.Meta(description=what, extra={"metric": metric})
 
 
 @prepared
@@ -60,32 +64,26 @@ class Status(Message, frozen=True, kw_only=True):
 
 @prepared
 class Telemetry(Message, frozen=True, kw_only=True):
-    """What a device reports of itself every few seconds. Counters run over the life of its outbox."""
+    """What a device reports of itself every few seconds. Counters run over the life of its outbox.
+
+    This is the one list of them: the outbox counts by these names, and the metrics show them in these words.
+    """
 
     stream: str
     """The outbox's id."""
-    samples_read: Count = 0
-    """Samples taken from the source."""
-    samples_held_out: Count = 0
-    """Of those, kept for local evaluation and never uploaded."""
-    samples_skipped: Count = 0
-    """Of those, unusable: empty, or with a label that the job does not have."""
-    samples_forwarded: Count = 0
-    """Samples that went through the backbone for training; one without a label counts once that has come."""
-    samples_dropped: Count = 0
-    """Samples in batches that a full outbox dropped."""
-    batches_dropped: Count = 0
-    """Those batches."""
-    batches_refused: Count = 0
-    """Batches that the trainer refused."""
-    batches_sent: Count = 0
-    """Publishes, repeats included."""
-    bytes_up: Count = 0
-    """Payload bytes published, repeats included."""
-    bytes_down: Count = 0
-    """Payload bytes received."""
-    forward_seconds: Seconds = 0.0
-    """Time in the backbone's forward pass for training."""
+    samples_read: Annotated[Count, _counter("Samples taken from the source")] = 0
+    samples_held_out: Annotated[Count, _counter("Samples kept for local evaluation, never uploaded")] = 0
+    samples_skipped: Annotated[Count, _counter("Samples that were empty or had an unknown label")] = 0
+    samples_forwarded: Annotated[
+        Count, _counter("Samples passed through the backbone for training, once they have a label")
+    ] = 0
+    samples_dropped: Annotated[Count, _counter("Samples in batches that a full outbox dropped")] = 0
+    batches_dropped: Annotated[Count, _counter("Batches that a full outbox dropped")] = 0
+    batches_refused: Annotated[Count, _counter("Batches that the trainer refused")] = 0
+    batches_sent: Annotated[Count, _counter("Batches published, repeats included")] = 0
+    bytes_up: Annotated[Count, _counter("Payload bytes published, repeats included", "sent_bytes_total")] = 0
+    bytes_down: Annotated[Count, _counter("Payload bytes received", "received_bytes_total")] = 0
+    forward_seconds: Annotated[Seconds, _counter("Time in the backbone's forward pass for training")] = 0.0
     outbox_batches: Count = 0
     """Batches waiting for a receipt."""
     outbox_bytes: Count = 0
@@ -106,28 +104,43 @@ class Telemetry(Message, frozen=True, kw_only=True):
     """The source has ended, and every batch is receipted."""
     outbox_max_bytes: Count = 0
     """The most that the outbox takes; 0 from an agent that does not tell."""
-    messages_dropped: Count = 0
-    """Messages to the device that found its mailbox full."""
-    weights_refused: Count = 0
-    """Plans and weights that were not adopted: not signed, altered, older than adopted ones, or unfit."""
+    messages_dropped: Annotated[Count, _counter("Messages to the device that found its mailbox full")] = 0
+    weights_refused: Annotated[
+        Count, _counter("Plans and weights not adopted: unsigned, altered, older or unfit")
+    ] = 0
     tally: Tally | None = None
     """What that version answered on those samples."""
-    samples_unlabelled: Count = 0
-    """Of the samples read, those that came without a label, were forwarded once and kept until one comes."""
+    samples_unlabelled: Annotated[
+        Count, _counter("Samples without a label, forwarded once and kept until one comes")
+    ] = 0
     unlabelled_waiting: Count = 0
     """How many of them have none yet."""
-    unlabelled_dropped: Count = 0
-    """Of them, those that were dropped for want of room."""
+    unlabelled_dropped: Annotated[
+        Count, _counter("Samples without a label that were dropped for want of room")
+    ] = 0
     weights_run: ShortText = ""
     """The journal that ``weights_version`` is of."""
-    streams_forked: Count = 0
-    """How often the outbox has begun a new stream because its history and the journal's had parted."""
-    samples_lost: Count = 0
-    """Samples that a trainer had receipted, that its journal lacks since it was set back, and that the device
-    no longer holds."""
+    streams_forked: Annotated[
+        Count, _counter("New streams begun because an outbox was set back or copied, or changed its name")
+    ] = 0
+    samples_lost: Annotated[
+        Count,
+        _counter(
+            "Samples receipted before the trainer's journal was set back, and gone from the device since"
+        ),
+    ] = 0
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
         for name in ("forward_seconds", "temperature_celsius", "accuracy"):
             if not math.isfinite(getattr(self, name) or 0.0):
                 raise DecodeError(f"{name} is not finite")
+
+
+COUNTERS: Final[dict[str, tuple[str, str]]] = {
+    field.name: (meta.extra["metric"] or f"{field.name}_total", str(meta.description))
+    for field in msgspec.structs.fields(Telemetry)
+    for meta in getattr(field.type, "__metadata__", ())
+    if isinstance(meta, msgspec.Meta) and meta.extra
+}
+"""Its counters: a field, how its metric's name ends, and what it counts."""
