@@ -20,7 +20,7 @@ from edge_agent.batches.batch_maker import BatchMaker, Ready
 from edge_agent.batches.targets import Unusable
 from edge_agent.batches.token_maker import maker_of
 from edge_agent.samples.sample import Sample, is_held_out
-from edge_agent.samples.sources import Source
+from edge_agent.samples.sources import SampleSource
 from edge_agent.store.budget import Ladder, LinkBudget, SampleBudget
 from edge_agent.store.outbox import Outbox, Taken
 from edge_agent.store.streams import Slot
@@ -69,7 +69,7 @@ class Producer:
 
     def __init__(
         self,
-        source: Source,
+        source: SampleSource,
         outbox: Outbox,
         backbone: Backbone,
         plan: Plan,

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 NamesIn: TypeAlias = Callable[[str], Sequence[str]]
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Yields samples; asked again and again until it has ended."""
 
     ended: bool
@@ -78,7 +78,7 @@ class Source(Protocol):
         return
 
 
-def open_source(config: DataConfig, folder: Path | None = None) -> Source:
+def open_source(config: DataConfig, folder: Path | None = None) -> SampleSource:
     """The source that the settings describe; whoever has read it closes it.
 
     Args:
@@ -98,7 +98,7 @@ def open_source(config: DataConfig, folder: Path | None = None) -> Source:
     return FileSource(config, Identities(folder))
 
 
-class NamingSource(Source):
+class NamingSource(SampleSource):
     """A source with rows to name.
 
     Args:
@@ -115,7 +115,7 @@ class NamingSource(Source):
         self._identities.close()
 
 
-class NoSource(Source):
+class NoSource(SampleSource):
     """No data at all."""
 
     ended = True

@@ -18,7 +18,7 @@ from edge_agent.batches.producer import Producer
 from edge_agent.batches.token_maker import TokenMaker, cut_rows
 from edge_agent.config import DataConfig
 from edge_agent.samples.sample import Row, Sample
-from edge_agent.samples.sources import NamesIn, Source, open_source
+from edge_agent.samples.sources import NamesIn, SampleSource, open_source
 from edge_agent.store.outbox import Outbox, Taken
 from edge_agent.weights.token_evaluation import TokenEvaluation
 from metrics.catalogue import AgentMetrics
@@ -80,7 +80,12 @@ class Work:
     plan: Plan
 
     def run(
-        self, data: Path | Source, *, stop_after: int = 10**9, message_bytes: int = MESSAGE_BYTES, **more: Any
+        self,
+        data: Path | SampleSource,
+        *,
+        stop_after: int = 10**9,
+        message_bytes: int = MESSAGE_BYTES,
+        **more: Any,
     ) -> None:
         made = [0]
 
@@ -189,7 +194,7 @@ def test_stopped_and_started_at_any_moment_each_token_is_sent_once(
     assert samples == list(range(len(samples)))
 
 
-class ReadTwice(Source):
+class ReadTwice(SampleSource):
     """As of a file that was replaced by an equal one at once."""
 
     ended = False

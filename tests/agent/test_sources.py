@@ -30,7 +30,7 @@ def jsonl(path: Path, texts: Iterable[str], *, label: str = "on", mode: str = "w
     return path
 
 
-def texts_of(source: sources.Source) -> list[str]:
+def texts_of(source: sources.SampleSource) -> list[str]:
     return [sample.text for sample in source.read()]
 
 

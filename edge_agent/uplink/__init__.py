@@ -1,0 +1,1 @@
+"""The way to the trainer: what is known of it, what is under way on it, and what goes next. No torch."""
