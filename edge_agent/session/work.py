@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent.batches.late_labels import LateLabels
 from edge_agent.batches.producer import Producer
+from edge_agent.batches.rungs import Rungs
 from edge_agent.batches.token_maker import TokenMaker, maker_of
 from edge_agent.samples.sources import SampleSource
 from edge_agent.session.context import AgentContext
@@ -162,21 +163,25 @@ class Work:
         plan, adopter = self._plans.plan, self._adopter
         assert plan is not None and adopter is not None
         adopter.evaluate_with(self._evaluation(plan, backbone))
-        Producer(
-            self._source,
-            context.outbox,
+        rungs = Rungs(
             backbone,
             plan,
             context.tier,
+            self._link.max_message_bytes,
+            bytes_per_sample=context.config.bytes_per_sample,
+            link=context.budget,
+            backlog=lambda: context.outbox.size()[1],
+        )
+        Producer(
+            self._source,
+            context.outbox,
+            rungs,
             held_out_share=context.held_out_share,
             poll_s=context.config.data.poll_s,
-            max_message_bytes=self._link.max_message_bytes,
             stopped=self._stopped,
             on_batch=self._link.wake,
             metrics=context.metrics,
             trace=context.trace,
-            bytes_per_sample=context.config.bytes_per_sample,
-            link=context.budget,
         ).run()
         if not self._stopped():
             self.produced = True

@@ -15,6 +15,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from edge_agent.batches.producer import Producer
+from edge_agent.batches.rungs import Rungs
 from edge_agent.batches.token_maker import TokenMaker, cut_rows
 from edge_agent.config import DataConfig
 from edge_agent.samples.sample import Row, Sample
@@ -85,6 +86,7 @@ class Work:
         *,
         stop_after: int = 10**9,
         message_bytes: int = MESSAGE_BYTES,
+        held_out_share: float = 0.0,
         **more: Any,
     ) -> None:
         made = [0]
@@ -96,17 +98,13 @@ class Work:
             Producer(
                 open_source(DataConfig(path=str(data))) if isinstance(data, Path) else data,
                 outbox,
-                self.model,
-                self.plan,
-                "pi",
-                held_out_share=more.pop("held_out_share", 0.0),
+                Rungs(self.model, self.plan, "pi", message_bytes, **more),
+                held_out_share=held_out_share,
                 poll_s=0.05,
-                max_message_bytes=message_bytes,
                 stopped=lambda: made[0] >= stop_after,
                 on_batch=count,
                 metrics=AgentMetrics(CollectorRegistry()),
                 trace=Trace(),
-                **more,
             ).run()
 
     def outbox(self) -> Outbox:
