@@ -17,7 +17,7 @@ from broker_config.connection.connection import Connection
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Connected, Disconnected, Event, Received
 from edge_agent.session.mailbox import Mailbox
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
 from edge_agent.uplink.in_flight import InFlight
 from edge_agent.uplink.link_state import LinkState
@@ -100,7 +100,7 @@ class LightDevice:
             )
 
         added_s = time.monotonic()
-        self._added_s[self._outbox.append(packed, rows, Taken())] = added_s
+        self._added_s[self._outbox.append(packed, rows, Consumed())] = added_s
         self._sent += rows
         self._link.wake()
         return rows

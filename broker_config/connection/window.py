@@ -11,7 +11,7 @@ from collections.abc import Callable
 from broker_config.errors import NotConnected, PublishTimeout
 
 
-class Window:
+class InFlightWindow:
     """Counts messages in flight, and lets publishers wait for room.
 
     Args:

@@ -11,7 +11,7 @@ from edge_agent.batches.patience import Patience
 from edge_agent.batches.rungs import Rungs
 from edge_agent.batches.targets import Unusable
 from edge_agent.samples.sample import Sample, is_held_out
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 
 _SAVE_EVERY = 256  # samples set aside between two transactions
 _TOLD = 5  # reasons why samples are skipped that are named in the log
@@ -37,7 +37,7 @@ class Intake:
         self._held_out_share = held_out_share
         self._told: set[str] = set()
         self._pending: set[bytes] = set()  # keys that were read and are not consumed yet
-        self._taken = Taken()
+        self._taken = Consumed()
 
     def take(self, sample: Sample, lacking: str) -> list[Ready]:
         """What of a sample is to be computed.
@@ -83,18 +83,18 @@ class Intake:
     def save(self) -> None:
         """Have the outbox remember what was set aside."""
         if self._taken.keys and self.consume(self._taken):
-            self._taken = Taken()
+            self._taken = Consumed()
 
-    def consume(self, taken: Taken) -> bool:
+    def consume(self, taken: Consumed) -> bool:
         """Have it remember samples; whether it does."""
         if not self._patience.write(partial(self._outbox.consume, taken)):
             return False
         self.done_with(taken.keys)
         return True
 
-    def hand_over(self) -> Taken:
+    def hand_over(self) -> Consumed:
         """What was set aside, to be remembered in the transaction that appends a batch."""
-        taken, self._taken = self._taken, Taken()
+        taken, self._taken = self._taken, Consumed()
         return taken
 
     def done_with(self, keys: Collection[bytes]) -> None:

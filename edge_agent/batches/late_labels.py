@@ -13,7 +13,7 @@ from edge_agent.batches.coded import KeptActivations, joined, lengths_of, made_b
 from edge_agent.batches.message import Letterhead
 from edge_agent.batches.patience import Patience
 from edge_agent.batches.targets import Unusable, targets_of
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
 from edge_agent.store.unlabelled import LabelChanged, Labelled
 from sidestream.contract.plan import Plan
@@ -140,7 +140,7 @@ class LateLabels:
                 keys=keys,
             )
 
-        taken = Taken(labelled=[one.labelled for one in batch])
+        taken = Consumed(labelled=[one.labelled for one in batch])
         taken.counts["samples_forwarded"] += len(batch)
         self._outbox.append(packed, len(batch), taken)
         self._on_batch()

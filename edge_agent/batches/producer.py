@@ -19,8 +19,8 @@ from edge_agent.batches.patience import Patience
 from edge_agent.batches.rungs import Rungs
 from edge_agent.samples.sample import Sample
 from edge_agent.samples.sources import SampleSource
-from edge_agent.store.outbox import Outbox, Taken
-from edge_agent.store.unlabelled import Kept
+from edge_agent.store.outbox import Consumed, Outbox
+from edge_agent.store.unlabelled import UnlabelledSample
 from metrics.catalogue import AgentMetrics
 from sidestream.backbone.taps import Sampled
 from sidestream.backbone.text import Text
@@ -214,11 +214,11 @@ class Producer:
 
     def _keep(self, sampled: Sampled, batch: Sequence[Ready], rows: npt.NDArray[np.int64]) -> None:
         """Keep rows of a batch whose labels may come later."""
-        taken = Taken(forward_seconds=sampled.seconds)
+        taken = Consumed(forward_seconds=sampled.seconds)
         for row, activations in zip(rows.tolist(), self._rungs.keep(sampled, rows), strict=True):
             sample, again = batch[row].sample, batch[row].key in self._again
             held_out = self._intake.is_held_out(sample)
-            taken.kept.append(Kept(sample, held_out, self._rungs.made_by, activations, again))
+            taken.kept.append(UnlabelledSample(sample, held_out, self._rungs.made_by, activations, again))
             if not again:
                 taken.keys.append(sample.key)
                 taken.counts.update({"samples_read": 1, "samples_unlabelled": 1})

@@ -21,8 +21,8 @@ from typing import Literal
 
 from edge_agent.samples.sample import Row, Sample
 from edge_agent.store.outbox_file import OutboxFile
-from edge_agent.store.streams import Settled, Slot, State, Streams, Waiting, moved
-from edge_agent.store.unlabelled import Kept, Labelled, UnlabelledStore, staying
+from edge_agent.store.streams import BatchState, Settled, Slot, Streams, Waiting, moved
+from edge_agent.store.unlabelled import Labelled, UnlabelledSample, UnlabelledStore, staying
 from sidestream.contract.errors import StateError
 from sidestream.contract.messages import ActivationBatch, Receipt
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Taken:
+class Consumed:
     """Samples taken from the source since the last transaction, and what became of them."""
 
     keys: list[bytes] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Taken:
     counts: Counter[str] = field(default_factory=Counter)
     """What to add to the counters."""
     forward_seconds: float = 0.0
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[UnlabelledSample] = field(default_factory=list)
     """Of them, those that wait for their labels."""
     labelled: list[Labelled] = field(default_factory=list)
     """Samples that have waited for theirs until now."""
@@ -157,7 +157,7 @@ class Outbox:
         with self._file.reading() as db:
             return db.execute("SELECT 1 FROM consumed WHERE key = ?", (key,)).fetchone() is not None
 
-    def consume(self, taken: Taken) -> None:
+    def consume(self, taken: Consumed) -> None:
         """Remember samples that were not uploaded: held out, or unusable."""
         with self._file.transaction() as db:
             self._consume(db, taken)
@@ -176,11 +176,13 @@ class Outbox:
 
     # --- batches -----------------------------------------------------------------------------------------
 
-    def append(self, pack: Callable[[Slot], bytes], samples: int, taken: Taken) -> int:
+    def append(self, pack: Callable[[Slot], bytes], samples: int, taken: Consumed) -> int:
         """As :meth:`append_all`, of one batch; return its sequence number."""
         return self.append_all([(pack, samples)], taken)[0]
 
-    def append_all(self, batches: Sequence[tuple[Callable[[Slot], bytes], int]], taken: Taken) -> list[int]:
+    def append_all(
+        self, batches: Sequence[tuple[Callable[[Slot], bytes], int]], taken: Consumed
+    ) -> list[int]:
         """Add batches and consume their samples in one transaction: after a crash all is there, or nothing.
 
         Args:
@@ -244,11 +246,11 @@ class Outbox:
 
     def size(self) -> tuple[int, int]:
         """Waiting batches, and their bytes."""
-        return self._streams.size(State.WAITING)
+        return self._streams.size(BatchState.WAITING)
 
     def kept(self) -> tuple[int, int]:
         """Receipted batches that are still here, and their bytes."""
-        return self._streams.size(State.KEPT)
+        return self._streams.size(BatchState.KEPT)
 
     def has_room(self) -> bool:
         """Whether another batch may be computed. The cap may be passed by one batch, no more."""
@@ -271,7 +273,7 @@ class Outbox:
                 return
             self._closed = True
             try:
-                self.consume(Taken())
+                self.consume(Consumed())
             except StateError as exc:
                 log.warning("counters were not saved: %s", exc)
             self._file.close()
@@ -286,7 +288,7 @@ class Outbox:
         """Put this outbox away and take out the one of ``run``, or a new one."""
         owner = {name: self._file.value(name) for name in ("job", "device", "tier")}
         births = self._file.value("births")
-        self.consume(Taken())  # saves the counters
+        self.consume(Consumed())  # saves the counters
         with staying(self.folder, alone=True):
             with self.unlabelled() as store:
                 labels = store.labels()
@@ -321,7 +323,7 @@ class Outbox:
             )
             self._streams.fork()
 
-    def _consume(self, db: sqlite3.Connection, taken: Taken) -> None:
+    def _consume(self, db: sqlite3.Connection, taken: Consumed) -> None:
         db.executemany("INSERT OR IGNORE INTO consumed VALUES (?)", [(key,) for key in taken.keys])
         db.executemany(
             "INSERT OR IGNORE INTO held_out (key, text, label, pair) VALUES (?, ?, ?, ?)",
@@ -342,7 +344,7 @@ class Outbox:
 
     def _make_room(self, db: sqlite3.Connection) -> None:
         """Receipted batches make room for waiting ones, and the oldest of these for new ones if wanted."""
-        total = self._streams.size(State.WAITING)[1]
+        total = self._streams.size(BatchState.WAITING)[1]
         self._streams.keep_within(db, self._max_bytes - total)
         while self._when_full == "drop_oldest" and total > self._max_bytes:
             (oldest, *more) = self._streams.waiting(0, 2)

@@ -40,7 +40,7 @@ from sidestream.contract.wire import pack, unpack
 log = logging.getLogger(__name__)
 
 
-class State(enum.IntEnum):
+class BatchState(enum.IntEnum):
     """What became of a batch. Its row stays in any case: receipts of whatever age are held against it."""
 
     WAITING = 0
@@ -138,7 +138,7 @@ class Streams:
         with self._file.reading() as db:
             lowest = db.execute(
                 "SELECT min(sequence) FROM batches WHERE state = ? AND stream = ?",
-                (State.WAITING, current.id),
+                (BatchState.WAITING, current.id),
             ).fetchone()[0]
         return current.next_sequence if lowest is None else int(lowest)
 
@@ -153,7 +153,7 @@ class Streams:
             rows = db.execute(
                 "SELECT sequence, floor, payload FROM batches "
                 "WHERE state = ? AND stream = ? AND sequence > ? ORDER BY sequence LIMIT ?",
-                (State.WAITING, self.current.id, after, limit),
+                (BatchState.WAITING, self.current.id, after, limit),
             ).fetchall()
             floor = self.floor
         return [
@@ -161,7 +161,7 @@ class Streams:
             for sequence, made_with, payload in rows
         ]
 
-    def size(self, state: State) -> tuple[int, int]:
+    def size(self, state: BatchState) -> tuple[int, int]:
         """Batches in a state, and their bytes."""
         with self._file.reading() as db:
             count, total = db.execute(
@@ -176,7 +176,7 @@ class Streams:
             "WHERE s.name = ? AND sequence = ? AND digest = ? AND state = ?"
         )
         with self._file.reading() as db:
-            return db.execute(query, (stream, sequence, digest, State.WAITING)).fetchone() is not None
+            return db.execute(query, (stream, sequence, digest, BatchState.WAITING)).fetchone() is not None
 
     # --- changing, within a transaction ------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class Streams:
         db.execute(
             "INSERT INTO batches (stream, sequence, floor, samples, digest, state, bytes, payload) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (stream.id, *slot[1:3], samples, digest, State.WAITING, len(payload), payload),
+            (stream.id, *slot[1:3], samples, digest, BatchState.WAITING, len(payload), payload),
         )
         db.execute(
             "UPDATE streams SET next_sequence = ?, next_sample = ?, head = ? WHERE id = ?",
@@ -206,23 +206,24 @@ class Streams:
         stream = self.current.id
         found = db.execute(
             "SELECT number, samples FROM batches WHERE stream = ? AND sequence = ? AND state = ?",
-            (stream, sequence, State.WAITING),
+            (stream, sequence, BatchState.WAITING),
         ).fetchone()
         if found is None:
             return 0
-        _empty(db, found[0], State.GIVEN_UP)
+        _empty(db, found[0], BatchState.GIVEN_UP)
         db.execute("UPDATE streams SET gone = max(gone, ?) WHERE id = ?", (sequence, stream))
         return int(found[1])
 
     def keep_within(self, db: sqlite3.Connection, most_bytes: int) -> None:
         """Let receipted batches go, the oldest first, until they take no more than this, or their share."""
-        total = self.size(State.KEPT)[1]
+        total = self.size(BatchState.KEPT)[1]
         most_bytes = max(0, min(most_bytes, self._keep_bytes))
         while total > most_bytes:
             number, size = db.execute(
-                "SELECT number, bytes FROM batches WHERE state = ? ORDER BY number LIMIT 1", (State.KEPT,)
+                "SELECT number, bytes FROM batches WHERE state = ? ORDER BY number LIMIT 1",
+                (BatchState.KEPT,),
             ).fetchone()
-            _empty(db, number, State.TRIMMED)
+            _empty(db, number, BatchState.TRIMMED)
             total -= size
 
     # --- receipts ----------------------------------------------------------------------------------------
@@ -286,7 +287,7 @@ class Streams:
             return False
         digest, state = row
         # Of what was given up the journal may have nothing.
-        return digest != receipt.digest and bool(receipt.digest or state != State.GIVEN_UP)
+        return digest != receipt.digest and bool(receipt.digest or state != BatchState.GIVEN_UP)
 
     def _is_waiting(self, stream: _Stream, receipt: Receipt) -> bool:
         return self.is_waiting(stream.name, receipt.forked_sequence, receipt.forked_digest)
@@ -299,16 +300,16 @@ class Streams:
             stream = stream._replace(receipted=receipt.upto)
         done = db.execute(
             "SELECT sequence FROM batches WHERE state = ? AND stream = ? AND sequence <= ? ORDER BY sequence",
-            (State.WAITING, stream.id, receipt.upto),
+            (BatchState.WAITING, stream.id, receipt.upto),
         ).fetchall()
         db.execute(
             "UPDATE batches SET state = ? WHERE state = ? AND stream = ? AND sequence <= ?",
-            (State.KEPT, State.WAITING, stream.id, receipt.upto),
+            (BatchState.KEPT, BatchState.WAITING, stream.id, receipt.upto),
         )
         db.execute(
             "UPDATE batches SET state = ?, bytes = 0, payload = x'' "
             "WHERE state = ? AND stream = ? AND sequence <= ?",
-            (State.TRIMMED, State.KEPT, stream.id, min(receipt.saved, receipt.upto)),
+            (BatchState.TRIMMED, BatchState.KEPT, stream.id, min(receipt.saved, receipt.upto)),
         )
         self.keep_within(db, self._keep_bytes)
         db.execute(
@@ -323,14 +324,16 @@ class Streams:
         after = "state = ? AND stream = ? AND sequence > ?"
         lost, last = db.execute(
             f"SELECT coalesce(sum(samples), 0), coalesce(max(sequence), 0) FROM batches WHERE {after}",
-            (State.TRIMMED, stream.id, upto),
+            (BatchState.TRIMMED, stream.id, upto),
         ).fetchone()
         db.execute(
-            f"UPDATE batches SET state = ? WHERE {after}", (State.GIVEN_UP, State.TRIMMED, stream.id, upto)
+            f"UPDATE batches SET state = ? WHERE {after}",
+            (BatchState.GIVEN_UP, BatchState.TRIMMED, stream.id, upto),
         )
         db.execute("UPDATE streams SET gone = max(gone, ?) WHERE id = ?", (last, stream.id))
         returned = db.execute(
-            f"UPDATE batches SET state = ? WHERE {after}", (State.WAITING, State.KEPT, stream.id, upto)
+            f"UPDATE batches SET state = ? WHERE {after}",
+            (BatchState.WAITING, BatchState.KEPT, stream.id, upto),
         ).rowcount
         self._file.add("samples_lost", lost)
         log.warning(
@@ -349,7 +352,7 @@ class Streams:
                     found = db.execute(
                         "SELECT number, samples, payload FROM batches WHERE state = ? AND stream < ? "
                         "ORDER BY stream, sequence LIMIT 1",
-                        (State.WAITING, self.current.id),
+                        (BatchState.WAITING, self.current.id),
                     ).fetchone()
                 if found is None:
                     return count
@@ -357,7 +360,7 @@ class Streams:
                 batch = unpack(ActivationBatch, payload)
                 with self._file.transaction() as db:
                     self.append(db, partial(moved, batch), samples)
-                    _empty(db, number, State.GIVEN_UP)
+                    _empty(db, number, BatchState.GIVEN_UP)
                 count += 1
 
 
@@ -376,6 +379,6 @@ def moved(batch: ActivationBatch, slot: Slot) -> bytes:
     )
 
 
-def _empty(db: sqlite3.Connection, number: int, state: State) -> None:
+def _empty(db: sqlite3.Connection, number: int, state: BatchState) -> None:
     """Let go of a batch's payload."""
     db.execute("UPDATE batches SET state = ?, bytes = 0, payload = x'' WHERE number = ?", (state, number))

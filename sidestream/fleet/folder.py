@@ -56,7 +56,7 @@ class Issued(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @prepared
-class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The content of fleet.json."""
 
     job: str
@@ -94,7 +94,7 @@ class FleetFolder:
         fleet: What its fleet.json says.
     """
 
-    def __init__(self, path: Path, fleet: Fleet) -> None:
+    def __init__(self, path: Path, fleet: FleetRecord) -> None:
         self.path = path
         self.fleet = fleet
         self._authority = Authority(Identity(self._read("ca/ca.crt"), self._read("ca/ca.key")))
@@ -219,7 +219,7 @@ class FleetFolder:
         self._save(msgspec.structs.replace(self.fleet, **changes))
         self.write_broker_files()
 
-    def _save(self, fleet: Fleet) -> None:
+    def _save(self, fleet: FleetRecord) -> None:
         self._write(_FILE, msgspec.json.format(msgspec.json.encode(fleet), indent=2))
         self.fleet = fleet
 
@@ -244,7 +244,7 @@ def opened(path: Path) -> Iterator[FleetFolder]:
         raise StateError(f"{path} is no fleet's folder; make one with: sidestream fleet init {path}")
     with locked(path, "another sidestream fleet command"):
         try:
-            fleet = msgspec.json.decode(_read(path / _FILE), type=Fleet)
+            fleet = msgspec.json.decode(_read(path / _FILE), type=FleetRecord)
         except msgspec.MsgspecError as exc:
             raise StateError(f"{path / _FILE} cannot be read: {exc}") from exc
         yield FleetFolder(path, fleet)
@@ -288,7 +288,7 @@ def create(
     authority = Authority.new(f"Sidestream fleet {job}")
     broker = authority.broker(hosts)
     signer = Signer.new()
-    fleet = Fleet(
+    fleet = FleetRecord(
         job=job,
         hosts=tuple(hosts),
         port=port,
@@ -316,7 +316,7 @@ def create(
     return folder
 
 
-def _trainer_settings(folder: Path, fleet: Fleet, tiers: Sequence[str]) -> str:
+def _trainer_settings(folder: Path, fleet: FleetRecord, tiers: Sequence[str]) -> str:
     backbone = TrainerConfig(job=fleet.job).tiers["generic"].backbone
     values = {
         "job": fleet.job,

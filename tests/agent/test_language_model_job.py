@@ -20,7 +20,7 @@ from edge_agent.batches.token_maker import TokenMaker, cut_rows
 from edge_agent.config import DataConfig
 from edge_agent.samples.sample import Row, Sample
 from edge_agent.samples.sources import NamesIn, SampleSource, open_source
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.weights.token_evaluation import TokenEvaluation
 from metrics.catalogue import AgentMetrics
 from side_trainer.receive.inbox import examine
@@ -225,10 +225,10 @@ def test_a_crash_within_a_long_row_leaves_all_of_it_or_nothing(tmp_path: Path) -
     with Outbox(tmp_path, job="a", device="d", tier="pi", max_bytes=10**6) as outbox:
         parts: list[Any] = [(partial(message, rows=2), 2), (fails, 1)]
         with pytest.raises(RuntimeError):
-            outbox.append_all(parts, Taken(keys=[b"k"]))
+            outbox.append_all(parts, Consumed(keys=[b"k"]))
         assert outbox.size() == (0, 0) and not outbox.is_consumed(b"k")
         parts[1] = (message, 1)
-        assert outbox.append_all(parts, Taken(keys=[b"k"])) == [1, 2] and outbox.is_consumed(b"k")
+        assert outbox.append_all(parts, Consumed(keys=[b"k"])) == [1, 2] and outbox.is_consumed(b"k")
         batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 9)]
         assert [batch.sample_ids.tolist() for batch in batches] == [[0, 1], [2]]
 

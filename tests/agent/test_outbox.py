@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge_agent.samples.sample import Row, Sample
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.outbox_file import FILE_NAME
 from edge_agent.store.streams import Slot
 from sidestream.contract.errors import StateError
@@ -27,7 +27,7 @@ def open_outbox(folder: Path, **changes: Any) -> Outbox:
 
 def put(outbox: Outbox, *keys: bytes, value: float = 1.0, width: int = 8) -> int:
     packed = partial(message, rows=len(keys), value=value, width=width)
-    return outbox.append(packed, len(keys), Taken(keys=list(keys)))
+    return outbox.append(packed, len(keys), Consumed(keys=list(keys)))
 
 
 def settle(outbox: Outbox, upto: int, **changes: Any) -> list[int]:
@@ -45,13 +45,13 @@ def waiting(outbox: Outbox) -> list[int]:
 def test_a_batch_its_samples_and_its_counters_survive_together(tmp_path: Path) -> None:
     with open_outbox(tmp_path) as outbox:
         stream = outbox.stream
-        taken = Taken(keys=[b"a", b"b"], forward_seconds=0.25)
+        taken = Consumed(keys=[b"a", b"b"], forward_seconds=0.25)
         taken.counts["samples_forwarded"] = 2
         assert outbox.append(partial(message, rows=2), 2, taken) == 1
     with open_outbox(tmp_path) as outbox:
         assert outbox.stream == stream and waiting(outbox) == [1]
         assert outbox.is_consumed(b"a") and outbox.is_consumed(b"b") and not outbox.is_consumed(b"c")
-        outbox.consume(Taken(keys=[b"b", b"c"]))
+        outbox.consume(Consumed(keys=[b"b", b"c"]))
         assert outbox.is_consumed(b"b") and outbox.is_consumed(b"c")
         assert outbox.counters()["samples_forwarded"] == 2 and outbox.counters()["forward_seconds"] == 0.25
 
@@ -62,7 +62,7 @@ def test_a_batch_that_cannot_be_packed_leaves_no_trace(tmp_path: Path) -> None:
 
     with open_outbox(tmp_path) as outbox:
         with pytest.raises(ValueError, match="no"):
-            outbox.append(fails, 1, Taken(keys=[b"a"]))
+            outbox.append(fails, 1, Consumed(keys=[b"a"]))
         assert not outbox.is_consumed(b"a") and outbox.next_sequence == 1 and put(outbox, b"a") == 1
 
 
@@ -120,8 +120,8 @@ def test_a_full_outbox_may_drop_its_oldest_batches_and_counts_them(tmp_path: Pat
 def test_held_out_samples_are_kept_in_order_and_not_twice(tmp_path: Path) -> None:
     held = [Sample(f"text {n}", "on" if n else None, bytes([n])) for n in range(5)]
     with open_outbox(tmp_path) as outbox:
-        outbox.consume(Taken(keys=[s.key for s in held], held_out=held))
-        outbox.consume(Taken(held_out=held[:2]))
+        outbox.consume(Consumed(keys=[s.key for s in held], held_out=held))
+        outbox.consume(Consumed(held_out=held[:2]))
     with open_outbox(tmp_path) as outbox:
         assert outbox.held_out(3) == [Row("text 0", None), Row("text 1", "on"), Row("text 2", "on")]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from broker_config.testing.inprocess import InProcessBroker
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
 from edge_agent.uplink.recut import recut
 from sidestream.contract.messages import ActivationBatch, to_bin
@@ -105,7 +105,7 @@ def test_a_batch_in_the_outbox_that_is_too_large_is_named_and_its_samples_go_thr
             )
         )
 
-    outbox.append_all([(small, 1), (packed, len(LENGTHS)), (small, 1)], Taken())
+    outbox.append_all([(small, 1), (packed, len(LENGTHS)), (small, 1)], Consumed())
     with Sending(broker, outbox, trainer, max_packet_bytes=1500, retry_s=0.2, window=20) as sending:
         trainer.wait(lambda t: t.rows() >= len(LENGTHS) + 2)
         until(lambda: _receipted(trainer, outbox, sending), "all is receipted")

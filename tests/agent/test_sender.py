@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from broker_config.testing.inprocess import InProcessBroker
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.uplink.in_flight import InFlight
 from edge_agent.uplink.link_state import LinkState
 from edge_agent.uplink.sender import Sender
@@ -27,7 +27,7 @@ DEVICE = "pi-1"
 
 def put(outbox: Outbox, count: int = 1) -> None:
     for _ in range(count):
-        outbox.append(message, 1, Taken())
+        outbox.append(message, 1, Consumed())
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_every_message_tells_the_floor_of_the_moment(
 def test_a_batch_that_no_broker_will_take_stops_the_agent_with_a_remedy(
     broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
 ) -> None:
-    outbox.append(lambda slot: message(slot, width=1000), 1, Taken())
+    outbox.append(lambda slot: message(slot, width=1000), 1, Consumed())
     sending = Sending(broker, outbox, trainer, max_packet_bytes=2000)
     with sending:
         until(lambda: sending.error is not None)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.store.outbox import Outbox, Taken
-from edge_agent.store.streams import Settled, Slot, State
+from edge_agent.store.outbox import Consumed, Outbox
+from edge_agent.store.streams import BatchState, Settled, Slot
 from sidestream.contract.messages import MAX_STREAMS, ActivationBatch, Receipt, content_digest
 from sidestream.contract.tensors import decode
 from sidestream.contract.wire import unpack
@@ -38,7 +38,7 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
 def put(outbox: Outbox, *values: float, rows: int = 1) -> None:
     """A batch for each value, which fills its activations."""
     for value in values:
-        outbox.append(partial(message, rows=rows, value=value), rows, Taken())
+        outbox.append(partial(message, rows=rows, value=value), rows, Consumed())
 
 
 def waiting(outbox: Outbox) -> dict[int, float]:
@@ -302,7 +302,7 @@ def test_every_batch_names_the_one_before_it_whatever_became_of_that(outbox: Out
 
 
 def test_counters_begin_anew_with_the_stream_that_they_are_told_with(outbox: Outbox) -> None:
-    taken = Taken()
+    taken = Consumed()
     taken.counts["samples_read"] = 5
     outbox.consume(taken)
     outbox.count("bytes_up", 7)
@@ -380,7 +380,7 @@ def test_what_waits_is_asked_for_in_pieces(outbox: Outbox) -> None:
 
 
 def test_what_became_of_a_batch_stands_in_the_file_as_versions_to_come_will_read_it() -> None:
-    assert {state.name: state.value for state in State} == {
+    assert {state.name: state.value for state in BatchState} == {
         "WAITING": 0,
         "KEPT": 1,
         "TRIMMED": 2,

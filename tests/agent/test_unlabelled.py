@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from edge_agent.batches import coded as kept
 from edge_agent.batches.late_labels import LateLabels
 from edge_agent.samples.sample import Sample
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
-from edge_agent.store.unlabelled import Kept
+from edge_agent.store.unlabelled import UnlabelledSample
 from sidestream.backbone.taps import Sampled
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan
@@ -65,7 +65,7 @@ def keep(outbox: Outbox, number: int, *, held_out: bool = False) -> None:
     activations = kept.write(sampled, 0, "mean", Codec.F32)
     sample = Sample(f"text {number}", None, key)
     made_by = kept.made_by(PLAN.tiers[TIER], PLAN.task)
-    outbox.consume(Taken(keys=[key], kept=[Kept(sample, held_out, made_by, activations)]))
+    outbox.consume(Consumed(keys=[key], kept=[UnlabelledSample(sample, held_out, made_by, activations)]))
 
 
 def take_up(outbox: Outbox) -> None:
@@ -123,7 +123,7 @@ def crash_while_taking_up(outbox: Outbox) -> None:
     """The process ends in the middle of the transaction: nothing of it stands."""
     append = outbox.append
 
-    def torn(pack: Callable[[Slot], bytes], samples: int, taken: Taken) -> int:
+    def torn(pack: Callable[[Slot], bytes], samples: int, taken: Consumed) -> int:
         def crashing(slot: Slot) -> bytes:
             pack(slot)
             raise Crash
@@ -142,7 +142,7 @@ def test_a_label_that_is_corrected_while_its_batch_is_made_counts(tmp_path: Path
         give(tmp_path, {"text 0": "off"})
         labels, append = late_labels(outbox), outbox.append
 
-        def late(pack: Callable[[Slot], bytes], samples: int, taken: Taken) -> int:
+        def late(pack: Callable[[Slot], bytes], samples: int, taken: Consumed) -> int:
             outbox.append = append  # type: ignore[method-assign]
             give(tmp_path, {"text 0": "on"})
             return append(pack, samples, taken)

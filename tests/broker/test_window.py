@@ -4,12 +4,12 @@ import threading
 
 import pytest
 
-from broker_config.connection.window import Window
+from broker_config.connection.window import InFlightWindow
 from broker_config.errors import NotConnected, PublishTimeout
 
 
 def test_a_full_window_times_out_and_takes_nothing() -> None:
-    window = Window(2)
+    window = InFlightWindow(2)
     window.acquire(0.0)
     window.acquire(0.0)
     with pytest.raises(PublishTimeout):
@@ -18,7 +18,7 @@ def test_a_full_window_times_out_and_takes_nothing() -> None:
 
 
 def test_an_acknowledgement_lets_the_next_one_in() -> None:
-    window = Window(1)
+    window = InFlightWindow(1)
     window.acquire(0.0)
     waiter = threading.Thread(target=window.acquire, args=(10.0,))
     waiter.start()
@@ -29,14 +29,14 @@ def test_an_acknowledgement_lets_the_next_one_in() -> None:
 
 
 def test_an_acknowledgement_may_come_before_the_sender_knows_it_has_sent() -> None:
-    window = Window(1)
+    window = InFlightWindow(1)
     window.acquire(0.0)
     window.release()
     assert window.drain(0.0)
 
 
 def test_whoever_drains_waits_for_what_is_in_flight_and_for_nothing_else() -> None:
-    window = Window(2)
+    window = InFlightWindow(2)
     window.acquire(0.0)
     assert not window.drain(0.0)
     window.acquire(0.0)
@@ -52,7 +52,7 @@ def test_whoever_drains_waits_for_what_is_in_flight_and_for_nothing_else() -> No
 
 
 def test_breaking_off_wakes_everyone() -> None:
-    window = Window(1)
+    window = InFlightWindow(1)
     window.acquire(0.0)
     outcomes: list[object] = []
 
@@ -79,7 +79,7 @@ def test_breaking_off_wakes_everyone() -> None:
 
 def test_a_window_is_stuck_while_something_is_in_flight_and_nothing_moves() -> None:
     now = [0.0]
-    window = Window(3, clock=lambda: now[0])
+    window = InFlightWindow(3, clock=lambda: now[0])
     now[0] = 50.0
     assert window.stuck_s == 0.0
     window.acquire(0.0)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
 from metrics.catalogue import TrainerMetrics
 from side_trainer.broadcast.downlink import Downlink
@@ -99,7 +99,7 @@ class Board:
     def produce(self, random: random.Random) -> None:
         todo = [row for row in self.rows if not self.outbox.is_consumed(key(row))][: random.randint(1, ROWS)]
         if todo and self.outbox.has_room():
-            taken = Taken(keys=[key(row) for row in todo])
+            taken = Consumed(keys=[key(row) for row in todo])
             self.outbox.append(lambda slot: message(self.outbox, todo, slot), len(todo), taken)
 
     def send(self, wire: Wire) -> None:
