@@ -18,7 +18,7 @@ from edge_agent.batches.intake import Intake, waiting
 from edge_agent.batches.patience import Patience
 from edge_agent.batches.rungs import Rungs
 from edge_agent.samples.sample import Sample
-from edge_agent.samples.sources import SampleSource
+from edge_agent.samples.source import SampleSource
 from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.unlabelled import UnlabelledSample
 from metrics.catalogue import AgentMetrics

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from broker_config.transport import Transport, Will
 from edge_agent.config import AgentConfig
 from edge_agent.samples.sample import Row
-from edge_agent.samples.sources import SampleSource
+from edge_agent.samples.source import SampleSource
 from edge_agent.store.budget import LinkBudget
 from edge_agent.store.outbox import Outbox
 from edge_agent.weights.trust import Trust

@@ -16,7 +16,7 @@ from edge_agent.batches.late_labels import LateLabels
 from edge_agent.batches.producer import Producer
 from edge_agent.batches.rungs import Rungs
 from edge_agent.batches.token_maker import TokenMaker, maker_of
-from edge_agent.samples.sources import SampleSource
+from edge_agent.samples.source import SampleSource
 from edge_agent.session.context import AgentContext
 from edge_agent.session.plan_inbox import PlanInbox
 from edge_agent.uplink.link_state import LinkState

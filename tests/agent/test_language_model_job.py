@@ -19,7 +19,8 @@ from edge_agent.batches.rungs import Rungs
 from edge_agent.batches.token_maker import TokenMaker, cut_rows
 from edge_agent.config import DataConfig
 from edge_agent.samples.sample import Row, Sample
-from edge_agent.samples.sources import NamesIn, SampleSource, open_source
+from edge_agent.samples.source import NamesIn, SampleSource
+from edge_agent.samples.sources import open_source
 from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.weights.token_evaluation import TokenEvaluation
 from metrics.catalogue import AgentMetrics
