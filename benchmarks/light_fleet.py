@@ -100,7 +100,8 @@ class LightDevice:
             )
 
         added_s = time.monotonic()
-        self._added_s[self._outbox.append(packed, rows, Consumed())] = added_s
+        (sequence,) = self._outbox.append_all([(packed, rows)], Consumed())
+        self._added_s[sequence] = added_s
         self._sent += rows
         self._link.wake()
         return rows
@@ -126,7 +127,7 @@ class LightDevice:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Received):
             receipt = unpack(Receipt, event.payload)
-            sequences, now_s = self._outbox.receipt(receipt).sequences, time.monotonic()
+            sequences, now_s = self._outbox.streams.receipt(receipt).sequences, time.monotonic()
             self.receipt_s += [now_s - self._added_s.pop(one, now_s) for one in sequences]
             self._in_flight.receipted(sequences)
         elif isinstance(event, Connected | Disconnected):

@@ -19,7 +19,6 @@ import math
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, Final
 
 from prometheus_client import (
@@ -33,6 +32,7 @@ from prometheus_client import (
 
 from sidestream.contract.messages import COUNTERS
 from sidestream.contract.quality import MEASURES
+from sidestream.version import version
 
 SECONDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -211,7 +211,7 @@ class _Holder:
         }
         """By field of Telemetry; :mod:`metrics.telemetry` moves them."""
         ProcessCollector(registry=registry)
-        self.build_info.labels(_version(), platform.python_version()).set(1)
+        self.build_info.labels(version(), platform.python_version()).set(1)
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -459,10 +459,3 @@ def values(counter: Counter) -> dict[tuple[str, ...], float]:
         for sample in family.samples
         if sample.name.endswith("_total")
     }
-
-
-def _version() -> str:
-    try:
-        return version("sidestream")
-    except PackageNotFoundError:
-        return "unknown"

@@ -142,7 +142,7 @@ class LateLabels:
 
         taken = Consumed(labelled=[one.labelled for one in batch])
         taken.counts["samples_forwarded"] += len(batch)
-        self._outbox.append(packed, len(batch), taken)
+        self._outbox.append_all([(packed, len(batch))], taken)
         self._on_batch()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal
 
 from broker_config.transport import LastWord, Will
@@ -18,6 +17,7 @@ from edge_agent.uplink.link_state import LinkState
 from sidestream.contract.messages import Status
 from sidestream.contract.plan import Plan
 from sidestream.contract.wire import pack, unpack
+from sidestream.version import version
 
 if TYPE_CHECKING:
     from sidestream.backbone.torch_runtime.backbone import Backbone
@@ -109,7 +109,7 @@ class OwnStatus:
             state=state,
             birth=self._birth,
             stream=outbox.stream,
-            software=_software(),
+            software=version(),
             backbone=backbone.name if backbone else "",
             fingerprint=backbone.fingerprint if backbone else "",
             depth=backbone.depth if backbone else 0,
@@ -117,12 +117,5 @@ class OwnStatus:
             labels=tuple(self.labels) if state == "online" else (),
             reason=reason,
             instance=self._context.instance,
-            kept_streams=outbox.earlier_streams,
+            kept_streams=outbox.streams.earlier(),
         )
-
-
-def _software() -> str:
-    try:
-        return version("sidestream")
-    except PackageNotFoundError:
-        return ""

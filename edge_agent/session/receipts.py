@@ -78,7 +78,7 @@ class Receipts:
             self._on_refusal(receipt)
         try:
             ruling = plan is not None and receipt.fence == plan.fence
-            settled = self._outbox.receipt(receipt, ruling=ruling)
+            settled = self._outbox.streams.receipt(receipt, ruling=ruling)
         except StorageError as exc:
             # They are sent again, receipted again, and settled once there is room to write that down.
             log.error("receipted batches cannot be settled now: %s", exc)

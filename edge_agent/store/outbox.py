@@ -21,10 +21,10 @@ from typing import Literal
 
 from edge_agent.samples.sample import Row, Sample
 from edge_agent.store.outbox_file import OutboxFile
-from edge_agent.store.streams import BatchState, Settled, Slot, Streams, Waiting, moved
+from edge_agent.store.streams import BatchState, Slot, Streams, moved
 from edge_agent.store.unlabelled import Labelled, UnlabelledSample, UnlabelledStore, staying
 from sidestream.contract.errors import StateError
-from sidestream.contract.messages import ActivationBatch, Receipt
+from sidestream.contract.messages import ActivationBatch
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +81,11 @@ class Outbox:
         self._when_full = when_full
         self._closed = False
         self._file = OutboxFile(folder)
-        self._streams = Streams(self._file, int(max_bytes * keep_share))
+        self.streams = Streams(self._file, int(max_bytes * keep_share))
+        """What waits in it, and what is receipted."""
         try:
             self._bind(job=job, device=device, tier=tier)
-            self._streams.mend()
+            self.streams.mend()
         except BaseException:
             self._file.close()
             raise
@@ -102,17 +103,7 @@ class Outbox:
     @property
     def stream(self) -> str:
         """The id of the stream that batches go into, 32 hex digits, made at random."""
-        return self._streams.current.name
-
-    @property
-    def earlier_streams(self) -> tuple[str, ...]:
-        """Those before it of which anything was receipted, the newest ones."""
-        return self._streams.earlier()
-
-    @property
-    def next_sequence(self) -> int:
-        """The number that the next batch will get."""
-        return self._streams.current.next_sequence
+        return self.streams.current.name
 
     def new_birth(self, above: int = 0) -> int:
         """Count one more life of the agent; the first is 1, and it is higher than ``above``."""
@@ -176,10 +167,6 @@ class Outbox:
 
     # --- batches -----------------------------------------------------------------------------------------
 
-    def append(self, pack: Callable[[Slot], bytes], samples: int, taken: Consumed) -> int:
-        """As :meth:`append_all`, of one batch; return its sequence number."""
-        return self.append_all([(pack, samples)], taken)[0]
-
     def append_all(
         self, batches: Sequence[tuple[Callable[[Slot], bytes], int]], taken: Consumed
     ) -> list[int]:
@@ -195,62 +182,35 @@ class Outbox:
         with self._file.transaction() as db:
             sequences: list[int] = []
             for pack, samples in batches:
-                sequences.append(self._streams.append(db, pack, samples))
+                sequences.append(self.streams.append(db, pack, samples))
                 self._make_room(db)
             self._consume(db, taken)
         return sequences
 
-    def pending(self, after: int, limit: int) -> list[Waiting]:
-        """Up to ``limit`` waiting batches with sequences over ``after``, in order."""
-        return self._streams.waiting(after, limit)
-
-    def receipt(self, receipt: Receipt, *, ruling: bool = False) -> Settled:
-        """Settle what the trainer is proved to have; begin a new stream where its history is another.
-
-        Args:
-            receipt: As it came.
-            ruling: Whether it is of the trainer whose plan is in force.
-        """
-        return self._streams.receipt(receipt, ruling=ruling)
-
     def refuse(self, stream: str, sequence: int, digest: str) -> bool:
         """Give up a batch that the trainer will never take, and count it; return whether it was there."""
         with self._file.transaction() as db:
-            if stream != self.stream or not self._streams.is_waiting(stream, sequence, digest):
+            if stream != self.stream or not self.streams.is_waiting(stream, sequence, digest):
                 return False
-            self._streams.give_up(db, sequence)
+            self.streams.give_up(db, sequence)
             self._file.add("batches_refused", 1)
         return True
 
     def replace(self, sequence: int, parts: Sequence[ActivationBatch]) -> None:
         """Put several batches, which hold the same samples, in the place of one, at the end of the stream."""
         with self._file.transaction() as db:
-            if self._streams.give_up(db, sequence):
+            if self.streams.give_up(db, sequence):
                 for part in parts:
-                    self._streams.append(db, partial(moved, part), len(part.sample_ids))
+                    self.streams.append(db, partial(moved, part), len(part.sample_ids))
 
     @property
     def max_bytes(self) -> int:
         """Room for waiting batches."""
         return self._max_bytes
 
-    @property
-    def floor(self) -> int:
-        """Every sequence before it was receipted or given up, and is not asked for again."""
-        return self._streams.floor
-
-    @property
-    def first_waiting(self) -> int:
-        """The lowest sequence still waiting; if none is, the next one to be made."""
-        return self._streams.first_waiting()
-
     def size(self) -> tuple[int, int]:
         """Waiting batches, and their bytes."""
-        return self._streams.size(BatchState.WAITING)
-
-    def kept(self) -> tuple[int, int]:
-        """Receipted batches that are still here, and their bytes."""
-        return self._streams.size(BatchState.KEPT)
+        return self.streams.size(BatchState.WAITING)
 
     def has_room(self) -> bool:
         """Whether another batch may be computed. The cap may be passed by one batch, no more."""
@@ -303,10 +263,10 @@ class Outbox:
             if not self._file.value("secret"):
                 self._file.set_value("secret", secrets.token_hex(16))
                 self._file.set_value("births", self._file.value("births") or "0")
-                self._streams.begin(db)
+                self.streams.begin(db)
             self._secret = hashlib.sha256(f"{self._file.value('secret')} {owner['device']}".encode()).digest()
             known = {name: self._file.value(name) or value for name, value in owner.items()}
-            for name in ("job",) if self._streams.empty else ("job", "tier"):
+            for name in ("job",) if self.streams.empty else ("job", "tier"):
                 if known[name] != owner[name]:
                     raise StateError(
                         f"{self.folder}: this state directory belongs to {name} {known[name]!r}, not "
@@ -314,14 +274,14 @@ class Outbox:
                     )
             for name, value in owner.items():
                 self._file.set_value(name, value)
-        if known["device"] != owner["device"] and not self._streams.empty:
+        if known["device"] != owner["device"] and not self.streams.empty:
             log.warning(
                 "%s was device %r until now, and is %r from now on",
                 self.folder,
                 known["device"],
                 owner["device"],
             )
-            self._streams.fork()
+            self.streams.fork()
 
     def _consume(self, db: sqlite3.Connection, taken: Consumed) -> None:
         db.executemany("INSERT OR IGNORE INTO consumed VALUES (?)", [(key,) for key in taken.keys])
@@ -344,12 +304,12 @@ class Outbox:
 
     def _make_room(self, db: sqlite3.Connection) -> None:
         """Receipted batches make room for waiting ones, and the oldest of these for new ones if wanted."""
-        total = self._streams.size(BatchState.WAITING)[1]
-        self._streams.keep_within(db, self._max_bytes - total)
+        total = self.streams.size(BatchState.WAITING)[1]
+        self.streams.keep_within(db, self._max_bytes - total)
         while self._when_full == "drop_oldest" and total > self._max_bytes:
-            (oldest, *more) = self._streams.waiting(0, 2)
+            (oldest, *more) = self.streams.waiting(0, 2)
             if not more:
                 return
             self._file.add("batches_dropped", 1)
-            self._file.add("samples_dropped", self._streams.give_up(db, oldest.sequence))
+            self._file.add("samples_dropped", self.streams.give_up(db, oldest.sequence))
             total -= len(oldest.payload)

@@ -80,8 +80,6 @@ class Settled:
     """Batches that need not be sent any more."""
     returned: int = 0
     """Receipted batches that wait again, for the journal was set back."""
-    lost: int = 0
-    """Samples that were receipted, that the journal no longer has, and that are gone here."""
     forked: bool = False
     """Whether a new stream has begun."""
 
@@ -293,10 +291,10 @@ class Streams:
         return self.is_waiting(stream.name, receipt.forked_sequence, receipt.forked_digest)
 
     def _settle(self, db: sqlite3.Connection, stream: _Stream, receipt: Receipt) -> Settled:
-        returned = lost = 0
+        returned = 0
         # Only a trainer that was started anew can know less than the one before it.
         if receipt.fence != stream.fence and receipt.upto < stream.receipted:
-            returned, lost = self._take_back(db, stream, receipt.upto)
+            returned = self._take_back(db, stream, receipt.upto)
             stream = stream._replace(receipted=receipt.upto)
         done = db.execute(
             "SELECT sequence FROM batches WHERE state = ? AND stream = ? AND sequence <= ? ORDER BY sequence",
@@ -317,10 +315,10 @@ class Streams:
             (max(stream.receipted, receipt.upto), receipt.fence, stream.id),
         )
         sequences = tuple(sequence for (sequence,) in done) if stream.id == self.current.id else ()
-        return Settled(sequences=sequences, returned=returned, lost=lost)
+        return Settled(sequences=sequences, returned=returned)
 
-    def _take_back(self, db: sqlite3.Connection, stream: _Stream, upto: int) -> tuple[int, int]:
-        """The journal was set back: have wait again what it lacks; return how many do, and samples lost."""
+    def _take_back(self, db: sqlite3.Connection, stream: _Stream, upto: int) -> int:
+        """The journal was set back: have wait again what it lacks; return how many do."""
         after = "state = ? AND stream = ? AND sequence > ?"
         lost, last = db.execute(
             f"SELECT coalesce(sum(samples), 0), coalesce(max(sequence), 0) FROM batches WHERE {after}",
@@ -341,7 +339,7 @@ class Streams:
             "sent to it again%s",
             *(returned, f"; {lost} samples are LOST, for they are no longer here" if lost else ""),
         )
-        return returned, lost
+        return returned
 
     def _gather(self) -> int:
         """Move what waits in earlier streams into the current one, batch by batch; return how many."""

@@ -101,7 +101,7 @@ class Sender:
                 self._too_large_s = None
             if link.flow is None or not self._may_send():
                 return None
-            first = self._outbox.first_waiting
+            first = self._outbox.streams.first_waiting()
             under_way = in_flight.last >= first
             if under_way and in_flight.silent_s > link.retry_s:
                 log.info("no receipt for %.0f s: sending from batch %d again", link.retry_s, first)
@@ -110,7 +110,7 @@ class Sender:
                 return None
             if not under_way:
                 in_flight.moved()
-            waiting = self._outbox.pending(max(in_flight.last, first - 1), 1)
+            waiting = self._outbox.streams.waiting(max(in_flight.last, first - 1), 1)
             return waiting[0] if waiting else None
 
     def _may_send(self) -> bool:

@@ -171,7 +171,7 @@ class Device:
         ladder = Ladder(len(costs), link=self.budget, backlog=lambda: self.outbox.size()[1])
         rung = ladder.choose(costs, ROWS)
         self.rungs.append(rung)
-        self.outbox.append(lambda slot: message(slot, costs[rung]), ROWS, Consumed())
+        self.outbox.append_all([(lambda slot: message(slot, costs[rung]), ROWS)], Consumed())
 
     def live(self, seconds: float) -> None:
         """Send what may be sent, for so long; every batch is receipted at once."""
@@ -180,9 +180,9 @@ class Device:
             before = self.outbox.counters()["bytes_up"]
             if self.up and self.sender.send_next():
                 self.sent.append((self.clock.now, self.outbox.counters()["bytes_up"] - before))
-                upto = self.outbox.first_waiting
+                upto = self.outbox.streams.first_waiting()
                 self.in_flight.receipted(
-                    self.outbox.receipt(outboxes.receipt_for(self.outbox, upto)).sequences
+                    self.outbox.streams.receipt(outboxes.receipt_for(self.outbox, upto)).sequences
                 )
                 continue
             idle_s = self.budget.wait_s() if self.up and self.outbox.size()[0] else seconds
@@ -276,7 +276,7 @@ def test_the_rung_follows_the_link_down_and_up(device: Any) -> None:
 def test_a_backlog_from_before_a_restart_is_sent_at_the_budgets_rate(device: Any) -> None:
     with device(60.0) as one:
         for _ in range(100):
-            one.outbox.append(lambda slot: message(slot, 3000), 1, Consumed())
+            one.outbox.append_all([(lambda slot: message(slot, 3000), 1)], Consumed())
         one.live(120.0)
         assert 0.95 * 120 * 1024 <= one.bytes_between(0, 1e9) <= 120 * 1024 + 3500
         one.produce([9000, 100])
@@ -286,7 +286,7 @@ def test_a_backlog_from_before_a_restart_is_sent_at_the_budgets_rate(device: Any
 def test_whatever_is_published_counts(device: Any) -> None:
     with device(60.0) as one:
         one.budget.spent(10 * 1024)
-        one.outbox.append(lambda slot: message(slot, 100), 1, Consumed())
+        one.outbox.append_all([(lambda slot: message(slot, 100), 1)], Consumed())
         one.live(9.5)
         assert one.sent == []
         one.live(1.0)
@@ -295,7 +295,7 @@ def test_whatever_is_published_counts(device: Any) -> None:
 
 def test_a_repeat_is_paid_for_as_well(device: Any) -> None:
     with device(60.0) as one:
-        one.outbox.append(lambda slot: message(slot, 2500), 1, Consumed())
+        one.outbox.append_all([(lambda slot: message(slot, 2500), 1)], Consumed())
         assert one.sender.send_next()
         one.link.send_again()
         assert not one.sender.send_next() and one.budget.wait_s() > 2.4

@@ -113,7 +113,7 @@ class Work:
 
     def sent(self) -> list[ActivationBatch]:
         with self.outbox() as outbox:
-            payloads = [one.payload for one in outbox.pending(0, 10**6)]
+            payloads = [one.payload for one in outbox.streams.waiting(0, 10**6)]
         batches = [unpack(ActivationBatch, payload) for payload in payloads]
         assert [examine(payload, "pi", self.plan).batch for payload in payloads] == batches
         return batches
@@ -138,7 +138,7 @@ def test_every_token_of_long_and_short_texts_is_sent_once_in_messages_that_fit(
     assert told(batches) == sorted(token for text in texts for token in model.tokens(text)[1:])
     assert {batch.target_form for batch in batches} == {TargetForm.TOKENS}
     with work.outbox() as outbox:
-        assert max(len(one.payload) for one in outbox.pending(0, 10**6)) <= MESSAGE_BYTES
+        assert max(len(one.payload) for one in outbox.streams.waiting(0, 10**6)) <= MESSAGE_BYTES
         samples = [int(one) for batch in batches for one in batch.sample_ids]
         assert samples == list(range(len(samples))) and outbox.counters()["samples_forwarded"] == len(samples)
     assert max(int(batch.row_lengths.max()) for batch in batches) < 20  # the windows were cut
@@ -230,7 +230,7 @@ def test_a_crash_within_a_long_row_leaves_all_of_it_or_nothing(tmp_path: Path) -
         assert outbox.size() == (0, 0) and not outbox.is_consumed(b"k")
         parts[1] = (message, 1)
         assert outbox.append_all(parts, Consumed(keys=[b"k"])) == [1, 2] and outbox.is_consumed(b"k")
-        batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 9)]
+        batches = [unpack(ActivationBatch, one.payload) for one in outbox.streams.waiting(0, 9)]
         assert [batch.sample_ids.tolist() for batch in batches] == [[0, 1], [2]]
 
 
@@ -253,7 +253,7 @@ def test_a_byte_budget_sends_only_some_of_the_tokens(model: LanguageModel, tmp_p
     batches = work.sent()
     assert {batch.sampling for batch in batches} & {rung.sampling for rung in TOKEN_LADDER[2:]}
     with work.outbox() as outbox:
-        total = sum(len(one.payload) for one in outbox.pending(0, 10**6))
+        total = sum(len(one.payload) for one in outbox.streams.waiting(0, 10**6))
     assert total / sum(len(batch.sample_ids) for batch in batches) <= budget
 
 

@@ -117,5 +117,5 @@ def test_a_batch_in_the_outbox_that_is_too_large_is_named_and_its_samples_go_thr
 
 def _receipted(trainer: FakeTrainer, outbox: Outbox, sending: Sending) -> bool:
     last = max(batch.sequence for _, batch in trainer.received)
-    sending.in_flight.receipted(outbox.receipt(receipt_for(outbox, last)).sequences)
+    sending.in_flight.receipted(outbox.streams.receipt(receipt_for(outbox, last)).sequences)
     return outbox.size()[0] == 0

@@ -27,7 +27,7 @@ DEVICE = "pi-1"
 
 def put(outbox: Outbox, count: int = 1) -> None:
     for _ in range(count):
-        outbox.append(message, 1, Consumed())
+        outbox.append_all([(message, 1)], Consumed())
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_no_more_than_a_window_is_under_way(
     put(outbox, 8)
     with Sending(broker, outbox, trainer, run=False, window=3) as sending:
         assert sent(sending, trainer) == [1, 2, 3]
-        sending.in_flight.receipted(outbox.receipt(receipt_for(outbox, 2)).sequences)
+        sending.in_flight.receipted(outbox.streams.receipt(receipt_for(outbox, 2)).sequences)
         assert sent(sending, trainer) == [1, 2, 3, 4, 5]
         sending.link.set_flow(Flow(window=5))
         assert sent(sending, trainer) == [1, 2, 3, 4, 5, 6, 7]
@@ -153,7 +153,7 @@ def test_after_a_reconnect_everything_unreceipted_goes_again_in_order(
     put(outbox, 3)
     with Sending(broker, outbox, trainer, run=False) as sending:
         assert sent(sending, trainer) == [1, 2, 3]
-        outbox.receipt(receipt_for(outbox, 1))
+        outbox.streams.receipt(receipt_for(outbox, 1))
         sending.link.connection(False)
         assert sent(sending, trainer) == [1, 2, 3]
         sending.link.connection(True)
@@ -179,7 +179,7 @@ def test_every_message_tells_the_floor_of_the_moment(
 ) -> None:
     trainer.receipts = False
     put(outbox, 4)
-    outbox.receipt(receipt_for(outbox, 1))
+    outbox.streams.receipt(receipt_for(outbox, 1))
     refuse(outbox, 2)
     with Sending(broker, outbox, trainer):
         trainer.wait(lambda t: len(t.received) == 2)
@@ -189,7 +189,7 @@ def test_every_message_tells_the_floor_of_the_moment(
 def test_a_batch_that_no_broker_will_take_stops_the_agent_with_a_remedy(
     broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
 ) -> None:
-    outbox.append(lambda slot: message(slot, width=1000), 1, Consumed())
+    outbox.append_all([(lambda slot: message(slot, width=1000), 1)], Consumed())
     sending = Sending(broker, outbox, trainer, max_packet_bytes=2000)
     with sending:
         until(lambda: sending.error is not None)

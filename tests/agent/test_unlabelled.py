@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def test_any_order_of_samples_labels_crashes_and_restarts(steps: list[tuple[str,
                 outbox.close()
                 outbox = open_outbox(folder)
         take_up(outbox)
-        batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 100)]
+        batches = [unpack(ActivationBatch, one.payload) for one in outbox.streams.waiting(0, 100)]
         counters = outbox.counters()
         outbox.close()
         trained = {}
@@ -121,16 +121,18 @@ def test_any_order_of_samples_labels_crashes_and_restarts(steps: list[tuple[str,
 
 def crash_while_taking_up(outbox: Outbox) -> None:
     """The process ends in the middle of the transaction: nothing of it stands."""
-    append = outbox.append
+    append = outbox.append_all
 
-    def torn(pack: Callable[[Slot], bytes], samples: int, taken: Consumed) -> int:
+    def torn(batches: Sequence[tuple[Callable[[Slot], bytes], int]], taken: Consumed) -> list[int]:
+        ((pack, samples),) = batches
+
         def crashing(slot: Slot) -> bytes:
             pack(slot)
             raise Crash
 
-        return append(crashing, samples, taken)
+        return append([(crashing, samples)], taken)
 
-    outbox.append = torn  # type: ignore[method-assign]
+    outbox.append_all = torn  # type: ignore[method-assign]
     with suppress(Crash):
         take_up(outbox)
     outbox.close()
@@ -140,17 +142,17 @@ def test_a_label_that_is_corrected_while_its_batch_is_made_counts(tmp_path: Path
     with open_outbox(tmp_path) as outbox:
         keep(outbox, 0)
         give(tmp_path, {"text 0": "off"})
-        labels, append = late_labels(outbox), outbox.append
+        labels, append = late_labels(outbox), outbox.append_all
 
-        def late(pack: Callable[[Slot], bytes], samples: int, taken: Consumed) -> int:
-            outbox.append = append  # type: ignore[method-assign]
+        def late(batches: Sequence[tuple[Callable[[Slot], bytes], int]], taken: Consumed) -> list[int]:
+            outbox.append_all = append  # type: ignore[method-assign]
             give(tmp_path, {"text 0": "on"})
-            return append(pack, samples, taken)
+            return append(batches, taken)
 
-        outbox.append = late  # type: ignore[method-assign]
+        outbox.append_all = late  # type: ignore[method-assign]
         while labels.take_up():
             pass
-        batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 9)]
+        batches = [unpack(ActivationBatch, one.payload) for one in outbox.streams.waiting(0, 9)]
     assert [batch.read_targets().tolist() for batch in batches] == [[LABELS.index("on")]]
 
 
