@@ -11,11 +11,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from metrics.broker_figures import BROKER_FIGURES
 from metrics.catalogue import (
-    BROKER_FIGURES,
     CLOSED_SETS,
-    DEVICE_SERIES,
-    DEVICES_UNLISTED,
     AgentMetrics,
     Kind,
     Reason,
@@ -23,6 +21,7 @@ from metrics.catalogue import (
     total,
     values,
 )
+from metrics.fleet_page.device_series import DEVICE_SERIES, DEVICES_UNLISTED
 from sidestream.contract.messages import COUNTERS, Telemetry
 
 TRAINER = {
