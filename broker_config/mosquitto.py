@@ -40,6 +40,48 @@ persistence_location {directory}/
 autosave_interval 30
 autosave_on_changes false
 """
+_LASTING = f"""\
+# Sessions of clients that never came back are forgotten. (Sidestream's own clients keep no session.)
+persistent_client_expiration 14d
+
+{_PERSISTENCE}
+# Errors, warnings and starts, to the system's journal. Connections are left out: a fleet makes many.
+log_dest stderr
+log_type error
+log_type warning
+log_type notice
+{{more}}connection_messages false
+"""
+_DEPLOYMENT = """\
+# Mosquitto for a Sidestream fleet; written by "sidestream broker render". For Mosquitto 2.0 and later.
+# Try it:     mosquitto -c mosquitto.conf
+# Install it: as {config_dir}/mosquitto.conf, then restart the service.
+
+# Who may do what is decided for each listener on its own. Must come before the listeners.
+per_listener_settings true
+
+# ---- This machine only: plain, without passwords. The trainer connects here if it runs beside the broker.
+listener {port} 127.0.0.1
+allow_anonymous true
+
+# ---- The fleet: encrypted, each device known by its certificate. Uncomment once the files are there.
+# listener {tls_port}
+# cafile {config_dir}/certs/ca.crt
+# certfile {config_dir}/certs/broker.crt
+# keyfile {config_dir}/certs/broker.key
+# tls_version tlsv1.2
+# Devices show a certificate that the CA signed; its common name is their user name.
+# require_certificate true
+# use_identity_as_username true
+# allow_anonymous false
+# For clients without a certificate instead: passwords made with mosquitto_passwd.
+# password_file {config_dir}/passwords
+# A device writes under its own name only, and reads what is meant for it.
+# acl_file {config_dir}/acl
+
+# ---- All listeners.
+{common}
+"""
 
 _MAX_QUEUED_BYTES = 64 * 1024 * 1024
 FLEET_PACKET_BYTES = 1024 * 1024
@@ -115,47 +157,8 @@ def render_deployment(
         BrokerError: The directory cannot be written to.
     """
     common = _COMMON.format(max_packet_bytes=max_packet_bytes, max_queued_bytes=max_queued_bytes)
-    text = f"""\
-# Mosquitto for a Sidestream fleet; written by "sidestream broker render". For Mosquitto 2.0 and later.
-# Try it:     mosquitto -c mosquitto.conf
-# Install it: as {config_dir}/mosquitto.conf, then restart the service.
-
-# Who may do what is decided for each listener on its own. Must come before the listeners.
-per_listener_settings true
-
-# ---- This machine only: plain, without passwords. The trainer connects here if it runs beside the broker.
-listener {port} 127.0.0.1
-allow_anonymous true
-
-# ---- The fleet: encrypted, each device known by its certificate. Uncomment once the files are there.
-# listener {tls_port}
-# cafile {config_dir}/certs/ca.crt
-# certfile {config_dir}/certs/broker.crt
-# keyfile {config_dir}/certs/broker.key
-# tls_version tlsv1.2
-# Devices show a certificate that the CA signed; its common name is their user name.
-# require_certificate true
-# use_identity_as_username true
-# allow_anonymous false
-# For clients without a certificate instead: passwords made with mosquitto_passwd.
-# password_file {config_dir}/passwords
-# A device writes under its own name only, and reads what is meant for it.
-# acl_file {config_dir}/acl
-
-# ---- All listeners.
-{common}
-# Sessions of clients that never came back are forgotten. (Sidestream's own clients keep no session.)
-persistent_client_expiration 14d
-
-{_PERSISTENCE.format(directory=data_dir)}
-# Errors, warnings and starts, to the system's journal. Connections are left out: a fleet makes many.
-log_dest stderr
-log_type error
-log_type warning
-log_type notice
-connection_messages false
-"""
-    return [_write(out_dir / "mosquitto.conf", text)]
+    text = _DEPLOYMENT.format(port=port, tls_port=tls_port, config_dir=config_dir, common=common)
+    return [_write(out_dir / "mosquitto.conf", text + _LASTING.format(directory=data_dir, more=""))]
 
 
 def render_fleet(folder: str, *, port: int, user: str) -> str:
@@ -190,18 +193,7 @@ user {user}
 
 # ---- What one client may have: packets, messages under way, messages that wait for it.
 {common}
-# Sessions of clients that never came back are forgotten. (Sidestream's own clients keep no session.)
-persistent_client_expiration 14d
-
-{_PERSISTENCE.format(directory=folder + "/data")}
-# Errors, warnings and starts, to the system's journal. Connections are left out: a fleet makes many.
-log_dest stderr
-log_type error
-log_type warning
-log_type notice
-log_type information
-connection_messages false
-"""
+{_LASTING.format(directory=folder + "/data", more="log_type information" + chr(10))}"""
 
 
 def _write(path: Path, text: str) -> Path:

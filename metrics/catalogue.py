@@ -232,7 +232,6 @@ class TrainerMetrics(_Holder):
     inbox_dropped: Counter = counter(
         "inbox_dropped_total", "Messages that found the inbox full; their devices send them again"
     )
-
     rejections_untold: Counter = counter(
         "rejections_untold_total", "Refusals that were not published below rejected/, being too many"
     )
@@ -359,12 +358,10 @@ class AgentMetrics(_Holder):
     reconnects: Counter = counter(
         "agent_broker_reconnects_total", "Connections to the broker after the first"
     )
-
     taken_over: Counter = counter(
         "agent_sessions_taken_over_total",
         "Connections lost to another client with the agent's client id, where the broker tells",
     )
-
     broker_connected: Gauge = gauge("agent_broker_connected", "1 while connected to the broker")
     writes_denied: Gauge = gauge(
         "agent_writes_denied", "1 when the broker's access list denied what the device wrote last"

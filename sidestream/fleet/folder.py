@@ -278,16 +278,7 @@ def create(
     check_name("--job", job)
     for tier in tiers:
         check_name("--tier", tier)
-    if path.exists() and any(path.iterdir()):
-        raise StateError(f"{path} is not empty; give the fleet a folder of its own")
-    path = path.absolute()
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise StateError(f"{path} cannot be made: {exc.strerror or exc}") from exc
-    authority = Authority.new(f"Sidestream fleet {job}")
-    broker = authority.broker(hosts)
-    signer = Signer.new()
+    path = _made(path.absolute())
     fleet = FleetRecord(
         job=job,
         hosts=tuple(hosts),
@@ -295,16 +286,10 @@ def create(
         broker_dir=broker_dir or str(path / "broker"),
         user=user or getpass.getuser(),
     )
+    settings = _trainer_settings(path / "trainer", fleet, tiers).encode()
     for name, data in {
-        "ca/ca.crt": authority.identity.certificate,
-        "ca/ca.key": authority.identity.key,
-        "broker/ca.crt": authority.identity.certificate,
-        "broker/broker.crt": broker.certificate,
-        "broker/broker.key": broker.key,
-        "trainer/ca.crt": authority.identity.certificate,
-        "trainer/signing.key": signer.to_pem(),
-        "trainer/signing.pub.pem": public_pem(signer.public),
-        "trainer/trainer.toml": _trainer_settings(path / "trainer", fleet, tiers).encode(),
+        **_keys(job, hosts),
+        "trainer/trainer.toml": settings,
         _FILE: msgspec.json.format(msgspec.json.encode(fleet), indent=2),
     }.items():
         _write(path / name, data)
@@ -314,6 +299,33 @@ def create(
     folder._renew_trainer()
     folder.write_broker_files()
     return folder
+
+
+def _keys(job: str, hosts: Sequence[str]) -> dict[str, bytes]:
+    """New ones, by the file that each belongs into."""
+    authority, signer = Authority.new(f"Sidestream fleet {job}"), Signer.new()
+    broker = authority.broker(hosts)
+    return {
+        "ca/ca.crt": authority.identity.certificate,
+        "ca/ca.key": authority.identity.key,
+        "broker/ca.crt": authority.identity.certificate,
+        "broker/broker.crt": broker.certificate,
+        "broker/broker.key": broker.key,
+        "trainer/ca.crt": authority.identity.certificate,
+        "trainer/signing.key": signer.to_pem(),
+        "trainer/signing.pub.pem": public_pem(signer.public),
+    }
+
+
+def _made(path: Path) -> Path:
+    """The folder, which was not there, or empty."""
+    if path.exists() and any(path.iterdir()):
+        raise StateError(f"{path} is not empty; give the fleet a folder of its own")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StateError(f"{path} cannot be made: {exc.strerror or exc}") from exc
+    return path
 
 
 def _trainer_settings(folder: Path, fleet: FleetRecord, tiers: Sequence[str]) -> str:
