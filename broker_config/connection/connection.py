@@ -144,7 +144,7 @@ class Connection:
         """See :class:`~broker_config.transport.Transport`."""
         self._refuse_event_thread()
         link = self._live
-        return link is not None and link.outgoing.window.drain(timeout_s)
+        return link is not None and link.window.drain(timeout_s)
 
     def close(
         self, *, last_words: Sequence[tuple[str, bytes, int, bool]] = (), timeout_s: float = 5.0
@@ -224,11 +224,11 @@ class Connection:
         return was_up
 
     def _learn_limit(self, link: Link, ending: Ending) -> None:
-        size = link.outgoing.sizes.largest_unacknowledged
+        size = link.window.largest_unacknowledged
         found = self._limit.lost(
             cut=ending.cut and not self._closing.is_set(),
             unacknowledged_bytes=size,
-            acknowledged_bytes=link.outgoing.sizes.largest_acknowledged,
+            acknowledged_bytes=link.window.largest_acknowledged,
         )
         if found:
             log.warning(

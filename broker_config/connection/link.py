@@ -17,6 +17,7 @@ import logging
 import selectors
 import socket
 import ssl
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -28,10 +29,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from broker_config.connection import reasons
-from broker_config.connection.link_plan import Ending, LinkPlan
-from broker_config.connection.outgoing import Outgoing
+from broker_config.connection.link_plan import Ending, LinkPlan, unsent_bytes
 from broker_config.connection.subscriptions import Subscriptions
 from broker_config.connection.wakeup import Wakeup
+from broker_config.connection.window import InFlightWindow
 from broker_config.errors import NotConnected
 from broker_config.transport import Connected, ProtocolVersion, Received, packet_overhead_bytes
 
@@ -69,8 +70,9 @@ class Link:
         most_bytes: int | None = None,
     ) -> None:
         self.epoch = epoch
-        self.outgoing = Outgoing(plan, most_bytes)
-        """What it sends."""
+        limit = min(plan.settings.max_packet_bytes, most_bytes or sys.maxsize)
+        self.window = InFlightWindow(plan.max_inflight, max_packet_bytes=limit, clock=plan.clock)
+        """What it has sent."""
         self._plan = plan
         self._protocol: ProtocolVersion = protocol
         self._on_up = on_up
@@ -106,14 +108,13 @@ class Link:
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, timeout_s: float) -> None:
         """See :meth:`broker_config.transport.Transport.publish`."""
         size = packet_overhead_bytes(topic) + len(payload)
-        counted = size if qos else 0  # that QoS 0 was sent shows nothing
-        self.outgoing.acquire(size, counted, timeout_s)
+        self.window.acquire(timeout_s, size, qos=qos)
         # From here on, on_publish gives the place back, perhaps before publish() has returned.
         handed = self._client.publish(topic, payload, qos, retain)
         if handed.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            self.outgoing.window.release()
+            self.window.release()
             raise NotConnected("the connection broke while a message was handed to it")
-        self.outgoing.sizes.sent(handed.mid, counted)
+        self.window.sent(handed.mid, size, qos=qos)
 
     def resubscribe(self) -> None:
         """The wanted filters have changed: bring the broker into step."""
@@ -179,9 +180,9 @@ class Link:
                 silence_s = 1.5 * self._client.keepalive  # which the broker may have changed
                 if 0 < silence_s < now_s - heard_s:
                     self._end(Ending(reason=f"nothing heard from the broker for {silence_s:g} s"))
-                if self.outgoing.stuck(self._socket()):
+                if self.window.stuck_s(unsent_bytes(self._socket())) > self._plan.stuck_s:
                     self._counters["stuck"] += 1
-                    under_way, seconds = self.outgoing.window.in_flight, f"{self._plan.stuck_s:g} s"
+                    under_way, seconds = self.window.in_flight, f"{self._plan.stuck_s:g} s"
                     self._end(
                         Ending(reason=f"the broker acknowledged none of {under_way} messages for {seconds}")
                     )
@@ -214,7 +215,7 @@ class Link:
         return min(_TICK_S, settings.keepalive_s / 4, settings.connect_timeout_s / 4)
 
     def _tear_down(self) -> None:
-        self.outgoing.window.break_off()
+        self.window.break_off()
         sock = self._socket()
         if sock is not None:
             sock.close()
@@ -257,11 +258,13 @@ class Link:
             self._end(Ending(reason=reason, unsupported_protocol=unsupported))
             return
         receive_maximum = getattr(said, "ReceiveMaximum", _DEFAULT_RECEIVE_MAXIMUM)
-        self.outgoing.limit(receive_maximum, getattr(said, "MaximumPacketSize", None))
+        limit = min(self.window.max_packet_bytes, getattr(said, "MaximumPacketSize", sys.maxsize))
+        places = min(self._plan.max_inflight, receive_maximum)
+        self.window = InFlightWindow(places, max_packet_bytes=limit, clock=self._plan.clock)
         self._accepted = Connected(
             epoch=self.epoch,
             protocol=self._protocol,
-            max_packet_bytes=self.outgoing.max_packet_bytes,
+            max_packet_bytes=limit,
             receive_maximum=receive_maximum,
         )
         self._subscriptions.out_of_step = True
@@ -296,7 +299,7 @@ class Link:
     def _acknowledged(
         self, _client: Client, _userdata: Any, mid: int, code: ReasonCode, _said: Properties | None
     ) -> None:
-        self.outgoing.acknowledged(mid)
+        self.window.release(mid)
         if code.is_failure:
             self._counters["publishes_refused"] += 1
             log.log(

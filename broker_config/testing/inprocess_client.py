@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from broker_config.connection.window import InFlightWindow
-from broker_config.errors import NotConnected, TooLarge
+from broker_config.errors import NotConnected
 from broker_config.topic_filter import check_filter, check_topic, matches
 from broker_config.transport import (
     Connected,
@@ -181,7 +181,8 @@ class InProcessTransport:
         """The broker took us in: announce it."""
         with self._changed:
             self._epoch += 1
-            window = InFlightWindow(min(self._max_inflight, broker.receive_maximum))
+            places = min(self._max_inflight, broker.receive_maximum)
+            window = InFlightWindow(places, max_packet_bytes=self._max_packet_bytes)
             self.link = link = FakeLink(self._epoch, window, dict(self._filters))
             self._changed.notify_all()
         connected = Connected(
@@ -242,10 +243,7 @@ class InProcessTransport:
         link = self.link
         if link is None:
             raise NotConnected(self.last_error)
-        size = packet_overhead_bytes(message.topic) + len(message.payload)
-        if size > self._max_packet_bytes:
-            raise TooLarge(size, self._max_packet_bytes)
-        link.window.acquire(timeout_s)
+        link.window.acquire(timeout_s, packet_overhead_bytes(message.topic) + len(message.payload))
         self._broker.post(lambda: self._broker.take(link, message))
 
     def _say(self, last_words: Sequence[tuple[str, bytes, int, bool]], deadline: float) -> None:
