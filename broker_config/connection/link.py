@@ -29,8 +29,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from broker_config.connection import reasons
+from broker_config.connection.link_filters import LinkFilters
 from broker_config.connection.link_plan import Ending, LinkPlan, unsent_bytes
-from broker_config.connection.subscriptions import Subscriptions
 from broker_config.connection.wakeup import Wakeup
 from broker_config.connection.window import InFlightWindow
 from broker_config.errors import NotConnected
@@ -78,7 +78,7 @@ class Link:
         self._on_up = on_up
         self._on_received = on_received
         self._counters = counters
-        self._subscriptions = Subscriptions(wanted, protocol, counters)
+        self._filters = LinkFilters(wanted, protocol, counters)
         self._wakeup = Wakeup()
         self._accepted: Connected | None = None
         self._up = False
@@ -118,7 +118,7 @@ class Link:
 
     def resubscribe(self) -> None:
         """The wanted filters have changed: bring the broker into step."""
-        self._subscriptions.out_of_step = True
+        self._filters.out_of_step = True
         self._wakeup.wake()
 
     def leave(self) -> None:
@@ -202,8 +202,8 @@ class Link:
             self._wakeup.heard()
         if readable:
             client.loop_read()
-        if self._subscriptions.out_of_step and self._accepted is not None:
-            self._subscriptions.bring_into_step(client)
+        if self._filters.out_of_step and self._accepted is not None:
+            self._filters.bring_into_step(client)
             self._announce()
         if woken or client.want_write():
             client.loop_write()
@@ -239,7 +239,7 @@ class Link:
         )
 
     def _announce(self, *, at_once: bool = False) -> None:
-        settled = at_once or self._subscriptions.settled
+        settled = at_once or self._filters.settled
         if settled and not self._up and self._accepted is not None:
             self._up = True
             self._on_up(self, self._accepted)
@@ -267,17 +267,17 @@ class Link:
             max_packet_bytes=limit,
             receive_maximum=receive_maximum,
         )
-        self._subscriptions.out_of_step = True
+        self._filters.out_of_step = True
 
     def _subscribed(
         self, _client: Client, _userdata: Any, mid: int, codes: list[ReasonCode], _said: Properties | None
     ) -> None:
-        self._subscriptions.answered(mid, codes)
+        self._filters.answered(mid, codes)
         self._announce()
 
     def _received(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
         try:
-            known = self._subscriptions.matching.match(topic := message.topic)
+            known = self._filters.matching.match(topic := message.topic)
         except UnicodeDecodeError:
             known = False
         if not known:

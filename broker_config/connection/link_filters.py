@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _FILTERS_A_PACKET = 8  # AWS IoT Core takes no more in one SUBSCRIBE
 
 
-class Subscriptions:
+class LinkFilters:
     """Belongs to the network loop's thread, but for :attr:`out_of_step`.
 
     Args:
