@@ -22,7 +22,7 @@ from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
 from edge_agent.config import AgentConfig, DataConfig
 from edge_agent.session.agent import Agent
-from edge_agent.weights.adopted import Kept, load_adopted
+from edge_agent.weights.adopted import AdoptedWeights, load_adopted
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.trainer import run_trainer
 from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
@@ -39,7 +39,7 @@ _START_S = 60.0
 class FleetRun:
     """What came of a run."""
 
-    adopted: dict[str, Kept]
+    adopted: dict[str, AdoptedWeights]
     """By tier: the newest weights that a device of it adopted."""
     device_cpu_s: float
     """Of all devices: the producers' threads."""
@@ -212,8 +212,8 @@ def _follow(crew: _Crew, onlooker: Onlooker, rows: int, tell: Tell) -> None:
         raise crew.failure
 
 
-def _newest(crew: _Crew) -> dict[str, Kept]:
-    newest: dict[str, Kept] = {}
+def _newest(crew: _Crew) -> dict[str, AdoptedWeights]:
+    newest: dict[str, AdoptedWeights] = {}
     for member in crew.members.values():
         kept = load_adopted(member.folder / "state")
         tier = member.device.tier

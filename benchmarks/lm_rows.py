@@ -21,7 +21,7 @@ from benchmarks.probe import ProbeError, Request, measure
 from benchmarks.program import Tell
 from edge_agent.batches.token_maker import TokenMaker
 from edge_agent.samples.sample import Row
-from edge_agent.weights.adopted import Kept
+from edge_agent.weights.adopted import AdoptedWeights
 from edge_agent.weights.token_evaluation import TokenEvaluation
 from sidestream.backbone.torch_runtime.language_model import shared_language_model
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES
@@ -135,7 +135,7 @@ class LmBench:
             backwards=0.0,
         )
 
-    def _perplexity(self, kept: Kept) -> float:
+    def _perplexity(self, kept: AdoptedWeights) -> float:
         """Of adopted weights, by the agent's own measure, over all held-out documents."""
         adopted = kept.adopted
         rows = [Row(document, None) for document in self._work.held_out]

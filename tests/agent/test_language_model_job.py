@@ -15,11 +15,13 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from edge_agent.batches.producer import Producer
+from edge_agent.batches.rungs import Rungs
 from edge_agent.batches.token_maker import TokenMaker, cut_rows
 from edge_agent.config import DataConfig
 from edge_agent.samples.sample import Row, Sample
-from edge_agent.samples.sources import NamesIn, Source, open_source
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.samples.source import NamesIn, SampleSource
+from edge_agent.samples.sources import open_source
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.weights.token_evaluation import TokenEvaluation
 from metrics.catalogue import AgentMetrics
 from side_trainer.receive.inbox import examine
@@ -80,7 +82,13 @@ class Work:
     plan: Plan
 
     def run(
-        self, data: Path | Source, *, stop_after: int = 10**9, message_bytes: int = MESSAGE_BYTES, **more: Any
+        self,
+        data: Path | SampleSource,
+        *,
+        stop_after: int = 10**9,
+        message_bytes: int = MESSAGE_BYTES,
+        held_out_share: float = 0.0,
+        **more: Any,
     ) -> None:
         made = [0]
 
@@ -91,17 +99,13 @@ class Work:
             Producer(
                 open_source(DataConfig(path=str(data))) if isinstance(data, Path) else data,
                 outbox,
-                self.model,
-                self.plan,
-                "pi",
-                held_out_share=more.pop("held_out_share", 0.0),
+                Rungs(self.model, self.plan, "pi", message_bytes, **more),
+                held_out_share=held_out_share,
                 poll_s=0.05,
-                max_message_bytes=message_bytes,
                 stopped=lambda: made[0] >= stop_after,
                 on_batch=count,
                 metrics=AgentMetrics(CollectorRegistry()),
                 trace=Trace(),
-                **more,
             ).run()
 
     def outbox(self) -> Outbox:
@@ -109,7 +113,7 @@ class Work:
 
     def sent(self) -> list[ActivationBatch]:
         with self.outbox() as outbox:
-            payloads = [one.payload for one in outbox.pending(0, 10**6)]
+            payloads = [one.payload for one in outbox.streams.waiting(0, 10**6)]
         batches = [unpack(ActivationBatch, payload) for payload in payloads]
         assert [examine(payload, "pi", self.plan).batch for payload in payloads] == batches
         return batches
@@ -134,7 +138,7 @@ def test_every_token_of_long_and_short_texts_is_sent_once_in_messages_that_fit(
     assert told(batches) == sorted(token for text in texts for token in model.tokens(text)[1:])
     assert {batch.target_form for batch in batches} == {TargetForm.TOKENS}
     with work.outbox() as outbox:
-        assert max(len(one.payload) for one in outbox.pending(0, 10**6)) <= MESSAGE_BYTES
+        assert max(len(one.payload) for one in outbox.streams.waiting(0, 10**6)) <= MESSAGE_BYTES
         samples = [int(one) for batch in batches for one in batch.sample_ids]
         assert samples == list(range(len(samples))) and outbox.counters()["samples_forwarded"] == len(samples)
     assert max(int(batch.row_lengths.max()) for batch in batches) < 20  # the windows were cut
@@ -189,7 +193,7 @@ def test_stopped_and_started_at_any_moment_each_token_is_sent_once(
     assert samples == list(range(len(samples)))
 
 
-class ReadTwice(Source):
+class ReadTwice(SampleSource):
     """As of a file that was replaced by an equal one at once."""
 
     ended = False
@@ -222,11 +226,11 @@ def test_a_crash_within_a_long_row_leaves_all_of_it_or_nothing(tmp_path: Path) -
     with Outbox(tmp_path, job="a", device="d", tier="pi", max_bytes=10**6) as outbox:
         parts: list[Any] = [(partial(message, rows=2), 2), (fails, 1)]
         with pytest.raises(RuntimeError):
-            outbox.append_all(parts, Taken(keys=[b"k"]))
+            outbox.append_all(parts, Consumed(keys=[b"k"]))
         assert outbox.size() == (0, 0) and not outbox.is_consumed(b"k")
         parts[1] = (message, 1)
-        assert outbox.append_all(parts, Taken(keys=[b"k"])) == [1, 2] and outbox.is_consumed(b"k")
-        batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 9)]
+        assert outbox.append_all(parts, Consumed(keys=[b"k"])) == [1, 2] and outbox.is_consumed(b"k")
+        batches = [unpack(ActivationBatch, one.payload) for one in outbox.streams.waiting(0, 9)]
         assert [batch.sample_ids.tolist() for batch in batches] == [[0, 1], [2]]
 
 
@@ -249,7 +253,7 @@ def test_a_byte_budget_sends_only_some_of_the_tokens(model: LanguageModel, tmp_p
     batches = work.sent()
     assert {batch.sampling for batch in batches} & {rung.sampling for rung in TOKEN_LADDER[2:]}
     with work.outbox() as outbox:
-        total = sum(len(one.payload) for one in outbox.pending(0, 10**6))
+        total = sum(len(one.payload) for one in outbox.streams.waiting(0, 10**6))
     assert total / sum(len(batch.sample_ids) for batch in batches) <= budget
 
 

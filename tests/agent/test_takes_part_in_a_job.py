@@ -621,7 +621,7 @@ def test_a_device_with_a_link_budget_sends_no_faster(
     sizes = [len(pack(batch)) for _, batch in sent]
     assert 0 < sum(sizes) <= 2 * 1024 * took_s + max(sizes)
     with Outbox(Path(agent.config.state_dir), job=JOB, device="pi-1", tier=TIER, max_bytes=1) as outbox:
-        waiting = [unpack(ActivationBatch, one.payload).sampling for one in outbox.pending(0, 1000)]
+        waiting = [unpack(ActivationBatch, one.payload).sampling for one in outbox.streams.waiting(0, 1000)]
     assert sent[0][1].sampling == "all" and waiting[-1] == "mean", "the rung went down as the outbox filled"
 
 

@@ -20,8 +20,8 @@ from broker_config.embedded.broker import EmbeddedBroker, find_mosquitto
 from broker_config.settings import BrokerSettings
 from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Received, Transport, Will
-from metrics.broker_figures import BrokerFigures
-from metrics.catalogue import BROKER_FIGURES, TrainerMetrics, total
+from metrics.broker_figures import BROKER_FIGURES, BrokerFigures
+from metrics.catalogue import TrainerMetrics, total
 from metrics.fleet_page.board import Board
 from metrics.fleet_page.fleet import Fleet
 from metrics.fleet_page.view import FleetView
