@@ -27,7 +27,7 @@ from sidestream.contract.topics import Topics
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES, pack
 from sidestream.host.now_and_then import NowAndThen
 from sidestream.side_network.bundle import About, WeightsCodec, digest, encode_bundle
-from sidestream.side_network.network import align_of, first_blocks
+from sidestream.side_network.form import align_of, first_blocks
 
 _log = logging.getLogger(__name__)
 CHUNK_BYTES: Final = TARGET_MESSAGE_BYTES - 1024

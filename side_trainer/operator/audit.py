@@ -26,7 +26,7 @@ from sidestream.contract.wire import prepared
 from sidestream.host.state_dir import write_atomically
 from sidestream.side_network.bundle import About, digest, encode_bundle
 from sidestream.side_network.exported import INDEX, WEIGHTS, Exported
-from sidestream.side_network.network import align_of, first_blocks
+from sidestream.side_network.form import align_of, first_blocks
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 2.0

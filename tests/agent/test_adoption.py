@@ -16,7 +16,7 @@ from sidestream.contract.errors import BackboneError, DecodeError, MismatchError
 from sidestream.contract.messages import WeightsChunk
 from sidestream.contract.plan import SideNetworkSpec
 from sidestream.side_network.bundle import decode_bundle, digest, encode_bundle
-from sidestream.side_network.network import first_blocks
+from sidestream.side_network.form import first_blocks
 from tests.agent.fake_trainer import RUN, SPEC, TIER, FakeTrainer
 from tests.agent.fleet import Running
 from tests.agent.tiny import save_tiny
