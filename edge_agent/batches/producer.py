@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +26,14 @@ from edge_agent.store.outbox import Outbox, Taken
 from edge_agent.store.streams import Slot
 from edge_agent.store.unlabelled import Kept
 from metrics.catalogue import AgentMetrics
-from sidestream.backbone.taps import Sampled
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.sampled import Sampled
 from sidestream.backbone.text import Text
 from sidestream.contract.errors import StorageError
 from sidestream.contract.plan import Plan, Rung
 from sidestream.contract.sampling import Sampling
 from sidestream.contract.tasks import TASKS
 from sidestream.host.trace import Trace
-
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import Backbone
 
 _LOOK_AHEAD = 4  # batches; samples of similar length are computed together
 _SAVE_EVERY = 256  # samples set aside between two transactions
@@ -243,7 +241,7 @@ class Producer:
         ended = self._trace.now()
         self._metrics.batch_forward_seconds.observe(sampled.seconds)
         owners = np.arange(len(batch)) if sampled.owners is None else sampled.owners
-        broken = set(owners[~(sampled.usable_rows().numpy() & self._maker.fits(sampled))].tolist())
+        broken = set(owners[~(sampled.usable_rows() & self._maker.fits(sampled))].tolist())
         if broken:
             self._refuse([batch[owner] for owner in sorted(broken)])
         rows = np.array([row for row, owner in enumerate(owners.tolist()) if owner not in broken], int)
@@ -332,7 +330,7 @@ class Producer:
                 taken.counts["samples_held_out"] += held_out
         if self._patiently(partial(self._outbox.consume, taken)):
             self._waiting.difference_update(taken.keys)
-            self._ladder.set_aside(self._maker.body_bytes(sampled.mask[rows].sum(dim=1).numpy()), len(rows))
+            self._ladder.set_aside(self._maker.body_bytes(sampled.lengths[rows]), len(rows))
 
     def _packer(
         self,
@@ -344,7 +342,7 @@ class Producer:
     ) -> Callable[[Slot], bytes]:
         """As the maker's, and the ladder is told what the message took."""
         packed = maker.packer(sampled, targets, part, [keys[row] for row in part.tolist()])
-        body = maker.body_bytes(sampled.mask[part].sum(dim=1).numpy())
+        body = maker.body_bytes(sampled.lengths[part])
 
         def counted(slot: Slot) -> bytes:
             payload = packed(slot)

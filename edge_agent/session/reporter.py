@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from broker_config.transport import LastWord, Will
 from edge_agent.session.duplicate_device import ranks_above
@@ -14,12 +14,10 @@ from edge_agent.store.outbox import Outbox
 from edge_agent.weights.adoption import InUse
 from metrics.catalogue import AgentMetrics
 from metrics.telemetry import DeviceExporter
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.messages import Status
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import pack
-
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import Backbone
 
 _PROGRESS_S = 10.0
 log = logging.getLogger(__name__)

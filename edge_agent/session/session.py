@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from broker_config.errors import NotConnected, PublishTimeout
 from broker_config.settings import masked_url
@@ -26,6 +25,7 @@ from edge_agent.session.reporter import Reporter
 from edge_agent.session.work import Work
 from edge_agent.session.write_check import WriteCheck
 from edge_agent.weights.weights_inbox import WeightsInbox
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.errors import (
     BrokerError,
     DataError,
@@ -44,11 +44,6 @@ from sidestream.contract.messages import (
 from sidestream.contract.plan import Plan
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import unpack
-
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import (
-        Backbone,  # at run time it brings transformers, and those are slow
-    )
 
 _TICK_S = 0.1
 _SETTLE_S = 10.0  # after the last receipt, so long without a newer version means that none is coming

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from broker_config.transport import Transport
 from edge_agent.batches.late_labels import LateLabels
@@ -23,15 +22,11 @@ from edge_agent.weights.adoption import Adopter, InUse
 from edge_agent.weights.evaluation import EvaluationSet
 from edge_agent.weights.token_evaluation import TokenEvaluation
 from edge_agent.weights.weights_inbox import WeightsInbox
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.messages import Flow
 from sidestream.contract.plan import Plan, TierPlan
 from sidestream.contract.tasks import TASKS
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES
-
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import (
-        Backbone,  # at run time it brings transformers, and those are slow
-    )
 
 _TICK_S = 0.1
 _ADOPT_FIRST_S = 2.0  # loading the backbone waits so long for retained weights: it would hold them up

@@ -23,7 +23,7 @@ from sidestream.contract.messages import WeightsManifest
 from sidestream.contract.plan import Plan
 from sidestream.host.trace import Trace
 from sidestream.side_network.bundle import Bundle, decode_bundle, digest
-from sidestream.side_network.network import SideNetwork, from_bundle
+from sidestream.side_network.inference import InferenceNetwork
 
 _PACE = 10  # versions other than the final one may take up a tenth of the time
 _MOST_PAUSE_S = 60.0
@@ -36,7 +36,7 @@ class InUse(NamedTuple):
     run: str
     version: int
     bundle_digest: str
-    network: SideNetwork
+    network: InferenceNetwork
     score: Score | None
     """None until measured."""
 
@@ -197,7 +197,7 @@ class Adopter:
             self._in_use = in_use._replace(score=score)
             self._on_change()
 
-    def _checked(self, manifest: WeightsManifest, data: bytes) -> SideNetwork:
+    def _checked(self, manifest: WeightsManifest, data: bytes) -> InferenceNetwork:
         if len(data) != manifest.bundle_bytes or digest(data) != manifest.bundle_digest:
             raise DecodeError("the bundle is not the one that the manifest announces")
         bundle = decode_bundle(data)
@@ -206,7 +206,7 @@ class Adopter:
             raise MismatchError(f"the bundle is version {about.version} of run {about.run[:8]}")
         return self._network(bundle)
 
-    def _network(self, bundle: Bundle) -> SideNetwork:
+    def _network(self, bundle: Bundle) -> InferenceNetwork:
         """The side-network, if it is the one that the plan describes."""
         about, plan = bundle.about, self._plan
         blocks = about.side_network.blocks
@@ -222,7 +222,7 @@ class Adopter:
         width = plan.tiers[self._tier].width
         if about.tiers.get(self._tier) != self._align or about.aligns.get(self._align) != width:
             raise MismatchError(f"the bundle does not serve tier {self._tier!r} of width {width}")
-        return from_bundle(bundle)
+        return InferenceNetwork(bundle)
 
     def _adopted(self, manifest: WeightsManifest) -> Adopted:
         return Adopted(

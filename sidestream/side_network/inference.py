@@ -56,8 +56,9 @@ class InferenceNetwork:
             [K, C], or [V, C] where the task has an answer for every vector.
         """
         answer = pooled = np.zeros(0, np.float32)
+        means = None if self._per_vector else _means(lengths)
         for block, hidden in enumerate(self._trunk(align, vectors)):
-            pooled = hidden if self._per_vector else means(hidden, lengths)
+            pooled = hidden if means is None else means @ hidden
             if self._spec.summed:
                 added = self._said(f"steps.{block}.", pooled)
                 share = APART_SHARE if block and stands_apart(self._spec, block + 1) else 1.0
@@ -77,12 +78,15 @@ class InferenceNetwork:
         weights, biases = (self._tensors[f"aligns.{align_key(align)}.{one}"] for one in ("weight", "bias"))
         hidden = np.zeros(0, np.float32)
         for block, tap in enumerate(taps):
-            mixed = _normed(tap) @ weights[block] + biases[block]
+            mixed = _normed(tap) @ weights[block]
+            mixed += biases[block]
             if block and not stands_apart(self._spec, block + 1):
                 gate = 1 / (1 + np.exp(-self._tensors["gates"][block - 1]))
-                mixed = (1 - gate) * mixed + gate * hidden
+                mixed *= 1 - gate
+                mixed += gate * hidden
             inner = self._linear(f"adapters.{block}.down", self._norm(f"adapters.{block}.norm", mixed))
-            hidden = mixed + self._linear(f"adapters.{block}.up", _gelu(inner))
+            hidden = self._linear(f"adapters.{block}.up", _gelu(inner))
+            hidden += mixed
             yield hidden
 
     def _said(self, step: str, hidden: Floats) -> Floats:
@@ -101,11 +105,11 @@ class InferenceNetwork:
         return mapped
 
 
-def means(vectors: Floats, lengths: npt.NDArray[np.int64]) -> Floats:
-    """[V, d] and [K] -> [K, d]: of runs of so many vectors, one at least, that follow one another."""
-    starts = np.cumsum(lengths) - lengths
-    found: Floats = np.add.reduceat(vectors, starts, axis=0) / lengths[:, None].astype(np.float32)
-    return found
+def _means(lengths: npt.NDArray[np.int64]) -> Floats:
+    """[K, V]: what makes means of runs of so many vectors that follow one another."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    weights: Floats = (rows == np.arange(len(lengths))[:, None]) / lengths[:, None].astype(np.float32)
+    return weights
 
 
 def _normed(values: Floats) -> Floats:

@@ -11,7 +11,8 @@ import edge_agent
 from broker_config.testing.inprocess import InProcessBroker
 from edge_agent.weights.adopted import load_adopted
 from edge_agent.weights.chunks import MAX_BUNDLE_BYTES, Assembly
-from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import load_backbone
 from sidestream.contract.errors import BackboneError, DecodeError, MismatchError, StateError
 from sidestream.contract.messages import WeightsChunk
 from sidestream.contract.plan import SideNetworkSpec

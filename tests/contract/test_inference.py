@@ -71,8 +71,8 @@ def test_every_form_and_task_answers_as_in_torch(
     taps = data.draw(st.integers(1, held), "taps")
     bundle = trained(spec, task, codec, held, seed=data.draw(st.integers(0, 9), "seed"))
     mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
-    padded = np.random.default_rng(sum(lengths)).normal(size=(taps, *mask.shape, ALIGNS[align])) * 3
-    padded = padded.astype(np.float32)
+    drawn = np.random.default_rng(sum(lengths)).normal(size=(taps, *mask.shape, ALIGNS[align])) * 3
+    padded = drawn.astype(np.float32)
     with torch.inference_mode():
         wanted = from_bundle(bundle).predict(align, torch.from_numpy(padded), torch.from_numpy(mask)).numpy()
     found = InferenceNetwork(bundle).predict(align, padded[:, mask], np.array(lengths))
