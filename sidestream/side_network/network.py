@@ -48,7 +48,7 @@ from torch.nn import functional
 
 from sidestream.contract.errors import DecodeError
 from sidestream.contract.plan import SideNetworkSpec
-from sidestream.contract.tasks import TASKS, Scale, Task
+from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import Bundle
 from sidestream.side_network.form import APART_SHARE, align_key, align_name, stands_apart
@@ -135,8 +135,6 @@ class SideNetwork(nn.Module):
         self.spec = spec
         self._task = TASKS[task]
         self.seed = seed
-        self.scale = Scale()
-        """What answers are measured in, where they are numbers."""
         self.dropout = dropout
         self.aligns = nn.ModuleDict()
         with _seeded(seed):
@@ -295,7 +293,6 @@ def from_bundle(bundle: Bundle) -> SideNetwork:
         network = SideNetwork(about.side_network, labels=len(about.labels), seed=0, task=about.task)
         for name, width in sorted(bundle.about.aligns.items()):
             network.add_align(name, width)
-    network.scale = about.scale
     network.load_arrays(bundle.tensors, assign=True)
     return network.eval().requires_grad_(False)
 
