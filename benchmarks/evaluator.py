@@ -10,10 +10,11 @@ from benchmarks.workload import Workload
 from edge_agent.batches.batch_maker import BatchMaker
 from edge_agent.weights.adopted import AdoptedWeights
 from edge_agent.weights.evaluation import EvaluationSet
-from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import shared_backbone
 from sidestream.contract.plan import Plan
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES
-from sidestream.side_network.network import SideNetwork, from_bundle
+from sidestream.side_network.inference import InferenceNetwork
 
 Load = Callable[[str, int], Backbone]
 
@@ -33,7 +34,7 @@ class Evaluator:
 
     def measures(self, kept: AdoptedWeights) -> Mapping[str, float]:
         """Of a tier's adopted weights, over all evaluation samples."""
-        score = self._set(kept).measure(from_bundle(kept.bundle), kept.adopted.tier_plan.align)
+        score = self._set(kept).measure(InferenceNetwork(kept.bundle), kept.adopted.tier_plan.align)
         assert score is not None, "nobody stops it"
         return score.measures
 
@@ -70,5 +71,4 @@ def plan_of(kept: AdoptedWeights) -> Plan:
 
 def trainable(kept: AdoptedWeights) -> int:
     """Parameters of a tier's side-network."""
-    network: SideNetwork = from_bundle(kept.bundle)
-    return sum(parameter.numel() for parameter in network.parameters())
+    return sum(one.size for one in kept.bundle.tensors.values())

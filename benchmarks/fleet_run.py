@@ -25,11 +25,13 @@ from edge_agent.session.agent import Agent
 from edge_agent.weights.adopted import AdoptedWeights, load_adopted
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.trainer import run_trainer
-from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
-from sidestream.backbone.torch_runtime.language_model import shared_language_model
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import shared_backbone
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.errors import StateError
 from sidestream.contract.plan import Precision
-from sidestream.contract.tasks import TASKS, Task
+from sidestream.contract.tasks import Task
 
 _TELL_EVERY_S = 10.0
 _START_S = 60.0
@@ -121,9 +123,11 @@ class _Crew:
 
         def load(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
             member.meter = self._meter(member, stop)
-            if TASKS[task].generates:
-                return MeteredModel(shared_language_model(reference, layers, precision), member.meter)
-            return MeteredBackbone(shared_backbone(reference, layers, precision), member.meter)
+            inner = shared_backbone(reference, layers, precision, task)
+            if isinstance(inner, TorchLanguageModel):
+                return MeteredModel(inner, member.meter)
+            assert isinstance(inner, TorchBackbone)
+            return MeteredBackbone(inner, member.meter)
 
         try:
             Agent(config, stop=stop, connect=connect, load_backbone=load).run()

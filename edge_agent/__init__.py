@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edge_agent.answers.predictor import Predictor, load
     from sidestream.backbone.torch_runtime.tuned import load_tuned
 
-__all__ = ["Prediction", "Predictor", "config", "load", "load_tuned"]
+__all__ = ["Prediction", "Predictor", "load", "load_tuned"]
 
 
 _LOADED_LATE = {

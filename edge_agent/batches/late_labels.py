@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from edge_agent.batches.coded import KeptActivations, joined, lengths_of, made_by, read, sampled_of
+from edge_agent.batches.coded import KeptActivations, joined, made_by, read, sampled_of
 from edge_agent.batches.message import Letterhead
 from edge_agent.batches.patience import Patience
 from edge_agent.batches.targets import Unusable, targets_of
@@ -127,14 +127,14 @@ class LateLabels:
     def _append(self, batch: Sequence[_Ready]) -> None:
         kept = [one.kept for one in batch]
         stacked = self._targets.stack([one.target for one in batch], sampled_of(kept))
-        targets, activations, lengths = self._targets.pack(stacked), joined(kept), lengths_of(kept).tolist()
+        targets, activations = self._targets.pack(stacked), joined(kept)
         keys = [self._outbox.name(one.labelled.key) for one in batch]
 
         def packed(slot: Slot) -> bytes:
             return self._letterhead.write(
                 slot,
                 sampling=kept[0].sampling,
-                lengths=lengths,
+                lengths=[one.length for one in kept],
                 targets=targets,
                 activations=activations,
                 keys=keys,

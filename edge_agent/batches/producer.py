@@ -22,7 +22,7 @@ from edge_agent.samples.source import SampleSource
 from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.unlabelled import UnlabelledSample
 from metrics.catalogue import AgentMetrics
-from sidestream.backbone.taps import Sampled
+from sidestream.backbone.sampled import Sampled
 from sidestream.backbone.text import Text
 from sidestream.host.trace import Trace
 

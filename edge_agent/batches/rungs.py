@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,11 @@ from edge_agent.batches.batch_maker import Ready
 from edge_agent.batches.token_maker import maker_of
 from edge_agent.store.budget import Ladder, LinkBudget, SampleBudget
 from edge_agent.store.streams import Slot
-from sidestream.backbone.taps import Sampled
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.sampled import Sampled
 from sidestream.contract.plan import Plan, Rung
 from sidestream.contract.sampling import Sampling
 from sidestream.contract.tasks import TASKS
-
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import Backbone
 
 
 class Rungs:
@@ -73,7 +71,7 @@ class Rungs:
 
     def usable(self, sampled: Sampled) -> npt.NDArray[np.bool_]:
         """[K]: rows that are finite, and fit a message."""
-        return sampled.usable_rows().numpy() & self.maker.fits(sampled)
+        return sampled.usable_rows() & self.maker.fits(sampled)
 
     def _choose(self, lengths: npt.NDArray[np.int64]) -> Sampling:
         costs = [one.body_bytes(lengths) for one in self._makers]
@@ -116,4 +114,4 @@ class Rungs:
         return counted
 
     def _body_bytes(self, sampled: Sampled, rows: npt.NDArray[np.int64]) -> float:
-        return self.maker.body_bytes(sampled.mask[rows].sum(dim=1).numpy())
+        return self.maker.body_bytes(sampled.lengths[rows])

@@ -9,10 +9,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
-import torch
 from prometheus_client import CollectorRegistry
 
 from broker_config.connection.connection import Connection
@@ -30,29 +28,17 @@ from edge_agent.store.outbox import Outbox
 from edge_agent.weights.trust import Trust, read_trusted
 from metrics.catalogue import AgentMetrics
 from metrics.server import serve
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import set_threads, shared_backbone
 from sidestream.contract.plan import Precision
-from sidestream.contract.tasks import TASKS, Task
+from sidestream.contract.tasks import Task
 from sidestream.contract.topics import Topics
 from sidestream.host.secret_id import secret_id
 from sidestream.host.state_dir import locked, prepare
 from sidestream.host.trace import open_trace
 
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import Backbone
-
 log = logging.getLogger(__name__)
 _MIB = 1024 * 1024
-
-
-def load_shared(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
-    """Load a backbone, once for all agents of the process."""
-    # Here, on the producer's thread: importing transformers takes longer than adopting retained weights.
-    from sidestream.backbone.torch_runtime.backbone import shared_backbone
-    from sidestream.backbone.torch_runtime.language_model import shared_language_model
-
-    if TASKS[task].generates:
-        return shared_language_model(reference, layers, precision)
-    return shared_backbone(reference, layers, precision)
 
 
 def connect_mqtt(config: AgentConfig, client_id: str, will: Will | None) -> Transport:
@@ -78,7 +64,7 @@ class Agent:
         *,
         stop: threading.Event | None = None,
         connect: Connect = connect_mqtt,
-        load_backbone: LoadBackbone = load_shared,
+        load_backbone: LoadBackbone = shared_backbone,
         started: Callable[[str], None] = lambda metrics_url: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -107,8 +93,6 @@ class Agent:
             SidestreamError: something that the user has to mend.
         """
         config = self._config
-        if config.threads:
-            torch.set_num_threads(config.threads)
         with ExitStack() as stack:
             folder = prepare(config.state_path)
             stack.enter_context(locked(folder, "an agent"))
@@ -153,7 +137,7 @@ class Agent:
             evaluation_rows=rows,
             stream=stream,
             connect=self._connect,
-            load_backbone=self._load_backbone,
+            load_backbone=self._load,
             metrics=AgentMetrics(CollectorRegistry()),
             stop=self._stop,
             trace=stack.enter_context(open_trace(config.trace_path)),
@@ -161,6 +145,12 @@ class Agent:
             clock=self._clock,
             budget=LinkBudget(config.max_kib_per_minute) if config.max_kib_per_minute else None,
         )
+
+    def _load(self, reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
+        """On the producer's thread: importing a runtime takes longer than adopting retained weights."""
+        if self._config.threads:
+            set_threads(self._config.threads)
+        return self._load_backbone(reference, layers, precision, task)
 
     def _await_departure(self) -> None:
         """Keep away while another agent has this device's name."""

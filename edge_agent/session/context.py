@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from broker_config.transport import Transport, Will
 from edge_agent.config import AgentConfig
@@ -16,18 +15,14 @@ from edge_agent.store.budget import LinkBudget
 from edge_agent.store.outbox import Outbox
 from edge_agent.weights.trust import Trust
 from metrics.catalogue import AgentMetrics
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.plan import Precision
 from sidestream.contract.tasks import Task
 from sidestream.host.trace import Trace
 
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import (
-        Backbone,  # at run time it brings transformers, and those are slow
-    )
-
 Connect = Callable[[AgentConfig, str, Will | None], Transport]
 """Makes a transport: for these settings, under this client id, with this will."""
-LoadBackbone = Callable[[str, int, Precision, Task], "Backbone"]
+LoadBackbone = Callable[[str, int, Precision, Task], Backbone]
 """Loads a backbone: from here, so many layers, in this precision, for this task."""
 
 

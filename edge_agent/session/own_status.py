@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from broker_config.transport import LastWord, Will
 from edge_agent.batches.targets import names_in
@@ -14,13 +14,11 @@ from edge_agent.session.duplicate_device import ranks_above
 from edge_agent.session.outcome import Outcome
 from edge_agent.session.write_check import WriteCheck
 from edge_agent.uplink.link_state import LinkState
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.messages import Status
 from sidestream.contract.plan import Plan
 from sidestream.contract.wire import pack, unpack
 from sidestream.version import version
-
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import Backbone
 
 
 class OwnStatus:

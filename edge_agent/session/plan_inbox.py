@@ -9,19 +9,14 @@ import enum
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from edge_agent.store.outbox import Outbox
 from edge_agent.weights.trust import Trust
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.errors import BackboneError, ConfigError, UntrustedError
 from sidestream.contract.messages import HIGHEST_FENCE
 from sidestream.contract.plan import Plan, TierPlan
 from sidestream.contract.tasks import TASKS
-
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import (
-        Backbone,  # at run time it brings transformers, and those are slow
-    )
 
 _WAITING_S = 10.0  # how often it says what it waits for
 _STANDS_S = 20.0  # a plan that is older than another one, and is what stands after so long, is in force again

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from edge_agent.batches.late_labels import LateLabels
 from edge_agent.batches.producer import Producer
@@ -25,13 +24,9 @@ from edge_agent.weights.adoption import Adopter, InUse
 from edge_agent.weights.evaluation import EvaluationSet
 from edge_agent.weights.token_evaluation import TokenEvaluation
 from edge_agent.weights.weights_inbox import WeightsInbox
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.plan import Plan, TierPlan
 from sidestream.contract.tasks import TASKS
-
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import (
-        Backbone,  # at run time it brings transformers, and those are slow
-    )
 
 _TICK_S = 0.1
 _ADOPT_FIRST_S = 2.0  # loading the backbone waits so long for retained weights: it would hold them up

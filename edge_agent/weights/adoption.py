@@ -23,7 +23,7 @@ from sidestream.contract.messages import WeightsManifest
 from sidestream.contract.plan import Plan
 from sidestream.host.trace import Trace
 from sidestream.side_network.bundle import Bundle, decode_bundle, digest
-from sidestream.side_network.network import SideNetwork, from_bundle
+from sidestream.side_network.inference import InferenceNetwork
 
 _PACE = 10  # versions other than the final one may take up a tenth of the time
 _MOST_PAUSE_S = 60.0
@@ -36,7 +36,7 @@ class InUse(NamedTuple):
     run: str
     version: int
     bundle_digest: str
-    network: SideNetwork
+    network: InferenceNetwork
     score: Score | None
     """None until measured."""
 
@@ -225,7 +225,7 @@ class Adopter:
         )
 
 
-def _checked(manifest: WeightsManifest, data: bytes, plan: Plan, tier: str) -> SideNetwork:
+def _checked(manifest: WeightsManifest, data: bytes, plan: Plan, tier: str) -> InferenceNetwork:
     """The side-network in a bundle, if it is the one that the manifest announces."""
     if len(data) != manifest.bundle_bytes or digest(data) != manifest.bundle_digest:
         raise DecodeError("the bundle is not the one that the manifest announces")
@@ -236,7 +236,7 @@ def _checked(manifest: WeightsManifest, data: bytes, plan: Plan, tier: str) -> S
     return _network(bundle, plan, tier)
 
 
-def _network(bundle: Bundle, plan: Plan, tier: str) -> SideNetwork:
+def _network(bundle: Bundle, plan: Plan, tier: str) -> InferenceNetwork:
     """The side-network, if it is the one that the plan describes."""
     about, wanted = bundle.about, plan.tiers[tier]
     blocks = about.side_network.blocks
@@ -252,4 +252,4 @@ def _network(bundle: Bundle, plan: Plan, tier: str) -> SideNetwork:
         )
     if about.tiers.get(tier) != wanted.align or about.aligns.get(wanted.align) != wanted.width:
         raise MismatchError(f"the bundle does not serve tier {tier!r} of width {wanted.width}")
-    return from_bundle(bundle)
+    return InferenceNetwork(bundle)

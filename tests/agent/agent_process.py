@@ -22,7 +22,7 @@ from edge_agent.config import DataConfig
 from edge_agent.samples.sources import open_source
 from edge_agent.store.outbox import Outbox
 from metrics.catalogue import AgentMetrics
-from sidestream.backbone.torch_runtime.backbone import load_backbone
+from sidestream.backbone.runtimes import load_backbone
 from sidestream.host.state_dir import locked, prepare
 from sidestream.host.trace import Trace
 from tests.agent.fake_trainer import JOB, TIER, plan_for

@@ -25,8 +25,8 @@ from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.weights.token_evaluation import TokenEvaluation
 from metrics.catalogue import AgentMetrics
 from side_trainer.receive.inbox import examine
-from sidestream.backbone.taps import Sampled
-from sidestream.backbone.torch_runtime.language_model import LanguageModel, load_language_model
+from sidestream.backbone.sampled import Sampled
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.plan import TOKEN_LADDER, Plan, SideNetworkSpec, TierPlan
 from sidestream.contract.tasks import NO_TARGET, TargetForm, Task
@@ -37,6 +37,7 @@ from sidestream.side_network.network import SideNetwork
 from tests.agent.tiny import LAYERS, WIDTH, WORDS
 from tests.agent.tiny_lm import save_tiny_lm
 from tests.outboxes import message
+from tests.vectors import answering
 
 pytestmark = pytest.mark.slow
 
@@ -46,11 +47,11 @@ MESSAGE_BYTES = 1024 + 600
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    return load_language_model(str(save_tiny_lm(tmp_path_factory.mktemp("lm"), "gpt2")))
+def model(tmp_path_factory: pytest.TempPathFactory) -> TorchLanguageModel:
+    return TorchLanguageModel.load(str(save_tiny_lm(tmp_path_factory.mktemp("lm"), "gpt2")))
 
 
-def plan_for(model: LanguageModel, **tier: Any) -> Plan:
+def plan_for(model: TorchLanguageModel, **tier: Any) -> Plan:
     return Plan(
         job="assistant",
         run="0" * 32,
@@ -78,7 +79,7 @@ class Work:
     """A device's producer on its own."""
 
     folder: Path
-    model: LanguageModel
+    model: TorchLanguageModel
     plan: Plan
 
     def run(
@@ -129,7 +130,7 @@ def told(batches: list[ActivationBatch]) -> list[int]:
 
 
 def test_every_token_of_long_and_short_texts_is_sent_once_in_messages_that_fit(
-    model: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: TorchLanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = [LONG, "turn the lights on", "off now", LONG + " end"]
     work = Work(tmp_path, model, plan_for(model))
@@ -145,7 +146,7 @@ def test_every_token_of_long_and_short_texts_is_sent_once_in_messages_that_fit(
     assert not caplog.records, "a text is all that there is to say; no label is missed"
 
 
-def test_vectors_are_the_taps_before_their_targets(model: LanguageModel, tmp_path: Path) -> None:
+def test_vectors_are_the_taps_before_their_targets(model: TorchLanguageModel, tmp_path: Path) -> None:
     work = Work(tmp_path, model, plan_for(model, codec=Codec.F32))
     work.run(write(tmp_path / "x.jsonl", {"text": "turn the kitchen light off"}), message_bytes=10**6)
     (batch,) = work.sent()
@@ -159,7 +160,7 @@ def test_vectors_are_the_taps_before_their_targets(model: LanguageModel, tmp_pat
 
 
 def test_only_completions_are_predicted_and_their_text_is_told_to_nobody(
-    model: LanguageModel, tmp_path: Path
+    model: TorchLanguageModel, tmp_path: Path
 ) -> None:
     work = Work(tmp_path, model, plan_for(model))
     path = write(
@@ -178,7 +179,7 @@ def test_only_completions_are_predicted_and_their_text_is_told_to_nobody(
 
 @pytest.mark.slow
 def test_stopped_and_started_at_any_moment_each_token_is_sent_once(
-    model: LanguageModel, tmp_path: Path
+    model: TorchLanguageModel, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "x.jsonl", *({"text": f"{word} {LONG}"} for word in WORDS[:4]))
     whole = Work(tmp_path / "whole", model, plan_for(model))
@@ -211,7 +212,7 @@ class ReadTwice(SampleSource):
 
 
 def test_a_long_text_that_is_read_again_before_it_is_computed_is_sent_once(
-    model: LanguageModel, tmp_path: Path
+    model: TorchLanguageModel, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "x.jsonl", {"text": LONG})
     work = Work(tmp_path, model, plan_for(model, batch_size=64))
@@ -236,7 +237,7 @@ def test_a_crash_within_a_long_row_leaves_all_of_it_or_nothing(tmp_path: Path) -
 
 @pytest.mark.parametrize(("sampling", "share"), [("random:0.5", 0.5), ("hardest:0.25", 0.25)])
 def test_a_share_of_the_tokens_is_what_travels(
-    model: LanguageModel, tmp_path: Path, sampling: str, share: float
+    model: TorchLanguageModel, tmp_path: Path, sampling: str, share: float
 ) -> None:
     work = Work(tmp_path, model, plan_for(model, sampling=sampling))
     work.run(write(tmp_path / "x.jsonl", {"text": LONG}))
@@ -244,7 +245,7 @@ def test_a_share_of_the_tokens_is_what_travels(
 
 
 @pytest.mark.slow
-def test_a_byte_budget_sends_only_some_of_the_tokens(model: LanguageModel, tmp_path: Path) -> None:
+def test_a_byte_budget_sends_only_some_of_the_tokens(model: TorchLanguageModel, tmp_path: Path) -> None:
     texts = [f"{LONG} {word}" for word in WORDS]
     path = write(tmp_path / "x.jsonl", *({"text": text} for text in texts))
     budget = 700  # bytes a window of 20 tokens; all of them in int4 take more
@@ -257,7 +258,7 @@ def test_a_byte_budget_sends_only_some_of_the_tokens(model: LanguageModel, tmp_p
     assert total / sum(len(batch.sample_ids) for batch in batches) <= budget
 
 
-def test_held_out_texts_are_measured_here_and_never_sent(model: LanguageModel, tmp_path: Path) -> None:
+def test_held_out_texts_are_measured_here_and_never_sent(model: TorchLanguageModel, tmp_path: Path) -> None:
     rows = [{"text": f"{LONG} {word} {word}"} for word in WORDS]
     work = Work(tmp_path, model, plan_for(model))
     work.run(write(tmp_path / "x.jsonl", *rows), held_out_share=0.4)
@@ -268,7 +269,7 @@ def test_held_out_texts_are_measured_here_and_never_sent(model: LanguageModel, t
     assert told(work.sent()) == sorted(token for text in sent for token in model.tokens(text)[1:])
 
 
-def test_perplexity_and_accuracy_are_those_of_the_model_on_its_own(model: LanguageModel) -> None:
+def test_perplexity_and_accuracy_are_those_of_the_model_on_its_own(model: TorchLanguageModel) -> None:
     rows = [Row(LONG, None), Row("turn the lights", None, " on please"), Row("off", None)]
     network = SideNetwork(SideNetworkSpec(blocks=2, width=8), labels=0, seed=1, task=Task.CAUSAL_LM)
     network.add_align("default", WIDTH)
@@ -276,7 +277,7 @@ def test_perplexity_and_accuracy_are_those_of_the_model_on_its_own(model: Langua
 
     def score(most: int) -> Any:
         return TokenEvaluation(maker, lambda: rows, most, stopped=lambda: False).measure(
-            network.eval(), "default"
+            answering(network, Task.CAUSAL_LM), "default"
         )
 
     losses, hits = [], []
@@ -284,7 +285,7 @@ def test_perplexity_and_accuracy_are_those_of_the_model_on_its_own(model: Langua
         for window in maker.windows(row):
             sampled = maker.every([window])
             real = [target for target in window.targets if target != NO_TARGET]
-            each, right = model.head.judge(sampled.values[-1, 0], torch.tensor(real))
+            each, right = model.judge(sampled.vectors[-1], np.array(real))
             losses += each.tolist()
             hits += right.tolist()
     found = score(10**6)
@@ -295,12 +296,11 @@ def test_perplexity_and_accuracy_are_those_of_the_model_on_its_own(model: Langua
 
 
 def test_rows_are_cut_into_nearly_equal_parts_and_nothing_is_lost() -> None:
-    lengths = torch.tensor([7, 2, 4])
-    mask = torch.arange(7)[None] < lengths[:, None]
-    targets = torch.arange(21).reshape(3, 7).masked_fill(~mask, NO_TARGET)
-    values = targets.float()[None, :, :, None].expand(2, 3, 7, 4)
-    cut = cut_rows(Sampled(values=values, mask=mask, targets=targets), 3)
-    assert cut.owners is not None and cut.targets is not None
-    assert cut.owners.tolist() == [0, 0, 0, 1, 2, 2] and cut.mask.sum(dim=1).tolist() == [2, 2, 3, 2, 2, 2]
-    assert cut.targets[cut.mask].tolist() == targets[mask].tolist()
-    assert torch.equal(cut.values[0, ..., 0][cut.mask], targets[mask].float())
+    targets = np.arange(13)
+    vectors = np.broadcast_to(targets[:, None], (2, 13, 4)).astype(np.float32)
+    whole = Sampled(vectors=vectors, lengths=np.array([7, 2, 4]), targets=targets)
+    cut = cut_rows(whole, 3)
+    assert cut.owners is not None and cut.owners.tolist() == [0, 0, 0, 1, 2, 2]
+    assert cut.lengths.tolist() == [2, 2, 3, 2, 2, 2]
+    assert cut.targets is whole.targets and cut.vectors is whole.vectors
+    assert cut_rows(whole, 7).lengths.tolist() == [7, 2, 4]

@@ -9,7 +9,7 @@ import pytest
 from edge_agent.commands.samples import _unlabelled_store
 from edge_agent.samples.sample import Row, is_held_out
 from edge_agent.store.outbox import Outbox
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.errors import DataError
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.wire import unpack

@@ -14,7 +14,7 @@ import pytest
 from broker_config.testing.inprocess import InProcessBroker
 from edge_agent.weights.adopted import load_adopted
 from edge_agent.weights.trust import MOST_RUNS, Trust, read_trusted
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.errors import ConfigError, StateError, UntrustedError
 from sidestream.contract.messages import WeightsManifest
 from sidestream.contract.signing import Scope, Signer, key_id, public_pem

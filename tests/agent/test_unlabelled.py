@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +18,7 @@ from edge_agent.samples.sample import Sample
 from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
 from edge_agent.store.unlabelled import UnlabelledSample
-from sidestream.backbone.taps import Sampled
+from sidestream.backbone.sampled import Sampled
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan
 from sidestream.contract.tasks import Task
@@ -61,7 +61,7 @@ def keep(outbox: Outbox, number: int, *, held_out: bool = False) -> None:
     key = bytes([number]) * 16
     if outbox.is_consumed(key):
         return
-    sampled = Sampled(values=torch.full((2, 1, 1, 4), number + 1.0), mask=torch.ones(1, 1, dtype=torch.bool))
+    sampled = Sampled(vectors=np.full((2, 1, 4), number + 1.0, np.float32), lengths=np.array([1]))
     activations = kept.write(sampled, 0, "mean", Codec.F32)
     sample = Sample(f"text {number}", None, key)
     made_by = kept.made_by(PLAN.tiers[TIER], PLAN.task)
