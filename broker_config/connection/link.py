@@ -108,13 +108,15 @@ class Link:
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, timeout_s: float) -> None:
         """See :meth:`broker_config.transport.Transport.publish`."""
         size = packet_overhead_bytes(topic) + len(payload)
-        self.window.acquire(timeout_s, size, qos=qos)
+        self.window.acquire(timeout_s, size)
+        counted = size if qos else 0  # that QoS 0 was sent shows nothing
+        self.window.handed(counted)
         # From here on, on_publish gives the place back, perhaps before publish() has returned.
         handed = self._client.publish(topic, payload, qos, retain)
         if handed.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self.window.release()
             raise NotConnected("the connection broke while a message was handed to it")
-        self.window.sent(handed.mid, size, qos=qos)
+        self.window.sent(handed.mid, counted)
 
     def resubscribe(self) -> None:
         """The wanted filters have changed: bring the broker into step."""

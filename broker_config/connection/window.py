@@ -71,8 +71,8 @@ class InFlightWindow:
                 self._moved_s = self._clock()
             return self._clock() - self._moved_s if self._in_flight else 0.0
 
-    def acquire(self, timeout_s: float, packet_bytes: int = 0, *, qos: int = 1) -> None:
-        """Take one place; wait for it up to ``timeout_s``. That QoS 0 was sent shows nothing of sizes.
+    def acquire(self, timeout_s: float, packet_bytes: int = 0) -> None:
+        """Take one place; wait for it up to ``timeout_s``.
 
         Raises:
             TooLarge: No packet of this size is let in.
@@ -93,12 +93,15 @@ class InFlightWindow:
             if not self._in_flight:
                 self._moved_s = self._clock()
             self._in_flight += 1
-            self._handed.append(packet_bytes if qos else 0)
 
-    def sent(self, number: int, packet_bytes: int, *, qos: int = 1) -> None:
-        """A packet that took a place went out under this number."""
+    def handed(self, size: int) -> None:
+        """A packet that took a place is about to go out, under a number that is not known yet."""
         with self._changed:
-            size = packet_bytes if qos else 0
+            self._handed.append(size)
+
+    def sent(self, number: int, size: int) -> None:
+        """It went out."""
+        with self._changed:
             self._handed.remove(size)
             if number in self._early:
                 self._early.remove(number)
