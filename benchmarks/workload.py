@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from edge_agent.config import DataConfig
 from edge_agent.samples.sources import open_source
-from side_trainer.settings.implied import NEW_LEARNER
 from side_trainer.settings.schema import LearnerSettings, TierConfig, TrainerConfig
 from sidestream.contract.errors import ConfigError, DataError
 from sidestream.demo.shards import Example
@@ -60,7 +59,7 @@ class Workload:
                 tier: replace(self.way, backbone=self.backbone_of(tier), layers=self.tiers[tier])
                 for tier in tiers or self.tiers
             },
-            learner=LearnerSettings(**NEW_LEARNER, seed=seed),
+            learner=LearnerSettings(seed=seed),
             metrics_port=-1,
             page=False,
             log_level="warning",

@@ -1,80 +1,103 @@
-"""What of the trainer is shown: metrics and board brought up to date, once a second."""
+"""What of the trainer is shown: metrics and fleet page, brought up to date once a second."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 
+from prometheus_client import CollectorRegistry
+
+from metrics.broker_figures import BrokerFigures
 from metrics.catalogue import Kind, TrainerMetrics, total, values
 from metrics.fleet_page.board import Board
+from metrics.fleet_page.device_series import DeviceSeries
 from metrics.fleet_page.fleet import Fleet
+from metrics.fleet_page.server import PortInUseError, serve_page
 from metrics.fleet_page.view import RefusedView, TrainerView
+from metrics.server import serve
 from metrics.telemetry import FleetExporter
 from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.journal.journal import Journal
-from side_trainer.receive.inbox import Inbox
+from side_trainer.quarantine.judge import Judge
+from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.messages import TrainerStatus
-from sidestream.contract.tasks import Task
+
+_log = logging.getLogger(__name__)
 
 
 class Figures:
-    """Belongs to the ingest thread.
+    """Updated by the ingest thread.
 
     Args:
+        config: Names the tiers, and where figures are served.
         journal: What there is.
-        inbox: What waits.
-        fleet: The view of the devices.
-        transport: Says whether there is a connection.
-        board: Shown the fleet.
-        metrics: Set to it.
-        task: The job's.
-        held: Whether a device's batches are kept and not learnt from.
+        judge: Says whose batches are kept and not learnt from.
+        link: Says whether there is a connection.
     """
 
-    def __init__(
-        self,
-        *,
-        journal: Journal,
-        inbox: Inbox,
-        fleet: Fleet,
-        transport: LeaderTransport,
-        board: Board,
-        metrics: TrainerMetrics,
-        task: Task,
-        held: Callable[[str], bool],
-    ) -> None:
+    def __init__(self, config: TrainerConfig, journal: Journal, judge: Judge, link: LeaderTransport) -> None:
+        self.metrics = TrainerMetrics(CollectorRegistry())
+        """Counts everything."""
+        self.fleet = Fleet(config.tiers)
+        """The view of the devices; the ingest thread's alone."""
+        self.board = Board(config.job, unix_s=time.time(), task=config.task)
+        """What the page shows."""
+        self.broker = BrokerFigures()
+        """What the broker says of itself."""
+        self.online: Mapping[str, int] = {}
+        """Devices online by tier, a second ago at most; for any thread."""
+        self._config = config
         self._journal = journal
-        self._inbox = inbox
-        self._fleet = fleet
-        self._transport = transport
-        self._board = board
-        self._metrics = metrics
-        self._exporter = FleetExporter(metrics, task)
-        self._held = held
+        self._judge = judge
+        self._link = link
+        self._exporter = FleetExporter(self.metrics, config.task)
+        self.metrics.set_tiers(config.tiers)
+        self.metrics.registry.register(self.broker)
+        self.metrics.registry.register(DeviceSeries(self.board, config.metrics_devices))
 
-    def update(self, status: TrainerStatus, now: float) -> Mapping[str, int]:
-        """Show everything as it is now; return how many devices are online, by tier."""
-        metrics, dropped = self._metrics, self._inbox.dropped
-        metrics.inbox_messages.set(len(self._inbox))
-        metrics.inbox_dropped.inc(dropped - total(metrics.inbox_dropped))
-        metrics.journal_bytes.set(self._journal.size_bytes())
+    def add_tiers(self, names: Iterable[str]) -> None:
+        """Show more tiers; those that are shown go on as they are."""
+        self.metrics.set_tiers(names)
+        self.fleet.add_tiers(names)
+
+    def serve(self, stack: ExitStack) -> tuple[str, str]:
+        """Serve metrics and page until the stack is unwound; return their URLs, empty where there is none."""
+        config, metrics_url = self._config, ""
+        if config.metrics_port >= 0:
+            served = serve(self.metrics.registry, config.metrics_port, config.metrics_host)
+            metrics_url = stack.enter_context(served).url
+        if not config.page:
+            return metrics_url, ""
+        try:
+            page = stack.enter_context(serve_page(self.board, config.page_port, config.page_host))
+        except PortInUseError as exc:
+            _log.warning("there is no fleet page: %s", exc)
+            return metrics_url, ""
+        return metrics_url, page.url
+
+    def update(self, status: TrainerStatus, now: float) -> None:
+        """Show everything as it is now."""
+        self.metrics.journal_bytes.set(self._journal.size_bytes())
+        self.metrics.quarantined.set(self._judge.count)
         published = max(self._journal.published, default=0)
-        summaries = self._exporter.update(self._fleet, version=published, now=now)
-        self._board.update(
-            self._fleet,
+        summaries = self._exporter.update(self.fleet, version=published, now=now)
+        self.board.update(
+            self.fleet,
             summaries,
             self._view(status, published),
             now=now,
             unix_s=time.time(),
-            held=self._held,
+            held=self._judge.holds,
         )
-        return {name: tier.devices_online for name, tier in summaries.items()}
+        self.online = {name: tier.devices_online for name, tier in summaries.items()}
 
     def _view(self, status: TrainerStatus, published: int) -> TrainerView:
-        metrics = self._metrics
+        metrics = self.metrics
         refused = values(metrics.messages_rejected)
         return TrainerView(
-            connected=self._transport.connected,
+            connected=self._link.connected,
             version=status.version,
             published=published,
             backlog=self._journal.version_base + self._journal.tail - status.version,
@@ -89,6 +112,6 @@ class Figures:
             ),
             bytes_up=int(total(metrics.up_bytes)),
             bytes_down=int(total(metrics.down_bytes)),
-            inbox_dropped=self._inbox.dropped,
+            inbox_dropped=int(total(metrics.inbox_dropped)),
             loss=metrics.loss,
         )

@@ -14,12 +14,11 @@ import msgspec
 
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import LabelsRecord, SettingsRecord, TierRecord
-from side_trainer.settings.implied import NEW_SIDE_NETWORK
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.side_tuning.output_heads import HeadFacts, Heads
 from sidestream.contract.errors import BackboneError, ConfigError, WireError
 from sidestream.contract.messages import Status, check_labels
-from sidestream.contract.plan import METHODS, Plan, SideNetworkSpec, TierPlan, joining_taps
+from sidestream.contract.plan import METHODS, Plan, TierPlan, joining_taps
 from sidestream.contract.tasks import TASKS
 
 _log = logging.getLogger(__name__)
@@ -51,7 +50,6 @@ class Job:
         self._labels: tuple[str, ...] = ()
         self._settled: dict[str, TierRecord] = {}
         self._policies = journal.policies
-        self._side_network = config.side_network
         self._recall()
         if config.labels and not self._labels:
             self._fix_labels(config.labels)
@@ -152,9 +150,6 @@ class Job:
             else:
                 tier = msgspec.json.decode(record.payload, type=TierRecord)
                 self._settled[tier.tier] = tier
-        if last is not None:
-            self._side_network = _continued(last.side_network, self._config.side_network)
-            settings = msgspec.structs.replace(settings, side_network=self._side_network)
         if last is not None and (last.task, last.side_network) != (settings.task, settings.side_network):
             raise ConfigError(
                 "side_network", "differs from the one that this state_dir has trained; start a new state_dir"
@@ -299,7 +294,7 @@ class Job:
             task=self._config.task,
             labels=self._labels,
             tiers={name: self._tier(name, settled.get(name)) for name in self._config.tiers},
-            side_network=self._side_network,
+            side_network=self._config.side_network,
             flow=self._config.flow,
             method=METHODS[self._config.method](),
         )
@@ -310,21 +305,4 @@ class Job:
             plan = msgspec.structs.replace(plan, head=head.fingerprint, vocabulary=head.vocabulary)
         if record is None:
             return plan
-        return msgspec.structs.replace(
-            plan,
-            align=record.align,
-            depth=record.depth,
-            width=record.width,
-            taps=record.taps,
-            fingerprint=record.fingerprint,
-            head=record.head,
-            vocabulary=record.vocabulary,
-        )
-
-
-def _continued(begun: SideNetworkSpec, wanted: SideNetworkSpec) -> SideNetworkSpec:
-    """``wanted`` with what a running job keeps: the form of its answers; its width if none is asked."""
-    kept = msgspec.structs.replace(wanted, summed=begun.summed, apart=begun.apart)
-    if (wanted.width, wanted.inner) != (NEW_SIDE_NETWORK.width, NEW_SIDE_NETWORK.inner):
-        return kept
-    return msgspec.structs.replace(kept, width=begun.width, inner=begun.inner)
+        return msgspec.structs.replace(plan, **record.facts())

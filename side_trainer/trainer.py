@@ -1,52 +1,57 @@
-"""The trainer process: wires inbox, ingest, journal, learner and publisher together, and closes in order."""
+"""The trainer process: opens, wires, runs and closes."""
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
 import torch
-from prometheus_client import CollectorRegistry
 
 from broker_config.connection.connection import Connection
 from broker_config.transport import Transport, Will
-from metrics.broker_figures import BrokerFigures
-from metrics.catalogue import TrainerMetrics
-from metrics.fleet_page.board import Board
-from metrics.fleet_page.device_series import DeviceSeries
-from metrics.fleet_page.fleet import Fleet
-from metrics.fleet_page.server import PortInUseError, serve_page
-from metrics.server import serve
+from side_trainer.broadcast.announcements import Announcements
+from side_trainer.broadcast.downlink import Downlink
 from side_trainer.broadcast.leader_election import LeaderElection
 from side_trainer.broadcast.leader_transport import LeaderTransport
+from side_trainer.broadcast.presence import Presence, offline_status
 from side_trainer.broadcast.publisher import Publisher
+from side_trainer.broadcast.releases import Releases
 from side_trainer.broadcast.retained import Retained
 from side_trainer.broadcast.signing import load_signer
+from side_trainer.figures import Figures
 from side_trainer.fold.checkpoint import newest_files
+from side_trainer.fold.checkpointer import Checkpointer
+from side_trainer.fold.fold import Fold
+from side_trainer.fold.progress import Progress
 from side_trainer.ingest import Ingest
 from side_trainer.job import Job
 from side_trainer.journal.journal import FILE_NAME, Journal
 from side_trainer.learner import Learner
 from side_trainer.quarantine.judge import Judge
+from side_trainer.receive.batches import Batches
+from side_trainer.receive.duties import Duties
 from side_trainer.receive.inbox import SHARE_BYTES, Inbox
+from side_trainer.receive.refusals import Refusals
+from side_trainer.receive.reports import Reports
+from side_trainer.receive.router import Router
+from side_trainer.receive.setbacks import Setbacks
+from side_trainer.receive.shut_out import ShutOut
+from side_trainer.receive.subscriptions import Subscriptions
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TrainerConfig
-from sidestream.contract.errors import BrokerError, StateError
-from sidestream.contract.messages import TrainerStatus
+from side_trainer.threads import Threads
+from sidestream.contract.errors import StateError
 from sidestream.contract.tasks import TASKS, TargetForm
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES
 from sidestream.host.state_dir import default_dir, locked, prepare
-from sidestream.host.trace import open_trace
+from sidestream.host.trace import Trace, open_trace
 
-_log = logging.getLogger(__name__)
-_JOIN_S: Final = 30.0
 _LEAST_STUCK_S: Final = 2.0  # a busy machine is no stuck broker
 
 Connect = Callable[[TrainerConfig, str, Will], Transport]
@@ -91,97 +96,20 @@ def run_trainer(
     """
     config = config.checked()
     torch.set_num_threads(config.threads)
-    signer = load_signer(config.job, config.signing)
-    directory = prepare(state_dir_of(config))
     with ExitStack() as stack:
+        directory = prepare(state_dir_of(config))
         stack.enter_context(locked(directory, "a trainer"))
-        journal = _open_journal(directory)
-        stack.callback(journal.close)
-        job = Job(config, journal)
-        epoch = journal.next_epoch()
-        # The clock is a hint only, for a journal and a broker that are both new to a job that is not.
-        election = LeaderElection(
-            instance=secrets.token_hex(16),
-            fence=max(journal.fence + 1, int(time.time())),
-            take_over=take_over,
-        )
+        journal = stack.enter_context(closing(_open_journal(directory)))
         trace = stack.enter_context(open_trace(config.trace_path))
-        metrics = TrainerMetrics(CollectorRegistry())
-        metrics.set_tiers(config.tiers)
-        board, broker_figures = Board(config.job, unix_s=time.time(), task=config.task), BrokerFigures()
-        metrics.registry.register(broker_figures)
-        metrics.registry.register(DeviceSeries(board, config.metrics_devices))
-        url = ""
-        if config.metrics_port >= 0:
-            registry = metrics.registry
-            url = stack.enter_context(serve(registry, config.metrics_port, config.metrics_host)).url
-
-        page_url = _open_page(stack, config, board)
-
-        def status(state: str = "online") -> TrainerStatus:
-            return TrainerStatus(
-                state="online" if state == "online" else "offline",
-                run=journal.run,
-                epoch=epoch,
-                version=learner.version,
-                samples=journal.samples(),
-                final=learner.final,
-                fence=election.fence,
-                instance=election.instance,
-            )
-
-        topic = Topics(config.job).trainer_status
-        last_words = TrainerStatus(
-            state="offline", run=journal.run, epoch=epoch, fence=election.fence, instance=election.instance
-        )
-        will = Will(topic=topic, payload=signer.status(last_words))
-        transport = connect(config, f"sidestream-trainer-{secrets.token_hex(16)}", will)
-        gate = LeaderTransport(transport, election)
-        retained = Retained()
-        by_labels = TASKS[config.task].form is TargetForm.LABELS
-        judge = Judge(journal, suspects=config.quarantine, by_labels=by_labels)
-        publisher = Publisher(gate, journal, metrics, retained, signer)
-        learner = Learner(
-            config=config,
-            journal=journal,
-            publisher=publisher,
-            metrics=metrics,
-            online=lambda: ingest.online,
-            trace=trace,
-            directory=directory,
-            judge=judge.on_loss,
-        )
+        parts = Parts(config, journal, trace, connect, take_over)
+        urls = parts.figures.serve(stack)
         inbox = Inbox(share_bytes=max(SHARE_BYTES, (1 + config.flow.window) * TARGET_MESSAGE_BYTES))
-        ingest = Ingest(
-            journal=journal,
-            job=job,
-            transport=gate,
-            election=election,
-            inbox=inbox,
-            fleet=Fleet(config.tiers),
-            metrics=metrics,
-            board=board,
-            broker_figures=broker_figures,
-            retained=retained,
-            signer=signer,
-            status=status,
-            learner_woken=learner.wake,
-            trace=trace,
-            judge=judge,
-            max_batches_per_s=config.max_batches_per_s,
-            held_max_bytes=config.quarantine_max_mib * 2**20,
-            clock=clock,
+        learner = parts.learner(directory)
+        ingest = parts.ingest(inbox, learner.wake, clock)
+        threads = Threads(
+            *(config, settings_file, parts.transport, parts.link, inbox, ingest, learner, parts.presence)
         )
-        _Threads(
-            config,
-            settings_file,
-            transport,
-            election,
-            inbox,
-            ingest,
-            learner,
-            farewell=lambda: signer.status(status("offline")),
-        ).run(stop, lambda: started(url, page_url))
+        threads.run(stop, lambda: started(*urls))
 
 
 def _open_journal(directory: Path) -> Journal:
@@ -195,103 +123,78 @@ def _open_journal(directory: Path) -> Journal:
     return Journal(path)
 
 
-def _open_page(stack: ExitStack, config: TrainerConfig, board: Board) -> str:
-    """Serve the fleet page until the stack is unwound; return its URL, empty if there is none."""
-    if not config.page:
-        return ""
-    try:
-        return stack.enter_context(serve_page(board, config.page_port, config.page_host)).url
-    except PortInUseError as exc:
-        _log.warning("there is no fleet page: %s", exc)
-        return ""
+class Parts:
+    """What ingest and learner share, in the order in which one needs the other; and those two.
 
-
-class _Threads:
-    """Starts the threads, waits, and stops them in order: learner, then goodbye, then ingest."""
+    Args:
+        config: The operator's settings.
+        journal: Opened.
+        trace: Told what is done when.
+        connect: Makes the transport.
+        take_over: Depose another trainer.
+    """
 
     def __init__(
-        self,
-        config: TrainerConfig,
-        settings_file: SettingsFile | None,
-        transport: Transport,
-        election: LeaderElection,
-        inbox: Inbox,
-        ingest: Ingest,
-        learner: Learner,
-        *,
-        farewell: Callable[[], bytes],
+        self, config: TrainerConfig, journal: Journal, trace: Trace, connect: Connect, take_over: bool
     ) -> None:
-        self._config = config
-        self._settings_file = settings_file
-        self._transport = transport
-        self._election = election
-        self._inbox = inbox
-        self._ingest = ingest
-        self._learner = learner
-        self._farewell = farewell
-        self._stop = threading.Event()
-        self._failure: BaseException | None = None
+        self._config, self._journal, self._trace = config, journal, trace
+        self._topics = topics = Topics(config.job)
+        self._signer = signer = load_signer(config.job, config.signing)
+        self._job = Job(config, journal)
+        # The clock is a hint only, for a journal and a broker that are both new to a job that is not.
+        fence = max(journal.fence + 1, int(time.time()))
+        election = LeaderElection(instance=secrets.token_hex(16), fence=fence, take_over=take_over)
+        gone = offline_status(journal, election)
+        will = Will(topic=topics.trainer_status, payload=signer.status(gone))
+        self.transport = connect(config, f"sidestream-trainer-{secrets.token_hex(16)}", will)
+        self.link = link = LeaderTransport(self.transport, election)
+        self._judge = Judge(
+            journal,
+            suspects=config.quarantine,
+            by_labels=TASKS[config.task].form is TargetForm.LABELS,
+            held_max_bytes=config.quarantine_max_mib * 2**20,
+        )
+        self.figures = Figures(config, journal, self._judge, link)
+        self._fold = Fold(journal, cache_bytes=config.cache_mib * 2**20)
+        self._progress = Progress(journal, self._fold, config.learner)
+        self._retained = Retained()
+        self._downlink = downlink = Downlink(link, topics, journal, self.figures.metrics)
+        self.presence = Presence(election, journal, link, downlink, topics, signer, self._progress, gone)
 
-    def run(self, stop: threading.Event, started: Callable[[], None]) -> None:
-        topics = Topics(self._config.job)
-        self._ingest.listen()
-        threads = [
-            threading.Thread(target=self._guard, args=(run,), name=name, daemon=True)
-            for name, run in (("ingest", self._ingest_all), ("learner", self._learn))
-        ]
-        try:
-            self._transport.start(self._inbox.offer)
-            self._await_broker(stop)
-            threads[0].start()
-            while not (self._ingest.confirmed.wait(0.05) or stop.is_set() or self._failure is not None):
-                continue
-            if self._ingest.confirmed.is_set():
-                threads[1].start()
-                started()
-            while not stop.wait(0.2) and self._failure is None:
-                self._follow_settings()
-        finally:
-            self._stop.set()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join(_JOIN_S)
-            farewell = (topics.trainer_status, self._farewell(), 1, True)
-            # One that has no say has nothing to take back: the retained status is another's.
-            self._transport.close(last_words=[farewell] if self._election.active else [])
-        if self._failure is not None:
-            raise self._failure
+    def learner(self, directory: Path) -> Learner:
+        """The learner, which keeps checkpoints in ``directory``."""
+        config, journal, fold, metrics = self._config, self._journal, self._fold, self.figures.metrics
+        publisher = Publisher(self.link, journal, metrics, self._retained, self._signer)
+        releases = Releases(
+            *(config, fold, self._progress, journal.run, publisher),
+            online=lambda: self.figures.online,
+            trace=self._trace,
+        )
+        checkpointer = Checkpointer(directory, fold, journal, metrics)
+        return Learner(
+            *(config, journal, fold, self._progress, checkpointer, releases),
+            metrics=metrics,
+            trace=self._trace,
+            judge=self._judge.on_loss,
+        )
 
-    def _await_broker(self, stop: threading.Event) -> None:
-        """Wait for the first connection; after that one the transport reconnects for ever."""
-        wait_s = self._config.broker_wait_s
-        deadline_s = time.monotonic() + wait_s
-        while not stop.is_set() and not self._transport.wait_connected(0.2):
-            if wait_s and time.monotonic() > deadline_s:
-                raise BrokerError(
-                    f"no broker within {wait_s:g} s: {self._transport.last_error}; check broker.url, or set "
-                    "broker_wait_s = 0 to wait for ever"
-                )
-
-    def _follow_settings(self) -> None:
-        if self._settings_file is None:
-            return
-        updated = self._settings_file.update(self._config, time.monotonic())
-        if updated != self._config:
-            self._config = updated
-            self._learner.reconfigure(updated)
-            self._ingest.reconfigure(updated)
-
-    def _learn(self) -> None:
-        self._learner.run(self._stop)
-
-    def _ingest_all(self) -> None:
-        while not self._stop.is_set():
-            self._ingest.step()
-            self._ingest.throttle(self._learner.backlog > self._config.max_backlog)
-
-    def _guard(self, run: Callable[[], None]) -> None:
-        """A thread that fails ends the process: a supervisor restarts it, and nothing is lost by that."""
-        try:
-            run()
-        except BaseException as exc:
-            self._failure = exc
+    def ingest(self, inbox: Inbox, wake: Callable[[bool], None], clock: Callable[[], float]) -> Ingest:
+        """What empties the inbox, subscribed to everything; ``wake`` wakes the learner."""
+        journal, job, judge, topics = self._journal, self._job, self._judge, self._topics
+        link, downlink, figures = self.link, self._downlink, self.figures
+        announcements = Announcements(job, link, downlink, topics, self._retained, self._signer, wake)
+        subscriptions, setbacks = Subscriptions(link, topics), Setbacks(journal, self._signer)
+        shut_out = ShutOut(inbox.box, subscriptions, topics, figures.fleet, figures.board, figures.metrics)
+        rate = self._config.max_batches_per_s
+        refusals = Refusals(downlink, topics, figures.board, figures.metrics, rate, inbox.box)
+        reports = Reports(job, figures, downlink, setbacks, refusals)
+        router = Router(
+            *(topics, link, self.presence, announcements, setbacks, reports, refusals),
+            *(figures.metrics, figures.broker),
+        )
+        batches = Batches(
+            *(journal, job, judge, downlink, refusals, setbacks, shut_out, figures.metrics, self._trace)
+        )
+        duties = Duties(inbox, journal, judge, downlink, announcements, self.presence, shut_out, figures)
+        subscriptions.begin()
+        return Ingest(*(inbox, router, reports, batches, link, announcements, duties), wake=wake, clock=clock)

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from broker_config.errors import PublishTimeout, TooLarge
 from metrics.catalogue import Content, TrainerMetrics
-from side_trainer.broadcast.leader_election import LeaderElection
 from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.journal.journal import Journal
 from sidestream.contract.errors import BrokerError
@@ -17,32 +16,25 @@ from sidestream.contract.wire import pack
 
 _log = logging.getLogger(__name__)
 _PATIENCE_S: Final = 1.0
-_MOST_OWED: Final = 10_000
+_MOST_OWED: Final = 20_000
 
 
 class Downlink:
     """Belongs to the ingest thread.
 
     Args:
-        transport: Where to.
+        link: Where to.
         topics: The job's.
         journal: Says up to where a stream is safe.
-        election: Has the fence.
         metrics: Counts bytes.
     """
 
     def __init__(
-        self,
-        transport: LeaderTransport,
-        topics: Topics,
-        journal: Journal,
-        election: LeaderElection,
-        metrics: TrainerMetrics,
+        self, link: LeaderTransport, topics: Topics, journal: Journal, metrics: TrainerMetrics
     ) -> None:
-        self._transport = transport
+        self._link = link
         self._topics = topics
         self._journal = journal
-        self._election = election
         self._metrics = metrics
         self._stuck = False  # the window was full for too long: nobody waits for it until it moves
         self._too_large: set[str] = set()
@@ -58,7 +50,7 @@ class Downlink:
         """
         try:
             patience_s = 0.0 if self._stuck else _PATIENCE_S
-            self._transport.publish(topic, payload, retain=retain, timeout_s=patience_s)
+            self._link.publish(topic, payload, retain=retain, timeout_s=patience_s)
         except BrokerError as exc:
             self._stuck = isinstance(exc, PublishTimeout)
             self._not_sent(topic, exc)
@@ -71,7 +63,7 @@ class Downlink:
     def offer(self, topic: str, payload: bytes) -> bool:
         """Publish what is of use but not needed: at once, without an acknowledgement, or not at all."""
         try:
-            self._transport.publish(topic, payload, qos=0, timeout_s=0.0)
+            self._link.publish(topic, payload, qos=0, timeout_s=0.0)
         except BrokerError as exc:
             _log.debug("not sent to %s: %s", topic, exc)
             return False
@@ -86,7 +78,7 @@ class Downlink:
 
     def pay(self) -> None:
         """Send the receipts that could not be sent, as far as they can be now."""
-        while self._owed and self._transport.active:
+        while self._owed and self._link.active:
             (uplink, stream), about = next(iter(self._owed.items()))
             if not self._receipt(uplink, stream, **about):
                 return
@@ -115,7 +107,7 @@ class Downlink:
             upto=upto,
             digest=self._journal.content(stream, upto) if upto else "",
             saved=state.saved if state is not None else 0,
-            fence=self._election.fence,
+            fence=self._link.fence,
             **about,
         )
         topic = self._topics.receipt(uplink.tier, uplink.device)

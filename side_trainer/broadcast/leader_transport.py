@@ -1,8 +1,9 @@
-"""A transport through which only the job's one trainer can publish."""
+"""The link to the broker: whether it is up, what it takes, and whether this trainer may publish on it."""
 
 from __future__ import annotations
 
 import sys
+import threading
 
 from broker_config.errors import NotConnected
 from broker_config.transport import Transport
@@ -10,7 +11,7 @@ from side_trainer.broadcast.leader_election import LeaderElection
 
 
 class LeaderTransport:
-    """Publishes while ``election`` allows it.
+    """Publishes while ``election`` allows it; everybody asks here what the link is like.
 
     Args:
         transport: Where to.
@@ -22,6 +23,8 @@ class LeaderTransport:
         self._election = election
         self.max_packet_bytes = sys.maxsize
         """What the present connection takes, as the last event ``Connected`` said."""
+        self.confirmed = threading.Event()
+        """Set once it was certain, on some connection, that this is the job's one trainer."""
 
     @property
     def connected(self) -> bool:
@@ -29,9 +32,19 @@ class LeaderTransport:
         return self._transport.connected
 
     @property
+    def leads(self) -> bool:
+        """Whether this is certainly the job's one trainer."""
+        return self._election.active
+
+    @property
     def active(self) -> bool:
         """Whether a publish would be attempted right now."""
-        return self._election.active and self._transport.connected
+        return self.leads and self.connected
+
+    @property
+    def fence(self) -> int:
+        """What this trainer's plans and receipts carry."""
+        return self._election.fence
 
     def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """See :class:`~broker_config.transport.Transport`."""
@@ -49,7 +62,7 @@ class LeaderTransport:
         Raises:
             NotConnected: also where another trainer may be the job's.
         """
-        if not self._election.active:
+        if not self.leads:
             raise NotConnected("it is not certain yet that this is the job's only trainer")
         self._transport.publish(topic, payload, qos=qos, retain=retain, timeout_s=timeout_s)
 

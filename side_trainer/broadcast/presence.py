@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Final
 
-from broker_config.transport import Received
+import msgspec
+
+from broker_config.transport import LastWord, Received
 from side_trainer.broadcast.downlink import Downlink
 from side_trainer.broadcast.leader_election import LeaderElection
 from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.broadcast.signing import TrainerSigner
+from side_trainer.fold.progress import Progress
 from side_trainer.journal.journal import Journal
 from sidestream.contract.errors import BrokerError, UntrustedError, WireError
 from sidestream.contract.messages import TrainerClaim, TrainerStatus
@@ -28,31 +30,33 @@ class Presence:
     Args:
         election: Whether this is the job's one trainer.
         journal: Remembers the fence.
-        transport: Asks.
+        link: Asks.
         downlink: Tells.
         topics: The job's.
         signer: Signs the status, and knows another trainer's.
-        status: The trainer's, announced on every connection and when it changes.
+        progress: How far the weights are.
+        gone: The status that the broker tells if the connection is lost.
     """
 
     def __init__(
         self,
         election: LeaderElection,
         journal: Journal,
-        transport: LeaderTransport,
+        link: LeaderTransport,
         downlink: Downlink,
         topics: Topics,
         signer: TrainerSigner,
-        *,
-        status: Callable[[], TrainerStatus],
+        progress: Progress,
+        gone: TrainerStatus,
     ) -> None:
         self._election = election
         self._journal = journal
-        self._transport = transport
+        self._link = link
         self._downlink = downlink
         self._topics = topics
         self._signer = signer
-        self._status = status
+        self._progress = progress
+        self._gone = gone
         self._told: TrainerStatus | None = None
         self._answered = -_ANSWER_EVERY_S
         self._distrusted = False  # whether it was said that somebody poses as a trainer
@@ -61,7 +65,7 @@ class Presence:
         """Ask whether there is another trainer."""
         claim = self._election.connected(time.monotonic())
         try:
-            self._transport.ask(self._topics.trainer_claim, pack(claim))
+            self._link.ask(self._topics.trainer_claim, pack(claim))
         except BrokerError as exc:
             _log.debug("not asked for other trainers: %s", exc)
 
@@ -114,10 +118,39 @@ class Presence:
         self.tell()
         return True
 
+    @property
+    def status(self) -> TrainerStatus:
+        """As it is now."""
+        return msgspec.structs.replace(
+            self._gone,
+            state="online",
+            version=self._progress.version,
+            samples=self._journal.samples(),
+            final=self._progress.final,
+            fence=self._election.fence,
+        )
+
+    def last_words(self) -> list[LastWord]:
+        """What to say while closing; nothing where another trainer has the say: the topic is its own."""
+        status = msgspec.structs.replace(self.status, state="offline")
+        word = LastWord(self._topics.trainer_status, self._signer.status(status), 1, True)
+        return [word] if self._election.active else []
+
     def tell(self) -> None:
         """Publish the status, if it has changed."""
-        status = self._status()
+        status = self.status
         if status == self._told:
             return
         if self._downlink.send(self._topics.trainer_status, self._signer.status(status), retain=True):
             self._told = status
+
+
+def offline_status(journal: Journal, election: LeaderElection) -> TrainerStatus:
+    """What the broker is to tell of a trainer that starts now, once it is gone; counts the start."""
+    return TrainerStatus(
+        state="offline",
+        run=journal.run,
+        epoch=journal.next_epoch(),
+        fence=election.fence,
+        instance=election.instance,
+    )

@@ -47,7 +47,7 @@ class Publisher:
     """Puts versions on the retained topics and takes old chunks off them.
 
     Args:
-        transport: The broker.
+        link: The broker.
         journal: Remembers what was published.
         metrics: Counts it.
         retained: Told of everything before it is published.
@@ -56,13 +56,13 @@ class Publisher:
 
     def __init__(
         self,
-        transport: LeaderTransport,
+        link: LeaderTransport,
         journal: Journal,
         metrics: TrainerMetrics,
         retained: Retained,
         signer: TrainerSigner,
     ) -> None:
-        self._transport = transport
+        self._link = link
         self._journal = journal
         self._metrics = metrics
         self._retained = retained
@@ -72,9 +72,14 @@ class Publisher:
         """Bytes of the last version's bundle, by tier."""
 
     @property
+    def highest(self) -> int:
+        """The highest version that may be on the broker."""
+        return max(self._journal.published, default=0)
+
+    @property
     def chunk_bytes(self) -> int:
         """How much of a bundle one message holds, on the present connection."""
-        room = self._transport.max_packet_bytes - _HEADERS_BYTES
+        room = self._link.max_packet_bytes - _HEADERS_BYTES
         return min(CHUNK_BYTES, max(room, _LEAST_CHUNK_BYTES))
 
     def publish(self, version: Version, job: str) -> bool:
@@ -83,7 +88,7 @@ class Publisher:
         What a device adopts is whole whenever it looks: chunks go first, then the manifest that names them,
         and only then do the chunks of the version before disappear.
         """
-        if not self._transport.active:  # the next connection asks for it
+        if not self._link.active:  # the next connection asks for it
             return False
         topics = Topics(job)
         self.sizes = {name: len(bundle) for name, bundle in version.bundles.items()}
@@ -143,7 +148,7 @@ class Publisher:
 
     def _retain(self, topic: str, payload: bytes) -> None:
         self._retained.publishing(topic, payload)
-        self._transport.publish(topic, payload, retain=True)
+        self._link.publish(topic, payload, retain=True)
 
 
 def _chunk_count(size: int, part_bytes: int) -> int:

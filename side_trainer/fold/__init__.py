@@ -1,3 +1,3 @@
 """Weights as a pure function of the journal: training rows, losses, optimiser, checkpoints."""
 
-__all__ = ["checkpoint", "fold"]
+__all__ = ["checkpoint", "checkpointer", "fold", "progress"]

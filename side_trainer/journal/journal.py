@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from side_trainer.journal.decoded import DecodedBatches
 from side_trainer.journal.facts import JournalFacts
 from side_trainer.journal.file import digest_of, is_whole
 from side_trainer.journal.holding import Holding
@@ -74,6 +75,8 @@ class Taken(NamedTuple):
     """That are new."""
     repeated: int = 0
     """That had come before, in another batch, and were left out."""
+    offset: int = 0
+    """Of its record; 0 where there is none, or not with all its samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,8 @@ class Journal(JournalFacts):
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         super().__init__(path, read_only=read_only)
+        self.decoded = DecodedBatches()
+        """What is decoded of the newest batches."""
         self.holding = Holding(self, self._append_batch)
         """What is held back."""
 
@@ -187,7 +192,8 @@ class Journal(JournalFacts):
         )
         self.db.executemany("INSERT OR IGNORE INTO samples VALUES (?)", [(key,) for key in batch.keys])
         self._advance(batch.stream, batch.floor)
-        return Taken(claim, len(fresh), batch.samples - len(fresh))
+        whole = not held and len(fresh) == batch.samples
+        return Taken(claim, len(fresh), batch.samples - len(fresh), self._offset if whole else 0)
 
     def _has_sample(self, key: bytes) -> bool:
         return self.db.execute("SELECT 1 FROM samples WHERE key = ?", (key,)).fetchone() is not None

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import msgspec
 
 from side_trainer.settings.schema import LearnerSettings
-from sidestream.contract.plan import FedMobiLLM, MethodPlan, SideNetworkSpec
+from sidestream.contract.plan import FedMobiLLM, MethodPlan, SideNetworkSpec, TierFacts
 from sidestream.contract.tasks import Task
 from sidestream.contract.wire import Message, prepared
 
@@ -57,27 +57,13 @@ class LabelsRecord(Message, frozen=True, kw_only=True):
 
 
 @prepared
-class TierRecord(Message, frozen=True, kw_only=True):
+class TierRecord(TierFacts, frozen=True, kw_only=True):
     """Fixes what the first device of a tier showed."""
 
     tier: str
     """Its name."""
-    align: str
-    """The alignment map it uses."""
-    depth: int
-    """Layers in use."""
-    width: int
-    """Hidden size."""
-    taps: tuple[int, ...]
-    """Layers tapped."""
-    fingerprint: str
-    """Of the backbone's weights."""
-    head: str = ""
-    """Of its output head, where the task goes by one."""
-    vocabulary: int = 0
-    """Tokens that the head can predict."""
     backbone: str = ""
-    """Where the trainer's machine has it, for exports."""
+    """Where the trainer's machine has a language model, for exports."""
 
 
 @prepared

@@ -18,7 +18,7 @@ from broker_config.connection.tls import tls_context
 from side_trainer.broadcast.signing import load_signer
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TrainerConfig
-from sidestream.host.commands import add_command, add_group, add_state_dir
+from sidestream.host.commands import Handler, add_command, add_group, add_state_dir
 from sidestream.host.flags import add_flags, overrides
 from sidestream.host.logs import say, set_up
 from sidestream.host.settings_init import write_settings
@@ -50,66 +50,60 @@ def add_parser(subparsers: Any) -> None:
         "run the trainer, verify and export what it learnt",
         "Run the trainer of a job, verify, export and sum up what it learnt.",
     )
-    runs = add_command(commands, "run", run, "run the trainer", _RUN_HELP)
-    runs.add_argument("config", metavar="CONFIG", type=Path, help="the job's settings, such as trainer.toml")
-    add_flags(runs, TrainerConfig, short=_SHORT, hidden=_SECRET)
-    runs.add_argument(
-        "--take-over",
-        action="store_true",
-        help="depose another trainer of this job that runs: it stops, and keeps what it journaled",
-    )
-    runs.add_argument("--check", action="store_true", help="only say whether the settings are right")
+    _add_run(commands)
     _add_init(commands)
-    for name, handler, text in (
-        (
-            "verify",
-            verify,
-            "re-fold the journal from the start and compare with the checkpoint; 1 if it differs",
-        ),
-        ("backup", back_up, "copy the state directory as of one moment; the trainer may go on meanwhile"),
-        ("export", export, "write the weights with their spec as one safetensors file"),
-        ("status", status, "print offsets, versions and what every device contributed"),
-    ):
-        looks = add_command(commands, name, handler, text)
-        add_state_dir(looks, "trainer")
-        if name == "verify":
-            looks.add_argument(
-                "--threads", type=_threads, default=1, help="as the trainer's setting (default: 1)"
-            )
-        if name == "export":
-            looks.add_argument(
-                "--out", metavar="PATH", type=Path, required=True, help="file to write; a folder for hf"
-            )
-            looks.add_argument(
-                "--format",
-                choices=("bundle", "hf"),
-                default="bundle",
-                help="hf: a language model for transformers; load it with edge_agent.load_tuned(PATH)",
-            )
-            looks.add_argument(
-                "--tier", metavar="NAME", default="", help="for hf: whose backbone (default: the deepest)"
-            )
-        if name == "backup":
-            looks.add_argument(
-                "--out", metavar="DIR", type=Path, required=True, help="folder to make and write to"
-            )
-        if name == "status":
-            looks.add_argument("--json", action="store_true", help="print JSON")
-
+    _add_looks(commands)
     _add_quarantine(commands)
-    rebuilds = add_command(
-        commands,
-        "rebuild",
-        rebuild,
-        "fold the journal anew as if a device had never been",
-        "Take a device's batches out of a stopped trainer's journal. The trainer then folds "
-        "anew, to the weights of a job that never had the device. Versions go on rising, and the old "
-        "journal is kept.",
+    about = (
+        "Take a device's batches out of a stopped trainer's journal. The trainer then folds anew, to the "
+        "weights of a job that never had the device. Versions go on rising, and the old journal is kept."
     )
-    add_state_dir(rebuilds, "trainer")
+    rebuilds = _of_state(
+        commands, "rebuild", rebuild, "fold the journal anew as if a device had never been", about
+    )
     rebuilds.add_argument(
         "--without", metavar="DEVICE", action="append", required=True, help="device; may be given again"
     )
+
+
+def _of_state(
+    commands: Any, name: str, handler: Handler, text: str, about: str = ""
+) -> argparse.ArgumentParser:
+    """A command about a state directory."""
+    parser = add_command(commands, name, handler, text, about)
+    add_state_dir(parser, "trainer")
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    runs = add_command(commands, "run", run, "run the trainer", _RUN_HELP)
+    runs.add_argument("config", metavar="CONFIG", type=Path, help="the job's settings, such as trainer.toml")
+    add_flags(runs, TrainerConfig, short=_SHORT, hidden=_SECRET)
+    text = "depose another trainer of this job that runs: it stops, and keeps what it journaled"
+    runs.add_argument("--take-over", action="store_true", help=text)
+    runs.add_argument("--check", action="store_true", help="only say whether the settings are right")
+
+
+def _add_looks(commands: Any) -> None:
+    """What may be done beside a running trainer."""
+    text = "re-fold the journal from the start and compare with the checkpoint; 1 if it differs"
+    verifies = _of_state(commands, "verify", verify, text)
+    verifies.add_argument("--threads", type=_threads, default=1, help="as the trainer's setting (default: 1)")
+    text = "copy the state directory as of one moment; the trainer may go on meanwhile"
+    backs = _of_state(commands, "backup", back_up, text)
+    backs.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make and write to")
+    exports = _of_state(
+        commands, "export", export, "write the weights with their spec as one safetensors file"
+    )
+    text = "file to write; a folder for hf"
+    exports.add_argument("--out", metavar="PATH", type=Path, required=True, help=text)
+    text = "hf: a language model for transformers; load it with edge_agent.load_tuned(PATH)"
+    exports.add_argument("--format", choices=("bundle", "hf"), default="bundle", help=text)
+    text = "for hf: whose backbone (default: the deepest)"
+    exports.add_argument("--tier", metavar="NAME", default="", help=text)
+    text = "print offsets, versions and what every device contributed"
+    shows = _of_state(commands, "status", status, text)
+    shows.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_quarantine(commands: Any) -> None:
@@ -122,16 +116,14 @@ def _add_quarantine(commands: Any) -> None:
         title="action",
     )
     about = "Print each device with a verdict, and why."
-    lists = add_command(actions, "list", quarantine_list, "devices with a verdict", about)
-    add_state_dir(lists, "trainer")
+    lists = _of_state(actions, "list", quarantine_list, "devices with a verdict", about)
     lists.add_argument("--json", action="store_true", help="print JSON")
     for action, text in (
         ("release", "learn from a device again, and from what was kept of it, and never judge it by itself"),
         ("exclude", "keep what a device sends and do not learn from it, until it is released"),
     ):
-        decides = add_command(actions, action, quarantine_decide, text)
+        decides = _of_state(actions, action, quarantine_decide, text)
         decides.add_argument("device", metavar="DEVICE", help="as trainer status shows it")
-        add_state_dir(decides, "trainer")
         decides.set_defaults(action=action)
 
 

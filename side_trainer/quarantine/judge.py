@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 from typing import Final
 
 import numpy as np
@@ -31,9 +32,14 @@ class Judge:
         suspects: Whether devices are quarantined that send nothing like the others.
         by_labels: Whether samples have a label each. Then it is asked whether these suit the samples, and
             the loss does not count: a device with few labels is honestly harder than others, by any measure.
+        held_max_bytes: Of what quarantined devices send, all together.
     """
 
-    def __init__(self, journal: Journal, *, suspects: bool, by_labels: bool) -> None:
+    def __init__(
+        self, journal: Journal, *, suspects: bool, by_labels: bool, held_max_bytes: int = sys.maxsize
+    ) -> None:
+        self.held_max_bytes = held_max_bytes
+        """Of what is kept and not learnt from."""
         self._journal = journal
         self._suspects = suspects
         self._by_labels = by_labels

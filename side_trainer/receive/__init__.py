@@ -1,3 +1,13 @@
 """What the trainer hears: the bounded inbox, checks, rates, topics that are shut out."""
 
-__all__ = ["absence", "inbox", "refusals", "setbacks", "shut_out", "subscriptions"]
+__all__ = [
+    "batches",
+    "duties",
+    "inbox",
+    "refusals",
+    "reports",
+    "router",
+    "setbacks",
+    "shut_out",
+    "subscriptions",
+]

@@ -173,6 +173,8 @@ class Examined(NamedTuple):
 
     batch: ActivationBatch
     """As it was sent."""
+    values: Floats
+    """[B, T, d]: its activations, dequantised."""
     means: Floats
     """[B, K, d]: each row's mean vector at each tap, the same whatever policy made the vectors."""
 
@@ -197,7 +199,7 @@ def examine(payload: bytes, tier_name: str, plan: Plan, earlier: Policies = _NON
     largest = float(np.abs(values).max(initial=0.0))
     if largest > MAX_ACTIVATION:
         raise Refused(Reason.NONFINITE, f"an activation of {largest:.3g}: no backbone has any such", batch)
-    return Examined(batch, row_means(values, batch.row_lengths))
+    return Examined(batch, values, row_means(values, batch.row_lengths))
 
 
 def arrived(batch: ActivationBatch, payload: bytes, tier: str, device: str) -> Arrived:

@@ -42,7 +42,6 @@ class Refusals:
         topics: Topics,
         board: Board,
         metrics: TrainerMetrics,
-        *,
         max_batches_per_s: float,
         box: PenaltyBox,
     ) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from sidestream.contract.plan import METHODS, SideNetworkSpec
+from sidestream.contract.plan import METHODS
 from sidestream.contract.tasks import Task
 
 MethodName: TypeAlias = Literal["fed-mobillm", "mobillm"]
@@ -21,7 +21,7 @@ Implied: TypeAlias = Mapping[str, Any]
 _OF_TASK: Final[Mapping[object, Implied]] = {
     Task.CAUSAL_LM.value: {
         "tiers": {"sampling": "all", "codec": "int8", "batch_size": 8, "max_tokens": 256},
-        "side_network": {"width": 256, "inner": 256, "apart": 0},
+        "side_network": {"apart": 0},
         "learner": {
             "learning_rate": 2e-3,
             "weight_decay": 0.05,
@@ -35,16 +35,6 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
     },
     Task.REGRESSION.value: {"side_network": {"apart": 0}},  # half a number and another are not their mean
 }
-_SIDE_NETWORK: Final[Implied] = {"width": 256, "inner": 256, "summed": True, "apart": 3}
-NEW_SIDE_NETWORK: Final = SideNetworkSpec(**_SIDE_NETWORK)
-"""Of a new job whose settings say nothing."""
-NEW_LEARNER: Final[Implied] = {"correction": "view", "anchor_power": 4.0}
-"""What the learner of a job that is started now has, and that of an old settings record does not."""
-_OF_EVERY_JOB: Final[Implied] = {
-    "side_network": _SIDE_NETWORK,
-    "learner": NEW_LEARNER,
-}
-"""What a setting's own default is not, since that stands for journals from before there was the setting."""
 _OF_METHOD: Final[Mapping[object, Implied]] = {
     "fed-mobillm": {},
     "mobillm": {"label_wait_s": 2.0, "tiers": {"sampling": "all", "codec": "nf4"}},
@@ -61,7 +51,7 @@ def with_implied(settings: dict[str, Any]) -> dict[str, Any]:
     for field, implied in (("task", _OF_TASK), ("method", _OF_METHOD)):
         value = settings.get(field)
         settings = _completed(settings, implied.get(value, {}) if isinstance(value, str) else {})
-    return _completed(settings, _OF_EVERY_JOB)
+    return settings
 
 
 def _completed(settings: dict[str, Any], implied: Implied) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from broker_config.settings import BrokerSettings
-from side_trainer.settings.implied import NEW_LEARNER, NEW_SIDE_NETWORK, MethodName
+from side_trainer.settings.implied import MethodName
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.messages import check_labels
 from sidestream.contract.plan import (
@@ -124,14 +124,8 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     final_rate: Share = 0.02
     """The learning rate falls to this share of itself over the passes, along half a cosine."""
     prior_correction: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
-    """Strength of the logit adjustment by each tier's label prior; 0 for plain cross-entropy."""
-    correction: Literal["tier", "view"] = "tier"
-    """view, which every new job has: answers are corrected by all rows that teach them, smoothing follows
-    the correction, and a tier short of a label keeps to a shallower answer. tier,
-    which journals from before have: by the tier's rows, and no more."""
-    anchor_power: Positive = 2.0
-    """With correction by view: an answer is trusted by exp(-D**anchor_power), D being the divergence of the
-    fleet's labels from those that teach it, in nats. Every new job has 4: mild skew costs a tier nothing."""
+    """Strength of the logit adjustment by the label prior of all rows that teach an answer; 0 for plain
+    cross-entropy."""
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
     """Of the targets."""
     exit_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
@@ -184,9 +178,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Without ``labels``: and until no new label came for so long."""
     tiers: dict[str, TierConfig] = msgspec.field(default_factory=lambda: {"generic": TierConfig()})
     """By tier name."""
-    side_network: SideNetworkSpec = NEW_SIDE_NETWORK
+    side_network: SideNetworkSpec = SideNetworkSpec()
     """The side-network's shape."""
-    learner: LearnerSettings = LearnerSettings(**NEW_LEARNER)
+    learner: LearnerSettings = LearnerSettings()
     """Optimiser, replay, passes, seed."""
     flow: FlowPlan = FlowPlan()
     """How fast devices may send."""

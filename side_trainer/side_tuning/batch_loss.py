@@ -2,7 +2,8 @@
 
 Each row's logits are adjusted by the label prior of the rows that teach them, against the fleet's (Menon et
 al., arXiv 2007.07314): that keeps messages with skewed labels from pulling the shared network about. Rows
-with more taps than another tier are also asked for that tier's answer.
+with more taps than another tier are also asked for that tier's answer, and where a shallower answer is to be
+trusted more than a row's own, that one is partly held to it (:mod:`side_trainer.side_tuning.views`).
 
 Legend: K rows, N vectors a row (padded), C numbers in an answer.
 """
@@ -44,40 +45,47 @@ class BatchLoss:
         counts: Mapping[str, Counts],
         head_of: Callable[[str], OutputHead],
     ) -> None:
-        self._task = settings.task
-        self._settings = learner = settings.learner
+        self._generates = TASKS[settings.task].generates
+        self._settings = settings.learner
         self._objective = OBJECTIVES[settings.task]
-        self._tiers = tiers
-        self._counts = counts
         self._head_of = head_of
-        self._by_view = learner.correction == "view"
+        self._numbers = {name: number for number, name in enumerate(tiers)}
+        self._own_taps = {name: len(tier.taps) for name, tier in tiers.items()}
+        self._exits = sorted(set(self._own_taps.values()))
         tapped = {name: Tapped(tier.align, tier.taps) for name, tier in tiers.items()}
-        self._views = Views(tapped, counts, self._objective, learner.exit_weight, learner.anchor_power)
-        self._all_counts: Counts = np.sum(list(counts.values()), axis=0)
+        self._views = Views(tapped, counts, self._objective, self._settings.exit_weight)
+        all_counts: Counts = np.sum(list(counts.values()), axis=0)
+        self._fleet = self._objective.prior(all_counts)
+        self._scale = self._objective.scale(all_counts)
+        self._anchors = {name: self._views.anchor(name, self._exits, all_counts) for name in tiers}
+        self._shares = torch.tensor([anchor.share for anchor in self._anchors.values()])  # by tier's number
+        self._tables: dict[int, Tensor] = {}
 
     def of(self, network: SideNetwork, batch: MiniBatch) -> tuple[Tensor, npt.NDArray[Any]]:
         """The mini-batch's loss, and each row's own [K] to show."""
-        settings = self._settings
-        if TASKS[self._task].generates:
-            return token_loss(network, batch, self._head_of, settings.label_smoothing)
-        exits = {len(tier.taps) for tier in self._tiers.values()}
+        if self._generates:
+            return token_loss(network, batch, self._head_of, self._settings.label_smoothing)
         families = [(family.align, family.activations) for family in batch.families]
-        answers, alone = network.answers(families, batch.mask, exits)
+        answers, alone = network.answers(families, batch.mask, self._exits)
         own = _own_answers(answers, [(len(taps), taps.shape[1]) for _, taps in families])
-        targets = self._scaled(batch.targets)
-        losses = self._losses(own, self._adjustments(batch), targets)
-        anchored, share = self._anchored(batch, own, answers, losses, targets)
-        total = anchored.sum()
-        for taps in sorted(exits):
+        owners = torch.tensor([self._numbers[tier] for tier in batch.tiers])  # [K]
+        targets = batch.targets
+        if self._scale != Scale():  # in the measure of answers
+            targets = (targets - self._scale.mean) / self._scale.deviation
+        losses = self._losses(own, self._adjustments(batch, owners), targets)
+        share = self._shares[owners]
+        held = self._objective.distilled(own, self._anchored(batch, own, answers), targets)
+        total = (share * losses + (1 - share) * held).sum()
+        for taps in self._exits:
             deeper = sum(
                 family.activations.shape[1] for family in batch.families if len(family.activations) > taps
             )
             if deeper:
-                adjustment = self._adjustments(batch, taps)[:deeper]
+                adjustment = self._adjustments(batch, owners[:deeper], taps)
                 early = self._early(answers[taps][:deeper], own[:deeper], adjustment, targets[:deeper])
-                total = total + settings.exit_weight * early
+                total = total + self._settings.exit_weight * early
         for taps, said in alone.items():
-            adjustment = self._adjustments(batch, taps)[: len(said)]
+            adjustment = self._adjustments(batch, owners[: len(said)], taps)
             total = total + (share[: len(said)] * self._losses(said, adjustment, targets[: len(said)])).sum()
         return total / len(batch.targets), losses.detach().numpy()
 
@@ -90,50 +98,30 @@ class BatchLoss:
 
     def _losses(self, answers: Tensor, adjustment: Tensor, targets: Tensor) -> Tensor:
         """[K]: of answers that are adjusted as the rows' labels do."""
-        smoothing = self._settings.label_smoothing
         return self._objective.losses(
-            answers + adjustment, targets, smoothing, adjustment if self._by_view else None
+            answers + adjustment, targets, self._settings.label_smoothing, adjustment
         )
 
-    def _anchored(
-        self, batch: MiniBatch, own: Tensor, answers: dict[int, Tensor], losses: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """[K]: ``losses``; where a shallower answer is to be trusted more, partly the distance from that.
-
-        And [K]: the share of them that is left.
-        """
-        if not self._by_view:
-            return losses, torch.ones(len(losses))
-        exits = answers.keys()
-        anchors = {tier: self._views.anchor(tier, exits, self._all_counts) for tier in set(batch.tiers)}
+    def _anchored(self, batch: MiniBatch, own: Tensor, answers: dict[int, Tensor]) -> Tensor:
+        """As ``own``: what each row's own answer is held to, as far as it is not to be trusted itself."""
         base = own.detach().clone()
-        for tier, anchor in anchors.items():
+        for tier in set(batch.tiers):
             rows = [row for row, of in enumerate(batch.tiers) if of == tier]
-            base[rows] = answers[anchor.taps][rows].detach()
-        share = torch.tensor([anchors[tier].share for tier in batch.tiers])
-        return share * losses + (1 - share) * self._objective.distilled(own, base, targets), share
+            base[rows] = answers[self._anchors[tier].taps][rows].detach()
+        return base
 
-    def _adjustments(self, batch: MiniBatch, taps: int = 0) -> Tensor:
+    def _adjustments(self, batch: MiniBatch, owners: Tensor, taps: int = 0) -> Tensor:
         """[K, C], or [K, 1, C]: each row's logit adjustment at ``taps`` taps, or 0 for its own last."""
-        fleet = self._objective.prior(self._all_counts)
-        own = {
-            tier: self.adjustment(tier, taps or len(self._tiers[tier].taps), fleet)
-            for tier in set(batch.tiers)
-        }
-        stacked = np.stack([own[tier] for tier in batch.tiers]).astype(np.float32)
-        adjustment = self._settings.prior_correction * torch.from_numpy(stacked)
+        if taps not in self._tables:
+            rows = [self.adjustment(tier, taps or own) for tier, own in self._own_taps.items()]
+            table = torch.from_numpy(np.stack(rows).astype(np.float32))
+            self._tables[taps] = self._settings.prior_correction * table
+        adjustment = self._tables[taps][owners]
         return adjustment[:, None] if batch.per_vector else adjustment
 
-    def adjustment(self, tier: str, taps: int, fleet: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """[C]: what a tier's answer at ``taps`` taps is adjusted by; ``fleet`` is the prior of all rows."""
-        if self._by_view:
-            return self._views.adjustment(tier, taps, fleet)
-        return self._objective.prior(self._counts[tier]) - fleet
-
-    def _scaled(self, targets: Tensor) -> Tensor:
-        """Targets in the measure of answers."""
-        scale = self._objective.scale(self._all_counts)
-        return targets if scale == Scale() else (targets - scale.mean) / scale.deviation
+    def adjustment(self, tier: str, taps: int) -> npt.NDArray[np.float64]:
+        """[C]: what a tier's answer at ``taps`` taps is adjusted by."""
+        return self._views.adjustment(tier, taps, self._fleet)
 
 
 def _own_answers(answers: dict[int, Tensor], families: list[tuple[int, int]]) -> Tensor:

@@ -83,26 +83,12 @@ def _transformers(learnt: Learnt, tier: str) -> Export:
         raise StateError(f"--tier: {tier!r} is no settled tier of the job; there are: {settled}")
     record = tiers[tier] if tier else max(tiers.values(), key=lambda one: (one.depth, one.tier))
     data = bundle_of(learnt, [record], blocks=len(record.taps))
-    exported = Exported(tier=record.tier, tier_plan=_plan_of(record), weights_digest=digest(data))
+    plan = TierPlan(backbone=record.backbone, layers=record.depth, sampling="all", **record.facts())
+    exported = Exported(tier=record.tier, tier_plan=plan, weights_digest=digest(data))
     return Export(
         files={WEIGHTS: data, INDEX: msgspec.json.format(msgspec.json.encode(exported), indent=2)},
         about=f"tier {record.tier}, beside {record.backbone}",
         usage="load it with\n    import edge_agent\n    model, tokenizer = edge_agent.load_tuned({out!r})",
-    )
-
-
-def _plan_of(record: TierRecord) -> TierPlan:
-    return TierPlan(
-        backbone=record.backbone,
-        layers=record.depth,
-        align=record.align,
-        sampling="all",
-        depth=record.depth,
-        width=record.width,
-        taps=record.taps,
-        fingerprint=record.fingerprint,
-        head=record.head,
-        vocabulary=record.vocabulary,
     )
 
 

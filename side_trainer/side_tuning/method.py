@@ -29,7 +29,7 @@ from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser
 from side_trainer.side_tuning.output_heads import Heads
 from side_trainer.side_tuning.training_rows import MiniBatch, RowStore, StoredBatch, gather
-from sidestream.contract.tasks import TASKS, Scale
+from sidestream.contract.tasks import TASKS, Scale, Targets
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
 from sidestream.side_network.network import SideNetwork
@@ -62,11 +62,13 @@ class SideTuningMethod(Method):
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
         self._optimiser: Optimiser | None = None
         self._counts: dict[str, Counts] = {}
+        self._made_loss: BatchLoss | None = None  # until settings, tiers or counts change
         self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
 
     # --- facts ---------------------------------------------------------------------------------------
 
     def settings_changed(self) -> None:
+        self._made_loss = None
         if self._optimiser is not None:
             self._optimiser.configure(self._learner)
         if self.network is None and not TASKS[self.facts.settings.task].named:
@@ -88,6 +90,7 @@ class SideTuningMethod(Method):
             self.tier_settled(tier)
 
     def tier_settled(self, tier: TierRecord) -> None:
+        self._made_loss = None
         self._counts[tier.tier] = self._objective.no_counts(len(self.facts.labels))
         if self.network is None or tier.align in self.network.align_names:
             return
@@ -101,8 +104,8 @@ class SideTuningMethod(Method):
     def _batch(self, record: Record) -> Step:
         assert record.tier is not None
         settings = self._learner
-        stored = StoredBatch.read(record.tier, record.payload)
-        self._counts[record.tier] += self._objective.count(stored.targets, len(self.facts.labels))
+        stored = self.rows.decode(record)
+        self._count(record.tier, stored.targets)
         self.rows.add(record.offset, record.samples)
         generator = self._generator(_BATCH_STREAM, record.offset)
         with self._seeded(record.offset):
@@ -168,9 +171,16 @@ class SideTuningMethod(Method):
             for tier in sorted(set(batch.tiers))
         }
 
+    def _count(self, tier: str, targets: Targets) -> None:
+        self._counts[tier] += self._objective.count(targets, len(self.facts.labels))
+        self._made_loss = None
+
     @property
     def _loss(self) -> BatchLoss:
-        return BatchLoss(self.facts.settings, self.facts.tiers, self._counts, self._head_of)
+        if self._made_loss is None:
+            facts = self.facts
+            self._made_loss = BatchLoss(facts.settings, facts.tiers, self._counts, self._head_of)
+        return self._made_loss
 
     @property
     def scale(self) -> Scale:
@@ -257,8 +267,7 @@ class SideTuningMethod(Method):
             self.idle_rows += self.last_idle.rows
         for at, tier, samples in self.journal.batches(offset):
             self.rows.add(at, samples)
-            targets = StoredBatch.read_targets(self.journal.get(at).payload)
-            self._counts[tier] += self._objective.count(targets, len(self.facts.labels))
+            self._count(tier, StoredBatch.read_targets(self.journal.get(at).payload))
         if self.network is not None and self.average is not None and self._optimiser is not None:
             self.network.load_arrays(_below("current", arrays))
             self.average.load_arrays(_below("average", arrays))

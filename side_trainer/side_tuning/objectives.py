@@ -40,9 +40,7 @@ class Objective(Protocol):
         """How far targets with the statistics ``counts`` are from ``wanted`` ones: 0 if alike, in nats."""
         return 0.0
 
-    def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
-    ) -> Tensor:
+    def losses(self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor) -> Tensor:
         """[K]: how far each row's answers are from its targets, which are in the answers' measure.
 
         ``adjustment`` is what the prior correction added to the answers: smoothing then goes towards that,
@@ -71,12 +69,8 @@ class Classification(Objective):
         log = self.prior(wanted)
         return float(np.exp(log) @ (log - self.prior(counts)))
 
-    def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
-    ) -> Tensor:
-        if adjustment is not None:
-            return _smoothed(answers, targets, smoothing, adjustment)
-        return functional.cross_entropy(answers, targets, reduction="none", label_smoothing=smoothing)
+    def losses(self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor) -> Tensor:
+        return _smoothed(answers, targets, smoothing, adjustment)
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(answers, teacher.detach().softmax(dim=-1), reduction="none")
@@ -94,9 +88,7 @@ class NextToken(Objective):
     def prior(self, counts: Counts) -> npt.NDArray[np.float64]:
         return np.zeros(0)
 
-    def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
-    ) -> Tensor:
+    def losses(self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor) -> Tensor:
         raise AssertionError("a language model's answers are never all there at once")
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -106,19 +98,8 @@ class NextToken(Objective):
 class TokenClassification(Classification):
     """One of C labels a vector: its mean cross-entropy over a row's vectors. Statistics are of vectors."""
 
-    def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
-    ) -> Tensor:
-        if adjustment is not None:
-            return _mean_of_real(_smoothed(answers, targets.clamp(min=0), smoothing, adjustment), targets)
-        by_vector = functional.cross_entropy(
-            answers.transpose(1, 2),
-            targets,
-            reduction="none",
-            label_smoothing=smoothing,
-            ignore_index=NO_TARGET,
-        )
-        return _mean_of_real(by_vector, targets)
+    def losses(self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor) -> Tensor:
+        return _mean_of_real(_smoothed(answers, targets.clamp(min=0), smoothing, adjustment), targets)
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         shares = teacher.detach().softmax(dim=-1).transpose(1, 2)
@@ -152,11 +133,8 @@ class MultiLabel(Objective):
         absent = np.logaddexp(0, own) - np.logaddexp(0, odds)
         return float((share * there + (1 - share) * absent).mean())
 
-    def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
-    ) -> Tensor:
-        middle = 0.5 if adjustment is None else adjustment.sigmoid()
-        wanted = targets[:, : answers.shape[1]] * (1 - smoothing) + smoothing * middle
+    def losses(self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor) -> Tensor:
+        wanted = targets[:, : answers.shape[1]] * (1 - smoothing) + smoothing * adjustment.sigmoid()
         return _binary(answers, wanted)
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -188,9 +166,7 @@ class Regression(Objective):
         deviation = float(np.sqrt(max(0.0, squares / number - mean**2)))
         return Scale(mean=float(mean), deviation=deviation if deviation > _LEAST * (1 + abs(mean)) else 1.0)
 
-    def losses(
-        self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor | None = None
-    ) -> Tensor:
+    def losses(self, answers: Tensor, targets: Tensor, smoothing: float, adjustment: Tensor) -> Tensor:
         return functional.huber_loss(answers[:, 0], targets, reduction="none")
 
     def distilled(self, answers: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:

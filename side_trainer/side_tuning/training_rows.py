@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from side_trainer.journal.journal import Journal
+from side_trainer.journal.journal import Journal, Record
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.tasks import NO_TARGET, PER_VECTOR, Targets
 from sidestream.contract.tensors import Floats, decode
@@ -45,9 +45,14 @@ class StoredBatch:
     def read(cls, tier: str, payload: bytes) -> StoredBatch:
         """Decode a payload that the inbox has accepted."""
         batch = unpack(ActivationBatch, payload)
+        return cls.of(tier, batch, decode(batch.activations))
+
+    @classmethod
+    def of(cls, tier: str, batch: ActivationBatch, values: Floats) -> StoredBatch:
+        """A batch that is decoded already, to ``values``."""
         return cls(
             tier=tier,
-            activations=decode(batch.activations),
+            activations=values,
             starts=np.concatenate([[0], np.cumsum(batch.row_lengths, dtype=np.int64)]),
             targets=_widened(batch.read_targets()),
             per_vector=batch.target_form in PER_VECTOR,
@@ -137,10 +142,17 @@ class RowStore:
         if found is not None:
             self._cache.move_to_end(offset)
             return found
-        record = self._journal.get(offset)
+        return self.decode(self._journal.get(offset))
+
+    def decode(self, record: Record) -> StoredBatch:
+        """The batch of a record, kept; the inbox may have decoded it already."""
         assert record.kind == "batch" and record.tier is not None
-        stored = StoredBatch.read(record.tier, record.payload)
-        self._cache[offset] = stored
+        found = self._journal.decoded.take(record.offset)
+        if found is not None:
+            stored = StoredBatch.of(record.tier, found.batch, found.values)
+        else:
+            stored = StoredBatch.read(record.tier, record.payload)
+        self._cache[record.offset] = stored
         self._cached += stored.activations.nbytes
         while self._cached > self._cache_bytes and len(self._cache) > 1:
             self._cached -= self._cache.popitem(last=False)[1].activations.nbytes

@@ -5,21 +5,22 @@ deep tier's rows show there what a shallow tier's do, and teach the same answer.
 adjusted by are then the labels of all the rows that teach it, not those of one tier: with all tiers together
 that is nothing, however skewed each is.
 
-How far an answer is to be *trusted* is exp(−D^p), with D the divergence of the fleet's labels from those that
-teach it: 1 where they are alike, near 0 where a label is all but missing; the greater p, the less mild skew
-counts. A tier whose own, deepest answer is to be trusted less than one on the way to it keeps to that one,
-its anchor, by as much.
+How far an answer is to be *trusted* is exp(−D⁴), with D the divergence of the fleet's labels from those that
+teach it: 1 where they are alike, also with mild skew, near 0 where a label is all but missing. A tier whose
+own, deepest answer is to be trusted less than one on the way to it keeps to that one, its anchor, by as much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from side_trainer.side_tuning.objectives import Counts, Objective
+
+_POWER: Final = 4
 
 
 class Tapped(NamedTuple):
@@ -48,7 +49,6 @@ class Views:
         counts: Statistics of the labels of each tier's rows.
         objective: What to make of them.
         weight: What a row counts for at a view that is not its own last one.
-        power: p above.
     """
 
     def __init__(
@@ -57,13 +57,11 @@ class Views:
         counts: Mapping[str, Counts],
         objective: Objective,
         weight: float,
-        power: float,
     ) -> None:
         self._tiers = tiers
         self._counts = counts
         self._objective = objective
         self._weight = weight
-        self._power = power
 
     def counts(self, tier: str, taps: int) -> Counts:
         """Statistics of the labels of all rows that look at ``taps`` taps as this tier's do."""
@@ -93,4 +91,4 @@ class Views:
         return Anchor(best, trusts[own] / trusts[best])
 
     def _trust(self, divergence: float) -> float:
-        return float(np.exp(-(max(0.0, divergence) ** self._power)))
+        return float(np.exp(-(max(0.0, divergence) ** _POWER)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -68,23 +68,11 @@ TOKEN_LADDER: Final = (
 
 
 @prepared
-class TierPlan(Message, frozen=True, kw_only=True):
-    """What the devices of one tier do."""
+class TierFacts(Message, frozen=True, kw_only=True):
+    """What is fixed of a tier once its first device has come; in the plan, and in the journal."""
 
-    backbone: ShortText
-    """Reference to the frozen model: ``package:<name>``, a local folder, or a hub name."""
-    layers: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
-    """Use only the first so many layers; 0 for all."""
     align: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "default"
     """Tiers with the same name share one alignment map into the side-network; they need equal widths."""
-    sampling: ShortText = "segments:4"
-    """Token-sampling policy."""
-    codec: Codec = Codec.INT4
-    """How activations are quantised."""
-    batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
-    """Samples a message."""
-    max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128
-    """Longer samples are cut."""
     depth: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
     """Layers in use, learnt from the first device; 0 until then."""
     width: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 0
@@ -93,16 +81,38 @@ class TierPlan(Message, frozen=True, kw_only=True):
     """Layers to tap, ascending, 1 = the first layer's output; decided once the depth is known."""
     fingerprint: ShortText = ""
     """Of the backbone's weights, given or learnt from the first device; devices with others are refused."""
+    head: ShortText = ""
+    """Of the output head that the trainer learns with, its fingerprint; a language model's tiers have one."""
+    vocabulary: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 0
+    """Tokens that it can predict."""
+
+    def facts(self) -> dict[str, Any]:
+        """These, by name."""
+        return {name: getattr(self, name) for name in TierFacts.__struct_fields__}
+
+
+@prepared
+class TierPlan(TierFacts, frozen=True, kw_only=True):
+    """What the devices of one tier do."""
+
+    backbone: ShortText
+    """Reference to the frozen model: ``package:<name>``, a local folder, or a hub name."""
+    layers: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """Use only the first so many layers; 0 for all."""
+    sampling: ShortText = "segments:4"
+    """Token-sampling policy."""
+    codec: Codec = Codec.INT4
+    """How activations are quantised."""
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    """Samples a message."""
+    max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128
+    """Longer samples are cut."""
     ladder: Annotated[tuple[Rung, ...], msgspec.Meta(max_length=MAX_RUNGS)] = ()
     """Ways to send, the richest first, for devices that have a byte budget; the others send by
     ``sampling`` and ``codec``. Empty: :data:`DEFAULT_LADDER`, or :data:`TOKEN_LADDER`."""
     precision: Precision = "f32"
     """How devices keep the backbone in memory: int8 quantises its linear layers dynamically. The fingerprint
     is that of the weights as they were loaded, whatever the precision."""
-    head: ShortText = ""
-    """Of the output head that the trainer learns with, its fingerprint; a language model's tiers have one."""
-    vocabulary: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 0
-    """Tokens that it can predict."""
 
     def __post_init__(self) -> None:
         try:
@@ -133,16 +143,13 @@ class SideNetworkSpec(Message, frozen=True, kw_only=True):
 
     blocks: Annotated[int, msgspec.Meta(ge=1, le=256)] = 3
     """B: the most taps of a tier, each with an alignment map and an adapter of its own."""
-    width: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 128
+    width: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 256
     """d_s: its hidden size."""
-    inner: Annotated[int, msgspec.Meta(ge=1, le=32768)] = 128
+    inner: Annotated[int, msgspec.Meta(ge=1, le=32768)] = 256
     """Inner width of an adapter."""
-    summed: bool = False
-    """Whether each block adds to the answer, or the last one gives it. Of every new job it is true; of one
-    whose journal began without, never."""
-    apart: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
-    """With summed: blocks from this number on stand apart: each sees its own tap alone, adds half of what it
-    answers, and learns to answer by itself too; 0 for none. A job keeps what its journal began with."""
+    apart: Annotated[int, msgspec.Meta(ge=0, le=256)] = 3
+    """Blocks from this number on stand apart: each sees its own tap alone, adds half of what it answers, and
+    learns to answer by itself too; 0 for none."""
 
 
 @prepared

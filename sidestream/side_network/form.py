@@ -12,7 +12,7 @@ from typing import Final
 
 from sidestream.contract.errors import DecodeError
 from sidestream.contract.plan import SideNetworkSpec
-from sidestream.contract.tasks import TASKS
+from sidestream.contract.tasks import TASKS, TaskSpec
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import About, Bundle
 
@@ -21,9 +21,9 @@ APART_SHARE: Final = 0.5
 Shape = tuple[int, ...]
 
 
-def stands_apart(spec: SideNetworkSpec, block: int) -> bool:
-    """Whether block number ``block``, from 1, sees its own tap alone."""
-    return spec.summed and 0 < spec.apart <= block
+def stands_apart(spec: SideNetworkSpec, task: TaskSpec, block: int) -> bool:
+    """Whether block number ``block``, from 1, sees its own tap alone; a language model's never do."""
+    return 0 < spec.apart <= block and not task.generates
 
 
 def align_key(name: str) -> str:
@@ -87,9 +87,9 @@ def shapes_of(about: About) -> Iterator[tuple[str, Shape]]:
     if task.generates:
         yield from _norm("norm", r)
     else:
-        for step in [f"steps.{block}." for block in range(spec.blocks)] if spec.summed else [""]:
-            yield from _norm(f"{step}norm", r)
-            yield from _linear(f"{step}head", outputs, r)
+        for block in range(spec.blocks):
+            yield from _norm(f"steps.{block}.norm", r)
+            yield from _linear(f"steps.{block}.head", outputs, r)
 
 
 def _norm(name: str, width: int) -> Iterator[tuple[str, Shape]]:

@@ -41,7 +41,7 @@ class InferenceNetwork:
         self.scale = bundle.about.scale
         """What answers are measured in, where they are numbers."""
         self._spec = bundle.about.side_network
-        self._per_vector = TASKS[bundle.about.task].per_vector
+        self._task = TASKS[bundle.about.task]
         self._tensors = bundle.tensors
 
     def predict(self, align: str, vectors: Floats, lengths: npt.NDArray[np.int64]) -> Floats:
@@ -55,15 +55,14 @@ class InferenceNetwork:
         Returns:
             [K, C], or [V, C] where the task has an answer for every vector.
         """
-        answer = pooled = np.zeros(0, np.float32)
-        means = None if self._per_vector else _means(lengths)
+        answer = np.zeros(0, np.float32)
+        means = None if self._task.per_vector else _means(lengths)
         for block, hidden in enumerate(self._trunk(align, vectors)):
             pooled = hidden if means is None else means @ hidden
-            if self._spec.summed:
-                added = self._said(f"steps.{block}.", pooled)
-                share = APART_SHARE if block and stands_apart(self._spec, block + 1) else 1.0
-                answer = answer + share * added if block else added
-        return answer if self._spec.summed else self._said("", pooled)
+            said = self._linear(f"steps.{block}.head", self._norm(f"steps.{block}.norm", pooled))
+            share = APART_SHARE if block and self._apart(block + 1) else 1.0
+            answer = answer + share * said if block else said
+        return answer
 
     def refine(self, align: str, taps: Floats) -> Floats:
         """Of a language model: its taps [B, V, d] -> its last states, with what was learnt added: [V, d]."""
@@ -80,7 +79,7 @@ class InferenceNetwork:
         for block, tap in enumerate(taps):
             mixed = _normed(tap) @ weights[block]
             mixed += biases[block]
-            if block and not stands_apart(self._spec, block + 1):
+            if block and not self._apart(block + 1):
                 gate = 1 / (1 + np.exp(-self._tensors["gates"][block - 1]))
                 mixed *= 1 - gate
                 mixed += gate * hidden
@@ -89,9 +88,8 @@ class InferenceNetwork:
             hidden += mixed
             yield hidden
 
-    def _said(self, step: str, hidden: Floats) -> Floats:
-        """[…, r] -> [… , C]."""
-        return self._linear(f"{step}head", self._norm(f"{step}norm", hidden))
+    def _apart(self, block: int) -> bool:
+        return stands_apart(self._spec, self._task, block)
 
     def _norm(self, name: str, values: Floats) -> Floats:
         normed = _normed(values)

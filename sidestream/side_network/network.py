@@ -8,14 +8,13 @@ through an adapter that starts as the identity::
     a_b = P_b · norm(A_b)
     s_b = (1 − μ_b)·a_b + μ_b·h_{b−1},   μ_b = sigmoid(α_b),   s_1 = a_1
     h_b = s_b + W_up·gelu(W_down·norm(s_b))
-    answer_b = head(norm(mean of h_b over the row's vectors))
 
-or, in tasks with an answer for every vector, ``head(norm(h_b))``. With ``summed``, each block has a norm and
-head of its own, which start at zero, and adds to the answer of the block below::
+Each block has a norm and head of its own, which start at zero, and adds to the answer of the block below::
 
-    answer_b = answer_{b−1} + head_b(norm_b(mean of h_b)),   answer_0 = 0
+    answer_b = answer_{b−1} + head_b(norm_b(mean of h_b over the row's vectors)),   answer_0 = 0
 
-so that a deep answer that learnt nothing is the shallow one. Blocks from number ``apart`` stand apart: they
+or, in tasks with an answer for every vector, ``head_b(norm_b(h_b))``, so that a deep answer that learnt
+nothing is the shallow one. Blocks from number ``apart`` stand apart: they
 see their own tap alone, s_b = a_b, and add half of what they say, which is to be an answer by itself
 (docs/decisions/0020)::
 
@@ -143,14 +142,9 @@ class SideNetwork(nn.Module):
             if self._task.generates:
                 self.norm = nn.LayerNorm(spec.width)
                 self.outs = nn.ModuleDict()
-            elif spec.summed:
+            else:
                 outputs = self._task.outputs(labels)
                 self.steps = nn.ModuleList(_Step(spec.width, outputs) for _ in range(spec.blocks))
-            else:
-                self.norm = nn.LayerNorm(spec.width)
-                self.head = nn.Linear(spec.width, self._task.outputs(labels))
-                nn.init.zeros_(self.head.weight)
-                nn.init.zeros_(self.head.bias)
 
     def add_align(self, name: str, width: int) -> None:
         """Add the alignment map ``name``, and the way back, for backbones of hidden size ``width``.
@@ -191,21 +185,11 @@ class SideNetwork(nn.Module):
         self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int] = ()
     ) -> Answers:
         """As :meth:`forward`, with what blocks that stand apart say by themselves."""
-        if self.spec.summed:
-            return self._summed(families, mask, exits)
-        by_taps = {
-            taps: self._answer(self._pooled(hidden, mask)) for taps, hidden in self.trunk(families, exits)
-        }
-        return Answers(by_taps, {})
-
-    def _summed(
-        self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int]
-    ) -> Answers:
         wanted = {*exits, *(len(taps) for _, taps in families)}
         found, answer = Answers({}, {}), None
         for taps, hidden in self.trunk(families, range(1, self.spec.blocks + 1)):
             added = self.steps[taps - 1](self._pooled(hidden, mask), self.dropout)
-            if answer is not None and stands_apart(self.spec, taps):
+            if answer is not None and stands_apart(self.spec, self._task, taps):
                 found.alone[taps] = added
                 added = APART_SHARE * added
             answer = added if answer is None else answer[: len(added)] + added
@@ -226,7 +210,7 @@ class SideNetwork(nn.Module):
             mixed = torch.cat(
                 [self.aligns[align_key(name)](tap, values, self.dropout) for name, values in active]
             )
-            if tap and not stands_apart(self.spec, tap + 1):
+            if tap and not stands_apart(self.spec, self._task, tap + 1):
                 gate = torch.sigmoid(self.gates[tap - 1])
                 mixed = (1 - gate) * mixed + gate * hidden[: len(mixed)]
             hidden = adapter(mixed)
@@ -239,11 +223,6 @@ class SideNetwork(nn.Module):
             return hidden
         real = mask[: len(hidden), :, None].to(hidden.dtype)
         return (hidden * real).sum(dim=1) / real.sum(dim=1)
-
-    def _answer(self, hidden: Tensor) -> Tensor:
-        """[…, r] -> […, C]."""
-        answers: Tensor = self.head(functional.dropout(self.norm(hidden), self.dropout, self.training))
-        return answers
 
     def lifted(self, align: str, hidden: Tensor, states: Tensor) -> Tensor:
         """What a language model's head is given: its last states […, d] with h_b […, r] added to them."""

@@ -152,7 +152,7 @@ class FakeTrainer:
         network = SideNetwork(self.plan.side_network, labels=len(self.plan.labels), seed=0)
         network.add_align(tier.align, tier.width)
         arrays = network.arrays()
-        arrays["head.bias"][favour] = 1.0
+        arrays["steps.0.head.bias"][favour] = 1.0
         described = About(
             job=JOB,
             run=self.plan.run,

@@ -166,13 +166,13 @@ def _garbage(trainer: FakeTrainer) -> bytes:
 
 def _not_a_number(trainer: FakeTrainer) -> bytes:
     bundle = decode_bundle(trainer.bundle(6))
-    bundle.tensors["head.bias"][0] = float("nan")
+    bundle.tensors["steps.0.head.bias"][0] = float("nan")
     return encode_bundle(bundle.about, bundle.tensors)
 
 
 def _one_tensor_short(trainer: FakeTrainer) -> bytes:
     bundle = decode_bundle(trainer.bundle(6))
-    return encode_bundle(bundle.about, {n: t for n, t in bundle.tensors.items() if n != "head.bias"})
+    return encode_bundle(bundle.about, {n: t for n, t in bundle.tensors.items() if n != "steps.0.head.bias"})
 
 
 HOSTILE: dict[str, Callable[[FakeTrainer], bytes]] = {

@@ -94,7 +94,7 @@ def plan(**changes: Any) -> Plan:
                 precision="int8",
             ),
         },
-        "side_network": SideNetworkSpec(blocks=3, width=64, summed=True, apart=3),
+        "side_network": SideNetworkSpec(blocks=3, width=64, inner=128),
         "flow": FlowPlan(window=4, retry_s=2.5),
         **changes,
     }

@@ -31,8 +31,8 @@ ABOUT = About(
 Array = npt.NDArray[np.float64]
 
 
-def network(*, trained: bool = True, summed: bool = False, apart: int = 0) -> SideNetwork:
-    made = SideNetwork(msgspec.structs.replace(SPEC, summed=summed, apart=apart), labels=5, seed=3)
+def network(*, trained: bool = True, apart: int = 3) -> SideNetwork:
+    made = SideNetwork(msgspec.structs.replace(SPEC, apart=apart), labels=5, seed=3)
     made.add_align("wide", 16)
     made.add_align("nar.row", 6)
     if trained:
@@ -75,27 +75,26 @@ def reference(
             s = (1 - mu) * s + mu * h
         h = s + linear(gelu(linear(norm(s, f"adapters.{b}.norm"), f"adapters.{b}.down")), f"adapters.{b}.up")
         pooled = (h * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
-        if "head.weight" not in weights:
-            said = linear(norm(pooled, f"steps.{b}.norm"), f"steps.{b}.head")
-            total = total + (0.5 if b and alone else 1) * said
-    return linear(norm(pooled, "norm"), "head") if "head.weight" in weights else total
+        said = linear(norm(pooled, f"steps.{b}.norm"), f"steps.{b}.head")
+        total = total + (0.5 if b and alone else 1) * said
+    return total
 
 
-FORMS = pytest.mark.parametrize(("summed", "apart"), [(False, 0), (True, 0), (True, 3), (True, 2), (True, 1)])
+FORMS = pytest.mark.parametrize("apart", [0, 3, 2, 1])
 
 
 @FORMS
 @pytest.mark.parametrize("taps", [1, 2, 3])
-def test_it_equals_the_reference(taps: int, summed: bool, apart: int) -> None:
-    made = network(summed=summed, apart=apart)
+def test_it_equals_the_reference(taps: int, apart: int) -> None:
+    made = network(apart=apart)
     values, mask = rows(16, taps, 7, seed=2)
     expected = reference(made.arrays(), "@wide", values.double().numpy(), mask.numpy(), apart)
     np.testing.assert_allclose(made.predict("wide", values, mask).detach().numpy(), expected, atol=2e-5)
 
 
 @FORMS
-def test_rows_of_any_families_together_answer_as_they_do_alone(summed: bool, apart: int) -> None:
-    made = network(summed=summed, apart=apart)
+def test_rows_of_any_families_together_answer_as_they_do_alone(apart: int) -> None:
+    made = network(apart=apart)
     deep, deep_mask = rows(16, 3, 4, seed=5)
     shallow, shallow_mask = rows(6, 2, 3, seed=6)
     logits = made([("wide", deep), ("nar.row", shallow)], torch.cat([deep_mask, shallow_mask]), exits=(2,))
@@ -105,7 +104,7 @@ def test_rows_of_any_families_together_answer_as_they_do_alone(summed: bool, apa
 
 
 def test_a_block_that_stands_apart_answers_by_its_own_tap_alone() -> None:
-    made = network(summed=True, apart=3)
+    made = network()
     values, mask = rows(16, 3, 6, seed=7)
     answers, alone = made.answers([("wide", values)], mask, exits=(2,))
     torch.testing.assert_close(answers[3], answers[2] + 0.5 * alone[3])
@@ -113,11 +112,11 @@ def test_a_block_that_stands_apart_answers_by_its_own_tap_alone() -> None:
     below[:2] += 1.0
     others, still = made.answers([("wide", below)], mask, exits=(2,))
     assert list(alone) == [3] and torch.equal(still[3], alone[3]) and not torch.equal(others[2], answers[2])
-    assert not network(summed=True).answers([("wide", values)], mask).alone
+    assert not network(apart=0).answers([("wide", values)], mask).alone
 
 
 def test_the_first_blocks_of_a_network_with_one_that_stands_apart_answer_as_they_do_in_it() -> None:
-    made = network(summed=True, apart=3)
+    made = network()
     spec = msgspec.structs.replace(made.spec, blocks=2)
     small = SideNetwork(spec, labels=5, seed=0)
     for name, width in (("wide", 16), ("nar.row", 6)):
@@ -198,7 +197,7 @@ def test_reading_a_bundle_never_touches_the_generator_that_a_fold_on_another_thr
 def test_parameters_say_which_map_they_belong_to() -> None:
     names = network().arrays()
     assert {align_of(name) for name in names} == {None, "wide", "nar.row"}
-    assert align_of("head.weight") is None and align_of("aligns.@nar%row.bias") == "nar.row"
+    assert align_of("steps.0.head.weight") is None and align_of("aligns.@nar%row.bias") == "nar.row"
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])

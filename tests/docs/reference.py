@@ -74,13 +74,17 @@ def _messages_of(module: Any) -> list[type[Message]]:
     """In the order in which they are defined."""
     own = [one for one in vars(module).values() if isinstance(one, type) and issubclass(one, Message)]
     told = [one for one in own if one.__struct_fields__ or one.__struct_config__.tag is not None]
-    return [one for one in told if one.__module__ == module.__name__]
+    parts = {base for one in told for base in one.__bases__}  # shown where they are a part
+    return [one for one in told if one.__module__ == module.__name__ and one not in parts]
 
 
 def _section(kind: type[msgspec.Struct]) -> str:
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
-    helps = field_help(kind)
+    helps: dict[str, str] = {}
+    for part in reversed(kind.__mro__):
+        if issubclass(part, Message) and part is not Message:
+            helps |= field_help(part)
     rows = [
         (f"`{field.encode_name}`", _type(field.type), _default(field), _plain(_meaning(field, helps)))
         for field in info.fields

@@ -22,7 +22,6 @@ from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
 from metrics.catalogue import TrainerMetrics
 from side_trainer.broadcast.downlink import Downlink
-from side_trainer.broadcast.leader_election import LeaderElection
 from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.journal.journal import FILE_NAME, Claim, Journal
 from side_trainer.operator.backup import backup
@@ -73,6 +72,7 @@ class Wire:
     up: list[tuple[str, bytes]] = field(default_factory=list)
     down: list[tuple[str, bytes]] = field(default_factory=list)
     retained: dict[str, bytes] = field(default_factory=dict)
+    fence: int = 0
 
     connected = True
 
@@ -138,11 +138,10 @@ class Trainer:
     def start(self, boards: dict[str, Board]) -> None:
         self._fence += 1
         self.journal = Journal(self.folder / FILE_NAME)
-        election = LeaderElection(instance="i", fence=self._fence)
         metrics = TrainerMetrics(CollectorRegistry())
         metrics.set_tiers((TIER,))
-        gate = cast(LeaderTransport, self._wire)
-        self.downlink = Downlink(gate, TOPICS, self.journal, election, metrics)
+        self._wire.fence = self._fence
+        self.downlink = Downlink(cast(LeaderTransport, self._wire), TOPICS, self.journal, metrics)
         for board in boards.values():
             self.greet(board)
 

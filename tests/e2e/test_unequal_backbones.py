@@ -82,7 +82,7 @@ def test_fewer_blocks_than_the_shallowest_backbone_has_layers(
             stack.enter_context(agent(broker, tmp_path, tier, samples=120))
         reached = accuracies(listener, dict.fromkeys(KINDS, 120))
         plan = plan_of(listener)
-    assert plan.side_network == SideNetworkSpec(blocks=blocks, width=48, inner=48, summed=True, apart=3)
+    assert plan.side_network == SideNetworkSpec(blocks=blocks, width=48, inner=48)
     assert {tier: len(one.taps) for tier, one in plan.tiers.items()} == dict.fromkeys(KINDS, blocks)
     assert all(one.taps[-1] == KINDS[tier].layers for tier, one in plan.tiers.items())
     assert min(reached.values()) > 0.9, reached

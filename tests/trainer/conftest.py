@@ -35,7 +35,7 @@ def config(state_dir: Path, **changes: object) -> TrainerConfig:
         "labels": LABELS,
         "tiers": {"big": TierConfig(backbone="m"), "small": TierConfig(backbone="m", layers=3)},
         "learner": LearnerSettings(seed=5, passes=2, replay=1, pass_rows=8, replay_rows=8),
-        "side_network": SideNetworkSpec(summed=True, apart=3),
+        "side_network": SideNetworkSpec(width=128, inner=128),
         "metrics_port": -1,
         "page": False,
         "idle_after_s": 0.05,

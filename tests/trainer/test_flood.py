@@ -14,7 +14,6 @@ from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Received
 from metrics.catalogue import TrainerMetrics
 from side_trainer.broadcast.downlink import Downlink
-from side_trainer.broadcast.leader_election import LeaderElection
 from side_trainer.journal.journal import Journal
 from side_trainer.receive.inbox import Inbox
 from side_trainer.receive.penalty import PenaltyBox
@@ -161,7 +160,7 @@ def test_of_a_very_large_fleet_nobody_is_left_out() -> None:
 class Wire:
     """A transport of which the test decides what it takes."""
 
-    active = True
+    active, fence = True, 7
 
     def __init__(self) -> None:
         self.error: BrokerError | None = None
@@ -176,10 +175,9 @@ class Wire:
 
 
 def test_a_full_window_is_waited_for_once_and_receipts_follow_when_it_moves(journal: Journal) -> None:
-    wire, election = Wire(), LeaderElection(instance="one", fence=7)
-    metrics = TrainerMetrics(CollectorRegistry())
+    wire, metrics = Wire(), TrainerMetrics(CollectorRegistry())
     metrics.set_tiers(["big"])
-    downlink = Downlink(wire, TOPICS, journal, election, metrics)  # type: ignore[arg-type]
+    downlink = Downlink(wire, TOPICS, journal, metrics)  # type: ignore[arg-type]
     wire.error = PublishTimeout("stuck")
     devices = [Uplink(tier="big", device=f"d{index}", kind="activations") for index in range(50)]
     for uplink in [*devices, *devices]:
@@ -201,10 +199,7 @@ def test_a_message_that_the_broker_can_never_take_is_named_once(
     journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire()
-    downlink = Downlink(
-        wire,  # type: ignore[arg-type]
-        *(TOPICS, journal, LeaderElection(instance="one", fence=7), TrainerMetrics(CollectorRegistry())),
-    )
+    downlink = Downlink(wire, TOPICS, journal, TrainerMetrics(CollectorRegistry()))  # type: ignore[arg-type]
     wire.error = TooLarge(9000, 4096)
     for _ in range(3):
         assert not downlink.send(TOPICS.plan, b"")

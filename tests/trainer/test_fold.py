@@ -13,16 +13,16 @@ import torch
 from side_trainer.fold.checkpoint import resume, write_checkpoint
 from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
+from side_trainer.journal.decoded import Decoded, DecodedBatches
 from side_trainer.journal.file import digest_of
 from side_trainer.journal.journal import Journal
-from side_trainer.journal.records import IdleRecord, SettingsRecord
-from side_trainer.settings.implied import NEW_LEARNER, with_implied
+from side_trainer.journal.records import IdleRecord
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.training_rows import Ints, MiniBatch, RowStore, StoredBatch, gather
-from sidestream.contract.errors import ConfigError, StateError
-from sidestream.contract.plan import SideNetworkSpec
-from sidestream.contract.tasks import Task
-from sidestream.contract.wire import pack
+from sidestream.contract.errors import StateError
+from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.tensors import decode
+from sidestream.contract.wire import pack, unpack
 from tests.trainer.conftest import append, config, devices, fold_all, learnt, settle
 
 
@@ -101,40 +101,10 @@ def test_a_damaged_journal_is_told_and_not_folded(journal: Journal, tmp_path: Pa
         fold_all(journal, Fold(journal))
 
 
-def test_a_settings_record_from_before_views_means_what_it_meant() -> None:
-    now = SettingsRecord(
-        job="j", task=Task.TEXT_CLASSIFICATION, side_network=SideNetworkSpec(), learner=LearnerSettings()
-    )
-    before = msgspec.to_builtins(now)
-    del before["learner"]["correction"], before["learner"]["anchor_power"], before["side_network"]["summed"]
-    del before["side_network"]["apart"]
-    assert msgspec.convert(before, SettingsRecord) == now
-    assert now.learner.correction == "tier" and now.learner.anchor_power == 2 and not now.side_network.summed
-    assert now.side_network.apart == 0
-
-
-def test_a_job_goes_on_with_the_answers_that_its_journal_began_with(journal: Journal, tmp_path: Path) -> None:
-    filled(journal, tmp_path, batches=1, idle=False)
-    old = config(tmp_path, side_network=SideNetworkSpec())
-    kept = Job(old, journal).plan.side_network
-    assert kept.summed and kept.apart == 3
-
-
-def test_a_job_goes_on_with_the_width_that_its_journal_began_with(journal: Journal, tmp_path: Path) -> None:
-    filled(journal, tmp_path, batches=1, idle=False)
-    begun = Job(config(tmp_path), journal).plan.side_network
-    new = with_implied({"job": "colours"})["side_network"]
-    assert (begun.width, begun.inner) != (new["width"], new["inner"])
-    unsaid = config(tmp_path, side_network=msgspec.convert(new, SideNetworkSpec))
-    assert Job(unsaid, journal).plan.side_network == begun
-    with pytest.raises(ConfigError, match="differs from the one that this state_dir has trained"):
-        Job(config(tmp_path, side_network=msgspec.structs.replace(begun, width=32)), journal)
-
-
 @pytest.mark.slow
 def test_a_tier_short_of_a_label_still_answers_with_it(journal: Journal, tmp_path: Path) -> None:
     """The deep tier's rows have one label of four but for a few; the shallow tier teaches the others."""
-    settings = config(tmp_path, learner=LearnerSettings(**NEW_LEARNER, seed=5, pass_rows=16))
+    settings = config(tmp_path, learner=LearnerSettings(seed=5, pass_rows=16))
     job = Job(settings, journal)
     deep, shallow, _ = fleet = devices()
     settle(job, fleet)
@@ -156,7 +126,7 @@ def test_a_tier_short_of_a_label_still_answers_with_it(journal: Journal, tmp_pat
 
 @pytest.mark.slow
 def test_a_block_that_stands_apart_learns_to_answer_by_itself(journal: Journal, tmp_path: Path) -> None:
-    settings = config(tmp_path, learner=LearnerSettings(**NEW_LEARNER, seed=5, pass_rows=16))
+    settings = config(tmp_path, learner=LearnerSettings(seed=5, pass_rows=16))
     job = Job(settings, journal)
     deep, *_ = fleet = devices()
     settle(job, fleet)
@@ -214,11 +184,42 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
     counts = {name: np.zeros(4) for name in ("big", "small")}
     for offset, tier, _ in journal.batches(journal.tail):
         counts[tier] += np.bincount(StoredBatch.read(tier, journal.get(offset).payload).targets, minlength=4)
-    fleet = counts["big"] + counts["small"] + 1.0
-    for tier, count in counts.items():
-        expected = np.log((count + 1) / (count + 1).sum()) - np.log(fleet / fleet.sum())
-        taps, prior = len(fold.facts.tiers[tier].taps), np.log(fleet / fleet.sum())
-        np.testing.assert_allclose(learnt(fold)._loss.adjustment(tier, taps, prior), expected, rtol=1e-5)
+    fleet, deep = (count + 1 for count in (counts["big"] + counts["small"], counts["big"]))
+    expected = np.log(deep / deep.sum()) - np.log(fleet / fleet.sum())
+    np.testing.assert_allclose(learnt(fold)._loss.adjustment("big", 3), expected, rtol=1e-5)
+    for tier in counts:
+        assert not learnt(fold)._loss.adjustment(tier, 2).any(), "at two taps all rows teach both"
+
+
+def test_what_the_inbox_has_decoded_is_not_decoded_again_and_gives_the_same_bits(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(journal, tmp_path, batches=4)
+    for record in journal.read(0):
+        if record.kind == "batch":
+            batch = unpack(ActivationBatch, record.payload)
+            journal.decoded.put(record.offset, Decoded(batch, decode(batch.activations)))
+    with monkeypatch.context() as patched:
+        patched.setattr("side_trainer.side_tuning.training_rows.decode", None)
+        handed_on = fold_all(journal, Fold(journal)).digest()
+    assert fold_all(journal, Fold(journal)).digest() == handed_on
+
+
+def test_what_is_handed_on_is_bounded_and_what_was_passed_is_forgotten(
+    journal: Journal, tmp_path: Path
+) -> None:
+    device, *_ = fleet = devices()
+    job = Job(config(tmp_path), journal)
+    settle(job, fleet)
+    one = Decoded(device.batch(job.plan), np.zeros((1, 4, 16), np.float32))
+    handed = DecodedBatches(max_bytes=2 * one.values.nbytes)
+    for offset in (3, 4, 5):
+        handed.put(offset, one)
+    assert handed.take(5) is None and handed.take(3) is None, "it had no room, and is past"
+    handed.put(5, one)
+    handed.put(6, one)
+    handed.put(7, one)
+    assert handed.take(6) is one and handed.take(6) is None and handed.take(7) is one
 
 
 @pytest.mark.slow

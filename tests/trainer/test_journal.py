@@ -55,7 +55,7 @@ def watermark(journal: Journal, stream: str = STREAM) -> int:
 
 def test_a_batch_counts_once_however_often_it_comes(journal: Journal) -> None:
     taken = [take(journal, 1) for _ in range(3)]
-    assert taken == [(Claim.NEW, 2, 0), (Claim.KNOWN, 0, 0), (Claim.KNOWN, 0, 0)]
+    assert taken == [Taken(Claim.NEW, 2, offset=1), Taken(Claim.KNOWN), Taken(Claim.KNOWN)]
     assert journal.samples() == 2 and len(journal.batches(journal.tail)) == 1
 
 
@@ -145,9 +145,9 @@ def test_batches_that_are_not_neighbours_are_not_held_against_each_other(journal
 
 def test_a_sample_counts_once_in_whatever_batch_of_whatever_stream(journal: Journal) -> None:
     keys = [bytes([n]) * 8 for n in range(4)]
-    assert take(journal, 1, keys=keys[:2]) == (Claim.NEW, 2, 0)
-    assert take(journal, 1, stream="b" * 32, keys=keys[1:3]) == (Claim.NEW, 1, 1)
-    assert take(journal, 2, stream="b" * 32, keys=keys[:2]) == (Claim.NEW, 0, 2)
+    assert take(journal, 1, keys=keys[:2]) == Taken(Claim.NEW, 2, 0, offset=1)
+    assert take(journal, 1, stream="b" * 32, keys=keys[1:3]) == Taken(Claim.NEW, 1, 1)
+    assert take(journal, 2, stream="b" * 32, keys=keys[:2]) == Taken(Claim.NEW, 0, 2)
     assert take(journal, 2, stream="b" * 32, keys=keys[:2]).claim is Claim.KNOWN
     assert [(one.samples, one.payload) for one in journal.read(0)] == [(2, b"xy"), (1, b"y")]
     assert watermark(journal, "b" * 32) == 2 and journal.samples() == 3

@@ -12,6 +12,10 @@ from prometheus_client import CollectorRegistry
 
 from metrics.catalogue import TrainerMetrics
 from side_trainer.broadcast.publisher import Publisher, Version
+from side_trainer.broadcast.releases import Releases
+from side_trainer.fold.checkpointer import Checkpointer
+from side_trainer.fold.fold import Fold
+from side_trainer.fold.progress import Progress
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
 from side_trainer.learner import Learner
@@ -25,6 +29,7 @@ class Slow:
 
     def __init__(self) -> None:
         self.sizes: Mapping[str, int] = {}
+        self.highest = 0
         self.learner: Learner | None = None
         self.published: list[Version] = []
 
@@ -46,14 +51,12 @@ def test_a_connection_that_comes_up_while_publishing_gets_the_weights_too(
     append(journal, fleet[0], fleet[0].batch(job.plan))
     metrics = TrainerMetrics(CollectorRegistry())
     metrics.set_tiers(settings.tiers)
+    fold, trace, publisher = Fold(journal), Trace(), cast(Publisher, slow)
+    progress = Progress(journal, fold, settings.learner)
+    checkpointer = Checkpointer(tmp_path, fold, journal, metrics)
+    releases = Releases(settings, fold, progress, journal.run, publisher, online=dict, trace=trace)
     slow.learner = Learner(
-        config=settings,
-        journal=journal,
-        publisher=cast(Publisher, slow),
-        metrics=metrics,
-        online=dict,
-        trace=Trace(),
-        directory=tmp_path,
+        *(settings, journal, fold, progress, checkpointer, releases), metrics=metrics, trace=trace
     )
     stop = threading.Event()
     thread = threading.Thread(target=slow.learner.run, args=(stop,))

@@ -14,6 +14,7 @@ from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import RecordKind
 from side_trainer.method_registry import METHODS, check_total
 from side_trainer.settings.implied import with_implied
+from side_trainer.settings.schema import TrainerConfig
 from side_trainer.side_tuning.method import SideTuningMethod
 from sidestream.contract import plan
 from sidestream.contract.errors import DecodeError, StateError
@@ -40,7 +41,8 @@ def test_a_kind_of_record_without_a_handler_is_found() -> None:
 def test_a_plan_carries_its_method_and_a_method_implies_settings(name: str) -> None:
     named = example(method=plan.METHODS[name]())
     assert to_map(named)["method"] == {"name": name}
-    assert with_implied({"method": name})["side_network"]
+    settings = with_implied({"job": "j", "method": name})
+    assert msgspec.convert(settings, TrainerConfig).method == name
 
 
 def test_a_plan_of_a_method_that_is_not_known_is_refused() -> None:

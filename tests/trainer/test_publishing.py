@@ -46,9 +46,9 @@ def test_weights_that_cannot_go_out_are_warned_of_once(
             if self.error:
                 raise PublishTimeout("the broker is stuck")
 
-    metrics, gate = TrainerMetrics(CollectorRegistry()), Shut()
+    metrics, link = TrainerMetrics(CollectorRegistry()), Shut()
     metrics.set_tiers(["big"])
-    publisher = Publisher(gate, journal, metrics, Retained(), TrainerSigner("colours"))  # type: ignore[arg-type]
+    publisher = Publisher(link, journal, metrics, Retained(), TrainerSigner("colours"))  # type: ignore[arg-type]
     job = Job(config(tmp_path), journal)
     fleet = devices()[:1]
     settle(job, fleet)
@@ -59,7 +59,7 @@ def test_weights_that_cannot_go_out_are_warned_of_once(
     with caplog.at_level("INFO"):
         for _ in range(5):
             assert not publisher.publish(version, "colours")
-        gate.error = False
+        link.error = False
         assert publisher.publish(version, "colours")
     assert caplog.text.count("not fully published yet") == 1 and "version 1 is published" in caplog.text
 

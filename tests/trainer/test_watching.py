@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,30 +15,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker_config.embedded.broker import EmbeddedBroker, find_mosquitto
 from broker_config.settings import BrokerSettings
 from broker_config.testing.inprocess import InProcessBroker
-from broker_config.transport import Received, Transport, Will
-from metrics.broker_figures import BROKER_FIGURES, BrokerFigures
-from metrics.catalogue import TrainerMetrics, total
-from metrics.fleet_page.board import Board
-from metrics.fleet_page.fleet import Fleet
+from broker_config.transport import Connected, Received, Transport, Will
+from metrics.broker_figures import BROKER_FIGURES
+from metrics.catalogue import total
 from metrics.fleet_page.view import FleetView
-from side_trainer.broadcast.leader_election import LeaderElection
-from side_trainer.broadcast.leader_transport import LeaderTransport
-from side_trainer.broadcast.retained import Retained
-from side_trainer.broadcast.signing import TrainerSigner
-from side_trainer.ingest import Ingest
-from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
-from side_trainer.quarantine.judge import Judge
 from side_trainer.receive.inbox import Inbox
 from side_trainer.settings.schema import TrainerConfig
-from side_trainer.trainer import connect_mqtt, run_trainer
-from sidestream.contract.messages import TrainerStatus
+from side_trainer.trainer import Parts, connect_mqtt, run_trainer
 from sidestream.host.trace import Trace
 from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, send
@@ -115,27 +106,12 @@ def test_a_device_whose_status_is_cleared_is_forgotten(broker: InProcessBroker, 
 def test_messages_that_find_the_inbox_full_are_counted_in_the_metrics(
     broker: InProcessBroker, journal: Journal, tmp_path: Path
 ) -> None:
-    settings, inbox, metrics = config(tmp_path), Inbox(max_messages=2), TrainerMetrics(CollectorRegistry())
-    metrics.set_tiers(settings.tiers)
-    election = LeaderElection(instance="one", fence=1)
-    election.active = True
-    ingest = Ingest(
-        journal=journal,
-        job=Job(settings, journal),
-        transport=LeaderTransport(broker.transport("trainer"), election),
-        election=election,
-        inbox=inbox,
-        fleet=Fleet(settings.tiers),
-        metrics=metrics,
-        board=Board("colours", unix_s=0.0),
-        broker_figures=BrokerFigures(),
-        retained=Retained(),
-        signer=TrainerSigner("colours"),
-        status=lambda: TrainerStatus(state="online", run=journal.run, epoch=1),
-        learner_woken=lambda connected: None,
-        trace=Trace(),
-        judge=Judge(journal, suspects=True, by_labels=True),
-    )
+    parts = Parts(config(tmp_path), journal, Trace(), lambda *_: broker.transport("trainer"), False)
+    inbox, metrics, seconds = Inbox(max_messages=2), parts.figures.metrics, itertools.count(1000, 10)
+    ingest = parts.ingest(inbox, lambda connected: None, lambda: time.monotonic() + next(seconds))
+    inbox.offer(Connected(epoch=1, protocol="5", max_packet_bytes=10**6, receive_maximum=64))
+    ingest.step(0.0)
+    assert parts.link.leads, "nobody else has answered for long"
     for _ in range(5):
         topic = TOPICS.activations("big", "dev-0")
         inbox.offer(Received(topic=topic, payload=b"x", retained=False, qos=1, epoch=1))

@@ -1,0 +1,47 @@
+"""How far the weights are: records that wait, and passes over the journal that are owed while none comes."""
+
+from __future__ import annotations
+
+from side_trainer.fold.fold import Fold
+from side_trainer.journal.journal import Journal
+from side_trainer.journal.records import IdleRecord
+from side_trainer.settings.schema import LearnerSettings
+
+
+class Progress:
+    """Ask from any thread.
+
+    Args:
+        journal: What there is to fold.
+        fold: What is folded.
+        settings: How many passes are made.
+    """
+
+    def __init__(self, journal: Journal, fold: Fold, settings: LearnerSettings) -> None:
+        self._journal = journal
+        self._fold = fold
+        self._settings = settings
+
+    @property
+    def version(self) -> int:
+        """Journal records folded in, and what a rebuild has added to that."""
+        return self._journal.version_base + self._fold.offset
+
+    @property
+    def backlog(self) -> int:
+        """Journal records not folded in yet."""
+        return self._journal.tail - self._fold.offset
+
+    @property
+    def owed(self) -> int:
+        """Rows that the passes still owe; done with once none are."""
+        return self._fold.method.owed(self._settings.passes) if self._fold.begun else 0
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing is left to learn."""
+        return self.backlog == 0 and self._fold.samples > 0 and self.owed <= 0
+
+    def next_idle(self) -> IdleRecord:
+        """The slice of training to journal next."""
+        return self._fold.method.next_idle(self._settings.passes, self._settings.pass_rows, self._fold.offset)

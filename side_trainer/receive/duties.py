@@ -1,0 +1,96 @@
+"""What the ingest thread does beside taking in: after each step, and once a second."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from metrics.catalogue import total
+from side_trainer.broadcast.announcements import Announcements
+from side_trainer.broadcast.downlink import Downlink
+from side_trainer.broadcast.presence import Presence
+from side_trainer.figures import Figures
+from side_trainer.journal.journal import Journal
+from side_trainer.quarantine.judge import Judge
+from side_trainer.receive.inbox import Inbox
+from side_trainer.receive.shut_out import ShutOut
+from sidestream.contract.errors import StateError
+from sidestream.contract.topics import Uplink
+
+_EVERY_S: Final = 1.0
+
+
+class Duties:
+    """Belongs to the ingest thread.
+
+    Args:
+        inbox: Says what found no room.
+        journal: Says when a backup was made.
+        judge: Decides about devices, and follows the operator.
+        downlink: Sends receipts that could not be sent before.
+        announcements: Publishes a plan that could not be.
+        presence: Publishes the status.
+        shut_out: Has topics that are not heard.
+        figures: Shows everything.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        journal: Journal,
+        judge: Judge,
+        downlink: Downlink,
+        announcements: Announcements,
+        presence: Presence,
+        shut_out: ShutOut,
+        figures: Figures,
+    ) -> None:
+        self._inbox = inbox
+        self._journal = journal
+        self._judge = judge
+        self._downlink = downlink
+        self._announcements = announcements
+        self._presence = presence
+        self._shut_out = shut_out
+        self._figures = figures
+        self._backups = journal.backups
+        self._done_s = 0.0
+
+    def tick(self, now: float) -> None:
+        """Do what has become due."""
+        try:
+            self._judge.decide()
+        except StateError as exc:
+            self._announcements.storage_failed(exc)
+        self._downlink.pay()
+        self._shut_out.tick(now)
+        if now - self._done_s < _EVERY_S:
+            return
+        self._done_s = now
+        self._follow_operator()
+        self._follow_backups()
+        self._announcements.catch_up()
+        self._presence.tell()
+        metrics = self._figures.metrics
+        metrics.inbox_messages.set(len(self._inbox))
+        metrics.inbox_dropped.inc(self._inbox.dropped - total(metrics.inbox_dropped))
+        self._figures.update(self._presence.status, now)
+
+    def _follow_operator(self) -> None:
+        """Do what was decided on the command line meanwhile."""
+        try:
+            let_go = self._judge.follow_operator()
+        except StateError as exc:
+            self._announcements.storage_failed(exc)
+            return
+        for tier, samples in let_go:
+            self._figures.metrics.messages_journaled.labels(tier).inc()
+            self._figures.metrics.samples_journaled.labels(tier).inc(samples)
+
+    def _follow_backups(self) -> None:
+        """Tell devices once a backup has been made: they need not keep what is in it."""
+        backups = self._journal.backups
+        if backups != self._backups:
+            self._backups = backups
+            for one in self._figures.fleet.by_age():
+                uplink = Uplink(tier=one.tier, device=one.name, kind="status")
+                self._downlink.receipt(uplink, one.stream)
