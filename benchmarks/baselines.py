@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.classifier import Classifier, loss_of, with_all, with_lora
 from benchmarks.program import Tell
 from benchmarks.workload import Workload
-from sidestream.backbone.torch_runtime.backbone import load_backbone
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.demo.shards import Example
 
 _BATCH: Final = 16
@@ -132,7 +132,7 @@ def _central(
 
 
 def _load(work: Workload, tier: str) -> Classifier:
-    backbone = load_backbone(work.backbone_of(tier), work.tiers[tier])
+    backbone = TorchBackbone.load(work.backbone_of(tier), work.tiers[tier])
     return Classifier(backbone, len(work.labels))
 
 

@@ -45,7 +45,9 @@ from benchmarks.recall import RecallingBackbone
 from benchmarks.result import about_this_run, write_json
 from benchmarks.workload import Workload, read_workload
 from side_trainer.settings.schema import TierConfig
-from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import shared_backbone
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.contract.errors import ConfigError
 from sidestream.contract.plan import tap_layers
 
@@ -76,6 +78,7 @@ class Bench:
     def __init__(self, work: Workload, points: Sequence[Point], folder: Path, tell: Tell) -> None:
         self._work, self._folder, self._tell = work, folder, tell
         inner = shared_backbone(work.backbone)
+        assert isinstance(inner, TorchBackbone)
         taps = {layer for point in points for layer in tap_layers(inner.depth, point.taps)}
         self._backbone = RecallingBackbone(inner, taps)
 

@@ -28,11 +28,12 @@ from side_trainer.job import Job
 from side_trainer.journal.journal import FILE_NAME, Journal
 from side_trainer.receive.inbox import arrived
 from side_trainer.settings.schema import TrainerConfig
-from sidestream.backbone.taps import Sampled, pad
-from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import shared_backbone
+from sidestream.backbone.sampled import Sampled
 from sidestream.contract.messages import ActivationBatch, Status
 from sidestream.contract.plan import Plan
-from sidestream.contract.tensors import Codec, decode, encode
+from sidestream.contract.tensors import Floats, decode, encode
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES, unpack
 from sidestream.demo.shards import Example
 
@@ -85,18 +86,19 @@ class TierFeatures:
         """CPU time of the passes, sampling included."""
         self._samples = self._forward([example.text for example in examples], tell)
 
-    def _forward(self, texts: Sequence[str], tell: Tell) -> list[torch.Tensor]:
+    def _forward(self, texts: Sequence[str], tell: Tell) -> list[Floats]:
         """One forward pass a sample, similar lengths together: [B, N, d] each."""
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        samples: list[torch.Tensor] = [torch.empty(0)] * len(texts)
+        samples: list[Floats] = [np.empty(0, np.float32)] * len(texts)
         told_s = time.monotonic()
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
             began = time.thread_time()
             sampled = self._maker.forward([texts[row] for row in rows])
             self.forward_cpu_s += time.thread_time() - began
-            for place, row in enumerate(rows):
-                samples[row] = sampled.values[:, place, sampled.mask[place]].clone()
+            ends = np.cumsum(sampled.lengths)[:-1]
+            for row, vectors in zip(rows, np.split(sampled.vectors, ends, axis=1), strict=True):
+                samples[row] = vectors.copy()
             if time.monotonic() - told_s > _TELL_EVERY_S:
                 told_s = time.monotonic()
                 tell(f"{start + len(rows)} of {len(texts)} samples forwarded")
@@ -104,9 +106,8 @@ class TierFeatures:
 
     def pooled(self) -> torch.Tensor:
         """[K, B·d]: each tap's mean over a sample's vectors, after quantising, as the trainer gets it."""
-        return torch.stack(
-            [_quantised(sample, self._codec).mean(dim=1).reshape(-1) for sample in self._samples]
-        )
+        means = [decode(encode(sample, self._codec)).mean(axis=1).ravel() for sample in self._samples]
+        return torch.from_numpy(np.stack(means))
 
     def fill(self, journal: Journal, config: TrainerConfig, seed: int) -> Sent:
         """Journal every sample once, in random order, as a device would have sent them."""
@@ -132,7 +133,7 @@ class TierFeatures:
     def _sampled(self, rows: npt.NDArray[np.int64]) -> Sampled:
         chosen = [self._samples[row] for row in rows.tolist()]
         lengths = np.array([sample.shape[1] for sample in chosen])
-        return pad(torch.cat(chosen, dim=1).numpy(), lengths)
+        return Sampled(vectors=np.concatenate(chosen, axis=1), lengths=lengths)
 
 
 def run_central(work: Workload, features: TierFeatures, seed: int, folder: Path, tell: Tell) -> FleetRun:
@@ -161,7 +162,3 @@ def _settle(journal: Journal, config: TrainerConfig, tier: str, backbone: Backbo
     )
     job.on_birth(tier, _DEVICE, birth, 0.0)
     return job.plan
-
-
-def _quantised(sample: torch.Tensor, codec: Codec) -> torch.Tensor:
-    return torch.from_numpy(decode(encode(sample.numpy(), codec)))

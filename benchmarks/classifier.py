@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.lora import add_lora
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 
 
 class Classifier(nn.Module):
@@ -25,7 +25,7 @@ class Classifier(nn.Module):
         max_tokens: Longer texts are cut.
     """
 
-    def __init__(self, backbone: Backbone, labels: int, max_tokens: int = 128) -> None:
+    def __init__(self, backbone: TorchBackbone, labels: int, max_tokens: int = 128) -> None:
         super().__init__()
         self._backbone = backbone
         self._max_tokens = max_tokens
@@ -44,7 +44,8 @@ class Classifier(nn.Module):
 
     def hidden(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The last layer [K, T, d] and which tokens are real [K, T]."""
-        ids, mask = self._backbone._tokenise(texts, min(self._max_tokens, self._backbone._longest))
+        tokens = self._backbone.text_input.read(texts, self._max_tokens)
+        ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
         hidden: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return hidden, mask
 

@@ -8,12 +8,13 @@ import msgspec
 
 from benchmarks.workload import Workload
 from edge_agent.batches.batch_maker import BatchMaker
-from edge_agent.weights.adopted import Kept
+from edge_agent.weights.adopted import AdoptedWeights
 from edge_agent.weights.evaluation import EvaluationSet
-from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import shared_backbone
 from sidestream.contract.plan import Plan
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES
-from sidestream.side_network.network import SideNetwork, from_bundle
+from sidestream.side_network.inference import InferenceNetwork
 
 Load = Callable[[str, int], Backbone]
 
@@ -31,13 +32,13 @@ class Evaluator:
         self._load = load
         self._sets: dict[bytes, EvaluationSet] = {}
 
-    def measures(self, kept: Kept) -> Mapping[str, float]:
+    def measures(self, kept: AdoptedWeights) -> Mapping[str, float]:
         """Of a tier's adopted weights, over all evaluation samples."""
-        score = self._set(kept).measure(from_bundle(kept.bundle), kept.adopted.tier_plan.align)
+        score = self._set(kept).measure(InferenceNetwork(kept.bundle), kept.adopted.tier_plan.align)
         assert score is not None, "nobody stops it"
         return score.measures
 
-    def _set(self, kept: Kept) -> EvaluationSet:
+    def _set(self, kept: AdoptedWeights) -> EvaluationSet:
         adopted, work = kept.adopted, self._work
         key = msgspec.json.encode(adopted.tier_plan)
         if key not in self._sets:
@@ -54,7 +55,7 @@ class Evaluator:
         return self._sets[key]
 
 
-def plan_of(kept: Kept) -> Plan:
+def plan_of(kept: AdoptedWeights) -> Plan:
     """The plan that adopted weights go by, as far as their own tier sees it."""
     about = kept.bundle.about
     return Plan(
@@ -68,7 +69,6 @@ def plan_of(kept: Kept) -> Plan:
     )
 
 
-def trainable(kept: Kept) -> int:
+def trainable(kept: AdoptedWeights) -> int:
     """Parameters of a tier's side-network."""
-    network: SideNetwork = from_bundle(kept.bundle)
-    return sum(parameter.numel() for parameter in network.parameters())
+    return sum(one.size for one in kept.bundle.tensors.values())

@@ -22,14 +22,16 @@ from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
 from edge_agent.config import AgentConfig, DataConfig
 from edge_agent.session.agent import Agent
-from edge_agent.weights.adopted import Kept, load_adopted
+from edge_agent.weights.adopted import AdoptedWeights, load_adopted
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.trainer import run_trainer
-from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
-from sidestream.backbone.torch_runtime.language_model import shared_language_model
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import shared_backbone
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.errors import StateError
 from sidestream.contract.plan import Precision
-from sidestream.contract.tasks import TASKS, Task
+from sidestream.contract.tasks import Task
 
 _TELL_EVERY_S = 10.0
 _START_S = 60.0
@@ -39,7 +41,7 @@ _START_S = 60.0
 class FleetRun:
     """What came of a run."""
 
-    adopted: dict[str, Kept]
+    adopted: dict[str, AdoptedWeights]
     """By tier: the newest weights that a device of it adopted."""
     device_cpu_s: float
     """Of all devices: the producers' threads."""
@@ -121,9 +123,11 @@ class _Crew:
 
         def load(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
             member.meter = self._meter(member, stop)
-            if TASKS[task].generates:
-                return MeteredModel(shared_language_model(reference, layers, precision), member.meter)
-            return MeteredBackbone(shared_backbone(reference, layers, precision), member.meter)
+            inner = shared_backbone(reference, layers, precision, task)
+            if isinstance(inner, TorchLanguageModel):
+                return MeteredModel(inner, member.meter)
+            assert isinstance(inner, TorchBackbone)
+            return MeteredBackbone(inner, member.meter)
 
         try:
             Agent(config, stop=stop, connect=connect, load_backbone=load).run()
@@ -212,8 +216,8 @@ def _follow(crew: _Crew, onlooker: Onlooker, rows: int, tell: Tell) -> None:
         raise crew.failure
 
 
-def _newest(crew: _Crew) -> dict[str, Kept]:
-    newest: dict[str, Kept] = {}
+def _newest(crew: _Crew) -> dict[str, AdoptedWeights]:
+    newest: dict[str, AdoptedWeights] = {}
     for member in crew.members.values():
         kept = load_adopted(member.folder / "state")
         tier = member.device.tier

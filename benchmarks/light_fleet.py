@@ -17,11 +17,14 @@ from broker_config.connection.connection import Connection
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Connected, Disconnected, Event, Received
 from edge_agent.session.mailbox import Mailbox
-from edge_agent.session.sender import Sender
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
+from edge_agent.uplink.in_flight import InFlight
+from edge_agent.uplink.link_state import LinkState
+from edge_agent.uplink.sender import Sender
 from metrics.catalogue import AgentMetrics
-from sidestream.contract.messages import ActivationBatch, Flow, Receipt, to_bin
+from sidestream.contract.messages import ActivationBatch, Receipt, to_bin
+from sidestream.contract.plan import FlowPlan
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import pack, unpack
 from sidestream.host.trace import Trace
@@ -54,13 +57,15 @@ class LightDevice:
         self._outbox = Outbox(folder, job=job, device=name, tier="small", max_bytes=2**30)
         self._mailbox = Mailbox()
         self._transport = Connection(BrokerSettings(url=url), client_id=f"sidestream-{job}-{name}")
+        self._link = LinkState()
+        self._link.begin(FlowPlan(window=4, retry_s=5.0))
+        self._in_flight = InFlight(self._link, metrics=AgentMetrics(CollectorRegistry()), trace=Trace())
         self._sender = Sender(
             self._outbox,
             self._transport,
             self._topics.activations("small", name),
-            flow=Flow(window=4),
-            retry_s=5.0,
-            metrics=AgentMetrics(CollectorRegistry()),
+            link=self._link,
+            in_flight=self._in_flight,
             trace=Trace(),
         )
         self._stop = threading.Event()
@@ -95,9 +100,10 @@ class LightDevice:
             )
 
         added_s = time.monotonic()
-        self._added_s[self._outbox.append(packed, rows, Taken())] = added_s
+        (sequence,) = self._outbox.append_all([(packed, rows)], Consumed())
+        self._added_s[sequence] = added_s
         self._sent += rows
-        self._sender.wake()
+        self._link.wake()
         return rows
 
     @property
@@ -121,9 +127,9 @@ class LightDevice:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Received):
             receipt = unpack(Receipt, event.payload)
-            sequences, now_s = self._outbox.receipt(receipt).sequences, time.monotonic()
+            sequences, now_s = self._outbox.streams.receipt(receipt).sequences, time.monotonic()
             self.receipt_s += [now_s - self._added_s.pop(one, now_s) for one in sequences]
-            self._sender.receipted(sequences)
+            self._in_flight.receipted(sequences)
         elif isinstance(event, Connected | Disconnected):
             self.connections += isinstance(event, Connected)
-            self._sender.connection(isinstance(event, Connected))
+            self._link.connection(isinstance(event, Connected))

@@ -12,7 +12,7 @@ from benchmarks.lm_pretrain import read_text
 from benchmarks.workload import JOB
 from side_trainer.settings.implied import with_implied
 from side_trainer.settings.schema import TrainerConfig
-from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.backbone.windows import Window
 from sidestream.contract.errors import DataError
 from sidestream.contract.tasks import Task
@@ -48,7 +48,7 @@ class LmWorkload:
         own = {"state_dir": str(state_dir), "learner.seed": str(seed), "log_level": "warning"}
         return trainer_settings(self.backbone, self.max_tokens, {**own, **settings})
 
-    def windows(self, model: LanguageModel, documents: Sequence[str]) -> list[Window]:
+    def windows(self, model: TorchLanguageModel, documents: Sequence[str]) -> list[Window]:
         """Documents as every method sees them."""
         return [window for document in documents for window in model.windows(document, None, self.max_tokens)]
 

@@ -21,12 +21,14 @@ from benchmarks.probe import ProbeError, Request, measure
 from benchmarks.program import Tell
 from edge_agent.batches.token_maker import TokenMaker
 from edge_agent.samples.sample import Row
-from edge_agent.weights.adopted import Kept
+from edge_agent.weights.adopted import AdoptedWeights
 from edge_agent.weights.token_evaluation import TokenEvaluation
-from sidestream.backbone.torch_runtime.language_model import shared_language_model
+from sidestream.backbone.runtimes import shared_backbone
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
+from sidestream.contract.tasks import Task
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES
 from sidestream.demo.shards import Example
-from sidestream.side_network.network import from_bundle
+from sidestream.side_network.inference import InferenceNetwork
 
 _METHODS: Final = {"fleet": "lm-agent", "central": "lm-agent", "lora": "lm-lora", "full": "lm-full"}
 _BATCHES: Final = 4
@@ -66,7 +68,9 @@ class LmBench:
         self._options = options
         self._folder = folder
         self._tell = tell
-        self._model = shared_language_model(work.backbone)
+        model = shared_backbone(work.backbone, task=Task.CAUSAL_LM)
+        assert isinstance(model, TorchLanguageModel)
+        self._model = model
         self._tuner = Tuner(work, self._model, tell)
         self._peaks: dict[str, int | None] = {}
 
@@ -135,13 +139,13 @@ class LmBench:
             backwards=0.0,
         )
 
-    def _perplexity(self, kept: Kept) -> float:
+    def _perplexity(self, kept: AdoptedWeights) -> float:
         """Of adopted weights, by the agent's own measure, over all held-out documents."""
         adopted = kept.adopted
         rows = [Row(document, None) for document in self._work.held_out]
         maker = TokenMaker(self._model, plan_of(kept), adopted.tier, TARGET_MESSAGE_BYTES)
         score = TokenEvaluation(maker, lambda: rows, _EVERY_TOKEN, stopped=lambda: False).measure(
-            from_bundle(kept.bundle), adopted.tier_plan.align
+            InferenceNetwork(kept.bundle), adopted.tier_plan.align
         )
         assert score is not None, "nobody stops it"
         return score.measures["perplexity"]

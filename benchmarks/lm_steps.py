@@ -20,7 +20,7 @@ from edge_agent.samples.sample import Sample
 from edge_agent.store.streams import Slot
 from side_trainer.side_tuning.token_loss import token_loss
 from side_trainer.side_tuning.training_rows import FamilyRows, MiniBatch
-from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.plan import Plan, tap_layers
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES
 from sidestream.side_network.network import SideNetwork
@@ -31,7 +31,7 @@ class Loaded(NamedTuple):
 
     whole: Any
     """Transformers' own, with its head; what a method that trains needs."""
-    model: LanguageModel
+    model: TorchLanguageModel
     """The agent's, of the same weights."""
 
 
@@ -60,7 +60,7 @@ class TokenStep:
     def run(self, texts: Sequence[str]) -> Traffic:
         ready = [self._maker.ready(Sample(text, None, b""))[0] for text in texts]
         sampled = self._maker.compute(ready, lambda lengths: self._maker.sampling)
-        rows, up = np.arange(len(sampled.mask)), 0
+        rows, up = np.arange(len(sampled.lengths)), 0
         for part in self._maker.split(sampled, rows):
             targets = [None] * len(rows)
             keys = [index.to_bytes(8, "big") for index in range(len(part))]

@@ -21,7 +21,7 @@ from benchmarks.lm_data import LmWorkload
 from benchmarks.lora import add_lora
 from benchmarks.metered import count_targets
 from benchmarks.program import Tell
-from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.backbone.torch_runtime.saved_model import read_model
 from sidestream.backbone.windows import Window
 from sidestream.contract.tasks import NO_TARGET
@@ -51,7 +51,7 @@ class Tuner:
         tell: Given progress.
     """
 
-    def __init__(self, work: LmWorkload, model: LanguageModel, tell: Tell) -> None:
+    def __init__(self, work: LmWorkload, model: TorchLanguageModel, tell: Tell) -> None:
         self._work = work
         self._tell = tell
         self._train = work.windows(model, work.train)

@@ -7,15 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
-import numpy.typing as npt
-
-from sidestream.backbone.taps import Sampled
+from sidestream.backbone.backbone import Choose
+from sidestream.backbone.sampled import Sampled
 from sidestream.backbone.text import Text
-from sidestream.backbone.torch_runtime.backbone import Backbone
-from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.backbone.windows import Window
-from sidestream.contract.sampling import EVERY_TOKEN, Sampling
+from sidestream.contract.sampling import EVERY_TOKEN
 from sidestream.contract.tasks import NO_TARGET
 
 _STALL_S = 3.0  # a device whose turn it is may be busy elsewhere; the others wait no longer than this
@@ -88,10 +86,10 @@ class Meter:
         self._after(self.rows)
 
 
-class MeteredBackbone(Backbone):
+class MeteredBackbone(TorchBackbone):
     """The same weights as another backbone, which is not copied."""
 
-    def __init__(self, inner: Backbone, meter: Meter) -> None:
+    def __init__(self, inner: TorchBackbone, meter: Meter) -> None:
         vars(self).update(vars(inner))
         self._meter = meter
 
@@ -100,7 +98,7 @@ class MeteredBackbone(Backbone):
         texts: Sequence[Text],
         taps: Sequence[int],
         max_tokens: int,
-        choose: Callable[[npt.NDArray[np.int64]], Sampling] = lambda lengths: EVERY_TOKEN,
+        choose: Choose = lambda lengths: EVERY_TOKEN,
         *,
         words: bool = False,
     ) -> Sampled:
@@ -108,10 +106,10 @@ class MeteredBackbone(Backbone):
             return super().forward(texts, taps, max_tokens, choose, words=words)
 
 
-class MeteredModel(LanguageModel):
+class MeteredModel(TorchLanguageModel):
     """The same for a language model."""
 
-    def __init__(self, inner: LanguageModel, meter: Meter) -> None:
+    def __init__(self, inner: TorchLanguageModel, meter: Meter) -> None:
         vars(self).update(vars(inner))
         self._meter = meter
 
@@ -119,7 +117,7 @@ class MeteredModel(LanguageModel):
         self,
         windows: Sequence[Window],
         taps: Sequence[int],
-        choose: Callable[[npt.NDArray[np.int64]], Sampling],
+        choose: Choose,
     ) -> Sampled:
         with self._meter.passing(len(windows)):
             self._meter.tokens += sum(map(count_targets, windows))

@@ -19,8 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.program import run_program
 from benchmarks.zoo import build, is_language_model, text_models, tokenizer
-from sidestream.backbone.torch_runtime.backbone import Backbone
-from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.backbone.torch_runtime.layer_stack import REMEDY
 from sidestream.contract.errors import BackboneError
 
@@ -61,13 +61,13 @@ def judge(kind: str) -> Verdict | None:
     model = build(kind)
     if model is None:
         return None
-    whole, why = _attempt(lambda: Backbone(model, tokenizer(), name=kind))
+    whole, why = _attempt(lambda: TorchBackbone(model, tokenizer(), name=kind))
     uncut = build(kind)
     assert uncut is not None
-    cut, why_cut = _attempt(lambda: Backbone(uncut, tokenizer(), layers=CUT, name=kind))
+    cut, why_cut = _attempt(lambda: TorchBackbone(uncut, tokenizer(), layers=CUT, name=kind))
     decoder, why_decoder = "none", ""
     if is_language_model(kind) and (headed := build(kind, head=True)) is not None:
-        decoder, why_decoder = _attempt(lambda: LanguageModel(headed, tokenizer(), name=kind))
+        decoder, why_decoder = _attempt(lambda: TorchLanguageModel(headed, tokenizer(), name=kind))
     reason = _brief(why, kind)
     if not why and why_cut:
         reason = f"cut: {_brief(why_cut, kind)}"

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.lm_steps import LM_STEPS, Loaded
 from benchmarks.shapes import random_backbone, random_decoder
 from benchmarks.steps import STEPS, Step, layers_on_device
-from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
-from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.backbone.torch_runtime.saved_model import read_model
 from sidestream.contract.errors import SidestreamError
 from sidestream.contract.wire import prepared
@@ -130,13 +130,13 @@ def _load_decoder(request: Request) -> Loaded:
         whole, tokenizer = random_decoder(request.shape)
     else:
         whole, tokenizer = read_model(request.backbone, AutoModelForCausalLM)
-    return Loaded(whole, LanguageModel(whole, tokenizer, name=request.shape or request.backbone))
+    return Loaded(whole, TorchLanguageModel(whole, tokenizer, name=request.shape or request.backbone))
 
 
-def _load(request: Request) -> Backbone:
+def _load(request: Request) -> TorchBackbone:
     if request.shape:
         return random_backbone(request.shape, lambda depth: layers_on_device(request.method, depth))
-    return load_backbone(request.backbone, request.layers)
+    return TorchBackbone.load(request.backbone, request.layers)
 
 
 def _settle() -> int:

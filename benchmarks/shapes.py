@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 
 _WORDS: Final = 1000
 _PAD: Final = "<pad>"
@@ -60,12 +60,12 @@ SHAPES: Final[Mapping[str, tuple[int, Callable[[], Any]]]] = {
 """By name: parameters, about, and how to make one. The tiny ones are for tests."""
 
 
-def random_backbone(shape: str, layers: Callable[[int], int] = lambda depth: 0) -> Backbone:
+def random_backbone(shape: str, layers: Callable[[int], int] = lambda depth: 0) -> TorchBackbone:
     """A backbone of a shape, cut to ``layers`` of its depth, 0 for all."""
     torch.manual_seed(0)
     _, make = SHAPES[shape]
     model = make()
-    return Backbone(
+    return TorchBackbone(
         model,
         _tokenizer(int(model.config.vocab_size)),
         layers=layers(int(model.config.num_hidden_layers)),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.classifier import Classifier, loss_of, with_all, with_lora
 from edge_agent.batches.batch_maker import BatchMaker
 from edge_agent.store.streams import Slot
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan, tap_layers
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Codec, decode, encode
@@ -51,7 +51,7 @@ class AgentStep:
 
     trainable = 0
 
-    def __init__(self, backbone: Backbone, max_tokens: int) -> None:
+    def __init__(self, backbone: TorchBackbone, max_tokens: int) -> None:
         tier = TierPlan(
             backbone="measured",
             max_tokens=max_tokens,
@@ -150,7 +150,7 @@ class SplitStep:
         return self._gradient
 
 
-STEPS: Final[Mapping[str, Callable[[Backbone, int], Step]]] = {
+STEPS: Final[Mapping[str, Callable[[TorchBackbone, int], Step]]] = {
     "agent": AgentStep,
     "lora": lambda backbone, tokens: _trained(with_lora(Classifier(backbone, _LABELS, tokens))),
     "full": lambda backbone, tokens: _trained(with_all(Classifier(backbone, _LABELS, tokens))),

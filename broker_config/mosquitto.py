@@ -40,20 +40,18 @@ persistence_location {directory}/
 autosave_interval 30
 autosave_on_changes false
 """
-
-_SERVICE = """\
+_LASTING = f"""\
 # Sessions of clients that never came back are forgotten. (Sidestream's own clients keep no session.)
 persistent_client_expiration 14d
 
-{persistence}
+{_PERSISTENCE}
 # Errors, warnings and starts, to the system's journal. Connections are left out: a fleet makes many.
 log_dest stderr
 log_type error
 log_type warning
 log_type notice
-connection_messages false
+{{more}}connection_messages false
 """
-"""Of a broker that runs as a service."""
 _DEPLOYMENT = """\
 # Mosquitto for a Sidestream fleet; written by "sidestream broker render". For Mosquitto 2.0 and later.
 # Try it:     mosquitto -c mosquitto.conf
@@ -83,7 +81,7 @@ allow_anonymous true
 
 # ---- All listeners.
 {common}
-{service}"""
+"""
 
 _MAX_QUEUED_BYTES = 64 * 1024 * 1024
 FLEET_PACKET_BYTES = 1024 * 1024
@@ -158,14 +156,9 @@ def render_deployment(
     Raises:
         BrokerError: The directory cannot be written to.
     """
-    text = _DEPLOYMENT.format(
-        config_dir=config_dir,
-        port=port,
-        tls_port=tls_port,
-        common=_COMMON.format(max_packet_bytes=max_packet_bytes, max_queued_bytes=max_queued_bytes),
-        service=_SERVICE.format(persistence=_PERSISTENCE.format(directory=data_dir)),
-    )
-    return [_write(out_dir / "mosquitto.conf", text)]
+    common = _COMMON.format(max_packet_bytes=max_packet_bytes, max_queued_bytes=max_queued_bytes)
+    text = _DEPLOYMENT.format(port=port, tls_port=tls_port, config_dir=config_dir, common=common)
+    return [_write(out_dir / "mosquitto.conf", text + _LASTING.format(directory=data_dir, more=""))]
 
 
 def render_fleet(folder: str, *, port: int, user: str) -> str:
@@ -177,7 +170,6 @@ def render_fleet(folder: str, *, port: int, user: str) -> str:
         user: Who owns that folder.
     """
     common = _COMMON.format(max_packet_bytes=FLEET_PACKET_BYTES, max_queued_bytes=_FLEET_QUEUED_BYTES)
-    service = _SERVICE.format(persistence=_PERSISTENCE.format(directory=folder + "/data"))
     return f"""\
 # Mosquitto for a Sidestream fleet; written by "sidestream fleet". For Mosquitto 2.0 and later.
 #   mosquitto -c {folder}/mosquitto.conf
@@ -201,8 +193,7 @@ user {user}
 
 # ---- What one client may have: packets, messages under way, messages that wait for it.
 {common}
-{service}log_type information
-"""
+{_LASTING.format(directory=folder + "/data", more="log_type information" + chr(10))}"""
 
 
 def _write(path: Path, text: str) -> Path:

@@ -19,7 +19,6 @@ import math
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, Final
 
 from prometheus_client import (
@@ -31,7 +30,9 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from sidestream.contract.messages import COUNTERS
 from sidestream.contract.quality import MEASURES
+from sidestream.version import version
 
 SECONDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -126,11 +127,13 @@ class Metric:
     """A gauge that is NaN until something is known."""
 
 
-def _counter(name: str, help: str, *labels: str) -> Any:
+def counter(name: str, help: str, *labels: str) -> Any:
+    """A counter, as data."""
     return Metric(type=Counter, name=f"sidestream_{name}", help=help, labels=labels)
 
 
-def _gauge(name: str, help: str, *labels: str, unreported: bool = False) -> Any:
+def gauge(name: str, help: str, *labels: str, unreported: bool = False) -> Any:
+    """A gauge, as data."""
     return Metric(type=Gauge, name=f"sidestream_{name}", help=help, labels=labels, unreported=unreported)
 
 
@@ -138,91 +141,10 @@ def _seconds(name: str, help: str) -> Any:
     return Metric(type=Histogram, name=f"sidestream_{name}", help=help)
 
 
-DEVICE_COUNTERS: Final[dict[str, tuple[str, str]]] = {
-    "samples_read": ("samples_read_total", "Samples taken from the source"),
-    "samples_held_out": ("samples_held_out_total", "Samples kept for local evaluation, never uploaded"),
-    "samples_skipped": ("samples_skipped_total", "Samples that were empty or had an unknown label"),
-    "samples_forwarded": ("samples_forwarded_total", "Samples passed through the backbone for training"),
-    "samples_dropped": ("samples_dropped_total", "Samples that a full outbox dropped"),
-    "batches_dropped": ("batches_dropped_total", "Batches that a full outbox dropped"),
-    "batches_refused": ("batches_refused_total", "Batches that the trainer refused"),
-    "batches_sent": ("batches_sent_total", "Batches published, repeats included"),
-    "bytes_up": ("sent_bytes_total", "Payload bytes published, repeats included"),
-    "bytes_down": ("received_bytes_total", "Payload bytes received"),
-    "messages_dropped": ("messages_dropped_total", "Messages to the device that found its mailbox full"),
-    "weights_refused": (
-        "weights_refused_total",
-        "Plans and weights not adopted: unsigned, altered, older or unfit",
-    ),
-    "samples_unlabelled": ("samples_unlabelled_total", "Samples without a label, kept until one comes"),
-    "unlabelled_dropped": ("unlabelled_dropped_total", "Of them, those dropped for want of room"),
-    "streams_forked": (
-        "streams_forked_total",
-        "New streams begun because an outbox was set back or copied, or changed its name",
-    ),
-    "samples_lost": (
-        "samples_lost_total",
-        "Samples receipted before the trainer's journal was set back, and gone from the device since",
-    ),
-    "forward_seconds": ("forward_seconds_total", "Time in the backbone's forward pass for training"),
-}
-"""Counters of :class:`sidestream.contract.messages.Telemetry`: a field, its metric's name and help.
-
-The trainer shows them as ``sidestream_device_…``, summed by tier, an agent as ``sidestream_agent_…``.
-"""
-
-
-BROKER_FIGURES: Final[dict[str, Metric]] = {
-    f"$SYS/broker/{topic}": metric
-    for topic, metric in {
-        "clients/connected": _gauge("broker_clients_connected", "Clients connected to the broker"),
-        "messages/received": _counter("broker_packets_received_total", "MQTT packets the broker received"),
-        "messages/sent": _counter("broker_packets_sent_total", "MQTT packets the broker sent"),
-        "publish/messages/received": _counter(
-            "broker_publishes_received_total", "Messages published to the broker"
-        ),
-        "publish/messages/sent": _counter("broker_publishes_sent_total", "Messages the broker sent on"),
-        "publish/messages/dropped": _counter(
-            "broker_publishes_dropped_total", "Messages the broker dropped, acknowledged ones included"
-        ),
-        "bytes/received": _counter("broker_received_bytes_total", "Bytes the broker received"),
-        "bytes/sent": _counter("broker_sent_bytes_total", "Bytes the broker sent"),
-        "store/messages/count": _gauge(
-            "broker_stored_messages", "Messages the broker keeps: retained ones, and those that wait"
-        ),
-        "store/messages/bytes": _gauge("broker_stored_bytes", "Their payload bytes"),
-        "retained messages/count": _gauge("broker_retained_messages", "Retained messages"),
-        "subscriptions/count": _gauge("broker_subscriptions", "Subscriptions of all clients"),
-        "heap/current": _gauge("broker_heap_bytes", "The broker's heap"),
-        "uptime": _gauge("broker_uptime_seconds", "Since the broker started"),
-    }.items()
-}
-"""What a broker says of itself, by topic, where it does; these are Mosquitto's. No series until it has."""
-
-DEVICE_SERIES: Final[dict[str, Metric]] = {
-    field: _gauge(f"one_device_{name}", help, "tier", "device")
-    for field, (name, help) in {
-        "online": ("online", "1 while the device is there"),
-        "heard_unix_s": ("heard_timestamp_seconds", "Unix time of the last message from the device"),
-        "samples": ("samples", "Samples passed through its backbone for training, ever"),
-        "bytes_up": ("sent_bytes", "Payload bytes it published, ever"),
-        "outbox_bytes": ("outbox_bytes", "Bytes in its outbox"),
-        "weights_version": ("weights_version", "Version in use on it"),
-        "quality": ("quality", "Its figure of merit on held-out samples"),
-    }.items()
-}
-"""Series of single devices, for as many devices as the trainer's setting ``metrics_devices`` allows."""
-
-DEVICES_UNLISTED: Final[Metric] = _gauge(
-    "devices_unlisted", "Devices without series of their own, being more than metrics_devices"
-)
-"""How many that leaves out."""
-
-
 def _device_counters(prefix: str, more: str, *labels: str) -> dict[str, Metric]:
+    """By field of Telemetry."""
     return {
-        field: _counter(f"{prefix}_{name}", help + more, *labels)
-        for field, (name, help) in DEVICE_COUNTERS.items()
+        field: counter(f"{prefix}_{name}", help + more, *labels) for field, (name, help) in COUNTERS.items()
     }
 
 
@@ -230,12 +152,13 @@ class _Holder:
     """Makes the metrics of its class body in a registry, with ``process_*`` and the build's version."""
 
     _device_specs: ClassVar[dict[str, Metric]]
-    build_info: Gauge = _gauge("build_info", "Always 1; the labels say what is running", "version", "python")
+    build_info: Gauge = gauge("build_info", "Always 1; the labels say what is running", "version", "python")
 
     def __init__(self, registry: CollectorRegistry) -> None:
         # Else every counter and histogram shows a second series, of no use to Prometheus.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = registry
+        self.registry = registry
+        """Where its metrics are registered."""
         self._made: list[tuple[Metric, Counter | Gauge | Histogram]] = []
         for attribute, metric in self._specs().items():
             setattr(self, attribute, self._make(metric))
@@ -244,12 +167,7 @@ class _Holder:
         }
         """By field of Telemetry; :mod:`metrics.telemetry` moves them."""
         ProcessCollector(registry=registry)
-        self.build_info.labels(_version(), platform.python_version()).set(1)
-
-    @property
-    def registry(self) -> CollectorRegistry:
-        """Where its metrics are registered."""
-        return self._registry
+        self.build_info.labels(version(), platform.python_version()).set(1)
 
     @classmethod
     def _specs(cls) -> dict[str, Metric]:
@@ -263,7 +181,7 @@ class _Holder:
 
     def _make(self, metric: Metric) -> Any:
         options: dict[str, Any] = {"buckets": SECONDS} if metric.type is Histogram else {}
-        made = metric.type(metric.name, metric.help, metric.labels, registry=self._registry, **options)
+        made = metric.type(metric.name, metric.help, metric.labels, registry=self.registry, **options)
         self._made.append((metric, made))
         if "tier" not in metric.labels:
             _start(metric, made, ())
@@ -286,45 +204,42 @@ class TrainerMetrics(_Holder):
 
     _device_specs = _device_counters("device", ", summed over devices", "tier")
 
-    messages_received: Counter = _counter("messages_received_total", "Messages from devices", "kind")
-    messages_journaled: Counter = _counter(
+    messages_received: Counter = counter("messages_received_total", "Messages from devices", "kind")
+    messages_journaled: Counter = counter(
         "messages_journaled_total", "Activation batches made durable", "tier"
     )
-    messages_duplicate: Counter = _counter(
+    messages_duplicate: Counter = counter(
         "messages_duplicate_total", "Activation batches that were journaled already", "tier"
     )
-    messages_rejected: Counter = _counter(
+    messages_rejected: Counter = counter(
         "messages_rejected_total", "Messages that were refused", "kind", "reason"
     )
-    messages_forked: Counter = _counter(
+    messages_forked: Counter = counter(
         "messages_forked_total",
         "Activation batches of another history of their stream than the journaled one",
         "tier",
     )
-    samples_journaled: Counter = _counter("samples_journaled_total", "Distinct samples made durable", "tier")
-    samples_repeated: Counter = _counter(
+    samples_journaled: Counter = counter("samples_journaled_total", "Distinct samples made durable", "tier")
+    samples_repeated: Counter = counter(
         "samples_repeated_total", "Samples left out of a batch because they were journaled in another", "tier"
     )
-    up_bytes: Counter = _counter("up_bytes_total", "Payload bytes of activation batches received", "tier")
-    down_bytes: Counter = _counter(
-        "down_bytes_total", "Payload bytes published to devices", "tier", "content"
-    )
-    weights_published: Counter = _counter("weights_published_total", "Weights versions published", "tier")
-    updates: Counter = _counter("optimiser_updates_total", "Optimiser updates", "source")
-    passes: Counter = _counter("journal_passes_total", "Passes over the journal finished while idle")
-    reconnects: Counter = _counter("broker_reconnects_total", "Connections to the broker after the first")
-    inbox_dropped: Counter = _counter(
+    up_bytes: Counter = counter("up_bytes_total", "Payload bytes of activation batches received", "tier")
+    down_bytes: Counter = counter("down_bytes_total", "Payload bytes published to devices", "tier", "content")
+    weights_published: Counter = counter("weights_published_total", "Weights versions published", "tier")
+    updates: Counter = counter("optimiser_updates_total", "Optimiser updates", "source")
+    passes: Counter = counter("journal_passes_total", "Passes over the journal finished while idle")
+    reconnects: Counter = counter("broker_reconnects_total", "Connections to the broker after the first")
+    inbox_dropped: Counter = counter(
         "inbox_dropped_total", "Messages that found the inbox full; their devices send them again"
     )
-
-    rejections_untold: Counter = _counter(
+    rejections_untold: Counter = counter(
         "rejections_untold_total", "Refusals that were not published below rejected/, being too many"
     )
-    penalties: Counter = _counter(
+    penalties: Counter = counter(
         "penalties_total",
         "Times that a device's topic was shut out for a while, for too much that is refused",
     )
-    taken_over: Counter = _counter(
+    taken_over: Counter = counter(
         "sessions_taken_over_total", "Connections lost to another client with its client id, if told"
     )
 
@@ -335,86 +250,78 @@ class TrainerMetrics(_Holder):
     update_seconds: Histogram = _seconds("update_seconds", "One optimiser update")
     checkpoint_seconds: Histogram = _seconds("checkpoint_seconds", "One checkpoint, until it is durable")
 
-    checkpoint_timestamp: Gauge = _gauge(
+    checkpoint_timestamp: Gauge = gauge(
         "checkpoint_timestamp_seconds",
         "Unix time of the last checkpoint; its age is time() minus this",
         unreported=True,
     )
-    training_loss: Gauge = _gauge(
+    training_loss: Gauge = gauge(
         "training_loss", "Exponential mean of the loss of updates", "tier", unreported=True
     )
-    head_bytes: Gauge = _gauge(
+    head_bytes: Gauge = gauge(
         "head_bytes", "Memory that decoders' output heads take, in a language-model job"
     )
-    weights_version: Gauge = _gauge("weights_version", "Version last published: journal records folded in")
-    broker_connected: Gauge = _gauge("broker_connected", "1 while connected to the broker")
-    inbox_messages: Gauge = _gauge("inbox_messages", "Messages received and not yet handled")
-    learner_backlog_records: Gauge = _gauge("learner_backlog_records", "Journal records not yet folded in")
-    quarantined: Gauge = _gauge("devices_quarantined", "Devices whose batches are kept and not learnt from")
-    topics_shut_out: Gauge = _gauge(
+    weights_version: Gauge = gauge("weights_version", "Version last published: journal records folded in")
+    broker_connected: Gauge = gauge("broker_connected", "1 while connected to the broker")
+    inbox_messages: Gauge = gauge("inbox_messages", "Messages received and not yet handled")
+    learner_backlog_records: Gauge = gauge("learner_backlog_records", "Journal records not yet folded in")
+    quarantined: Gauge = gauge("devices_quarantined", "Devices whose batches are kept and not learnt from")
+    topics_shut_out: Gauge = gauge(
         "topics_shut_out", "Topics of devices that are thrown away unread at the moment"
     )
-    journal_bytes: Gauge = _gauge("journal_bytes", "Size of the journal on disk")
+    journal_bytes: Gauge = gauge("journal_bytes", "Size of the journal on disk")
 
-    accuracy: Gauge = _gauge(
+    accuracy: Gauge = gauge(
         "device_accuracy_ratio",
         "Accuracy on held-out samples, reported by online devices, weighted by their number",
         "tier",
         unreported=True,
     )
-    quality: Gauge = _gauge(
+    quality: Gauge = gauge(
         "device_quality",
         "Quality of online devices' answers on held-out samples, by their counts; NaN where a task has none",
         "tier",
         "measure",
         unreported=True,
     )
-    evaluation_samples: Gauge = _gauge(
+    evaluation_samples: Gauge = gauge(
         "device_evaluation_samples", "Held-out samples behind accuracy and quality", "tier"
     )
-    version_lag: Gauge = _gauge(
+    version_lag: Gauge = gauge(
         "device_weights_lag_records",
         "Published minus adopted version of the online device that is furthest behind",
         "tier",
     )
-    version_lag_seconds: Gauge = _gauge(
-        "device_weights_lag_seconds",
-        "For how long a newer version has been out than that device's",
-        "tier",
+    version_lag_seconds: Gauge = gauge(
+        "device_weights_lag_seconds", "For how long a newer version has been out than that device's", "tier"
     )
-    devices_online: Gauge = _gauge("devices_online", "Devices online", "tier")
-    devices_known: Gauge = _gauge("devices_known", "Devices seen", "tier")
-    devices_finished: Gauge = _gauge("devices_finished", "Devices whose data has ended", "tier")
-    devices_lost: Gauge = _gauge(
+    devices_online: Gauge = gauge("devices_online", "Devices online", "tier")
+    devices_known: Gauge = gauge("devices_known", "Devices seen", "tier")
+    devices_finished: Gauge = gauge("devices_finished", "Devices whose data has ended", "tier")
+    devices_lost: Gauge = gauge(
         "devices_lost", "Devices that vanished: not there, not finished, and never said goodbye", "tier"
     )
-    outbox_fill: Gauge = _gauge("device_outbox_fill_ratio", "How full the fullest outbox is", "tier")
-    outbox_bytes: Gauge = _gauge("device_outbox_bytes", "Bytes in outboxes, as last reported", "tier")
-    outbox_batches: Gauge = _gauge("device_outbox_batches", "Batches in outboxes, as last reported", "tier")
-    unlabelled_waiting: Gauge = _gauge(
+    outbox_fill: Gauge = gauge("device_outbox_fill_ratio", "How full the fullest outbox is", "tier")
+    outbox_bytes: Gauge = gauge("device_outbox_bytes", "Bytes in outboxes, as last reported", "tier")
+    outbox_batches: Gauge = gauge("device_outbox_batches", "Batches in outboxes, as last reported", "tier")
+    unlabelled_waiting: Gauge = gauge(
         "device_unlabelled_waiting", "Samples that wait on devices for a label, as last reported", "tier"
     )
-    peak_rss_bytes: Gauge = _gauge(
-        "device_peak_rss_bytes", "Largest peak of resident memory reported", "tier"
-    )
-    temperature: Gauge = _gauge(
+    peak_rss_bytes: Gauge = gauge("device_peak_rss_bytes", "Largest peak of resident memory reported", "tier")
+    temperature: Gauge = gauge(
         "device_temperature_celsius", "Highest temperature of an online device", "tier", unreported=True
     )
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
-        self._tiers: tuple[str, ...] = ()
-        self._loss: dict[str, float] = {}
-
-    @property
-    def tiers(self) -> tuple[str, ...]:
+        self.tiers: tuple[str, ...] = ()
         """The tiers that have series."""
-        return self._tiers
+        self._loss: dict[str, float] = {}
 
     def set_tiers(self, names: Iterable[str]) -> None:
         """Create the series of the plan's tiers; those of a tier that has them go on as they are."""
-        new = tuple(sorted(set(names) - set(self._tiers)))
-        self._tiers += new
+        new = tuple(sorted(set(names) - set(self.tiers)))
+        self.tiers += new
         for metric, made in self._made:
             if "tier" in metric.labels:
                 _start(metric, made, new)
@@ -447,36 +354,34 @@ class AgentMetrics(_Holder):
     evaluation_seconds: Histogram = _seconds(
         "agent_evaluation_seconds", "One evaluation on the held-out samples"
     )
-    weights_adopted: Counter = _counter("agent_weights_adopted_total", "Weights versions adopted")
-    reconnects: Counter = _counter(
+    weights_adopted: Counter = counter("agent_weights_adopted_total", "Weights versions adopted")
+    reconnects: Counter = counter(
         "agent_broker_reconnects_total", "Connections to the broker after the first"
     )
-
-    taken_over: Counter = _counter(
+    taken_over: Counter = counter(
         "agent_sessions_taken_over_total",
         "Connections lost to another client with the agent's client id, where the broker tells",
     )
-
-    broker_connected: Gauge = _gauge("agent_broker_connected", "1 while connected to the broker")
-    writes_denied: Gauge = _gauge(
+    broker_connected: Gauge = gauge("agent_broker_connected", "1 while connected to the broker")
+    writes_denied: Gauge = gauge(
         "agent_writes_denied", "1 when the broker's access list denied what the device wrote last"
     )
-    plan_revision: Gauge = _gauge("agent_plan_revision", "Revision of the plan in force")
-    outbox_batches: Gauge = _gauge("agent_outbox_batches", "Batches waiting for a receipt")
-    outbox_bytes: Gauge = _gauge("agent_outbox_bytes", "Bytes waiting for a receipt")
-    unlabelled_waiting: Gauge = _gauge("agent_unlabelled_waiting", "Samples that wait for a label")
-    weights_version: Gauge = _gauge("agent_weights_version", "Version in use: journal records folded in")
-    accuracy: Gauge = _gauge(
+    plan_revision: Gauge = gauge("agent_plan_revision", "Revision of the plan in force")
+    outbox_batches: Gauge = gauge("agent_outbox_batches", "Batches waiting for a receipt")
+    outbox_bytes: Gauge = gauge("agent_outbox_bytes", "Bytes waiting for a receipt")
+    unlabelled_waiting: Gauge = gauge("agent_unlabelled_waiting", "Samples that wait for a label")
+    weights_version: Gauge = gauge("agent_weights_version", "Version in use: journal records folded in")
+    accuracy: Gauge = gauge(
         "agent_accuracy_ratio", "Accuracy of that version on held-out samples", unreported=True
     )
-    quality: Gauge = _gauge(
+    quality: Gauge = gauge(
         "agent_quality", "Quality of that version's answers on held-out samples", "measure", unreported=True
     )
-    evaluation_samples: Gauge = _gauge(
+    evaluation_samples: Gauge = gauge(
         "agent_evaluation_samples", "Held-out samples behind accuracy and quality"
     )
-    temperature: Gauge = _gauge("agent_temperature_celsius", "Of the board, where it tells", unreported=True)
-    finished: Gauge = _gauge("agent_finished", "1 when the source has ended and every batch is receipted")
+    temperature: Gauge = gauge("agent_temperature_celsius", "Of the board, where it tells", unreported=True)
+    finished: Gauge = gauge("agent_finished", "1 when the source has ended and every batch is receipted")
 
 
 def total(counter: Counter) -> float:
@@ -492,10 +397,3 @@ def values(counter: Counter) -> dict[tuple[str, ...], float]:
         for sample in family.samples
         if sample.name.endswith("_total")
     }
-
-
-def _version() -> str:
-    try:
-        return version("sidestream")
-    except PackageNotFoundError:
-        return "unknown"

@@ -6,15 +6,14 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge
 
+from metrics.broker_figures import BROKER_FIGURES
 from metrics.catalogue import (
-    BROKER_FIGURES,
     CLOSED_SETS,
-    DEVICE_SERIES,
-    DEVICES_UNLISTED,
     AgentMetrics,
     Metric,
     TrainerMetrics,
 )
+from metrics.fleet_page.device_series import DEVICE_SERIES, DEVICES_UNLISTED
 
 _HEAD = """\
 # Metrics

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from metrics.catalogue import AgentMetrics, Measure, TrainerMetrics
-from metrics.fleet_page.fleet import COUNTERS, Counts, Fleet, TierSummary
-from sidestream.contract.messages import Telemetry
+from metrics.fleet_page.fleet import Counts, Fleet, TierSummary, advance
+from sidestream.contract.messages import COUNTERS, Telemetry
 from sidestream.contract.tasks import Task
 
 _VERSIONS_KNOWN: Final = 4096
@@ -60,7 +60,7 @@ class FleetExporter:
             metrics.temperature.labels(tier).set(_or_nan(summary.temperature_celsius))
             shown = self._shown.get(tier, Counts())
             for name in COUNTERS:
-                grown = getattr(summary.counts, name) - getattr(shown, name)
+                grown = summary.counts[name] - shown[name]
                 metrics.device_counters[name].labels(tier).inc(max(0, grown))
             self._shown[tier] = summary.counts
         return summaries
@@ -87,9 +87,9 @@ class DeviceExporter:
             measures: The quality of the version in use, by measure.
         """
         metrics, grown = self._metrics, Counts()
-        grown.advance(self._shown, telemetry)
+        advance(grown, self._shown, telemetry)
         for name, counter in metrics.device_counters.items():
-            counter.inc(getattr(grown, name))
+            counter.inc(grown[name])
         metrics.outbox_batches.set(telemetry.outbox_batches)
         metrics.outbox_bytes.set(telemetry.outbox_bytes)
         metrics.unlabelled_waiting.set(telemetry.unlabelled_waiting)

@@ -3,3 +3,5 @@
 from sidestream.host.signals import heed_interrupts_of_module
 
 heed_interrupts_of_module()
+
+__all__ = ["version"]

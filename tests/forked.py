@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 _IMPORTED: Final = (
     *(
         "edge_agent.session.agent",
-        "sidestream.backbone.torch_runtime.language_model",
+        "sidestream.backbone.torch_runtime.runtime",
         "edge_agent.answers.predictor",
         "edge_agent.commands.agent",
     ),

@@ -13,7 +13,6 @@ import pytest
 
 from edge_agent.commands import service, service_state
 from edge_agent.commands.service import UNIT, Service
-from edge_agent.commands.service_state import SYSTEM
 from edge_agent.config import AgentConfig
 from edge_agent.store.outbox_file import FILE_NAME
 from sidestream.cli import main
@@ -95,16 +94,6 @@ def test_a_folder_that_depends_on_where_the_agent_is_started_is_refused(
     settings.write_text('job = "lights"\nstate_dir = "state"\n')
     assert main(["agent", "install", str(settings), "--dry-run"]) == 1
     assert "state_dir" in capsys.readouterr().err
-
-
-def test_a_service_of_an_earlier_version_keeps_its_state(
-    settings: Path, by_hand: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = tmp_path / "root"
-    (root / "var/lib/sidestream-agent").mkdir(parents=True)
-    (root / "var/lib/sidestream-agent/agent.db").touch()
-    assert main(["agent", "install", str(settings), "--dry-run", "--root", str(root)]) == 0
-    assert _state_of(capsys.readouterr().out) == (SYSTEM, "")
 
 
 def test_another_users_state_is_what_a_service_of_theirs_goes_on_with() -> None:

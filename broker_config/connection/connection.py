@@ -224,11 +224,11 @@ class Connection:
         return was_up
 
     def _learn_limit(self, link: Link, ending: Ending) -> None:
-        size = link.sizes.largest_unacknowledged
+        size = link.window.largest_unacknowledged
         found = self._limit.lost(
             cut=ending.cut and not self._closing.is_set(),
             unacknowledged_bytes=size,
-            acknowledged_bytes=link.sizes.largest_acknowledged,
+            acknowledged_bytes=link.window.largest_acknowledged,
         )
         if found:
             log.warning(

@@ -1,4 +1,4 @@
-"""One MQTT connection, from CONNECT to its end: the only module that imports paho.
+"""One MQTT connection, from CONNECT to its end: the paho client, and the loop that drives it.
 
 Each link drives a fresh paho client, because a reused one keeps queues, packet ids and half-sent messages of
 the connection before. It knows nothing of reconnecting; that is
@@ -18,32 +18,28 @@ import selectors
 import socket
 import ssl
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from broker_config.connection import reasons
+from broker_config.connection.link_filters import LinkFilters
 from broker_config.connection.link_plan import Ending, LinkPlan, unsent_bytes
-from broker_config.connection.packet_limit import Sizes
-from broker_config.connection.window import Window
-from broker_config.errors import NotConnected, TooLarge
-from broker_config.topic_filter import Filters
+from broker_config.connection.wakeup import Wakeup
+from broker_config.connection.window import InFlightWindow
+from broker_config.errors import NotConnected
 from broker_config.transport import Connected, ProtocolVersion, Received, packet_overhead_bytes
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0  # how long the loop sleeps at most; less where a shorter time has to be kept
 _DEFAULT_RECEIVE_MAXIMUM = 65535
-_PING_BYTES = 256  # that a ping came and went says nothing of messages
-_FILTERS_A_PACKET = 8  # AWS IoT Core takes no more in one SUBSCRIBE
 _PROTOCOLS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
 
@@ -73,37 +69,26 @@ class Link:
         counters: Counter[str],
         most_bytes: int | None = None,
     ) -> None:
-        self.window = Window(plan.max_inflight, clock=plan.clock)
-        self.sizes = Sizes()
-        """Of what was sent."""
         self.epoch = epoch
+        limit = min(plan.settings.max_packet_bytes, most_bytes or sys.maxsize)
+        self.window = InFlightWindow(plan.max_inflight, max_packet_bytes=limit, clock=plan.clock)
+        """What it has sent."""
         self._plan = plan
         self._protocol: ProtocolVersion = protocol
-        self._wanted = wanted
         self._on_up = on_up
         self._on_received = on_received
         self._counters = counters
-        self._max_packet_bytes = min(plan.settings.max_packet_bytes, most_bytes or sys.maxsize)
-        self._unsent_bytes = 0
+        self._filters = LinkFilters(wanted, protocol, counters)
+        self._wakeup = Wakeup()
         self._accepted: Connected | None = None
         self._up = False
         self._leaving = False
-        self._out_of_step = False
-        self._granted: dict[str, int] = {}
-        self._filters = Filters(())
-        self._unanswered: dict[int, list[str]] = {}
         self._ending: Ending | None = None
-        self._thread_id = 0
-        self._tick_s = min(_TICK_S, plan.settings.keepalive_s / 4, plan.settings.connect_timeout_s / 4)
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_receiver.setblocking(False)
-        self._wake_sender.setblocking(False)
         self._client = self._new_client()
 
     def run(self) -> Ending:
         """Connect, serve until the connection ends, clean up, and say how it ended."""
         started_s = time.monotonic()
-        self._thread_id = threading.get_ident()
         try:
             if not self._leaving:
                 self._open()
@@ -123,33 +108,31 @@ class Link:
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, timeout_s: float) -> None:
         """See :meth:`broker_config.transport.Transport.publish`."""
         size = packet_overhead_bytes(topic) + len(payload)
-        if size > self._max_packet_bytes:
-            raise TooLarge(size, self._max_packet_bytes)
-        self.window.acquire(timeout_s)
+        self.window.acquire(timeout_s, size)
         counted = size if qos else 0  # that QoS 0 was sent shows nothing
-        self.sizes.handed(counted)
+        self.window.handed(counted)
         # From here on, on_publish gives the place back, perhaps before publish() has returned.
         handed = self._client.publish(topic, payload, qos, retain)
         if handed.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self.window.release()
             raise NotConnected("the connection broke while a message was handed to it")
-        self.sizes.sent(handed.mid, counted)
+        self.window.sent(handed.mid, counted)
 
     def resubscribe(self) -> None:
         """The wanted filters have changed: bring the broker into step."""
-        self._out_of_step = True
-        self._wake()
+        self._filters.out_of_step = True
+        self._wakeup.wake()
 
     def leave(self) -> None:
         """Send what is queued, then a DISCONNECT, so that the will stays unspoken; ``run`` returns."""
         self._leaving = True
         self._client.disconnect()
-        self._wake()
+        self._wakeup.wake()
 
     def cut(self) -> None:
         """End at once, queue or no queue; ``run`` returns."""
         self._end(Ending(reason="cut off"))
-        self._wake()
+        self._wakeup.wake()
 
     # The network loop.
 
@@ -171,7 +154,7 @@ class Link:
         if plan.will is not None:
             client.will_set(plan.will.topic, plan.will.payload, plan.will.qos, plan.will.retain)
         client.on_socket_open = self._tune_socket
-        client.on_socket_register_write = lambda *_: self._wake()
+        client.on_socket_register_write = lambda *_: self._wakeup.wake()
         client.on_connect = self._answered
         client.on_subscribe = self._subscribed
         client.on_message = self._received
@@ -189,7 +172,7 @@ class Link:
     def _serve(self, up_by_s: float) -> None:
         heard_s = time.monotonic()
         with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_receiver, selectors.EVENT_READ)
+            self._wakeup.register(selector)
             while self._ending is None:
                 if self._turn(selector):
                     heard_s = time.monotonic()
@@ -199,18 +182,12 @@ class Link:
                 silence_s = 1.5 * self._client.keepalive  # which the broker may have changed
                 if 0 < silence_s < now_s - heard_s:
                     self._end(Ending(reason=f"nothing heard from the broker for {silence_s:g} s"))
-                self._check_window()
-
-    def _check_window(self) -> None:
-        """A broker that forgot an acknowledgement, or never got a message, would hold it for ever."""
-        unsent = unsent_bytes(self._socket())
-        before, self._unsent_bytes = self._unsent_bytes, unsent
-        if unsent != before and max(unsent, before) > _PING_BYTES:  # a slow line is no stuck one
-            self.window.moved()
-        if self.window.stuck_s > self._plan.stuck_s:
-            self._counters["stuck"] += 1
-            under_way, seconds = self.window.in_flight, f"{self._plan.stuck_s:g} s"
-            self._end(Ending(reason=f"the broker acknowledged none of {under_way} messages for {seconds}"))
+                if self.window.stuck_s(unsent_bytes(self._socket())) > self._plan.stuck_s:
+                    self._counters["stuck"] += 1
+                    under_way, seconds = self.window.in_flight, f"{self._plan.stuck_s:g} s"
+                    self._end(
+                        Ending(reason=f"the broker acknowledged none of {under_way} messages for {seconds}")
+                    )
 
     def _turn(self, selector: selectors.BaseSelector) -> bool:
         """Wait for the socket or a wake-up, serve both; whether anything was read."""
@@ -220,60 +197,36 @@ class Link:
             return False
         _watch(selector, sock, client.want_write())
         buffered = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-        ready = {key.fileobj: mask for key, mask in selector.select(0 if buffered else self._tick_s)}
+        ready = {key.fileobj: mask for key, mask in selector.select(0 if buffered else self._tick_s())}
         readable = buffered or bool(ready.get(sock, 0) & selectors.EVENT_READ)
-        woken = self._wake_receiver in ready
+        woken = self._wakeup.receiver in ready
         if woken:
-            self._wake_receiver.recv(4096)
+            self._wakeup.heard()
         if readable:
             client.loop_read()
-        if self._out_of_step and self._accepted is not None:
-            self._bring_into_step()
+        if self._filters.out_of_step and self._accepted is not None:
+            self._filters.bring_into_step(client)
+            self._announce()
         if woken or client.want_write():
             client.loop_write()
         client.loop_misc()
         return readable
 
-    def _bring_into_step(self) -> None:
-        self._out_of_step = False
-        wanted = dict(self._wanted())
-        gone = [name for name in self._granted if name not in wanted]
-        new = [name for name, qos in wanted.items() if self._granted.get(name) != qos]
-        self._granted = wanted
-        self._filters = Filters(wanted)
-        # New ones first: what an old and a new one match must not fall between them.
-        for some in _slices(new):
-            code, mid = self._client.subscribe([self._subscription(name, wanted[name]) for name in some])
-            if code == MQTTErrorCode.MQTT_ERR_SUCCESS and mid is not None:
-                self._unanswered[mid] = some
-        for some in _slices(gone):
-            self._client.unsubscribe(some)
-        if not self._unanswered:
-            self._announce()
-
-    def _subscription(self, topic_filter: str, qos: int) -> Any:
-        return (topic_filter, SubscribeOptions(qos=qos) if self._protocol == "5" else qos)
+    def _tick_s(self) -> float:
+        settings = self._plan.settings
+        return min(_TICK_S, settings.keepalive_s / 4, settings.connect_timeout_s / 4)
 
     def _tear_down(self) -> None:
         self.window.break_off()
         sock = self._socket()
         if sock is not None:
             sock.close()
-        self._wake_sender.close()
-        self._wake_receiver.close()
+        self._wakeup.close()
 
     def _socket(self) -> socket.socket | None:
         sock = self._client.socket()
         assert sock is None or isinstance(sock, socket.socket)
         return sock
-
-    def _wake(self) -> None:
-        if threading.get_ident() == self._thread_id:
-            return
-        try:
-            self._wake_sender.send(b"\0")
-        except OSError:
-            return  # full, so the loop will wake anyway; or closed, so there is no loop
 
     def _end(self, ending: Ending) -> None:
         if self._ending is None:
@@ -287,8 +240,9 @@ class Link:
             no_answer=self._accepted is None,
         )
 
-    def _announce(self) -> None:
-        if not self._up and self._accepted is not None:
+    def _announce(self, *, at_once: bool = False) -> None:
+        settled = at_once or self._filters.settled
+        if settled and not self._up and self._accepted is not None:
             self._up = True
             self._on_up(self, self._accepted)
 
@@ -306,37 +260,34 @@ class Link:
             self._end(Ending(reason=reason, unsupported_protocol=unsupported))
             return
         receive_maximum = getattr(said, "ReceiveMaximum", _DEFAULT_RECEIVE_MAXIMUM)
-        brokers_limit = getattr(said, "MaximumPacketSize", self._max_packet_bytes)
-        self._max_packet_bytes = min(self._max_packet_bytes, brokers_limit)
-        self.window = Window(min(self._plan.max_inflight, receive_maximum), clock=self._plan.clock)
+        limit = min(self.window.max_packet_bytes, getattr(said, "MaximumPacketSize", sys.maxsize))
+        places = min(self._plan.max_inflight, receive_maximum)
+        self.window = InFlightWindow(places, max_packet_bytes=limit, clock=self._plan.clock)
         self._accepted = Connected(
             epoch=self.epoch,
             protocol=self._protocol,
-            max_packet_bytes=self._max_packet_bytes,
+            max_packet_bytes=limit,
             receive_maximum=receive_maximum,
         )
-        self._out_of_step = True
+        self._filters.out_of_step = True
 
     def _subscribed(
         self, _client: Client, _userdata: Any, mid: int, codes: list[ReasonCode], _said: Properties | None
     ) -> None:
-        for topic_filter, code in zip(self._unanswered.pop(mid, []), codes, strict=False):
-            if code.is_failure:
-                self._counters["subscriptions_refused"] += 1
-                log.warning("the broker refused the subscription to %s: %s", topic_filter, code)
-        if not self._unanswered:
-            self._announce()
+        self._filters.answered(mid, codes)
+        self._announce()
 
     def _received(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
         try:
-            topic = message.topic
+            known = self._filters.matching.match(topic := message.topic)
         except UnicodeDecodeError:
+            known = False
+        if not known:
             self._counters["unsolicited"] += 1
             return
-        if not self._filters.match(topic):
-            self._counters["unsolicited"] += 1
-            return
-        self._announce()  # a broker may send retained messages before it confirms the subscription
+        self._announce(
+            at_once=True
+        )  # a broker may send retained messages before it confirms the subscription
         self._on_received(
             Received(
                 topic=topic,
@@ -350,8 +301,7 @@ class Link:
     def _acknowledged(
         self, _client: Client, _userdata: Any, mid: int, code: ReasonCode, _said: Properties | None
     ) -> None:
-        self.window.release()
-        self.sizes.acknowledged(mid)
+        self.window.release(mid)
         if code.is_failure:
             self._counters["publishes_refused"] += 1
             log.log(
@@ -390,7 +340,3 @@ def _watch(selector: selectors.BaseSelector, sock: socket.socket, writing: bool)
         selector.register(sock, events)
     elif key.events != events:
         selector.modify(sock, events)
-
-
-def _slices(names: list[str]) -> Iterator[list[str]]:
-    return (names[start : start + _FILTERS_A_PACKET] for start in range(0, len(names), _FILTERS_A_PACKET))

@@ -5,7 +5,6 @@ all do the same with a packet that is too large: they close the connection, with
 twice in a row with the same size of message unacknowledged, and never carried one so large, has such a limit.
 """
 
-import threading
 from typing import Final
 
 _LEAST_BYTES: Final = 4096  # any broker takes that much: a smaller message is not what the line was cut for
@@ -45,51 +44,6 @@ class PacketLimit:
         self._suspect_bytes = 0
         self.found_bytes = power_of_two_below(size)
         return True
-
-
-class Sizes:
-    """The sizes of what one link has sent, until they are acknowledged. Safe between threads.
-
-    An acknowledgement may be heard before the sender knows under what number its message went.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sent: dict[int, int] = {}
-        self._handed: list[int] = []
-        self._early: set[int] = set()
-        self.largest_acknowledged = 0
-        """Of the packets that were acknowledged after their number was known, in bytes."""
-
-    def handed(self, size: int) -> None:
-        """A packet is about to go out, under a number that is not known yet."""
-        with self._lock:
-            self._handed.append(size)
-
-    def sent(self, number: int, size: int) -> None:
-        """It went out."""
-        with self._lock:
-            self._handed.remove(size)
-            if number in self._early:
-                self._early.remove(number)
-                self.largest_acknowledged = max(self.largest_acknowledged, size)
-            else:
-                self._sent[number] = size
-
-    def acknowledged(self, number: int) -> None:
-        """The broker has it, or this machine's network stack if that is all there is to know (QoS 0)."""
-        with self._lock:
-            size = self._sent.pop(number, None)
-            if size is None:
-                self._early.add(number)
-            else:
-                self.largest_acknowledged = max(self.largest_acknowledged, size)
-
-    @property
-    def largest_unacknowledged(self) -> int:
-        """In bytes; 0 for none."""
-        with self._lock:
-            return max((*self._sent.values(), *self._handed), default=0)
 
 
 def power_of_two_below(size: int) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-from broker_config.testing.inprocess_client import InProcessTransport, Link, Message
+from broker_config.testing.inprocess_client import FakeLink, InProcessTransport, Published
 from broker_config.topic_filter import matches
 from broker_config.transport import ProtocolVersion, Will
 
@@ -55,7 +55,7 @@ class InProcessBroker:
         self.protocol = protocol
         self.down = False
         self._clients: dict[str, InProcessTransport] = {}
-        self._retained: dict[str, Message] = {}
+        self._retained: dict[str, Published] = {}
         self._faults: list[_Fault] = []
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="inprocess-broker", daemon=True)
@@ -172,7 +172,7 @@ class InProcessBroker:
             link.granted[topic_filter] = qos
             self._send_retained(client, link, topic_filter)
 
-    def take(self, link: Link, message: Message) -> None:
+    def take(self, link: FakeLink, message: Published) -> None:
         """Accept a published message: deliver it, then acknowledge it. Broker thread only."""
         for _ in range(self._copies(message.topic)):
             self._route(message)
@@ -200,7 +200,7 @@ class InProcessBroker:
                 return fault.copies
         return 1
 
-    def _route(self, message: Message) -> None:
+    def _route(self, message: Published) -> None:
         if message.retain and message.payload:
             self._retained[message.topic] = message
         elif message.retain:
@@ -208,7 +208,7 @@ class InProcessBroker:
         for client in list(self._clients.values()):
             client.deliver(message, retained=False)
 
-    def _send_retained(self, client: InProcessTransport, link: Link, topic_filter: str) -> None:
+    def _send_retained(self, client: InProcessTransport, link: FakeLink, topic_filter: str) -> None:
         for topic, message in list(self._retained.items()):
             if client.link is link and matches(topic_filter, topic):
                 client.deliver(message, retained=True)
@@ -225,7 +225,9 @@ class InProcessBroker:
             del self._clients[client_id]
             client.die()
         if was_connected and client.will is not None:
-            self._route(Message(client.will.topic, client.will.payload, client.will.qos, client.will.retain))
+            self._route(
+                Published(client.will.topic, client.will.payload, client.will.qos, client.will.retain)
+            )
 
     def _go_down(self, forget: bool) -> None:
         self.down = True

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from broker_config.connection.window import Window
-from broker_config.errors import NotConnected, TooLarge
+from broker_config.connection.window import InFlightWindow
+from broker_config.errors import NotConnected
 from broker_config.topic_filter import check_filter, check_topic, matches
 from broker_config.transport import (
     Connected,
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Message:
+class Published:
     """What one client published."""
 
     topic: str
@@ -39,11 +39,11 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Link:
+class FakeLink:
     """One connection of one client; replaced, never reused."""
 
     epoch: int
-    window: Window
+    window: InFlightWindow
     granted: dict[str, int] = field(default_factory=dict)
 
 
@@ -69,7 +69,7 @@ class Broker(Protocol):
     def subscribe(self, client: "InProcessTransport", topic_filter: str, qos: int) -> None:
         """Add a filter to a live connection."""
 
-    def take(self, link: Link, message: Message) -> None:
+    def take(self, link: FakeLink, message: Published) -> None:
         """Accept a published message."""
 
     def goodbye(self, client: "InProcessTransport") -> None:
@@ -90,7 +90,7 @@ class InProcessTransport:
     ) -> None:
         self.client_id = client_id
         self.will = will
-        self.link: Link | None = None
+        self.link: FakeLink | None = None
         self.counters: Counter[str] = Counter()
         self._broker = broker
         self._max_inflight = max_inflight
@@ -148,7 +148,7 @@ class InProcessTransport:
         """See :class:`~broker_config.transport.Transport`."""
         if self._ended:
             raise NotConnected("the connection is closed")
-        self._publish(Message(topic, payload, qos, retain), timeout_s)
+        self._publish(Published(topic, payload, qos, retain), timeout_s)
 
     def flush(self, timeout_s: float) -> bool:
         """See :class:`~broker_config.transport.Transport`."""
@@ -177,12 +177,13 @@ class InProcessTransport:
         """Whether the client has been started and neither closed nor killed."""
         return self._on_event is not None and not self._ended and self.link is None
 
-    def connection_made(self, broker: Broker) -> Link:
+    def connection_made(self, broker: Broker) -> FakeLink:
         """The broker took us in: announce it."""
         with self._changed:
             self._epoch += 1
-            window = Window(min(self._max_inflight, broker.receive_maximum))
-            self.link = link = Link(self._epoch, window, dict(self._filters))
+            places = min(self._max_inflight, broker.receive_maximum)
+            window = InFlightWindow(places, max_packet_bytes=self._max_packet_bytes)
+            self.link = link = FakeLink(self._epoch, window, dict(self._filters))
             self._changed.notify_all()
         connected = Connected(
             epoch=link.epoch,
@@ -208,7 +209,7 @@ class InProcessTransport:
         self._on_event = None
         self.connection_lost("killed")
 
-    def deliver(self, message: Message, *, retained: bool) -> None:
+    def deliver(self, message: Published, *, retained: bool) -> None:
         """Hand over a message if one of this connection's filters matches it."""
         link = self.link
         if link is None:
@@ -234,7 +235,7 @@ class InProcessTransport:
             self.counters["handler_errors"] += 1
             log.exception("on_event of %s failed; the connection goes on", self.client_id)
 
-    def _publish(self, message: Message, timeout_s: float) -> None:
+    def _publish(self, message: Published, timeout_s: float) -> None:
         check_topic(message.topic)
         if message.qos not in (0, 1):
             raise ValueError(f"qos is 0 or 1, not {message.qos}")
@@ -242,16 +243,13 @@ class InProcessTransport:
         link = self.link
         if link is None:
             raise NotConnected(self.last_error)
-        size = packet_overhead_bytes(message.topic) + len(message.payload)
-        if size > self._max_packet_bytes:
-            raise TooLarge(size, self._max_packet_bytes)
-        link.window.acquire(timeout_s)
+        link.window.acquire(timeout_s, packet_overhead_bytes(message.topic) + len(message.payload))
         self._broker.post(lambda: self._broker.take(link, message))
 
     def _say(self, last_words: Sequence[tuple[str, bytes, int, bool]], deadline: float) -> None:
         try:
             for word in last_words:
-                self._publish(Message(*word), deadline - time.monotonic())
+                self._publish(Published(*word), deadline - time.monotonic())
         except BrokerError as error:
             log.info("%s could not say its last words: %s", self.client_id, error)
         self.flush(deadline - time.monotonic())

@@ -1,21 +1,22 @@
 """What backbone and side-network answer a text with, by task, from the side-network's numbers. Pure.
 
-Legend: K texts, N vectors a text (padded), C labels.
+Legend: K texts, V vectors of all texts, C labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TypeAlias
 
 import msgspec
-import torch
-from torch import Tensor
+import numpy as np
 
 from edge_agent.batches.targets import values
-from sidestream.backbone.taps import Sampled
+from sidestream.backbone.sampled import Sampled
 from sidestream.backbone.text import Text
 from sidestream.contract.tasks import Scale, Task
+from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
 
 _LIKELY = 0.5
@@ -83,14 +84,14 @@ Answer: TypeAlias = Prediction | LabelSet | Number | WordLabels
 
 
 def answers_of(
-    task: Task, labels: Sequence[str], numbers: Tensor, sampled: Sampled, texts: Sequence[Text], scale: Scale
+    task: Task, labels: Sequence[str], numbers: Floats, sampled: Sampled, texts: Sequence[Text], scale: Scale
 ) -> list[Answer]:
     """The answers to K texts.
 
     Args:
         task: The job's.
         labels: C names in index order.
-        numbers: The side-network's answers, [K, C] or [K, N, C].
+        numbers: The side-network's answers, [K, C] or [V, C].
         sampled: What they were computed from.
         texts: K of them.
         scale: The measure of a regression's numbers.
@@ -98,28 +99,33 @@ def answers_of(
     if task is Task.REGRESSION:
         return [Number(value=float(value)) for value in values(numbers, scale)]
     if task is Task.MULTI_LABEL:
-        return [_label_set(labels, row) for row in numbers.sigmoid()]
-    if task is Task.TOKEN_CLASSIFICATION:
-        rows = enumerate(zip(numbers, texts, strict=True))
-        return [_word_labels(labels, row, str(text), sampled, at) for at, (row, text) in rows]
-    best = torch.softmax(numbers, dim=1).max(dim=1)
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [Prediction(label=labels[index], probability=probability) for index, probability in pairs]
+        return [_label_set(labels, row) for row in 0.5 + 0.5 * np.tanh(0.5 * numbers)]
+    best = _likeliest(labels, numbers)
+    if task is not Task.TOKEN_CLASSIFICATION:
+        return list(best)
+    assert sampled.words is not None
+    by_vector = zip(sampled.words.tolist(), best, strict=True)
+    rows = zip(sampled.lengths.tolist(), texts, strict=True)
+    return [_word_labels(dict(islice(by_vector, length)), text) for length, text in rows]
 
 
-def _label_set(labels: Sequence[str], shares: Tensor) -> LabelSet:
-    order = shares.argsort(descending=True).tolist()
+def _label_set(labels: Sequence[str], shares: Floats) -> LabelSet:
+    order = (-shares).argsort().tolist()
     return LabelSet(labels={labels[at]: float(shares[at]) for at in order if shares[at] > _LIKELY})
 
 
-def _word_labels(labels: Sequence[str], numbers: Tensor, text: str, sampled: Sampled, row: int) -> WordLabels:
-    assert sampled.words is not None
-    best = torch.softmax(numbers, dim=1).max(dim=1)
-    real = sampled.mask[row]
-    known = (sampled.words[row][real].tolist(), best.indices[real].tolist(), best.values[real].tolist())
-    by_word = {word: (labels[index], share) for word, index, share in zip(*known, strict=True)}
+def _likeliest(labels: Sequence[str], numbers: Floats) -> list[Prediction]:
+    """Of logits [K, C]: the likeliest label of each row, with its softmax."""
+    shares = np.exp(numbers - numbers.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    pairs = zip(shares.argmax(axis=1).tolist(), shares.max(axis=1).tolist(), strict=True)
+    return [Prediction(label=labels[index], probability=share) for index, share in pairs]
+
+
+def _word_labels(found: Mapping[int, Prediction], text: Text) -> WordLabels:
+    """Every word's answer, of those that were found by the word's number."""
     words = []
-    for number, word in enumerate(text.split()):
-        label, share = by_word.get(number, ("", 0.0))
-        words.append(WordLabel(word=word, label=label, probability=share))
+    for number, word in enumerate((text if isinstance(text, str) else text[0]).split()):
+        one = found.get(number, Prediction(label="", probability=0.0))
+        words.append(WordLabel(word=word, label=one.label, probability=one.probability))
     return WordLabels(words=tuple(words))

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
-import torch
-from torch import Tensor
+import numpy as np
 
-from sidestream.backbone.torch_runtime.language_model import Decoding, LanguageModel
+from sidestream.backbone.language_model import LanguageModel
 from sidestream.contract.errors import ConfigError
+from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
-from sidestream.side_network.network import SideNetwork
+from sidestream.side_network.inference import InferenceNetwork
 
 _UNFINISHED: Final = "�"  # of a character whose bytes have not all come yet
 
@@ -63,7 +63,7 @@ class Generator:
     """
 
     def __init__(
-        self, model: LanguageModel, network: SideNetwork | None, align: str, taps: Sequence[int]
+        self, model: LanguageModel, network: InferenceNetwork | None, align: str, taps: Sequence[int]
     ) -> None:
         self._model = model
         self._network = network
@@ -85,9 +85,8 @@ class Generator:
                 "prompt",
                 f"has {len(prompt)} tokens; the model can see {self._model.longest}, one less as a prompt",
             )
-        generator = torch.Generator()
-        generator.seed() if options.seed is None else generator.manual_seed(options.seed)
-        decoding, shown = Decoding(self._model, self._taps), list(prompt)
+        generator = np.random.default_rng(options.seed)
+        decoding, shown = self._model.decoding(self._taps), list(prompt)
         for _ in range(min(options.max_tokens, self._model.longest - len(prompt))):
             token = _draw(self._logits(decoding.feed(shown)), options, generator)
             if token in self._model.ends:
@@ -119,24 +118,23 @@ class Generator:
         if rest:
             yield rest
 
-    def _logits(self, taps: Tensor) -> Tensor:
-        """[B, 1, 1, d] -> [V]."""
-        with torch.inference_mode():
-            states = taps[-1] if self._network is None else self._network.refine(self._align, taps)
-            logits: Tensor = self._model.head(states)
-        return logits[0, 0]
+    def _logits(self, taps: Floats) -> Floats:
+        """[B, 1, d] -> [V]."""
+        states = taps[-1] if self._network is None else self._network.refine(self._align, taps)
+        logits: Floats = self._model.logits(states)[0]
+        return logits
 
 
-def _draw(logits: Tensor, options: GenerationOptions, generator: torch.Generator) -> int:
+def _draw(logits: Floats, options: GenerationOptions, generator: np.random.Generator) -> int:
     if options.temperature == 0:
         return int(logits.argmax())
-    logits = (logits.double() - logits.max()) / options.temperature  # a tiny one must not make them infinite
-    if 0 < options.top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(options.top_k).values[-1], -torch.inf)
-    shares, order = logits.softmax(dim=0).sort(descending=True)
+    order = np.argsort(-logits, kind="stable")[: options.top_k or None]
+    with np.errstate(over="ignore"):  # of a tiny temperature: all but the likeliest become impossible
+        scaled = (logits[order].astype(np.float64) - logits.max()) / options.temperature
+    shares = np.exp(scaled) / np.exp(scaled).sum()
     if options.top_p < 1:
-        shares = shares.masked_fill(shares.cumsum(dim=0) - shares >= options.top_p, 0.0)
-    return int(order[torch.multinomial(shares, 1, generator=generator)])
+        shares[shares.cumsum() - shares >= options.top_p] = 0.0
+    return int(generator.choice(order, p=shares / shares.sum()))
 
 
 def _end_of(text: str, stops: Sequence[str]) -> int | None:

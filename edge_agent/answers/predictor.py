@@ -13,19 +13,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edge_agent.answers.answer import Answer, answers_of
 from edge_agent.answers.generator import Generator, read_options
 from edge_agent.weights.adopted import Adopted, load_adopted
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.language_model import LanguageModel
+from sidestream.backbone.runtimes import shared_backbone
 from sidestream.backbone.text import Text
-from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
-from sidestream.backbone.torch_runtime.language_model import LanguageModel, shared_language_model
 from sidestream.contract.errors import StateError
 from sidestream.contract.sampling import parse_sampling
-from sidestream.contract.tasks import TASKS, Task
+from sidestream.contract.tasks import Task
 from sidestream.side_network.bundle import Bundle
-from sidestream.side_network.network import from_bundle
+from sidestream.side_network.inference import InferenceNetwork
 
 _ROWS = 32
 
@@ -50,10 +49,9 @@ def load(state_dir: str | Path, *, backbone: str = "") -> Predictor:
             f"{folder}: no weights have been adopted yet; run the agent until it logs that it did"
         )
     reference = backbone or kept.adopted.backbone
-    tier = kept.adopted.tier_plan
-    generates = TASKS[kept.bundle.about.task].generates
-    read = shared_language_model if generates else shared_backbone
-    return Predictor(kept.adopted, kept.bundle, read(reference, tier.layers, tier.precision))
+    tier, task = kept.adopted.tier_plan, kept.bundle.about.task
+    frozen = shared_backbone(reference, tier.layers, tier.precision, task)
+    return Predictor(kept.adopted, kept.bundle, frozen)
 
 
 class Predictor:
@@ -74,7 +72,7 @@ class Predictor:
         """What it was taught."""
         self._tier_plan = adopted.tier_plan
         self._backbone = backbone
-        self._network = from_bundle(bundle)
+        self._network = InferenceNetwork(bundle)
         self._sampling = parse_sampling(adopted.tier_plan.sampling)
 
     def predict(self, texts: Sequence[Text]) -> list[Any]:
@@ -125,8 +123,7 @@ class Predictor:
         sampled = self._backbone.forward(
             texts, tier.taps, tier.max_tokens, lambda lengths: self._sampling, words=words
         )
-        with torch.inference_mode():
-            numbers = self._network.predict(tier.align, sampled.values, sampled.mask)
+        numbers = self._network.predict(tier.align, sampled.vectors, sampled.lengths)
         return answers_of(self.task, self.labels, numbers, sampled, texts, self._network.scale)
 
 

@@ -1,3 +1,3 @@
 """From samples and activations to messages."""
 
-__all__ = ["batch_maker", "coded", "late_labels", "producer", "targets", "token_maker"]
+__all__ = ["batch_maker", "coded", "late_labels", "producer", "rungs", "targets", "token_maker"]

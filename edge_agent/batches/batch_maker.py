@@ -5,26 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from edge_agent.batches import coded as kept
 from edge_agent.batches.message import Letterhead
 from edge_agent.batches.targets import Targets, Unusable, targets_of
 from edge_agent.samples.sample import Sample
 from edge_agent.store.streams import Slot
-from sidestream.backbone.taps import Sampled
+from sidestream.backbone.backbone import Backbone, Choose
+from sidestream.backbone.sampled import Sampled
 from sidestream.backbone.text import Text
 from sidestream.contract.plan import Plan, Rung, TierPlan
-from sidestream.contract.sampling import Sampling, parse_sampling
+from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import encode, encoded_sizes
-
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import Backbone
 
 _HEADER_BYTES: Final = 1024
 """What a message holds beside its arrays, at most."""
@@ -92,7 +89,7 @@ class BatchMaker:
         target = self.targets.read(sample.label, sample.text)
         return [Ready(sample, sample.key, target, sample.row.characters)]
 
-    def compute(self, batch: Sequence[Ready], choose: Callable[[npt.NDArray[np.int64]], Sampling]) -> Sampled:
+    def compute(self, batch: Sequence[Ready], choose: Choose) -> Sampled:
         """The one forward pass of a batch, sampled as ``choose`` says by its lengths in vectors."""
         return self.run([one.sample.row.input for one in batch], choose)
 
@@ -100,7 +97,7 @@ class BatchMaker:
         """The one forward pass of these texts, sampled as the rung says."""
         return self.run(texts, lambda lengths: self.sampling)
 
-    def run(self, texts: Sequence[Text], choose: Callable[[npt.NDArray[np.int64]], Sampling]) -> Sampled:
+    def run(self, texts: Sequence[Text], choose: Choose) -> Sampled:
         """The one forward pass of these texts, sampled as ``choose`` says by their lengths in vectors."""
         tier = self._tier
         return self._backbone.forward(texts, tier.taps, tier.max_tokens, choose, words=self._words)
@@ -114,12 +111,11 @@ class BatchMaker:
 
     def fits(self, sampled: Sampled) -> npt.NDArray[np.bool_]:
         """[K]: rows that fit a message on their own."""
-        lengths = sampled.mask.sum(dim=1).tolist()
-        return np.array([self._size(1, length) <= self._most_bytes for length in lengths])
+        return np.array([self._size(1, length) <= self._most_bytes for length in sampled.lengths.tolist()])
 
     def split(self, sampled: Sampled, rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
         """Cut rows into runs that fit a message, by halves."""
-        vectors = int(sampled.mask[rows].sum())
+        vectors = int(sampled.lengths[rows].sum())
         if len(rows) == 1 or self._size(len(rows), vectors) <= self._most_bytes:
             yield rows
             return
@@ -138,16 +134,15 @@ class BatchMaker:
             rows: Which of them.
             keys: By what the trainer knows each of these again.
         """
-        chosen = sampled.select(torch.from_numpy(rows))
-        vectors, lengths = chosen.ragged()
-        tensor = encode(vectors, self._rung.codec)
+        chosen = sampled.select(rows)
+        tensor = encode(chosen.vectors, self._rung.codec)
         packed_targets = self._written([targets[row] for row in rows], chosen)
 
         def packed(slot: Slot) -> bytes:
             return self._letterhead.write(
                 slot,
                 sampling=self._rung.sampling,
-                lengths=lengths.tolist(),
+                lengths=chosen.lengths.tolist(),
                 targets=packed_targets,
                 activations=tensor,
                 keys=keys,

@@ -1,6 +1,6 @@
 """The activations of a sample that waits for its label: as they will travel, and what they answer meanwhile.
 
-Legend: K samples, B taps, V vectors of all samples, N vectors of one, d width.
+Legend: B taps, V vectors of all samples, N vectors of one, d width.
 """
 
 from __future__ import annotations
@@ -9,15 +9,12 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from sidestream.backbone.taps import Sampled, pad
+from sidestream.backbone.sampled import Sampled
 from sidestream.contract.plan import TierPlan
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Codec, Tensor, decode, encode, join, joinable
 from sidestream.contract.wire import prepared
-from sidestream.side_network.network import SideNetwork
 
 
 @prepared
@@ -50,11 +47,10 @@ def made_by(tier: TierPlan, task: Task) -> str:
 
 def write(sampled: Sampled, row: int, sampling: str, codec: Codec) -> bytes:
     """One row of a batch, quantised."""
-    one = sampled.select(torch.tensor([row]))
-    words = b"" if one.words is None else one.words[one.mask].numpy().astype("<u2").tobytes()
-    vectors, _ = one.ragged()
+    one = sampled.select([row])
+    words = b"" if one.words is None else one.words.astype("<u2").tobytes()
     return msgspec.msgpack.encode(
-        KeptActivations(sampling=sampling, activations=encode(vectors, codec), words=words)
+        KeptActivations(sampling=sampling, activations=encode(one.vectors, codec), words=words)
     )
 
 
@@ -64,28 +60,15 @@ def read(data: bytes) -> KeptActivations:
 
 
 def joined(kept: Sequence[KeptActivations]) -> Tensor:
-    """Of K samples of one policy and codec, for a message: [B, V, d]."""
+    """Of samples of one policy and codec, for a message: [B, V, d]."""
     return join([one.activations for one in kept])
-
-
-def lengths_of(kept: Sequence[KeptActivations]) -> npt.NDArray[np.int64]:
-    """[K]: N of each."""
-    return np.array([one.length for one in kept], np.int64)
 
 
 def sampled_of(kept: Sequence[KeptActivations]) -> Sampled:
     """What the side-network takes."""
-    values = np.concatenate([decode(one.activations) for one in kept], axis=1)
-    sampled = pad(values, lengths_of(kept))
-    if not kept[0].words:
-        return sampled
-    words = torch.full(sampled.mask.shape, -1)
-    flat = np.concatenate([np.frombuffer(one.words, "<u2") for one in kept])
-    words[sampled.mask] = torch.from_numpy(flat.astype(np.int64))
-    return Sampled(values=sampled.values, mask=sampled.mask, words=words)
-
-
-def answers(network: SideNetwork, align: str, sampled: Sampled) -> torch.Tensor:
-    """The side-network's, [K, C] or [K, N, C]."""
-    with torch.inference_mode():
-        return network.predict(align, sampled.values, sampled.mask)
+    words = np.frombuffer(b"".join(one.words for one in kept), "<u2").astype(np.int64)
+    return Sampled(
+        vectors=np.concatenate([decode(one.activations) for one in kept], axis=1),
+        lengths=np.array([one.length for one in kept], np.int64),
+        words=words if kept[0].words else None,
+    )

@@ -6,21 +6,19 @@ Runs on a thread of its own, and looks every second. Knows no network.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from edge_agent.batches.coded import KeptActivations, joined, lengths_of, made_by, read, sampled_of
+from edge_agent.batches.coded import KeptActivations, joined, made_by, read, sampled_of
 from edge_agent.batches.message import Letterhead
+from edge_agent.batches.patience import Patience
 from edge_agent.batches.targets import Unusable, targets_of
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
 from edge_agent.store.unlabelled import LabelChanged, Labelled
-from sidestream.contract.errors import StorageError
 from sidestream.contract.plan import Plan
 
 _LOOK_S: Final = 1.0
-_WAIT_S: Final = 0.1
 _AT_ONCE: Final = 4  # batches; of the samples in them, those of one policy and codec go together
 _HEADER_BYTES: Final = 1024
 _ROW_BYTES: Final = 16
@@ -62,6 +60,7 @@ class LateLabels:
         self._batch_size = plan.tiers[tier].batch_size
         self._most_bytes = max_message_bytes - _HEADER_BYTES
         self._stopped = stopped
+        self._patience = Patience("labels wait", stopped)
         self._on_batch = on_batch
         self._task, self._labels = plan.task, plan.labels
 
@@ -71,23 +70,18 @@ class LateLabels:
         Raises:
             StateError: the outbox cannot be read.
         """
-        told = known = False
+        self._patience.write(self._tell_job)
         while not self._stopped():
-            try:
-                if not known:
-                    with self._outbox.unlabelled(writes=True) as store:
-                        store.set_job(self._task, self._labels)
-                    known = True
-                while not self._stopped() and self.take_up():
-                    pass
-                told = False
-            except StorageError as exc:
-                if not told:
-                    log.error("%s; labels wait until then, and nothing is lost", exc)
-                told = True
-            until_s = time.monotonic() + _LOOK_S
-            while not self._stopped() and time.monotonic() < until_s:
-                time.sleep(_WAIT_S)
+            self._patience.write(self._take_up_all)
+            self._patience.pause(_LOOK_S)
+
+    def _tell_job(self) -> None:
+        with self._outbox.unlabelled(writes=True) as store:
+            store.set_job(self._task, self._labels)
+
+    def _take_up_all(self) -> None:
+        while not self._stopped() and self.take_up():
+            pass
 
     def take_up(self) -> bool:
         """Make one batch, if there are labels for one. Returns whether it is worth looking again at once."""
@@ -133,22 +127,22 @@ class LateLabels:
     def _append(self, batch: Sequence[_Ready]) -> None:
         kept = [one.kept for one in batch]
         stacked = self._targets.stack([one.target for one in batch], sampled_of(kept))
-        targets, activations, lengths = self._targets.pack(stacked), joined(kept), lengths_of(kept).tolist()
+        targets, activations = self._targets.pack(stacked), joined(kept)
         keys = [self._outbox.name(one.labelled.key) for one in batch]
 
         def packed(slot: Slot) -> bytes:
             return self._letterhead.write(
                 slot,
                 sampling=kept[0].sampling,
-                lengths=lengths,
+                lengths=[one.length for one in kept],
                 targets=targets,
                 activations=activations,
                 keys=keys,
             )
 
-        taken = Taken(labelled=[one.labelled for one in batch])
+        taken = Consumed(labelled=[one.labelled for one in batch])
         taken.counts["samples_forwarded"] += len(batch)
-        self._outbox.append(packed, len(batch), taken)
+        self._outbox.append_all([(packed, len(batch))], taken)
         self._on_batch()
 
 

@@ -20,7 +20,7 @@ class Letterhead:
     """The part of a message that only hangs on the plan."""
 
     fingerprint: str
-    """Of the backbone, as the plan has it: jobs keep the one that they began with."""
+    """Of the backbone."""
     labels_id: str
     """Of the job's labels."""
     taps: tuple[int, ...]

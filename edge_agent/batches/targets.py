@@ -16,9 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from sidestream.backbone.taps import Sampled
+from sidestream.backbone.sampled import Sampled
 from sidestream.contract.quality import Tally, tally_labels, tally_sets, tally_values
 from sidestream.contract.tasks import TASKS, Scale, Task
 from sidestream.contract.tensors import Floats
@@ -71,8 +70,8 @@ class Targets(ABC):
         """As they travel (:mod:`sidestream.contract.tasks`)."""
 
     @abstractmethod
-    def tally(self, answers: torch.Tensor, mask: torch.Tensor, stacked: Target, scale: Scale) -> Tally:
-        """How good the side-network's answers [K, C] or [K, N, C] are; ``mask`` is [K, N]."""
+    def tally(self, answers: Floats, stacked: Target, scale: Scale) -> Tally:
+        """How good the side-network's answers are, [K, C] or [T, C]."""
 
 
 class LabelTargets(Targets):
@@ -91,8 +90,8 @@ class LabelTargets(Targets):
     def pack(self, stacked: Target) -> bytes:
         return stacked.astype("<u2").tobytes()
 
-    def tally(self, answers: torch.Tensor, mask: torch.Tensor, stacked: Target, scale: Scale) -> Tally:
-        return tally_labels(answers.argmax(dim=-1).numpy(), stacked, len(self._labels))
+    def tally(self, answers: Floats, stacked: Target, scale: Scale) -> Tally:
+        return tally_labels(answers.argmax(axis=1), stacked, len(self._labels))
 
 
 class SetTargets(Targets):
@@ -112,8 +111,8 @@ class SetTargets(Targets):
     def pack(self, stacked: Target) -> bytes:
         return np.packbits(stacked[:, :-1], axis=1, bitorder="little").tobytes()
 
-    def tally(self, answers: torch.Tensor, mask: torch.Tensor, stacked: Target, scale: Scale) -> Tally:
-        return tally_sets((answers > 0).numpy(), stacked[:, :-1], foreign=stacked[:, -1])
+    def tally(self, answers: Floats, stacked: Target, scale: Scale) -> Tally:
+        return tally_sets(answers > 0, stacked[:, :-1], foreign=stacked[:, -1])
 
 
 class ValueTargets(Targets):
@@ -135,7 +134,7 @@ class ValueTargets(Targets):
     def pack(self, stacked: Target) -> bytes:
         return stacked.astype("<f4").tobytes()
 
-    def tally(self, answers: torch.Tensor, mask: torch.Tensor, stacked: Target, scale: Scale) -> Tally:
+    def tally(self, answers: Floats, stacked: Target, scale: Scale) -> Tally:
         return tally_values(values(answers, scale), stacked)
 
 
@@ -154,14 +153,14 @@ class WordTargets(Targets):
 
     def stack(self, targets: Sequence[Target], sampled: Sampled) -> Target:
         assert sampled.words is not None
-        rows = zip(targets, sampled.words.numpy(), sampled.mask.numpy(), strict=True)
-        return np.concatenate([target[words[real]] for target, words, real in rows])
+        rows = np.split(sampled.words, np.cumsum(sampled.lengths)[:-1])
+        return np.concatenate([target[words] for target, words in zip(targets, rows, strict=True)])
 
     def pack(self, stacked: Target) -> bytes:
         return stacked.astype("<u2").tobytes()
 
-    def tally(self, answers: torch.Tensor, mask: torch.Tensor, stacked: Target, scale: Scale) -> Tally:
-        return tally_labels(answers[mask].argmax(dim=-1).numpy(), stacked, len(self._labels))
+    def tally(self, answers: Floats, stacked: Target, scale: Scale) -> Tally:
+        return tally_labels(answers.argmax(axis=1), stacked, len(self._labels))
 
 
 _KINDS: Final[Mapping[Task, type[Targets]]] = {
@@ -187,9 +186,9 @@ def names_in(task: Task, label: str) -> Sequence[str]:
         return ()
 
 
-def values(answers: torch.Tensor, scale: Scale) -> Floats:
+def values(answers: Floats, scale: Scale) -> Floats:
     """[K, 1] of a regression -> [K], in the targets' own measure."""
-    found: Floats = (answers[:, 0].double() * scale.deviation + scale.mean).numpy().astype(np.float32)
+    found: Floats = (answers[:, 0].astype(np.float64) * scale.deviation + scale.mean).astype(np.float32)
     return found
 
 

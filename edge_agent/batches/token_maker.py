@@ -7,26 +7,23 @@ that is too long for a message is cut anywhere without losing anything; its part
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from edge_agent.batches.batch_maker import BatchMaker, Ready
 from edge_agent.batches.targets import Unusable
 from edge_agent.samples.sample import Row, Sample
-from sidestream.backbone.taps import Sampled
+from sidestream.backbone.backbone import Backbone, Choose
+from sidestream.backbone.language_model import LanguageModel
+from sidestream.backbone.sampled import Sampled, starts_of
 from sidestream.backbone.windows import Window
 from sidestream.contract.plan import Plan, Rung
-from sidestream.contract.sampling import EVERY_TOKEN, Sampling
-from sidestream.contract.tasks import NO_TARGET, TASKS, write_tokens
-
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import Backbone
-    from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.contract.sampling import EVERY_TOKEN
+from sidestream.contract.tasks import TASKS, write_tokens
 
 _TARGET_BYTES = 3
 
@@ -69,7 +66,7 @@ class TokenMaker(BatchMaker):
         """All tokens with a target, for evaluation."""
         return self.model.forward_windows(windows, self._tier.taps, lambda lengths: EVERY_TOKEN)
 
-    def compute(self, batch: Sequence[Ready], choose: Callable[[npt.NDArray[np.int64]], Sampling]) -> Sampled:
+    def compute(self, batch: Sequence[Ready], choose: Choose) -> Sampled:
         windows = [one.target for one in batch]
         sampled = self.model.forward_windows(windows, self._tier.taps, choose)
         return cut_rows(sampled, self._most_vectors)
@@ -79,7 +76,7 @@ class TokenMaker(BatchMaker):
 
     def _written(self, targets: Sequence[Any], chosen: Sampled) -> bytes:
         assert chosen.targets is not None
-        return write_tokens(chosen.targets[chosen.mask].numpy(), self.model.head.vocabulary)
+        return write_tokens(chosen.targets, self.model.vocabulary)
 
     def _size(self, rows: int, vectors: int) -> int:
         return super()._size(rows, vectors) + _TARGET_BYTES * vectors
@@ -97,32 +94,17 @@ def maker_of(
 ) -> BatchMaker:
     """What makes a job's messages; a language model's job has a language model for a backbone."""
     if TASKS[plan.task].generates:
-        return TokenMaker(cast("LanguageModel", backbone), plan, tier, max_message_bytes, rung)
+        return TokenMaker(cast(LanguageModel, backbone), plan, tier, max_message_bytes, rung)
     return BatchMaker(backbone, plan, tier, max_message_bytes, rung)
 
 
 def cut_rows(sampled: Sampled, most: int) -> Sampled:
     """Cut rows of more than ``most`` vectors into nearly equal parts; ``owners`` says whose each one is."""
-    assert sampled.targets is not None
-    lengths = sampled.mask.sum(dim=1).numpy()
-    parts = -(-lengths // most)
-    owners = np.repeat(np.arange(len(lengths)), parts)
-    number = np.concatenate([np.arange(count) for count in parts])
-    starts = number * lengths[owners] // parts[owners]
-    ends = (number + 1) * lengths[owners] // parts[owners]
-    if (parts == 1).all():
-        return replace(sampled, owners=owners)
-    offsets = torch.arange(int((ends - starts).max()))[None, :]
-    positions = torch.from_numpy(starts)[:, None] + offsets  # [K', N']
-    mask = positions < torch.from_numpy(ends)[:, None]
-    whose, where = torch.from_numpy(owners)[:, None], positions.clamp(max=sampled.mask.shape[1] - 1)
-    return replace(
-        sampled,
-        values=sampled.values[:, whose, where].masked_fill(~mask[None, :, :, None], 0.0),
-        mask=mask,
-        targets=sampled.targets[whose, where].masked_fill(~mask, NO_TARGET),
-        owners=owners,
-    )
+    parts = -(-sampled.lengths // most)
+    owners = np.repeat(np.arange(len(parts)), parts)
+    number = np.arange(len(owners)) - np.repeat(starts_of(parts), parts)
+    whole, parts = sampled.lengths[owners], parts[owners]
+    return replace(sampled, lengths=(number + 1) * whole // parts - number * whole // parts, owners=owners)
 
 
 def _key(sample: bytes, window: int) -> bytes:

@@ -63,6 +63,23 @@ def enrol(bundle: bytes, password: str, folder: Path, *, data: str = "", replace
         raise ConfigError(
             "--config-dir", f"{settings} is there already; --replace puts new settings in its place"
         )
+    files = {
+        "ca.crt": enrolment.ca,
+        "device.crt": enrolment.certificate,
+        "device.key": enrolment.key,
+        "trainer.pub.pem": enrolment.trusted_keys,
+        SETTINGS: _settings(enrolment, folder, data),
+    }
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_atomically(folder / name, text.encode())
+    except OSError as exc:
+        raise StateError(f"{folder} cannot be written to: {exc.strerror or exc}") from exc
+    return enrolment
+
+
+def _settings(enrolment: Enrolment, folder: Path, data: str) -> str:
     values: dict[str, Any] = {
         "job": enrolment.job,
         "device": enrolment.device,
@@ -75,18 +92,5 @@ def enrol(bundle: bytes, password: str, folder: Path, *, data: str = "", replace
         "broker.key_file": str(folder / "device.key"),
         **({"data.path": data} if data else {}),
     }
-    head = f"The agent of device {enrolment.device!r}: sidestream agent run {settings}"
-    files = {
-        "ca.crt": enrolment.ca,
-        "device.crt": enrolment.certificate,
-        "device.key": enrolment.key,
-        "trainer.pub.pem": enrolment.trusted_keys,
-        SETTINGS: settings_file(AgentConfig, values, head),
-    }
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name, text in files.items():
-            write_atomically(folder / name, text.encode())
-    except OSError as exc:
-        raise StateError(f"{folder} cannot be written to: {exc.strerror or exc}") from exc
-    return enrolment
+    head = f"The agent of device {enrolment.device!r}: sidestream agent run {folder / SETTINGS}"
+    return settings_file(AgentConfig, values, head)

@@ -103,7 +103,7 @@ class _Answers:
 
     def __init__(self, state_dir: Path) -> None:
         from edge_agent.weights.adopted import load_adopted
-        from sidestream.side_network.network import from_bundle
+        from sidestream.side_network.inference import InferenceNetwork
 
         kept = load_adopted(state_dir)
         if kept is None:
@@ -113,7 +113,7 @@ class _Answers:
         self._state_dir = state_dir
         self._tier = kept.adopted.tier_plan
         self._about = kept.bundle.about
-        self._network = from_bundle(kept.bundle)
+        self._network = InferenceNetwork(kept.bundle)
 
     def of(self, listed: Sequence[Listed]) -> dict[str, Answer]:
         """By id; those only whose activations are still kept, and fit the weights."""
@@ -126,7 +126,7 @@ class _Answers:
         if not known:
             return {}
         sampled = kept.sampled_of([kept.read(blobs[one.id]) for one in known])
-        numbers = kept.answers(self._network, self._tier.align, sampled)
+        numbers = self._network.predict(self._tier.align, sampled.vectors, sampled.lengths)
         texts = [one.row.input for one in known]
         task, labels, scale = self._about.task, self._about.labels, self._network.scale
         answers = answers_of(task, labels, numbers, sampled, texts, scale)

@@ -15,9 +15,7 @@ from edge_agent.store.outbox_file import FILE_NAME
 from sidestream.contract.errors import ConfigError, StateError
 
 SYSTEM: Final = Path("/var/lib/sidestream-agent")
-"""The state of a machine's service whose user has no home; once, of all of them."""
-_USERS: Final = (".local/state/sidestream-agent", ".config/sidestream-agent")
-"""Where systemd once put that of a user's service, below the user's home."""
+"""The state of a machine's service whose user has no home."""
 
 
 def state_of(config: AgentConfig, user: str, owner: str, *, for_user: bool, root: Path = Path("/")) -> Path:
@@ -35,9 +33,6 @@ def state_of(config: AgentConfig, user: str, owner: str, *, for_user: bool, root
     """
     hand = by_hand(config, user)
     home = Path(pwd.getpwnam(user).pw_dir)
-    earlier = [home / one for one in _USERS] if for_user else [SYSTEM]
-    if kept := next((one for one in earlier if _in_use(_below(root, one))), None):
-        return kept
     theirs = by_hand(config, owner)
     if theirs != hand and _in_use(_below(root, theirs)):
         raise ConfigError(

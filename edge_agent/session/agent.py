@@ -8,47 +8,37 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-import torch
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from broker_config.connection.connection import Connection
 from broker_config.transport import Transport, Will
 from edge_agent.config import AgentConfig, parse_part
-from edge_agent.samples.sources import open_source, read_evaluation
-from edge_agent.session.device import Connect, Device, LoadBackbone
+from edge_agent.samples.files import read_evaluation
+from edge_agent.samples.sources import open_source
+from edge_agent.session.context import AgentContext, Connect, LoadBackbone
 from edge_agent.session.duplicate_device import await_departure
 from edge_agent.session.machine import detect_tier, machine_id
-from edge_agent.session.session import Outcome, Session
+from edge_agent.session.outcome import Outcome
+from edge_agent.session.session import Session
 from edge_agent.store.budget import LinkBudget
 from edge_agent.store.outbox import Outbox
 from edge_agent.weights.trust import Trust, read_trusted
 from metrics.catalogue import AgentMetrics
 from metrics.server import serve
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import set_threads, shared_backbone
 from sidestream.contract.plan import Precision
-from sidestream.contract.tasks import TASKS, Task
+from sidestream.contract.tasks import Task
 from sidestream.contract.topics import Topics
 from sidestream.host.secret_id import secret_id
 from sidestream.host.state_dir import locked, prepare
 from sidestream.host.trace import open_trace
 
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import Backbone
-
 log = logging.getLogger(__name__)
 _MIB = 1024 * 1024
-
-
-def load_shared(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
-    """Load a backbone, once for all agents of the process."""
-    # Here, on the producer's thread: importing transformers takes longer than adopting retained weights.
-    from sidestream.backbone.torch_runtime.backbone import shared_backbone
-    from sidestream.backbone.torch_runtime.language_model import shared_language_model
-
-    if TASKS[task].generates:
-        return shared_language_model(reference, layers, precision)
-    return shared_backbone(reference, layers, precision)
 
 
 def connect_mqtt(config: AgentConfig, client_id: str, will: Will | None) -> Transport:
@@ -74,7 +64,7 @@ class Agent:
         *,
         stop: threading.Event | None = None,
         connect: Connect = connect_mqtt,
-        load_backbone: LoadBackbone = load_shared,
+        load_backbone: LoadBackbone = shared_backbone,
         started: Callable[[str], None] = lambda metrics_url: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,7 +72,7 @@ class Agent:
         """The device's name in the fleet."""
         self.tier = config.tier or detect_tier()
         """Its hardware tier."""
-        self._config = config
+        self._config = msgspec.structs.replace(config, device=self.name, tier=self.tier)
         self._stop = stop or threading.Event()
         self._connect = connect
         self._load_backbone = load_backbone
@@ -103,58 +93,64 @@ class Agent:
             SidestreamError: something that the user has to mend.
         """
         config = self._config
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        trusted = read_trusted(config.trusted_keys_file)
-        folder = prepare(config.state_path)
         with ExitStack() as stack:
+            folder = prepare(config.state_path)
             stack.enter_context(locked(folder, "an agent"))
-            outbox = Outbox(
-                folder,
-                job=config.job,
-                device=self.name,
-                tier=self.tier,
-                max_bytes=config.outbox_max_mib * _MIB,
-                when_full=config.when_full,
-                unlabelled_max_bytes=config.unlabelled_max_mib * _MIB,
-                keep_share=config.keep_receipted_share,
-            )
-            stack.callback(outbox.close)
-            data = config.data
-            rows = read_evaluation(data, parse_part(data.evaluation_part)) if data.evaluation_path else None
-            stream = open_source(data, folder) if data.path == "-" else None
-            if stream is not None:
-                stack.callback(stream.close)
-            metrics = AgentMetrics(CollectorRegistry())
+            context = self._open(folder, stack)
             url = ""
             if config.metrics_port >= 0:
-                url = stack.enter_context(
-                    serve(metrics.registry, config.metrics_port, config.metrics_host)
-                ).url
-            device = Device(
-                config=config,
-                name=self.name,
-                instance=secrets.token_hex(16),
-                client_id=f"sidestream-{self.name}-{secret_id(folder)}",
-                tier=self.tier,
-                outbox=outbox,
-                evaluation_rows=rows,
-                stream=stream,
-                connect=self._connect,
-                load_backbone=self._load_backbone,
-                metrics=metrics,
-                stop=self._stop,
-                trace=stack.enter_context(open_trace(config.trace_path)),
-                trust=Trust(folder, job=config.job, tier=self.tier, given=trusted),
-                clock=self._clock,
-                link=LinkBudget(config.max_kib_per_minute) if config.max_kib_per_minute else None,
+                served = serve(context.metrics.registry, config.metrics_port, config.metrics_host)
+                url = stack.enter_context(served).url
+            outcome = Session(context).run(
+                patience_s=config.broker_wait_s, started=lambda: self._started(url)
             )
-            outcome = Session(device).run(patience_s=config.broker_wait_s, started=lambda: self._started(url))
-            while outcome in (Outcome.NEW_PLAN, Outcome.NAMESAKE, Outcome.SET_BACK):
-                if outcome is Outcome.NAMESAKE:
+            while outcome in (Outcome.NEW_PLAN, Outcome.DUPLICATE, Outcome.SET_BACK):
+                if outcome is Outcome.DUPLICATE:
                     self._await_departure()
-                outcome = Session(device).run(patience_s=0.0, started=lambda: None)
+                outcome = Session(context).run(patience_s=0.0, started=lambda: None)
         return 0
+
+    def _open(self, folder: Path, stack: ExitStack) -> AgentContext:
+        """What all sessions work with; the stack closes it."""
+        config, data = self._config, self._config.data
+        trusted = read_trusted(config.trusted_keys_file)
+        outbox = Outbox(
+            folder,
+            job=config.job,
+            device=self.name,
+            tier=self.tier,
+            max_bytes=config.outbox_max_mib * _MIB,
+            when_full=config.when_full,
+            unlabelled_max_bytes=config.unlabelled_max_mib * _MIB,
+            keep_share=config.keep_receipted_share,
+        )
+        stack.callback(outbox.close)
+        rows = read_evaluation(data, parse_part(data.evaluation_part)) if data.evaluation_path else None
+        stream = open_source(data, folder) if data.path == "-" else None
+        if stream is not None:
+            stack.callback(stream.close)
+        return AgentContext(
+            config=config,
+            instance=secrets.token_hex(16),
+            client_id=f"sidestream-{self.name}-{secret_id(folder)}",
+            outbox=outbox,
+            evaluation_rows=rows,
+            stream=stream,
+            connect=self._connect,
+            load_backbone=self._load,
+            metrics=AgentMetrics(CollectorRegistry()),
+            stop=self._stop,
+            trace=stack.enter_context(open_trace(config.trace_path)),
+            trust=Trust(folder, job=config.job, tier=self.tier, given=trusted),
+            clock=self._clock,
+            budget=LinkBudget(config.max_kib_per_minute) if config.max_kib_per_minute else None,
+        )
+
+    def _load(self, reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
+        """On the producer's thread: importing a runtime takes longer than adopting retained weights."""
+        if self._config.threads:
+            set_threads(self._config.threads)
+        return self._load_backbone(reference, layers, precision, task)
 
     def _await_departure(self) -> None:
         """Keep away while another agent has this device's name."""

@@ -8,6 +8,7 @@ speak of several streams on one topic: of each stream the newest matters.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 from broker_config.transport import Connected, Disconnected, Event, Received
@@ -26,10 +27,7 @@ class Mailbox:
 
     def __init__(self, about: Callable[[Received], str] = lambda _: "") -> None:
         self._about = about
-        self.dropped = 0
-        """Messages that found no room."""
-        self.bytes_received = 0
-        """Payload bytes of all messages, dropped ones included."""
+        self._counts: Counter[str] = Counter()
         self._newest: dict[tuple[str, str], Event] = {}
         self._bytes = 0
         self._filled = threading.Condition()
@@ -38,11 +36,11 @@ class Mailbox:
         """Take in an event; never blocks."""
         key, size = self._key(event), _size(event)
         with self._filled:
-            self.bytes_received += size
+            self._counts["bytes_down"] += size
             replaced = self._newest.get(key)
             total = self._bytes + size - (_size(replaced) if replaced else 0)
             if total > MAX_BYTES or (replaced is None and len(self._newest) >= MAX_TOPICS):
-                self.dropped += 1
+                self._counts["messages_dropped"] += 1
                 return
             self._newest.pop(key, None)
             self._newest[key] = event  # at the end: events are taken in the order of their last coming
@@ -57,6 +55,12 @@ class Mailbox:
             self._newest.clear()
             self._bytes = 0
             return events
+
+    def counts(self) -> Counter[str]:
+        """Bytes that came, and messages that found no room, since it was last asked; as in Telemetry."""
+        with self._filled:
+            counts, self._counts = self._counts, Counter()
+            return counts
 
     def _key(self, event: Event) -> tuple[str, str]:
         return (event.topic, self._about(event)) if isinstance(event, Received) else (_CONNECTION, "")

@@ -9,19 +9,14 @@ import enum
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from edge_agent.store.outbox import Outbox
 from edge_agent.weights.trust import Trust
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.errors import BackboneError, ConfigError, UntrustedError
 from sidestream.contract.messages import HIGHEST_FENCE
 from sidestream.contract.plan import Plan, TierPlan
 from sidestream.contract.tasks import TASKS
-
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import (
-        Backbone,  # at run time it brings transformers, and those are slow
-    )
 
 _WAITING_S = 10.0  # how often it says what it waits for
 _STANDS_S = 20.0  # a plan that is older than another one, and is what stands after so long, is in force again
@@ -34,7 +29,7 @@ def _order(plan: Plan) -> tuple[int, int]:
     return plan.fence, plan.revision
 
 
-class Verdict(enum.Enum):
+class PlanVerdict(enum.Enum):
     """What a plan that came means."""
 
     UNTRUSTED = "not adopted"
@@ -90,7 +85,7 @@ class PlanInbox:
         """Whether it is the fence of a trainer that another one has taken over from."""
         return fence < self._fence
 
-    def on_plan(self, payload: bytes, *, working: bool) -> Verdict:
+    def on_plan(self, payload: bytes, *, working: bool) -> PlanVerdict:
         """A plan came.
 
         Args:
@@ -104,10 +99,10 @@ class PlanInbox:
             plan = self._trust.open_plan(payload)
         except UntrustedError as exc:
             self._refuse(str(exc))
-            return Verdict.UNTRUSTED
+            return PlanVerdict.UNTRUSTED
         if plan.job != self._job or plan.fence > HIGHEST_FENCE:
             log.error("ignored a plan of job %r with fence %d", plan.job, plan.fence)
-            return Verdict.IGNORED
+            return PlanVerdict.IGNORED
         before = self.plan
         if self.is_deposed(plan.fence):
             return self._ignore(payload, "of a trainer that another one has taken over from")
@@ -116,36 +111,36 @@ class PlanInbox:
             return self._ignore(payload, f"of revision {plan.revision}, after {before.revision}")
         return self._take(plan, working)
 
-    def stands(self, now: float, *, working: bool) -> Verdict:
+    def stands(self, now: float, *, working: bool) -> PlanVerdict:
         """Believe an ignored plan after all, if nobody contradicted it for a while.
 
         What made it look old was no trainer's then, or is gone: a trainer that rules puts its own plan back
         at once. Where plans are signed none is ignored here; they are refused before.
         """
         if self._older is None or now - self._older[1] < _STANDS_S:
-            return Verdict.IGNORED
+            return PlanVerdict.IGNORED
         plan = self._trust.open_plan(self._older[0])
         log.warning("the plan of fence %d, revision %d stands: going by it again", plan.fence, plan.revision)
         return self._take(plan, working)
 
-    def _ignore(self, payload: bytes, why: str) -> Verdict:
+    def _ignore(self, payload: bytes, why: str) -> PlanVerdict:
         if self._older is None or self._older[0] != payload:
             log.error("ignored a plan %s, unless it stands", why)
             self._older = payload, self._clock()
-        return Verdict.IGNORED
+        return PlanVerdict.IGNORED
 
-    def _take(self, plan: Plan, working: bool) -> Verdict:
+    def _take(self, plan: Plan, working: bool) -> PlanVerdict:
         before = self.plan
         self._fence, self._refused, self._older = plan.fence, "", None
         self._trust.adopted_plan(plan)
         if before is not None and self._essence(before, working) != self._essence(plan, working):
             log.info("the job's plan has changed: starting over with it")
-            return Verdict.START_OVER
+            return PlanVerdict.START_OVER
         if before is None and self._outbox.begin_run(plan.run):
             log.warning("the trainer has started a new journal: all samples are computed for it anew")
-            return Verdict.START_OVER
+            return PlanVerdict.START_OVER
         self.plan = plan
-        return Verdict.IN_FORCE
+        return PlanVerdict.IN_FORCE
 
     def check_tier(self, now: float, *, working: bool, labels_known: bool) -> None:
         """Say what is being waited for, and give up on a plan that does not know our tier.

@@ -1,33 +1,83 @@
-"""What the device says of itself: telemetry for the trainer, a progress line for its log."""
+"""What the device reports every few seconds: to the trainer, in its metrics, and in its own log."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 
+import msgspec
+
+from broker_config.transport import LastWord
+from edge_agent.session.context import AgentContext
 from edge_agent.session.machine import memory_bytes, temperature_celsius
+from edge_agent.session.mailbox import Mailbox
 from edge_agent.store.outbox import Outbox
 from edge_agent.weights.adoption import InUse
+from metrics.telemetry import DeviceExporter
 from sidestream.contract.messages import Telemetry
+from sidestream.contract.wire import pack
 
-_COUNTERS = (
-    *("samples_read", "samples_held_out", "samples_skipped", "samples_forwarded", "samples_dropped"),
-    *("batches_dropped", "batches_refused", "batches_sent", "bytes_up", "bytes_down", "messages_dropped"),
-    *("weights_refused", "samples_unlabelled", "unlabelled_dropped", "streams_forked", "samples_lost"),
-)
+_PROGRESS_S = 10.0
+_LINK_SHARE = 0.1  # of a budget for the link
+log = logging.getLogger(__name__)
+
+
+class TelemetryReport:
+    """Takes the figures when they are due; who holds it sends them.
+
+    Args:
+        context: Whose figures.
+        topic: Where they go.
+        mailbox: Has counted some of them.
+    """
+
+    def __init__(self, context: AgentContext, topic: str, mailbox: Mailbox) -> None:
+        self.due = False
+        """Whether there is news, so that it does not wait for its turn."""
+        self._context = context
+        self._topic = topic
+        self._mailbox = mailbox
+        self._exporter = DeviceExporter(context.metrics)
+        self._next_s = 0.0
+        self._said = ""
+        self._said_s = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time."""
+        return self.due or now >= self._next_s
+
+    def take(self, now: float, in_use: InUse | None, *, source_ended: bool, qos: int = 0) -> LastWord:
+        """The figures now; they are shown in the metrics and, now and then, in the log."""
+        context, self.due = self._context, False
+        for name, amount in self._mailbox.counts().items():
+            context.outbox.count(name, amount)
+        telemetry = take_telemetry(context.outbox, in_use, source_ended=source_ended)
+        measures = in_use.score.measures if in_use is not None and in_use.score is not None else {}
+        self._exporter.update(telemetry, measures)
+        self._log(telemetry, measures)
+        payload = pack(telemetry)
+        least_s = context.budget.seconds_of(len(payload)) / _LINK_SHARE if context.budget is not None else 0.0
+        self._next_s = now + max(context.config.telemetry_every_s, least_s)
+        return LastWord(self._topic, payload, qos, False)
+
+    def _log(self, telemetry: Telemetry, measures: Mapping[str, float]) -> None:
+        line, now = progress_line(telemetry, measures), time.monotonic()
+        news = line != self._said and (telemetry.samples_read or telemetry.weights_version)
+        if news and (now - self._said_s > _PROGRESS_S or telemetry.finished):
+            log.info("%s", line)
+            self._said, self._said_s = line, now
 
 
 def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) -> Telemetry:
     """The device's figures now."""
-    counters = outbox.counters()
     batches, size = outbox.size()
     rss, peak_rss = memory_bytes()
     with outbox.unlabelled() as store:
         waiting = store.waiting()
     score = in_use.score if in_use is not None else None
-    return Telemetry(
+    told = Telemetry(
         stream=outbox.stream,
-        **{name: int(counters[name]) for name in _COUNTERS},
-        forward_seconds=counters["forward_us"] / 1e6,
         outbox_batches=batches,
         outbox_bytes=size,
         outbox_max_bytes=outbox.max_bytes,
@@ -42,6 +92,7 @@ def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) 
         finished=source_ended and batches == 0,
         unlabelled_waiting=waiting,
     )
+    return msgspec.structs.replace(told, **outbox.counters())
 
 
 def progress_line(telemetry: Telemetry, measures: Mapping[str, float]) -> str:

@@ -1,3 +1,3 @@
 """What the device keeps on disk: outbox, streams, unlabelled samples; and its byte budgets. No torch."""
 
-__all__ = ["budget", "outbox", "outbox_file", "recut", "streams", "unlabelled"]
+__all__ = ["budget", "outbox", "outbox_file", "streams", "unlabelled"]

@@ -21,24 +21,24 @@ from typing import Literal
 
 from edge_agent.samples.sample import Row, Sample
 from edge_agent.store.outbox_file import OutboxFile
-from edge_agent.store.streams import Settled, Slot, State, Streams, Waiting, moved
-from edge_agent.store.unlabelled import Kept, Labelled, UnlabelledStore, staying
+from edge_agent.store.streams import BatchState, Slot, Streams, moved
+from edge_agent.store.unlabelled import Labelled, UnlabelledSample, UnlabelledStore, staying
 from sidestream.contract.errors import StateError
-from sidestream.contract.messages import ActivationBatch, Receipt
+from sidestream.contract.messages import ActivationBatch
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Taken:
+class Consumed:
     """Samples taken from the source since the last transaction, and what became of them."""
 
     keys: list[bytes] = field(default_factory=list)
     held_out: list[Sample] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    """What to add to the counters; names as in :class:`sidestream.contract.messages.Telemetry`."""
+    """What to add to the counters."""
     forward_seconds: float = 0.0
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[UnlabelledSample] = field(default_factory=list)
     """Of them, those that wait for their labels."""
     labelled: list[Labelled] = field(default_factory=list)
     """Samples that have waited for theirs until now."""
@@ -81,10 +81,11 @@ class Outbox:
         self._when_full = when_full
         self._closed = False
         self._file = OutboxFile(folder)
-        self._streams = Streams(self._file, int(max_bytes * keep_share))
+        self.streams = Streams(self._file, int(max_bytes * keep_share))
+        """What waits in it, and what is receipted."""
         try:
             self._bind(job=job, device=device, tier=tier)
-            self._streams.mend()
+            self.streams.mend()
         except BaseException:
             self._file.close()
             raise
@@ -102,17 +103,7 @@ class Outbox:
     @property
     def stream(self) -> str:
         """The id of the stream that batches go into, 32 hex digits, made at random."""
-        return self._streams.current.name
-
-    @property
-    def earlier_streams(self) -> tuple[str, ...]:
-        """Those before it of which anything was receipted, the newest ones."""
-        return self._streams.earlier()
-
-    @property
-    def next_sequence(self) -> int:
-        """The number that the next batch will get."""
-        return self._streams.current.next_sequence
+        return self.streams.current.name
 
     def new_birth(self, above: int = 0) -> int:
         """Count one more life of the agent; the first is 1, and it is higher than ``above``."""
@@ -157,7 +148,7 @@ class Outbox:
         with self._file.reading() as db:
             return db.execute("SELECT 1 FROM consumed WHERE key = ?", (key,)).fetchone() is not None
 
-    def consume(self, taken: Taken) -> None:
+    def consume(self, taken: Consumed) -> None:
         """Remember samples that were not uploaded: held out, or unusable."""
         with self._file.transaction() as db:
             self._consume(db, taken)
@@ -176,11 +167,9 @@ class Outbox:
 
     # --- batches -----------------------------------------------------------------------------------------
 
-    def append(self, pack: Callable[[Slot], bytes], samples: int, taken: Taken) -> int:
-        """As :meth:`append_all`, of one batch; return its sequence number."""
-        return self.append_all([(pack, samples)], taken)[0]
-
-    def append_all(self, batches: Sequence[tuple[Callable[[Slot], bytes], int]], taken: Taken) -> list[int]:
+    def append_all(
+        self, batches: Sequence[tuple[Callable[[Slot], bytes], int]], taken: Consumed
+    ) -> list[int]:
         """Add batches and consume their samples in one transaction: after a crash all is there, or nothing.
 
         Args:
@@ -193,62 +182,35 @@ class Outbox:
         with self._file.transaction() as db:
             sequences: list[int] = []
             for pack, samples in batches:
-                sequences.append(self._streams.append(db, pack, samples))
+                sequences.append(self.streams.append(db, pack, samples))
                 self._make_room(db)
             self._consume(db, taken)
         return sequences
 
-    def pending(self, after: int, limit: int) -> list[Waiting]:
-        """Up to ``limit`` waiting batches with sequences over ``after``, in order."""
-        return self._streams.waiting(after, limit)
-
-    def receipt(self, receipt: Receipt, *, ruling: bool = False) -> Settled:
-        """Settle what the trainer is proved to have; begin a new stream where its history is another.
-
-        Args:
-            receipt: As it came.
-            ruling: Whether it is of the trainer whose plan is in force.
-        """
-        return self._streams.receipt(receipt, ruling=ruling)
-
     def refuse(self, stream: str, sequence: int, digest: str) -> bool:
         """Give up a batch that the trainer will never take, and count it; return whether it was there."""
         with self._file.transaction() as db:
-            if stream != self.stream or not self._streams.is_waiting(stream, sequence, digest):
+            if stream != self.stream or not self.streams.is_waiting(stream, sequence, digest):
                 return False
-            self._streams.give_up(db, sequence)
+            self.streams.give_up(db, sequence)
             self._file.add("batches_refused", 1)
         return True
 
     def replace(self, sequence: int, parts: Sequence[ActivationBatch]) -> None:
         """Put several batches, which hold the same samples, in the place of one, at the end of the stream."""
         with self._file.transaction() as db:
-            if self._streams.give_up(db, sequence):
+            if self.streams.give_up(db, sequence):
                 for part in parts:
-                    self._streams.append(db, partial(moved, part), len(part.sample_ids))
+                    self.streams.append(db, partial(moved, part), len(part.sample_ids))
 
     @property
     def max_bytes(self) -> int:
         """Room for waiting batches."""
         return self._max_bytes
 
-    @property
-    def floor(self) -> int:
-        """Every sequence before it was receipted or given up, and is not asked for again."""
-        return self._streams.floor
-
-    @property
-    def first_waiting(self) -> int:
-        """The lowest sequence still waiting; if none is, the next one to be made."""
-        return self._streams.first_waiting()
-
     def size(self) -> tuple[int, int]:
         """Waiting batches, and their bytes."""
-        return self._streams.size(State.WAITING)
-
-    def kept(self) -> tuple[int, int]:
-        """Receipted batches that are still here, and their bytes."""
-        return self._streams.size(State.KEPT)
+        return self.streams.size(BatchState.WAITING)
 
     def has_room(self) -> bool:
         """Whether another batch may be computed. The cap may be passed by one batch, no more."""
@@ -261,7 +223,7 @@ class Outbox:
         self._file.count(name, amount)
 
     def counters(self) -> Counter[str]:
-        """Every counter, over the life of the outbox; ``forward_us`` in microseconds."""
+        """Every counter, over the life of the outbox, by field of Telemetry."""
         return self._file.counters()
 
     def close(self) -> None:
@@ -271,7 +233,7 @@ class Outbox:
                 return
             self._closed = True
             try:
-                self.consume(Taken())
+                self.consume(Consumed())
             except StateError as exc:
                 log.warning("counters were not saved: %s", exc)
             self._file.close()
@@ -286,7 +248,7 @@ class Outbox:
         """Put this outbox away and take out the one of ``run``, or a new one."""
         owner = {name: self._file.value(name) for name in ("job", "device", "tier")}
         births = self._file.value("births")
-        self.consume(Taken())  # saves the counters
+        self.consume(Consumed())  # saves the counters
         with staying(self.folder, alone=True):
             with self.unlabelled() as store:
                 labels = store.labels()
@@ -301,10 +263,10 @@ class Outbox:
             if not self._file.value("secret"):
                 self._file.set_value("secret", secrets.token_hex(16))
                 self._file.set_value("births", self._file.value("births") or "0")
-                self._streams.begin(db)
+                self.streams.begin(db)
             self._secret = hashlib.sha256(f"{self._file.value('secret')} {owner['device']}".encode()).digest()
             known = {name: self._file.value(name) or value for name, value in owner.items()}
-            for name in ("job",) if self._streams.empty else ("job", "tier"):
+            for name in ("job",) if self.streams.empty else ("job", "tier"):
                 if known[name] != owner[name]:
                     raise StateError(
                         f"{self.folder}: this state directory belongs to {name} {known[name]!r}, not "
@@ -312,16 +274,16 @@ class Outbox:
                     )
             for name, value in owner.items():
                 self._file.set_value(name, value)
-        if known["device"] != owner["device"] and not self._streams.empty:
+        if known["device"] != owner["device"] and not self.streams.empty:
             log.warning(
                 "%s was device %r until now, and is %r from now on",
                 self.folder,
                 known["device"],
                 owner["device"],
             )
-            self._streams.fork()
+            self.streams.fork()
 
-    def _consume(self, db: sqlite3.Connection, taken: Taken) -> None:
+    def _consume(self, db: sqlite3.Connection, taken: Consumed) -> None:
         db.executemany("INSERT OR IGNORE INTO consumed VALUES (?)", [(key,) for key in taken.keys])
         db.executemany(
             "INSERT OR IGNORE INTO held_out (key, text, label, pair) VALUES (?, ?, ?, ?)",
@@ -329,7 +291,7 @@ class Outbox:
         )
         for name, amount in taken.counts.items():
             self._file.add(name, amount)
-        self._file.add("forward_us", round(taken.forward_seconds * 1e6))
+        self._file.add("forward_seconds", taken.forward_seconds)
         store = UnlabelledStore(db)
         store.settle(taken.labelled)
         if dropped := store.put(taken.kept, self.unlabelled_max_bytes):
@@ -342,12 +304,12 @@ class Outbox:
 
     def _make_room(self, db: sqlite3.Connection) -> None:
         """Receipted batches make room for waiting ones, and the oldest of these for new ones if wanted."""
-        total = self._streams.size(State.WAITING)[1]
-        self._streams.keep_within(db, self._max_bytes - total)
+        total = self.streams.size(BatchState.WAITING)[1]
+        self.streams.keep_within(db, self._max_bytes - total)
         while self._when_full == "drop_oldest" and total > self._max_bytes:
-            (oldest, *more) = self._streams.waiting(0, 2)
+            (oldest, *more) = self.streams.waiting(0, 2)
             if not more:
                 return
             self._file.add("batches_dropped", 1)
-            self._file.add("samples_dropped", self._streams.give_up(db, oldest.sequence))
+            self._file.add("samples_dropped", self.streams.give_up(db, oldest.sequence))
             total -= len(oldest.payload)

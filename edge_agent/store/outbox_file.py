@@ -17,6 +17,7 @@ from typing import Final
 
 from edge_agent.store.unlabelled import SCHEMA as SHELF_SCHEMA
 from sidestream.contract.errors import StateError, StorageError
+from sidestream.contract.messages import COUNTERS
 from sidestream.host.state_dir import touch_private
 
 FILE_NAME: Final = "agent.db"
@@ -131,11 +132,13 @@ class OutboxFile:
 
     def count(self, name: str, amount: int) -> None:
         """Add to a counter that may lose a little in a crash: it is saved by :meth:`save_counts`."""
+        assert name in COUNTERS
         with self.lock:
             self._volatile[name] += amount
 
-    def add(self, name: str, amount: int) -> None:
+    def add(self, name: str, amount: float) -> None:
         """Add to a counter, within a transaction."""
+        assert name in COUNTERS
         if amount:
             self._db.execute(
                 "INSERT INTO counters VALUES (?, ?) "
@@ -155,7 +158,7 @@ class OutboxFile:
         self._saving = Counter(self._volatile)
 
     def counters(self) -> Counter[str]:
-        """All of them, saved or not."""
+        """All of them, saved or not, by field of Telemetry."""
         with self.reading() as db:
             saved = Counter(dict(db.execute("SELECT name, value FROM counters").fetchall()))
         return saved + self._volatile

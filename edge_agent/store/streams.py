@@ -27,13 +27,20 @@ import msgspec
 import numpy as np
 
 from edge_agent.store.outbox_file import OutboxFile
-from sidestream.contract.messages import MAX_STREAMS, ActivationBatch, Receipt, content_digest, to_bin
+from sidestream.contract.messages import (
+    MAX_STREAMS,
+    ActivationBatch,
+    Receipt,
+    content_digest,
+    to_bin,
+    with_floor,
+)
 from sidestream.contract.wire import pack, unpack
 
 log = logging.getLogger(__name__)
 
 
-class State(enum.IntEnum):
+class BatchState(enum.IntEnum):
     """What became of a batch. Its row stays in any case: receipts of whatever age are held against it."""
 
     WAITING = 0
@@ -73,8 +80,6 @@ class Settled:
     """Batches that need not be sent any more."""
     returned: int = 0
     """Receipted batches that wait again, for the journal was set back."""
-    lost: int = 0
-    """Samples that were receipted, that the journal no longer has, and that are gone here."""
     forked: bool = False
     """Whether a new stream has begun."""
 
@@ -131,7 +136,7 @@ class Streams:
         with self._file.reading() as db:
             lowest = db.execute(
                 "SELECT min(sequence) FROM batches WHERE state = ? AND stream = ?",
-                (State.WAITING, current.id),
+                (BatchState.WAITING, current.id),
             ).fetchone()[0]
         return current.next_sequence if lowest is None else int(lowest)
 
@@ -146,15 +151,15 @@ class Streams:
             rows = db.execute(
                 "SELECT sequence, floor, payload FROM batches "
                 "WHERE state = ? AND stream = ? AND sequence > ? ORDER BY sequence LIMIT ?",
-                (State.WAITING, self.current.id, after, limit),
+                (BatchState.WAITING, self.current.id, after, limit),
             ).fetchall()
             floor = self.floor
         return [
-            Waiting(sequence, payload if made_with == floor else _with_floor(payload, floor))
+            Waiting(sequence, payload if made_with == floor else with_floor(payload, floor))
             for sequence, made_with, payload in rows
         ]
 
-    def size(self, state: State) -> tuple[int, int]:
+    def size(self, state: BatchState) -> tuple[int, int]:
         """Batches in a state, and their bytes."""
         with self._file.reading() as db:
             count, total = db.execute(
@@ -169,7 +174,7 @@ class Streams:
             "WHERE s.name = ? AND sequence = ? AND digest = ? AND state = ?"
         )
         with self._file.reading() as db:
-            return db.execute(query, (stream, sequence, digest, State.WAITING)).fetchone() is not None
+            return db.execute(query, (stream, sequence, digest, BatchState.WAITING)).fetchone() is not None
 
     # --- changing, within a transaction ------------------------------------------------------------------
 
@@ -182,11 +187,11 @@ class Streams:
         stream = self.current
         slot = Slot(stream.name, stream.next_sequence, self.floor, stream.next_sample, stream.head)
         payload = pack(slot)
-        digest = content_digest(unpack(ActivationBatch, payload))
+        digest = content_digest(payload)
         db.execute(
             "INSERT INTO batches (stream, sequence, floor, samples, digest, state, bytes, payload) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (stream.id, *slot[1:3], samples, digest, State.WAITING, len(payload), payload),
+            (stream.id, *slot[1:3], samples, digest, BatchState.WAITING, len(payload), payload),
         )
         db.execute(
             "UPDATE streams SET next_sequence = ?, next_sample = ?, head = ? WHERE id = ?",
@@ -199,23 +204,24 @@ class Streams:
         stream = self.current.id
         found = db.execute(
             "SELECT number, samples FROM batches WHERE stream = ? AND sequence = ? AND state = ?",
-            (stream, sequence, State.WAITING),
+            (stream, sequence, BatchState.WAITING),
         ).fetchone()
         if found is None:
             return 0
-        _empty(db, found[0], State.GIVEN_UP)
+        _empty(db, found[0], BatchState.GIVEN_UP)
         db.execute("UPDATE streams SET gone = max(gone, ?) WHERE id = ?", (sequence, stream))
         return int(found[1])
 
     def keep_within(self, db: sqlite3.Connection, most_bytes: int) -> None:
         """Let receipted batches go, the oldest first, until they take no more than this, or their share."""
-        total = self.size(State.KEPT)[1]
+        total = self.size(BatchState.KEPT)[1]
         most_bytes = max(0, min(most_bytes, self._keep_bytes))
         while total > most_bytes:
             number, size = db.execute(
-                "SELECT number, bytes FROM batches WHERE state = ? ORDER BY number LIMIT 1", (State.KEPT,)
+                "SELECT number, bytes FROM batches WHERE state = ? ORDER BY number LIMIT 1",
+                (BatchState.KEPT,),
             ).fetchone()
-            _empty(db, number, State.TRIMMED)
+            _empty(db, number, BatchState.TRIMMED)
             total -= size
 
     # --- receipts ----------------------------------------------------------------------------------------
@@ -279,29 +285,29 @@ class Streams:
             return False
         digest, state = row
         # Of what was given up the journal may have nothing.
-        return digest != receipt.digest and bool(receipt.digest or state != State.GIVEN_UP)
+        return digest != receipt.digest and bool(receipt.digest or state != BatchState.GIVEN_UP)
 
     def _is_waiting(self, stream: _Stream, receipt: Receipt) -> bool:
         return self.is_waiting(stream.name, receipt.forked_sequence, receipt.forked_digest)
 
     def _settle(self, db: sqlite3.Connection, stream: _Stream, receipt: Receipt) -> Settled:
-        returned = lost = 0
+        returned = 0
         # Only a trainer that was started anew can know less than the one before it.
         if receipt.fence != stream.fence and receipt.upto < stream.receipted:
-            returned, lost = self._take_back(db, stream, receipt.upto)
+            returned = self._take_back(db, stream, receipt.upto)
             stream = stream._replace(receipted=receipt.upto)
         done = db.execute(
             "SELECT sequence FROM batches WHERE state = ? AND stream = ? AND sequence <= ? ORDER BY sequence",
-            (State.WAITING, stream.id, receipt.upto),
+            (BatchState.WAITING, stream.id, receipt.upto),
         ).fetchall()
         db.execute(
             "UPDATE batches SET state = ? WHERE state = ? AND stream = ? AND sequence <= ?",
-            (State.KEPT, State.WAITING, stream.id, receipt.upto),
+            (BatchState.KEPT, BatchState.WAITING, stream.id, receipt.upto),
         )
         db.execute(
             "UPDATE batches SET state = ?, bytes = 0, payload = x'' "
             "WHERE state = ? AND stream = ? AND sequence <= ?",
-            (State.TRIMMED, State.KEPT, stream.id, min(receipt.saved, receipt.upto)),
+            (BatchState.TRIMMED, BatchState.KEPT, stream.id, min(receipt.saved, receipt.upto)),
         )
         self.keep_within(db, self._keep_bytes)
         db.execute(
@@ -309,21 +315,23 @@ class Streams:
             (max(stream.receipted, receipt.upto), receipt.fence, stream.id),
         )
         sequences = tuple(sequence for (sequence,) in done) if stream.id == self.current.id else ()
-        return Settled(sequences=sequences, returned=returned, lost=lost)
+        return Settled(sequences=sequences, returned=returned)
 
-    def _take_back(self, db: sqlite3.Connection, stream: _Stream, upto: int) -> tuple[int, int]:
-        """The journal was set back: have wait again what it lacks; return how many do, and samples lost."""
+    def _take_back(self, db: sqlite3.Connection, stream: _Stream, upto: int) -> int:
+        """The journal was set back: have wait again what it lacks; return how many do."""
         after = "state = ? AND stream = ? AND sequence > ?"
         lost, last = db.execute(
             f"SELECT coalesce(sum(samples), 0), coalesce(max(sequence), 0) FROM batches WHERE {after}",
-            (State.TRIMMED, stream.id, upto),
+            (BatchState.TRIMMED, stream.id, upto),
         ).fetchone()
         db.execute(
-            f"UPDATE batches SET state = ? WHERE {after}", (State.GIVEN_UP, State.TRIMMED, stream.id, upto)
+            f"UPDATE batches SET state = ? WHERE {after}",
+            (BatchState.GIVEN_UP, BatchState.TRIMMED, stream.id, upto),
         )
         db.execute("UPDATE streams SET gone = max(gone, ?) WHERE id = ?", (last, stream.id))
         returned = db.execute(
-            f"UPDATE batches SET state = ? WHERE {after}", (State.WAITING, State.KEPT, stream.id, upto)
+            f"UPDATE batches SET state = ? WHERE {after}",
+            (BatchState.WAITING, BatchState.KEPT, stream.id, upto),
         ).rowcount
         self._file.add("samples_lost", lost)
         log.warning(
@@ -331,7 +339,7 @@ class Streams:
             "sent to it again%s",
             *(returned, f"; {lost} samples are LOST, for they are no longer here" if lost else ""),
         )
-        return returned, lost
+        return returned
 
     def _gather(self) -> int:
         """Move what waits in earlier streams into the current one, batch by batch; return how many."""
@@ -342,7 +350,7 @@ class Streams:
                     found = db.execute(
                         "SELECT number, samples, payload FROM batches WHERE state = ? AND stream < ? "
                         "ORDER BY stream, sequence LIMIT 1",
-                        (State.WAITING, self.current.id),
+                        (BatchState.WAITING, self.current.id),
                     ).fetchone()
                 if found is None:
                     return count
@@ -350,7 +358,7 @@ class Streams:
                 batch = unpack(ActivationBatch, payload)
                 with self._file.transaction() as db:
                     self.append(db, partial(moved, batch), samples)
-                    _empty(db, number, State.GIVEN_UP)
+                    _empty(db, number, BatchState.GIVEN_UP)
                 count += 1
 
 
@@ -369,11 +377,6 @@ def moved(batch: ActivationBatch, slot: Slot) -> bytes:
     )
 
 
-def _with_floor(payload: bytes, floor: int) -> bytes:
-    """The message brought up to date: batches before it have gone since it was made."""
-    return pack(msgspec.structs.replace(unpack(ActivationBatch, payload), floor=floor))
-
-
-def _empty(db: sqlite3.Connection, number: int, state: State) -> None:
+def _empty(db: sqlite3.Connection, number: int, state: BatchState) -> None:
     """Let go of a batch's payload."""
     db.execute("UPDATE batches SET state = ?, bytes = 0, payload = x'' WHERE number = ?", (state, number))

@@ -41,7 +41,7 @@ class LabelChanged(Exception):  # noqa: N818  (nobody's fault: it is looked at a
     """A label was corrected, or its sample dropped, while its batch was being made."""
 
 
-class Kept(NamedTuple):
+class UnlabelledSample(NamedTuple):
     """A sample that waits for its label."""
 
     sample: Sample
@@ -89,7 +89,7 @@ class UnlabelledStore:
 
     # --- the agent ---------------------------------------------------------------------------------------
 
-    def put(self, kept: Iterable[Kept], max_bytes: int) -> int:
+    def put(self, kept: Iterable[UnlabelledSample], max_bytes: int) -> int:
         """Put samples on the unlabelled store.
 
         Returns:
@@ -246,7 +246,7 @@ class UnlabelledStore:
 
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _put(self, one: Kept) -> None:
+    def _put(self, one: UnlabelledSample) -> None:
         sample, size = one.sample, _size(one.sample.row, one.activations)
         if not one.again:
             self._db.execute(

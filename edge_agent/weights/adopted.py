@@ -41,7 +41,7 @@ class Adopted(msgspec.Struct, frozen=True, kw_only=True):
     """Where this device has the backbone."""
 
 
-class Kept(NamedTuple):
+class AdoptedWeights(NamedTuple):
     """Adopted weights as read from disk."""
 
     adopted: Adopted
@@ -67,7 +67,7 @@ def save_adopted(state_dir: Path, adopted: Adopted, bundle: bytes) -> None:
         raise StorageError(f"{folder}: adopted weights cannot be saved: {exc.strerror}") from exc
 
 
-def load_adopted(state_dir: Path) -> Kept | None:
+def load_adopted(state_dir: Path) -> AdoptedWeights | None:
     """What was adopted last, or None.
 
     Raises:
@@ -94,7 +94,7 @@ def load_adopted(state_dir: Path) -> Kept | None:
             f"{folder}: the adopted bundle is damaged; remove the folder and let the agent adopt anew"
         )
     try:
-        return Kept(adopted, decode_bundle(data))
+        return AdoptedWeights(adopted, decode_bundle(data))
     except WireError as exc:
         raise StateError(f"{folder}: {exc}") from exc
 

@@ -23,7 +23,7 @@ from sidestream.contract.messages import WeightsManifest
 from sidestream.contract.plan import Plan
 from sidestream.host.trace import Trace
 from sidestream.side_network.bundle import Bundle, decode_bundle, digest
-from sidestream.side_network.network import SideNetwork, from_bundle
+from sidestream.side_network.inference import InferenceNetwork
 
 _PACE = 10  # versions other than the final one may take up a tenth of the time
 _MOST_PAUSE_S = 60.0
@@ -36,7 +36,7 @@ class InUse(NamedTuple):
     run: str
     version: int
     bundle_digest: str
-    network: SideNetwork
+    network: InferenceNetwork
     score: Score | None
     """None until measured."""
 
@@ -77,7 +77,6 @@ class Adopter:
         self._state_dir = state_dir
         self._plan = plan
         self._tier = tier
-        self._align = plan.tiers[tier].align
         self._backbone = backbone
         self._on_change = on_change
         self._on_refused = on_refused
@@ -157,7 +156,7 @@ class Adopter:
             return
         started = self._trace.now()
         try:
-            network = self._checked(manifest, data)
+            network = _checked(manifest, data, self._plan, self._tier)
         except WireError as exc:
             log.error("weights version %d refused: %s", manifest.version, exc)
             self._on_refused()
@@ -191,38 +190,11 @@ class Adopter:
             return
         started = self._trace.now()
         with self._metrics.evaluation_seconds.time():
-            score = evaluation.measure(in_use.network, self._align)
+            score = evaluation.measure(in_use.network, self._plan.tiers[self._tier].align)
         self._trace.add("evaluate", "weights", started, version=in_use.version)
         if score is not None:
             self._in_use = in_use._replace(score=score)
             self._on_change()
-
-    def _checked(self, manifest: WeightsManifest, data: bytes) -> SideNetwork:
-        if len(data) != manifest.bundle_bytes or digest(data) != manifest.bundle_digest:
-            raise DecodeError("the bundle is not the one that the manifest announces")
-        bundle = decode_bundle(data)
-        about = bundle.about
-        if (about.run, about.version) != (manifest.run, manifest.version):
-            raise MismatchError(f"the bundle is version {about.version} of run {about.run[:8]}")
-        return self._network(bundle)
-
-    def _network(self, bundle: Bundle) -> SideNetwork:
-        """The side-network, if it is the one that the plan describes."""
-        about, plan = bundle.about, self._plan
-        blocks = about.side_network.blocks
-        if (
-            about.job != plan.job
-            or (about.task, about.labels) != (plan.task, plan.labels)
-            or about.side_network != msgspec.structs.replace(plan.side_network, blocks=blocks)
-        ):
-            raise MismatchError("the bundle's job, task, labels or side-network are not the plan's")
-        taps = len(plan.tiers[self._tier].taps)
-        if not taps <= blocks <= plan.side_network.blocks:
-            raise MismatchError(f"the bundle's {blocks} blocks are not enough for the tier's {taps} taps")
-        width = plan.tiers[self._tier].width
-        if about.tiers.get(self._tier) != self._align or about.aligns.get(self._align) != width:
-            raise MismatchError(f"the bundle does not serve tier {self._tier!r} of width {width}")
-        return from_bundle(bundle)
 
     def _adopted(self, manifest: WeightsManifest) -> Adopted:
         return Adopted(
@@ -244,10 +216,40 @@ class Adopter:
             if kept.adopted.run != self._plan.run:
                 log.info("the weights adopted before are of another run of the trainer; waiting for new ones")
                 return
-            network = self._network(kept.bundle)
+            network = _network(kept.bundle, self._plan, self._tier)
         except (StateError, WireError) as exc:
             log.warning("the weights adopted before cannot be used: %s", exc)
             return
         self._in_use = InUse(
             kept.adopted.run, kept.adopted.version, kept.adopted.bundle_digest, network, None
         )
+
+
+def _checked(manifest: WeightsManifest, data: bytes, plan: Plan, tier: str) -> InferenceNetwork:
+    """The side-network in a bundle, if it is the one that the manifest announces."""
+    if len(data) != manifest.bundle_bytes or digest(data) != manifest.bundle_digest:
+        raise DecodeError("the bundle is not the one that the manifest announces")
+    bundle = decode_bundle(data)
+    about = bundle.about
+    if (about.run, about.version) != (manifest.run, manifest.version):
+        raise MismatchError(f"the bundle is version {about.version} of run {about.run[:8]}")
+    return _network(bundle, plan, tier)
+
+
+def _network(bundle: Bundle, plan: Plan, tier: str) -> InferenceNetwork:
+    """The side-network, if it is the one that the plan describes."""
+    about, wanted = bundle.about, plan.tiers[tier]
+    blocks = about.side_network.blocks
+    if (
+        about.job != plan.job
+        or (about.task, about.labels) != (plan.task, plan.labels)
+        or about.side_network != msgspec.structs.replace(plan.side_network, blocks=blocks)
+    ):
+        raise MismatchError("the bundle's job, task, labels or side-network are not the plan's")
+    if not len(wanted.taps) <= blocks <= plan.side_network.blocks:
+        raise MismatchError(
+            f"the bundle's {blocks} blocks are not enough for the tier's {len(wanted.taps)} taps"
+        )
+    if about.tiers.get(tier) != wanted.align or about.aligns.get(wanted.align) != wanted.width:
+        raise MismatchError(f"the bundle does not serve tier {tier!r} of width {wanted.width}")
+    return InferenceNetwork(bundle)

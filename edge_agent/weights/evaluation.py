@@ -11,16 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from edge_agent.batches.batch_maker import BatchMaker
 from edge_agent.batches.targets import Target, Unusable
 from edge_agent.samples.sample import Row
-from sidestream.backbone.taps import pad
 from sidestream.contract.quality import Tally
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Codec, Tensor, decode, encode
-from sidestream.side_network.network import SideNetwork
+from sidestream.side_network.inference import InferenceNetwork
 
 log = logging.getLogger(__name__)
 _ROWS = 64  # samples that go through the side-network at once
@@ -71,17 +69,15 @@ class EvaluationSet:
         self._known = 0
         self._chunks: list[_Chunk] = []
 
-    def measure(self, network: SideNetwork, align: str) -> Score | None:
+    def measure(self, network: InferenceNetwork, align: str) -> Score | None:
         """How well backbone and side-network answer; None if stopped meanwhile."""
         self.extend()
         tally, samples = Tally(), 0
         for chunk in self._chunks:
             if self._stopped():
                 return None
-            sampled = pad(decode(chunk.activations), chunk.lengths)
-            with torch.inference_mode():
-                answers = network.predict(align, sampled.values, sampled.mask)
-            tally += self._maker.targets.tally(answers, sampled.mask, chunk.targets, network.scale)
+            answers = network.predict(align, decode(chunk.activations), chunk.lengths)
+            tally += self._maker.targets.tally(answers, chunk.targets, network.scale)
             samples += len(chunk.lengths)
         return None if self._stopped() else Score(tally, tally.measures(self._task), samples)
 
@@ -99,13 +95,12 @@ class EvaluationSet:
     def _add(self, rows: Sequence[Row]) -> None:
         sampled = self._maker.forward([row.input for row in rows])
         targets = [self._target_of(row) for row in rows]
-        usable = sampled.usable_rows() & torch.tensor([target is not None for target in targets])
+        usable = sampled.usable_rows() & [target is not None for target in targets]
         if usable.any():
             chosen = sampled.select(usable)
-            vectors, lengths = chosen.ragged()
             kept = [target for target, good in zip(targets, usable.tolist(), strict=True) if good]
             stacked = self._maker.targets.stack([one for one in kept if one is not None], chosen)
-            self._chunks.append(_Chunk(encode(vectors, self._codec), lengths, stacked))
+            self._chunks.append(_Chunk(encode(chosen.vectors, self._codec), chosen.lengths, stacked))
 
     def _target_of(self, row: Row) -> Target | None:
         """None where the label is of no use even to judge by, such as one that is no number."""

@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from edge_agent.batches.targets import Unusable
 from edge_agent.batches.token_maker import TokenMaker
 from edge_agent.samples.sample import Row
 from edge_agent.weights.evaluation import EvaluationSet, Score
+from sidestream.backbone.sampled import Ints
 from sidestream.backbone.windows import Window
 from sidestream.contract.quality import Tally, tally_tokens
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Codec, Tensor, decode, encode
-from sidestream.side_network.network import SideNetwork
+from sidestream.side_network.inference import InferenceNetwork
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 8  # windows that go through the backbone together
@@ -26,7 +26,7 @@ _AT_ONCE = 8  # windows that go through the backbone together
 class _Chunk(NamedTuple):
     taps: Tensor
     """[B, M, d]."""
-    targets: torch.Tensor
+    targets: Ints
     """[M]."""
 
 
@@ -54,16 +54,14 @@ class TokenEvaluation(EvaluationSet):
         self._samples = 0
         self._kept: list[_Chunk] = []
 
-    def measure(self, network: SideNetwork, align: str) -> Score | None:
+    def measure(self, network: InferenceNetwork, align: str) -> Score | None:
         self.extend()
         tally = Tally()
         for chunk in self._kept:
             if self._stopped():
                 return None
-            with torch.inference_mode():
-                states = network.refine(align, torch.from_numpy(decode(chunk.taps))[:, None])[0]
-                losses, hits = self._tokens_of.model.head.judge(states, chunk.targets)
-            tally += tally_tokens(losses.numpy(), hits.numpy())
+            states = network.refine(align, decode(chunk.taps))
+            tally += tally_tokens(*self._tokens_of.model.judge(states, chunk.targets))
         return None if self._stopped() else Score(tally, tally.measures(Task.CAUSAL_LM), self._samples)
 
     def extend(self) -> None:
@@ -87,8 +85,7 @@ class TokenEvaluation(EvaluationSet):
             return
         sampled = self._tokens_of.every(windows)
         assert sampled.targets is not None
-        taps, targets = sampled.values[:, sampled.mask], sampled.targets[sampled.mask]
-        taps, targets = taps[:, : self._left], targets[: self._left]
+        taps, targets = sampled.vectors[:, : self._left], sampled.targets[: self._left]
         self._left -= len(targets)
-        if np.isfinite(taps.numpy()).all():
-            self._kept.append(_Chunk(encode(taps.numpy(), self._codec), targets))
+        if np.isfinite(taps).all():
+            self._kept.append(_Chunk(encode(taps, self._codec), targets))

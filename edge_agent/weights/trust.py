@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 @prepared
-class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+class _TrustFile(msgspec.Struct, frozen=True, kw_only=True):
     """What is on disk."""
 
     given: tuple[bytes, ...]
@@ -41,16 +41,8 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     """Of the newest plan."""
     revision: int = 0
     """Of the newest plan."""
-    run: str = ""
-    """As an earlier version kept the journal of the newest weights,"""
-    version: int = 0
-    """and their version in it."""
     versions: dict[str, int] = {}
     """The newest weights of each journal, the last that was adopted from at the end."""
-
-    def version_of(self, run: str) -> int:
-        """The newest weights of a journal; 0 for none."""
-        return max(self.versions.get(run, 0), self.version if run == self.run else 0)
 
 
 class Trust:
@@ -72,7 +64,7 @@ class Trust:
         self._weights_scope = Scope(kind="weights", job=job, tier=tier)
         self._checks = bool(given)
         self._lock = threading.Lock()
-        self._kept = self._load(given) if given else _Kept(given=(), keys=())
+        self._kept = self._load(given) if given else _TrustFile(given=(), keys=())
 
     @property
     def keys(self) -> tuple[bytes, ...]:
@@ -107,7 +99,7 @@ class Trust:
         if not self._checks:
             return unpack(WeightsManifest, payload)
         manifest = open_signed(WeightsManifest, payload, self._weights_scope, self._kept.keys)
-        if manifest.version < (before := self._kept.version_of(manifest.run)):
+        if manifest.version < (before := self._kept.versions.get(manifest.run, 0)):
             raise UntrustedError(
                 f"version {manifest.version} is older than {before}, which this device has had"
             )
@@ -120,7 +112,7 @@ class Trust:
     def adopted_weights(self, run: str, version: int) -> None:
         """Weights from :meth:`open_manifest` are in use: nothing older from now on."""
         others = {one: newest for one, newest in self._kept.versions.items() if one != run}
-        versions = {**others, run: max(version, self._kept.version_of(run))}
+        versions = {**others, run: max(version, self._kept.versions.get(run, 0))}
         self._keep(versions=dict(list(versions.items())[-MOST_RUNS:]))
 
     def _keep(self, **changes: object) -> None:
@@ -142,11 +134,11 @@ class Trust:
             except OSError as exc:
                 _log.error("%s cannot be written, a restart will go by the one before: %s", self._path, exc)
 
-    def _load(self, given: tuple[bytes, ...]) -> _Kept:
+    def _load(self, given: tuple[bytes, ...]) -> _TrustFile:
         try:
-            kept = msgspec.json.decode(self._path.read_bytes(), type=_Kept)
+            kept = msgspec.json.decode(self._path.read_bytes(), type=_TrustFile)
         except FileNotFoundError:
-            return _Kept(given=given, keys=given)
+            return _TrustFile(given=given, keys=given)
         except (OSError, msgspec.MsgspecError) as exc:
             raise StateError(
                 f"{self._path}: cannot be read ({exc}); if you remove it, the device trusts the keys in its "

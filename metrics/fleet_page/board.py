@@ -10,7 +10,7 @@ import math
 import secrets
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -19,7 +19,7 @@ from metrics.fleet_page.fleet import Device, Fleet, TierSummary, outbox_fill
 from metrics.fleet_page.history import History
 from metrics.fleet_page.view import DeviceView, FleetView, Point, RefusalView, TierView, TrainerView
 from sidestream.contract.messages import Telemetry
-from sidestream.contract.quality import HEADLINE, Tally, total
+from sidestream.contract.quality import HEADLINE, Tally
 from sidestream.contract.tasks import Task
 
 MAX_REFUSALS: Final = 50
@@ -45,8 +45,8 @@ class Board:
         self._lock = threading.Lock()
         self._revision = 0
         self._shrunk_at = 0
-        self._devices: dict[tuple[str, str], DeviceView] = {}
-        self._signatures: dict[tuple[str, str], tuple[float, str, bool]] = {}
+        # By device what was last seen of it, and what is shown: made anew only where the former changes.
+        self._devices: dict[tuple[str, str], tuple[tuple[float, str, bool], DeviceView]] = {}
         self._trainer = TrainerView()
         self._tiers: tuple[TierView, ...] = ()
         self._fleet = TierView(name="")
@@ -71,22 +71,24 @@ class Board:
             self._now_unix_s = unix_s
             known = {(entry.tier, entry.name) for entry in fleet.by_age()}
             for key in self._devices.keys() - known:
-                del self._devices[key], self._signatures[key]
+                del self._devices[key]
                 self._shrunk_at = self._revision
             for entry in fleet.by_age():
                 key, online = (entry.tier, entry.name), fleet.online(entry, now)
                 state = QUARANTINED if held(entry.name) else fleet.state(entry, now).value
                 states[entry.tier][state] += 1
-                if self._signatures.get(key) != (entry.heard, state, online):
-                    self._signatures[key] = (entry.heard, state, online)
+                seen = (entry.heard, state, online)
+                if key not in self._devices or self._devices[key][0] != seen:
                     heard_unix_s = round(unix_s - (now - entry.heard), 1)
-                    self._devices[key] = self._device(entry, state, online, heard_unix_s)
+                    self._devices[key] = seen, self._device(entry, state, online, heard_unix_s)
             self._trainer = trainer
             self._tiers = tuple(
                 _tier(tier, summary, states[tier], trainer.loss.get(tier), self._quality(summary))
                 for tier, summary in summaries.items()
             )
-            self._fleet = _whole(self._tiers, self._headline(total(one.tally for one in summaries.values())))
+            whole, losses = fleet.summary(now), [tier.loss for tier in self._tiers if tier.loss is not None]
+            loss = sum(losses) / len(losses) if losses else None
+            self._fleet = _tier("", whole, sum(states.values(), Counter()), loss, self._quality(whole))
             self._history.add(self._point(unix_s))
 
     def refuse(self, refusal: RefusalView) -> None:
@@ -113,7 +115,7 @@ class Board:
                 fleet=self._fleet,
                 tiers=self._tiers,
                 whole=whole,
-                devices=tuple(one for one in self._devices.values() if one.revision > since),
+                devices=tuple(one for _, one in self._devices.values() if one.revision > since),
                 points=tuple(one for one in self._history.points if one.revision > since),
                 refusals=tuple(self._refusals) if self._refused_at > since else None,
             )
@@ -121,7 +123,7 @@ class Board:
     def oldest(self, most: int) -> tuple[list[DeviceView], int]:
         """The ``most`` devices that have been known longest, and how many more there are."""
         with self._lock:
-            devices = list(self._devices.values())
+            devices = [view for _, view in self._devices.values()]
         return devices[:most], max(0, len(devices) - most)
 
     def _headline(self, tally: Tally | None) -> float | None:
@@ -189,45 +191,15 @@ def _tier(
         name=name,
         states=dict(states),
         online=summary.devices_online,
-        samples=summary.counts.samples_forwarded,
-        samples_dropped=summary.counts.samples_dropped,
-        samples_lost=summary.counts.samples_lost,
-        bytes_up=summary.counts.bytes_up,
-        bytes_down=summary.counts.bytes_down,
+        samples=summary.counts["samples_forwarded"],
+        samples_dropped=summary.counts["samples_dropped"],
+        samples_lost=summary.counts["samples_lost"],
+        bytes_up=summary.counts["bytes_up"],
+        bytes_down=summary.counts["bytes_down"],
         outbox_bytes=summary.outbox_bytes,
         version_min=summary.version_min,
         version_max=summary.version_max,
         quality=quality,
         evaluation_samples=summary.evaluation_samples,
         loss=loss,
-    )
-
-
-def _whole(tiers: Iterable[TierView], quality: float | None) -> TierView:
-    """The tiers' sum; where nobody counts what adds up to a quality, the mean of theirs."""
-    tiers = list(tiers)
-    states: Counter[str] = Counter()
-    for tier in tiers:
-        states.update(tier.states)
-    judged = [(tier.quality, tier.evaluation_samples) for tier in tiers if tier.quality is not None]
-    weight = sum(samples for _, samples in judged)
-    mean = sum(value * samples for value, samples in judged) / weight if weight else None
-    oldest = [tier.version_min for tier in tiers if tier.version_min is not None]
-    newest = [tier.version_max for tier in tiers if tier.version_max is not None]
-    losses = [tier.loss for tier in tiers if tier.loss is not None]
-    return TierView(
-        name="",
-        states=dict(states),
-        online=sum(tier.online for tier in tiers),
-        samples=sum(tier.samples for tier in tiers),
-        samples_dropped=sum(tier.samples_dropped for tier in tiers),
-        samples_lost=sum(tier.samples_lost for tier in tiers),
-        bytes_up=sum(tier.bytes_up for tier in tiers),
-        bytes_down=sum(tier.bytes_down for tier in tiers),
-        outbox_bytes=sum(tier.outbox_bytes for tier in tiers),
-        version_min=min(oldest, default=None),
-        version_max=max(newest, default=None),
-        quality=mean if quality is None else quality,
-        evaluation_samples=sum(tier.evaluation_samples for tier in tiers),
-        loss=sum(losses) / len(losses) if losses else None,
     )

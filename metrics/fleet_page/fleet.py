@@ -7,13 +7,13 @@ many devices, and for each a few kilobytes at most.
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 from sidestream.contract.errors import MismatchError
-from sidestream.contract.messages import Status, Telemetry
+from sidestream.contract.messages import COUNTERS, Status, Telemetry
 from sidestream.contract.quality import Tally, total
 
 MAX_DEVICES: Final = 10_000
@@ -37,59 +37,17 @@ class State(str, enum.Enum):
     """It was stopped in order, before its data had ended."""
 
 
-@dataclass(kw_only=True)
-class Counts:
-    """Sums of the counters in Telemetry, each outbox counted once."""
-
-    samples_read: int = 0
-    """Samples taken from the source."""
-    samples_held_out: int = 0
-    """Of those, kept for local evaluation."""
-    samples_skipped: int = 0
-    """Of those, unusable."""
-    samples_forwarded: int = 0
-    """Samples that went through the backbone for training."""
-    samples_dropped: int = 0
-    """Samples that a full outbox dropped."""
-    batches_dropped: int = 0
-    """Batches that a full outbox dropped."""
-    batches_refused: int = 0
-    """Batches that the trainer refused."""
-    batches_sent: int = 0
-    """Publishes, repeats included."""
-    bytes_up: int = 0
-    """Payload bytes published, repeats included."""
-    bytes_down: int = 0
-    """Payload bytes received."""
-    messages_dropped: int = 0
-    """Messages that found a device's mailbox full."""
-    weights_refused: int = 0
-    """Plans and weights that were not adopted."""
-    samples_unlabelled: int = 0
-    """Samples that came without a label and were kept until one comes."""
-    unlabelled_dropped: int = 0
-    """Of them, those dropped for want of room."""
-    streams_forked: int = 0
-    """New streams begun because an outbox was set back or copied."""
-    samples_lost: int = 0
-    """Samples receipted before the trainer's journal was set back, and gone from the device since."""
-    forward_seconds: float = 0.0
-    """Time in the forward pass for training."""
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in COUNTERS})
-
-    def advance(self, seen: Counts, told: Telemetry) -> None:
-        """Add what ``told`` reports beyond ``seen``, and raise ``seen`` to it. Nothing ever falls."""
-        for name in COUNTERS:
-            grown = getattr(told, name) - getattr(seen, name)
-            if grown > 0:
-                setattr(self, name, getattr(self, name) + grown)
-                setattr(seen, name, getattr(told, name))
+Counts: TypeAlias = Counter[str]
+"""Sums of the counters in Telemetry by its fields, each outbox counted once; seconds have fractions."""
 
 
-COUNTERS: Final = tuple(entry.name for entry in fields(Counts))
-"""The counters of Telemetry, by field name."""
+def advance(total: Counts, seen: Counts, told: Telemetry) -> None:
+    """Add what ``told`` reports beyond ``seen``, and raise ``seen`` to it. Nothing ever falls."""
+    for name in COUNTERS:
+        grown = getattr(told, name) - seen[name]
+        if grown > 0:
+            total[name] += grown
+            seen[name] += grown
 
 
 @dataclass(kw_only=True)
@@ -216,7 +174,7 @@ class Fleet:
         self._seen.move_to_end((tier, telemetry.stream))
         if len(self._seen) > 2 * self._max_devices:
             self._seen.popitem(last=False)
-        self._totals[tier].advance(seen, telemetry)
+        advance(self._totals[tier], seen, telemetry)
 
     def online(self, device: Device, now: float) -> bool:
         """Whether a device is there."""

@@ -1,7 +1,6 @@
 """What the trainer hears: the bounded inbox, checks, rates, topics that are shut out."""
 
 __all__ = [
-    "absence",
     "batches",
     "duties",
     "inbox",

@@ -11,7 +11,8 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from broker_config.transport import Transport
-from metrics.catalogue import BROKER_FIGURES, Kind
+from metrics.broker_figures import BROKER_FIGURES
+from metrics.catalogue import Kind
 from sidestream.contract.topics import Topics
 
 MOST_LISTED: Final = 2000

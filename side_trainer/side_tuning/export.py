@@ -16,7 +16,7 @@ from sidestream.contract.tasks import TASKS, Scale
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import About, WeightsCodec, digest, encode_bundle
 from sidestream.side_network.exported import INDEX, WEIGHTS, Exported
-from sidestream.side_network.network import align_of, first_blocks
+from sidestream.side_network.form import align_of, first_blocks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,3 +1,3 @@
 """The frozen model behind one interface that knows no runtime: tokens, taps, precision, fingerprint."""
 
-__all__ = ["taps", "text", "windows"]
+__all__ = ["backbone", "language_model", "runtimes", "sampled", "text", "windows"]

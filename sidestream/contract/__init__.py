@@ -6,7 +6,6 @@ The ground floor of the house. It opens no socket, reads no clock, touches no fi
 __all__ = [
     "enrolment",
     "errors",
-    "messages",
     "plan",
     "quality",
     "sampling",

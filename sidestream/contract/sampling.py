@@ -1,7 +1,7 @@
 """Token-sampling policies: which positions of a tapped layer travel.
 
 A policy is written ``kind`` or ``kind:count``. This module knows names and counts; the device applies them
-(:mod:`sidestream.backbone.taps`). The side-network takes any of them, row by row.
+(:mod:`sidestream.backbone.token_sampler`). The side-network takes any of them, row by row.
 
 ================ ===================================================================================
 ``pivot``        the one token that enters the loss: the first for an encoder, the last for a decoder

@@ -26,7 +26,7 @@ from sidestream.demo.children import Children
 from sidestream.demo.files import DemoSettings, FleetFiles
 from sidestream.demo.report import Report, TierReport, summarise
 from sidestream.demo.timeline import read_spans, timeline
-from sidestream.top.watch import Watch
+from sidestream.top.watch import FleetWatch
 
 _TELL_EVERY_S: Final = 2.0
 
@@ -63,7 +63,7 @@ class Demo:
         with contextlib.ExitStack() as stack:
             broker, url = self._start_broker(stack)
             files.write(self._job, url)
-            watch = Watch(BrokerSettings(url=url), self._job, list(files.devices))
+            watch = FleetWatch(BrokerSettings(url=url), self._job, list(files.devices))
             stack.callback(watch.close)
             if self._settings.broker:
                 stack.callback(watch.clear)  # somebody else's broker is left as it was found
@@ -108,7 +108,7 @@ class Demo:
             else f"device    one ({sizes}), method {self._settings.method}"
         )
 
-    def _by_tier(self, watch: Watch) -> dict[str, TierReport]:
+    def _by_tier(self, watch: FleetWatch) -> dict[str, TierReport]:
         said = watch.devices()
         task = self._settings.task
         return {
@@ -143,7 +143,7 @@ class Demo:
             paths = [str(self._files.agent_toml(device)) for device in devices]
             self._children.start(f"agents-{tier}", "sidestream.demo.crew", *paths)
 
-    def _follow(self, watch: Watch, metrics_url: str, started: float, stop: threading.Event) -> None:
+    def _follow(self, watch: FleetWatch, metrics_url: str, started: float, stop: threading.Event) -> None:
         """Tell how it goes until all agents have finished."""
         crews = [f"agents-{tier}" for tier in self._files.devices]
         told_s, messages_before = time.monotonic(), 0.0
@@ -163,7 +163,9 @@ class Demo:
         if stop.wait(0.1):
             raise KeyboardInterrupt
 
-    def _progress(self, elapsed_s: float, figures: Mapping[str, float], watch: Watch, rate: float) -> str:
+    def _progress(
+        self, elapsed_s: float, figures: Mapping[str, float], watch: FleetWatch, rate: float
+    ) -> str:
         headline = HEADLINE[self._settings.task]
         named = headline.replace("_", " ")
         quality = "  ".join(

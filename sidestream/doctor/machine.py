@@ -26,9 +26,9 @@ _SUBPROCESS_S: Final = 300.0
 _TORCH: Final = "import torch; print(torch.__version__)"
 _BACKBONE: Final = """\
 import json, sys
-from sidestream.backbone.torch_runtime.backbone import load_backbone
+from sidestream.backbone.runtimes import load_backbone
 b = load_backbone(sys.argv[1], int(sys.argv[2]))
-print(json.dumps([b.fingerprint, b.depth, b.width, not sys.argv[3] or b.is_one(sys.argv[3])]))
+print(json.dumps([b.fingerprint, b.depth, b.width]))
 """
 
 
@@ -131,12 +131,12 @@ def check_backbone(reference: str, tier: TierPlan | None, python: str = sys.exec
     except BackboneError as exc:
         return failed("backbone", str(exc), remedy)
     wanted = tier.fingerprint if tier is not None else ""
-    code, said, wrong = _child([python, "-c", _BACKBONE, reference, str(layers), wanted])
+    code, said, wrong = _child([python, "-c", _BACKBONE, reference, str(layers)])
     if code != 0:
         return failed("backbone", f"{reference} cannot be loaded: {wrong or f'signal {-code}'}", remedy)
-    fingerprint, depth, width, is_wanted = json.loads(said.splitlines()[-1])
+    fingerprint, depth, width = json.loads(said.splitlines()[-1])
     about = f"{reference}: {depth} layers of width {width}, fingerprint {fingerprint[:16]}"
-    if not is_wanted:
+    if wanted not in ("", fingerprint):
         return failed(
             "backbone",
             f"{about}, but the job's is {wanted[:16]}",

@@ -56,7 +56,7 @@ class Issued(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @prepared
-class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The content of fleet.json."""
 
     job: str
@@ -94,7 +94,7 @@ class FleetFolder:
         fleet: What its fleet.json says.
     """
 
-    def __init__(self, path: Path, fleet: Fleet) -> None:
+    def __init__(self, path: Path, fleet: FleetRecord) -> None:
         self.path = path
         self.fleet = fleet
         self._authority = Authority(Identity(self._read("ca/ca.crt"), self._read("ca/ca.key")))
@@ -219,7 +219,7 @@ class FleetFolder:
         self._save(msgspec.structs.replace(self.fleet, **changes))
         self.write_broker_files()
 
-    def _save(self, fleet: Fleet) -> None:
+    def _save(self, fleet: FleetRecord) -> None:
         self._write(_FILE, msgspec.json.format(msgspec.json.encode(fleet), indent=2))
         self.fleet = fleet
 
@@ -244,7 +244,7 @@ def opened(path: Path) -> Iterator[FleetFolder]:
         raise StateError(f"{path} is no fleet's folder; make one with: sidestream fleet init {path}")
     with locked(path, "another sidestream fleet command"):
         try:
-            fleet = msgspec.json.decode(_read(path / _FILE), type=Fleet)
+            fleet = msgspec.json.decode(_read(path / _FILE), type=FleetRecord)
         except msgspec.MsgspecError as exc:
             raise StateError(f"{path / _FILE} cannot be read: {exc}") from exc
         yield FleetFolder(path, fleet)
@@ -278,21 +278,20 @@ def create(
     check_name("--job", job)
     for tier in tiers:
         check_name("--tier", tier)
-    if path.exists() and any(path.iterdir()):
-        raise StateError(f"{path} is not empty; give the fleet a folder of its own")
-    path = path.absolute()
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise StateError(f"{path} cannot be made: {exc.strerror or exc}") from exc
-    fleet = Fleet(
+    path = _made(path.absolute())
+    fleet = FleetRecord(
         job=job,
         hosts=tuple(hosts),
         port=port,
         broker_dir=broker_dir or str(path / "broker"),
         user=user or getpass.getuser(),
     )
-    for name, data in _first_files(path, fleet, tiers).items():
+    settings = _trainer_settings(path / "trainer", fleet, tiers).encode()
+    for name, data in {
+        **_keys(job, hosts),
+        "trainer/trainer.toml": settings,
+        _FILE: msgspec.json.format(msgspec.json.encode(fleet), indent=2),
+    }.items():
         _write(path / name, data)
     for name in ("broker/data", "bundles"):
         (path / name).mkdir(mode=0o700, exist_ok=True)
@@ -302,10 +301,10 @@ def create(
     return folder
 
 
-def _first_files(path: Path, fleet: Fleet, tiers: Sequence[str]) -> dict[str, bytes]:
-    """A new fleet's authority, broker and trainer, by name within its folder."""
-    authority = Authority.new(f"Sidestream fleet {fleet.job}")
-    broker, signer = authority.broker(fleet.hosts), Signer.new()
+def _keys(job: str, hosts: Sequence[str]) -> dict[str, bytes]:
+    """New ones, by the file that each belongs into."""
+    authority, signer = Authority.new(f"Sidestream fleet {job}"), Signer.new()
+    broker = authority.broker(hosts)
     return {
         "ca/ca.crt": authority.identity.certificate,
         "ca/ca.key": authority.identity.key,
@@ -315,12 +314,21 @@ def _first_files(path: Path, fleet: Fleet, tiers: Sequence[str]) -> dict[str, by
         "trainer/ca.crt": authority.identity.certificate,
         "trainer/signing.key": signer.to_pem(),
         "trainer/signing.pub.pem": public_pem(signer.public),
-        "trainer/trainer.toml": _trainer_settings(path / "trainer", fleet, tiers).encode(),
-        _FILE: msgspec.json.format(msgspec.json.encode(fleet), indent=2),
     }
 
 
-def _trainer_settings(folder: Path, fleet: Fleet, tiers: Sequence[str]) -> str:
+def _made(path: Path) -> Path:
+    """The folder, which was not there, or empty."""
+    if path.exists() and any(path.iterdir()):
+        raise StateError(f"{path} is not empty; give the fleet a folder of its own")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StateError(f"{path} cannot be made: {exc.strerror or exc}") from exc
+    return path
+
+
+def _trainer_settings(folder: Path, fleet: FleetRecord, tiers: Sequence[str]) -> str:
     backbone = TrainerConfig(job=fleet.job).tiers["generic"].backbone
     values = {
         "job": fleet.job,

@@ -38,7 +38,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,12 +47,10 @@ from torch.nn import functional
 
 from sidestream.contract.errors import DecodeError
 from sidestream.contract.plan import SideNetworkSpec
-from sidestream.contract.tasks import TASKS, Scale, Task
+from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import Bundle
-
-_APART_SHARE: Final = 0.5
-"""How much of what a block that stands apart says is added."""
+from sidestream.side_network.form import APART_SHARE, align_key, align_name, stands_apart
 
 
 class _Align(nn.Module):
@@ -136,8 +134,6 @@ class SideNetwork(nn.Module):
         self.spec = spec
         self._task = TASKS[task]
         self.seed = seed
-        self.scale = Scale()
-        """What answers are measured in, where they are numbers."""
         self.dropout = dropout
         self.aligns = nn.ModuleDict()
         with _seeded(seed):
@@ -157,16 +153,16 @@ class SideNetwork(nn.Module):
         """
         salt = int.from_bytes(hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()[:7], "little")
         with _seeded(salt):
-            self.aligns[_key(name)] = _Align(self.spec.blocks, width, self.spec.width)
+            self.aligns[align_key(name)] = _Align(self.spec.blocks, width, self.spec.width)
             if self._task.generates:
                 out = nn.Linear(self.spec.width, width, bias=False)
                 nn.init.zeros_(out.weight)
-                self.outs[_key(name)] = out
+                self.outs[align_key(name)] = out
 
     @property
     def align_names(self) -> list[str]:
         """The alignment maps it has."""
-        return [_name(key) for key in self.aligns]
+        return [align_name(key) for key in self.aligns]
 
     def forward(
         self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int] = ()
@@ -193,17 +189,13 @@ class SideNetwork(nn.Module):
         found, answer = Answers({}, {}), None
         for taps, hidden in self.trunk(families, range(1, self.spec.blocks + 1)):
             added = self.steps[taps - 1](self._pooled(hidden, mask), self.dropout)
-            if answer is not None and self._apart(taps):
+            if answer is not None and stands_apart(self.spec, self._task, taps):
                 found.alone[taps] = added
-                added = _APART_SHARE * added
+                added = APART_SHARE * added
             answer = added if answer is None else answer[: len(added)] + added
             if taps in wanted:
                 found.by_taps[taps] = answer
         return found
-
-    def _apart(self, taps: int) -> bool:
-        """Whether block number ``taps`` stands apart."""
-        return 0 < self.spec.apart <= taps and not self._task.generates
 
     def trunk(
         self, families: Sequence[tuple[str, Tensor]], exits: Collection[int] = ()
@@ -215,8 +207,10 @@ class SideNetwork(nn.Module):
             active = [(name, taps[tap]) for name, taps in families if len(taps) > tap]
             if not active:
                 break
-            mixed = torch.cat([self.aligns[_key(name)](tap, values, self.dropout) for name, values in active])
-            if tap and not self._apart(tap + 1):
+            mixed = torch.cat(
+                [self.aligns[align_key(name)](tap, values, self.dropout) for name, values in active]
+            )
+            if tap and not stands_apart(self.spec, self._task, tap + 1):
                 gate = torch.sigmoid(self.gates[tap - 1])
                 mixed = (1 - gate) * mixed + gate * hidden[: len(mixed)]
             hidden = adapter(mixed)
@@ -233,7 +227,7 @@ class SideNetwork(nn.Module):
     def lifted(self, align: str, hidden: Tensor, states: Tensor) -> Tensor:
         """What a language model's head is given: its last states […, d] with h_b […, r] added to them."""
         normed = functional.dropout(self.norm(hidden), self.dropout, self.training)
-        added: Tensor = self.outs[_key(align)](normed)
+        added: Tensor = self.outs[align_key(align)](normed)
         return states + states.square().mean(dim=-1, keepdim=True).sqrt() * added
 
     def refine(self, align: str, taps: Tensor) -> Tensor:
@@ -278,29 +272,8 @@ def from_bundle(bundle: Bundle) -> SideNetwork:
         network = SideNetwork(about.side_network, labels=len(about.labels), seed=0, task=about.task)
         for name, width in sorted(bundle.about.aligns.items()):
             network.add_align(name, width)
-    network.scale = about.scale
     network.load_arrays(bundle.tensors, assign=True)
     return network.eval().requires_grad_(False)
-
-
-def first_blocks(tensors: Mapping[str, Floats], blocks: int) -> dict[str, Floats]:
-    """The parameters of the same network with its first ``blocks`` blocks only.
-
-    A row of so many taps leaves there, so the deeper blocks have no part in its answer.
-    """
-    kept: dict[str, Floats] = {}
-    for name, array in tensors.items():
-        part, _, rest = name.partition(".")
-        if part in ("adapters", "steps") and int(rest.partition(".")[0]) >= blocks:
-            continue
-        kept[name] = array[: {"aligns": blocks, "gates": blocks - 1}.get(part)]
-    return kept
-
-
-def align_of(parameter: str) -> str | None:
-    """The alignment map that a parameter belongs to, or None if all tiers share it."""
-    level, _, rest = parameter.partition(".")
-    return _name(rest.rsplit(".", 1)[0]) if level in ("aligns", "outs") else None
 
 
 @contextmanager
@@ -315,12 +288,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _key(name: str) -> str:
-    """A ModuleDict key may hold no dot and be no attribute's name; map names never hold '@' or '%'."""
-    return "@" + name.replace(".", "%")
-
-
-def _name(key: str) -> str:
-    return key[1:].replace("%", ".")

@@ -67,10 +67,12 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sidestream.top.screen import screen
-    from sidestream.top.source import BrokerSource, PageSource, Source
+    from sidestream.top.source import BrokerSource, PageSource, PictureSource
     from sidestream.top.top import Top
 
-    source: Source = BrokerSource(settings.broker, settings.job) if settings.job else PageSource(settings.url)
+    source: PictureSource = (
+        BrokerSource(settings.broker, settings.job) if settings.job else PageSource(settings.url)
+    )
     # On a pipe there is no width to keep to, and no colour unless asked for.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     try:

@@ -17,14 +17,14 @@ from metrics.fleet_page.board import Board
 from metrics.fleet_page.view import DeviceView, FleetView, Point, RefusalView, TrainerView
 from sidestream.contract.errors import ConfigError, SidestreamError
 from sidestream.contract.messages import Rejection, TrainerStatus
-from sidestream.top.watch import Watch
+from sidestream.top.watch import FleetWatch
 
 _TIMEOUT_S: Final = 10.0
 _MOST_BYTES: Final = 64 * 2**20
 _SETTLE_S: Final = 1.0
 
 
-class Source(Protocol):
+class PictureSource(Protocol):
     """Gives views: the first one whole, later ones whole or what is new after the one before."""
 
     def look(self) -> FleetView:
@@ -83,7 +83,7 @@ class BrokerSource:
         self._board = Board(job, unix_s=time.time())
         self._revision, self._id = 0, ""
         self._refused = 0
-        self._watch = Watch(settings, job, None, on_rejection=self._on_rejection)
+        self._watch = FleetWatch(settings, job, None, on_rejection=self._on_rejection)
         time.sleep(_SETTLE_S)  # what is retained comes right after the subscription
 
     def look(self) -> FleetView:

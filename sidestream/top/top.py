@@ -18,7 +18,7 @@ from rich.live import Live
 
 from sidestream.contract.errors import SidestreamError
 from sidestream.top.screen import SORTS, screen
-from sidestream.top.source import Picture, Source
+from sidestream.top.source import Picture, PictureSource
 
 _LOOK_EVERY_S: Final = 2.0
 _DRAW_EVERY_S: Final = 0.5
@@ -36,7 +36,7 @@ class Top:
         console: Where to draw.
     """
 
-    def __init__(self, source: Source, stop: threading.Event, console: Console) -> None:
+    def __init__(self, source: PictureSource, stop: threading.Event, console: Console) -> None:
         self._source = source
         self._stop = stop
         self._console = console

@@ -25,7 +25,7 @@ from sidestream.contract.wire import unpack
 _CONNECT_S: Final = 15.0
 
 
-class Watch:
+class FleetWatch:
     """Follows one job. Close it when done.
 
     Args:

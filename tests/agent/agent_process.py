@@ -17,11 +17,12 @@ from prometheus_client import CollectorRegistry
 
 from edge_agent.batches.late_labels import LateLabels
 from edge_agent.batches.producer import Producer
+from edge_agent.batches.rungs import Rungs
 from edge_agent.config import DataConfig
 from edge_agent.samples.sources import open_source
 from edge_agent.store.outbox import Outbox
 from metrics.catalogue import AgentMetrics
-from sidestream.backbone.torch_runtime.backbone import load_backbone
+from sidestream.backbone.runtimes import load_backbone
 from sidestream.host.state_dir import locked, prepare
 from sidestream.host.trace import Trace
 from tests.agent.fake_trainer import JOB, TIER, plan_for
@@ -46,12 +47,9 @@ def main(state_dir: str, data: str, reference: str) -> None:
         Producer(
             open_source(DataConfig(path=data), folder),
             outbox,
-            backbone,
-            plan,
-            TIER,
+            Rungs(backbone, plan, TIER, 100_000),
             held_out_share=0.2,
             poll_s=1.0,
-            max_message_bytes=100_000,
             stopped=lambda: False,
             on_batch=lambda: None,
             metrics=AgentMetrics(CollectorRegistry()),

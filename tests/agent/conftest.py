@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from broker_config.testing.inprocess import InProcessBroker
-from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from tests.agent.fake_trainer import FakeTrainer
 from tests.agent.tiny import save_tiny
 
@@ -34,8 +34,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def bert(tiny: Callable[[str], Path]) -> Backbone:
-    return load_backbone(str(tiny("bert")))
+def bert(tiny: Callable[[str], Path]) -> TorchBackbone:
+    return TorchBackbone.load(str(tiny("bert")))
 
 
 @pytest.fixture
@@ -45,6 +45,6 @@ def broker() -> Iterator[InProcessBroker]:
 
 
 @pytest.fixture
-def trainer(broker: InProcessBroker, bert: Backbone) -> Iterator[FakeTrainer]:
+def trainer(broker: InProcessBroker, bert: TorchBackbone) -> Iterator[FakeTrainer]:
     with FakeTrainer(broker, bert) as trainer:
         yield trainer

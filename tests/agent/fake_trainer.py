@@ -13,7 +13,7 @@ import msgspec
 
 from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, Received
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.messages import (
     ActivationBatch,
     Flow,

@@ -15,7 +15,7 @@ from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
 from edge_agent.config import AgentConfig, DataConfig
 from edge_agent.session.agent import Agent
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.plan import Precision
 from sidestream.contract.tasks import Task
 from tests.agent.fake_trainer import JOB, TIER

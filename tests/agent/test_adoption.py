@@ -11,12 +11,13 @@ import edge_agent
 from broker_config.testing.inprocess import InProcessBroker
 from edge_agent.weights.adopted import load_adopted
 from edge_agent.weights.chunks import MAX_BUNDLE_BYTES, Assembly
-from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import load_backbone
 from sidestream.contract.errors import BackboneError, DecodeError, MismatchError, StateError
 from sidestream.contract.messages import WeightsChunk
 from sidestream.contract.plan import SideNetworkSpec
 from sidestream.side_network.bundle import decode_bundle, digest, encode_bundle
-from sidestream.side_network.network import first_blocks
+from sidestream.side_network.form import first_blocks
 from tests.agent.fake_trainer import RUN, SPEC, TIER, FakeTrainer
 from tests.agent.fleet import Running
 from tests.agent.tiny import save_tiny

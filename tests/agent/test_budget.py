@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from broker_config.testing.inprocess import InProcessBroker
-from edge_agent.session.sender import Sender
 from edge_agent.store.budget import Allowance, Ladder, LinkBudget, SampleBudget, choose
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
+from edge_agent.uplink.in_flight import InFlight
+from edge_agent.uplink.link_state import LinkState
+from edge_agent.uplink.sender import Sender
 from metrics.catalogue import AgentMetrics
-from sidestream.contract.messages import Flow
-from sidestream.contract.plan import DEFAULT_LADDER, Rung
+from sidestream.contract.plan import DEFAULT_LADDER, FlowPlan, Rung
 from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.tensors import Codec, encoded_sizes
 from sidestream.host.trace import Trace
@@ -142,32 +143,35 @@ class Device:
 
     def __init__(self, folder: Path, broker: InProcessBroker, kib: float) -> None:
         self.clock = Clock()
-        self.link = LinkBudget(kib, self.clock)
+        self.budget = LinkBudget(kib, self.clock)
         self.outbox = Outbox(folder, job="j", device="d", tier="t", max_bytes=10**9)
         self.transport = broker.transport("d", max_packet_bytes=10**6)
         self.transport.start(lambda event: None)
         assert self.transport.wait_connected(20)
+        self.link = LinkState()
+        self.link.begin(FlowPlan(window=4, retry_s=3600.0))
+        self.in_flight = InFlight(
+            self.link, metrics=AgentMetrics(CollectorRegistry()), trace=Trace(), clock=self.clock
+        )
         self.sender = Sender(
             self.outbox,
             self.transport,
             "up",
-            flow=Flow(window=4),
-            retry_s=1e9,
-            metrics=AgentMetrics(CollectorRegistry()),
-            trace=Trace(),
             link=self.link,
-            clock=self.clock,
+            in_flight=self.in_flight,
+            trace=Trace(),
+            budget=self.budget,
         )
-        self.sender.connection(True)
+        self.link.connection(True)
         self.up = True
         self.sent: list[tuple[float, int]] = []
         self.rungs: list[int] = []
 
     def produce(self, costs: Sequence[int]) -> None:
-        ladder = Ladder(len(costs), link=self.link, backlog=lambda: self.outbox.size()[1])
+        ladder = Ladder(len(costs), link=self.budget, backlog=lambda: self.outbox.size()[1])
         rung = ladder.choose(costs, ROWS)
         self.rungs.append(rung)
-        self.outbox.append(lambda slot: message(slot, costs[rung]), ROWS, Taken())
+        self.outbox.append_all([(lambda slot: message(slot, costs[rung]), ROWS)], Consumed())
 
     def live(self, seconds: float) -> None:
         """Send what may be sent, for so long; every batch is receipted at once."""
@@ -176,10 +180,12 @@ class Device:
             before = self.outbox.counters()["bytes_up"]
             if self.up and self.sender.send_next():
                 self.sent.append((self.clock.now, self.outbox.counters()["bytes_up"] - before))
-                upto = self.outbox.first_waiting
-                self.sender.receipted(self.outbox.receipt(outboxes.receipt_for(self.outbox, upto)).sequences)
+                upto = self.outbox.streams.first_waiting()
+                self.in_flight.receipted(
+                    self.outbox.streams.receipt(outboxes.receipt_for(self.outbox, upto)).sequences
+                )
                 continue
-            idle_s = self.link.wait_s() if self.up and self.outbox.size()[0] else seconds
+            idle_s = self.budget.wait_s() if self.up and self.outbox.size()[0] else seconds
             if self.clock.now + idle_s >= end_s:
                 self.clock.now = end_s
                 return
@@ -270,7 +276,7 @@ def test_the_rung_follows_the_link_down_and_up(device: Any) -> None:
 def test_a_backlog_from_before_a_restart_is_sent_at_the_budgets_rate(device: Any) -> None:
     with device(60.0) as one:
         for _ in range(100):
-            one.outbox.append(lambda slot: message(slot, 3000), 1, Taken())
+            one.outbox.append_all([(lambda slot: message(slot, 3000), 1)], Consumed())
         one.live(120.0)
         assert 0.95 * 120 * 1024 <= one.bytes_between(0, 1e9) <= 120 * 1024 + 3500
         one.produce([9000, 100])
@@ -279,8 +285,8 @@ def test_a_backlog_from_before_a_restart_is_sent_at_the_budgets_rate(device: Any
 
 def test_whatever_is_published_counts(device: Any) -> None:
     with device(60.0) as one:
-        one.link.spent(10 * 1024)
-        one.outbox.append(lambda slot: message(slot, 100), 1, Taken())
+        one.budget.spent(10 * 1024)
+        one.outbox.append_all([(lambda slot: message(slot, 100), 1)], Consumed())
         one.live(9.5)
         assert one.sent == []
         one.live(1.0)
@@ -289,11 +295,11 @@ def test_whatever_is_published_counts(device: Any) -> None:
 
 def test_a_repeat_is_paid_for_as_well(device: Any) -> None:
     with device(60.0) as one:
-        one.outbox.append(lambda slot: message(slot, 2500), 1, Taken())
+        one.outbox.append_all([(lambda slot: message(slot, 2500), 1)], Consumed())
         assert one.sender.send_next()
-        one.sender.send_again()
-        assert not one.sender.send_next() and one.link.wait_s() > 2.4
-        one.clock.now += one.link.wait_s() + 0.01
+        one.link.send_again()
+        assert not one.sender.send_next() and one.budget.wait_s() > 2.4
+        one.clock.now += one.budget.wait_s() + 0.01
         assert one.sender.send_next()
 
 

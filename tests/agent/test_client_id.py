@@ -9,7 +9,7 @@ import pytest
 
 from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, Received
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.errors import StateError
 from sidestream.host.secret_id import FILE_NAME, secret_id
 from tests.agent.fake_trainer import FakeTrainer

@@ -12,7 +12,7 @@ import pytest
 
 from broker_config.testing.inprocess import InProcessBroker
 from edge_agent.commands import agent as cli
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.errors import DataError, StateError
 from sidestream.contract.tasks import Task
 from tests.agent.fake_trainer import TIER, FakeTrainer

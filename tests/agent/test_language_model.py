@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -13,16 +14,18 @@ from transformers import AutoModelForCausalLM
 
 from edge_agent.answers.generator import GenerationOptions, Generator, read_options
 from side_trainer.side_tuning.output_heads import read_head
-from sidestream.backbone.torch_runtime.backbone import load_backbone
-from sidestream.backbone.torch_runtime.language_model import LanguageModel, load_language_model
+from sidestream.backbone.runtimes import load_backbone
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.backbone.windows import Window
 from sidestream.contract.errors import BackboneError, ConfigError
 from sidestream.contract.plan import SideNetworkSpec
 from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.tasks import NO_TARGET, Task
+from sidestream.side_network.inference import InferenceNetwork
 from sidestream.side_network.network import SideNetwork
 from tests.agent.tiny import LAYERS, POSITIONS, WIDTH, save_tiny
 from tests.agent.tiny_lm import FAMILIES, save_tiny_lm
+from tests.vectors import answering, row_vectors
 
 pytestmark = pytest.mark.slow
 
@@ -43,11 +46,11 @@ def folder(saved: Callable[[str], Path], request: pytest.FixtureRequest) -> Path
 
 
 @pytest.fixture(scope="module")
-def llama(saved: Callable[[str], Path]) -> LanguageModel:
-    return load_language_model(str(saved("llama")))
+def llama(saved: Callable[[str], Path]) -> TorchLanguageModel:
+    return TorchLanguageModel.load(str(saved("llama")))
 
 
-def network(*, blocks: int = 3, trained: bool = False) -> SideNetwork:
+def network(*, blocks: int = 3, trained: bool = False) -> InferenceNetwork:
     made = SideNetwork(SideNetworkSpec(blocks=blocks, width=8), labels=0, seed=1, task=Task.CAUSAL_LM)
     made.add_align("m", WIDTH)
     if trained:
@@ -55,7 +58,7 @@ def network(*, blocks: int = 3, trained: bool = False) -> SideNetwork:
             for name, parameter in made.named_parameters():
                 if name.startswith("outs."):
                     parameter.normal_(generator=torch.Generator().manual_seed(5))
-    return made.eval()
+    return answering(made, Task.CAUSAL_LM)
 
 
 def every(lengths: Any) -> Any:
@@ -63,7 +66,11 @@ def every(lengths: Any) -> Any:
 
 
 def generated(
-    model: LanguageModel, layers: int = LAYERS, trained: bool = False, prompt: str = PROMPT, **options: Any
+    model: TorchLanguageModel,
+    layers: int = LAYERS,
+    trained: bool = False,
+    prompt: str = PROMPT,
+    **options: Any,
 ) -> list[int]:
     taps = (1, layers) if layers > 1 else (1,)
     generator = Generator(model, network(trained=trained), "m", taps)
@@ -72,7 +79,7 @@ def generated(
 
 @pytest.mark.slow
 def test_greedy_tokens_beside_an_untrained_side_network_are_those_of_transformers(folder: Path) -> None:
-    model = load_language_model(str(folder))
+    model = TorchLanguageModel.load(str(folder))
     theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
     lengths = []
     for prompt in (PROMPT, "the", "now please turn heat up"):
@@ -89,11 +96,11 @@ def test_greedy_tokens_beside_an_untrained_side_network_are_those_of_transformer
 
 
 def test_losses_of_a_batch_of_unequal_windows_are_the_models(folder: Path) -> None:
-    model = load_language_model(str(folder))
+    model = TorchLanguageModel.load(str(folder))
     windows = [Window([0, 5, 9, 12, 7], [5, 9, 12, 7, 6]), Window([0, 8, 4], [NO_TARGET, 4, 11])]
     sampled = model.forward_windows(windows, (1, LAYERS), every)
-    assert sampled.targets is not None and sampled.mask.sum(dim=1).tolist() == [5, 2]
-    losses, _ = model.head.judge(sampled.values[-1][sampled.mask], sampled.targets[sampled.mask])
+    assert sampled.targets is not None and sampled.lengths.tolist() == [5, 2]
+    losses, _ = model.judge(sampled.vectors[-1], sampled.targets)
     theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
     expected = []
     for window in windows:
@@ -101,15 +108,15 @@ def test_losses_of_a_batch_of_unequal_windows_are_the_models(folder: Path) -> No
             logits = theirs(torch.tensor([window.inputs])).logits[0]
         each = functional.cross_entropy(logits, torch.tensor(window.targets), reduction="none")
         expected.append(each[torch.tensor(window.targets) != NO_TARGET])
-    torch.testing.assert_close(losses, torch.cat(expected), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(losses), torch.cat(expected), rtol=1e-3, atol=1e-4)
 
 
 def test_device_and_trainer_find_the_same_head(folder: Path) -> None:
-    assert load_language_model(str(folder)).head_fingerprint == read_head(str(folder)).fingerprint()
+    assert TorchLanguageModel.load(str(folder)).head_fingerprint == read_head(str(folder)).fingerprint()
 
 
 def test_a_truncated_decoder_keeps_the_head_and_generates(folder: Path) -> None:
-    whole, model = load_language_model(str(folder)), load_language_model(str(folder), 2)
+    whole, model = TorchLanguageModel.load(str(folder)), TorchLanguageModel.load(str(folder), 2)
     assert model.depth == 2 and model.fingerprint != whole.fingerprint
     assert model.head_fingerprint == whole.head_fingerprint
     assert generated(model, layers=2, max_tokens=6, trained=True) == generated(
@@ -119,9 +126,9 @@ def test_a_truncated_decoder_keeps_the_head_and_generates(folder: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_other_precisions_generate_and_keep_the_fingerprints(
-    saved: Callable[[str], Path], llama: LanguageModel, precision: Any
+    saved: Callable[[str], Path], llama: TorchLanguageModel, precision: Any
 ) -> None:
-    model = load_language_model(str(saved("llama")), 0, precision)
+    model = TorchLanguageModel.load(str(saved("llama")), 0, precision)
     assert (model.fingerprint, model.head_fingerprint) == (llama.fingerprint, llama.head_fingerprint)
     assert len(generated(model, max_tokens=4, trained=True)) > 0
 
@@ -130,28 +137,28 @@ def test_a_tied_models_fingerprint_is_the_backbones_and_an_untied_head_counts(
     saved: Callable[[str], Path],
 ) -> None:
     tied, untied = str(saved("gpt2")), str(saved("qwen3"))
-    assert load_language_model(tied).fingerprint == load_backbone(tied).fingerprint
-    assert load_language_model(untied).fingerprint != load_backbone(untied).fingerprint
+    assert TorchLanguageModel.load(tied).fingerprint == load_backbone(tied).fingerprint
+    assert TorchLanguageModel.load(untied).fingerprint != load_backbone(untied).fingerprint
 
 
 def test_what_is_no_language_model_is_refused_in_words(
-    tmp_path: Path, llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, llama: TorchLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tiny(tmp_path, "bert")
     with pytest.raises(BackboneError, match=str(tmp_path)):
-        load_language_model(str(tmp_path))
+        TorchLanguageModel.load(str(tmp_path))
     with pytest.raises(BackboneError, match="give both the same model"):
         llama.check_head("0" * 32)
     monkeypatch.setattr(
         "sidestream.side_network.output_head._spec", lambda config, norm: type(llama.head.spec)(norm="layer")
     )
     with pytest.raises(BackboneError, match="of a kind that is not known"):
-        load_language_model(llama.name)
+        TorchLanguageModel.load(llama.name)
 
 
 @pytest.mark.parametrize("policy", ["random:0.5", "hardest:0.5", "random:3", "all"])
 def test_a_share_of_the_tokens_travels_and_windows_do_not_disturb_each_other(
-    llama: LanguageModel, policy: str
+    llama: TorchLanguageModel, policy: str
 ) -> None:
     windows = [
         Window([0, 5, 9, 12, 7, 8], [5, 9, 12, 7, 8, 6]),
@@ -162,29 +169,28 @@ def test_a_share_of_the_tokens_travels_and_windows_do_not_disturb_each_other(
     together = llama.forward_windows(windows, (1, LAYERS), lambda lengths: sampling)
     whole = llama.forward_windows(windows, (1, LAYERS), every)
     expected = {"random:0.5": [3, 1, 1], "hardest:0.5": [3, 1, 1], "random:3": [3, 2, 1], "all": [6, 2, 1]}
-    assert together.mask.sum(dim=1).tolist() == expected[policy]
+    assert together.lengths.tolist() == expected[policy]
     assert together.targets is not None and whole.targets is not None
-    for row, window in enumerate(windows):
+    told = np.split(together.targets, np.cumsum(together.lengths)[:-1])
+    for row, targets, window in zip(row_vectors(together), told, windows, strict=True):
         alone = llama.forward_windows([window], (1, LAYERS), lambda lengths: sampling)
-        count = int(together.mask[row].sum())
         assert alone.targets is not None
-        assert together.targets[row, :count].tolist() == alone.targets[0].tolist()
-        torch.testing.assert_close(together.values[:, row, :count], alone.values[:, 0], rtol=1e-4, atol=1e-5)
-    assert (together.targets[~together.mask] == NO_TARGET).all()
+        assert targets.tolist() == alone.targets.tolist() and NO_TARGET not in targets
+        torch.testing.assert_close(row, torch.from_numpy(alone.vectors), rtol=1e-4, atol=1e-5)
     if policy == "hardest:0.5":
-        losses, _ = llama.head.judge(whole.values[-1, 0], whole.targets[0])
-        worst = losses.topk(3).indices.sort().values
-        assert together.targets[0, :3].tolist() == whole.targets[0][worst].tolist()
+        losses, _ = llama.judge(whole.vectors[-1, :6], whole.targets[:6])
+        worst = np.sort(np.argsort(-losses)[:3])
+        assert told[0].tolist() == whole.targets[worst].tolist()
 
 
-def test_a_seed_draws_the_same_and_another_one_others(llama: LanguageModel) -> None:
+def test_a_seed_draws_the_same_and_another_one_others(llama: TorchLanguageModel) -> None:
     drawn = {
         seed: generated(llama, max_tokens=20, temperature=1.5, seed=seed, trained=True) for seed in (1, 2)
     }
     assert drawn[1] == generated(llama, max_tokens=20, temperature=1.5, seed=1, trained=True) != drawn[2]
 
 
-def test_top_k_of_one_a_tiny_top_p_and_the_tiniest_temperature_are_greedy(llama: LanguageModel) -> None:
+def test_top_k_of_one_a_tiny_top_p_and_the_tiniest_temperature_are_greedy(llama: TorchLanguageModel) -> None:
     greedy = generated(llama, max_tokens=12, trained=True)
     assert generated(llama, max_tokens=12, temperature=2.0, top_k=1, trained=True) == greedy
     assert generated(llama, max_tokens=12, temperature=2.0, top_p=1e-6, trained=True) == greedy
@@ -195,8 +201,8 @@ def test_top_k_of_one_a_tiny_top_p_and_the_tiniest_temperature_are_greedy(llama:
 def test_draws_follow_the_distribution_that_the_options_leave() -> None:
     from edge_agent.answers.generator import _draw
 
-    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    generator = torch.Generator().manual_seed(0)
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    generator = np.random.default_rng(0)
 
     def shares(**options: Any) -> list[float]:
         made = GenerationOptions(temperature=options.pop("temperature", 1.0), **options)
@@ -210,7 +216,7 @@ def test_draws_follow_the_distribution_that_the_options_leave() -> None:
 
 
 def test_it_ends_where_the_model_has_no_room_left_and_says_when_a_prompt_is_too_long(
-    llama: LanguageModel,
+    llama: TorchLanguageModel,
 ) -> None:
     long = ["the"] * (POSITIONS - 3)
     generator = Generator(llama, network(trained=True), "m", (1, LAYERS))
@@ -222,7 +228,7 @@ def test_it_ends_where_the_model_has_no_room_left_and_says_when_a_prompt_is_too_
         next(generator.stream("", GenerationOptions()))
 
 
-class Spelling(LanguageModel):
+class Spelling(TorchLanguageModel):
     """A model whose tokens are bytes, and that says what it is told to."""
 
     def __init__(self, said: str) -> None:

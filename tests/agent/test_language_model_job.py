@@ -15,16 +15,18 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from edge_agent.batches.producer import Producer
+from edge_agent.batches.rungs import Rungs
 from edge_agent.batches.token_maker import TokenMaker, cut_rows
 from edge_agent.config import DataConfig
 from edge_agent.samples.sample import Row, Sample
-from edge_agent.samples.sources import NamesIn, Source, open_source
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.samples.source import NamesIn, SampleSource
+from edge_agent.samples.sources import open_source
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.weights.token_evaluation import TokenEvaluation
 from metrics.catalogue import AgentMetrics
 from side_trainer.receive.inbox import examine
-from sidestream.backbone.taps import Sampled
-from sidestream.backbone.torch_runtime.language_model import LanguageModel, load_language_model
+from sidestream.backbone.sampled import Sampled
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.plan import TOKEN_LADDER, Plan, SideNetworkSpec, TierPlan
 from sidestream.contract.tasks import NO_TARGET, TargetForm, Task
@@ -35,6 +37,7 @@ from sidestream.side_network.network import SideNetwork
 from tests.agent.tiny import LAYERS, WIDTH, WORDS
 from tests.agent.tiny_lm import save_tiny_lm
 from tests.outboxes import message
+from tests.vectors import answering
 
 pytestmark = pytest.mark.slow
 
@@ -44,11 +47,11 @@ MESSAGE_BYTES = 1024 + 600
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    return load_language_model(str(save_tiny_lm(tmp_path_factory.mktemp("lm"), "gpt2")))
+def model(tmp_path_factory: pytest.TempPathFactory) -> TorchLanguageModel:
+    return TorchLanguageModel.load(str(save_tiny_lm(tmp_path_factory.mktemp("lm"), "gpt2")))
 
 
-def plan_for(model: LanguageModel, **tier: Any) -> Plan:
+def plan_for(model: TorchLanguageModel, **tier: Any) -> Plan:
     return Plan(
         job="assistant",
         run="0" * 32,
@@ -76,11 +79,17 @@ class Work:
     """A device's producer on its own."""
 
     folder: Path
-    model: LanguageModel
+    model: TorchLanguageModel
     plan: Plan
 
     def run(
-        self, data: Path | Source, *, stop_after: int = 10**9, message_bytes: int = MESSAGE_BYTES, **more: Any
+        self,
+        data: Path | SampleSource,
+        *,
+        stop_after: int = 10**9,
+        message_bytes: int = MESSAGE_BYTES,
+        held_out_share: float = 0.0,
+        **more: Any,
     ) -> None:
         made = [0]
 
@@ -91,17 +100,13 @@ class Work:
             Producer(
                 open_source(DataConfig(path=str(data))) if isinstance(data, Path) else data,
                 outbox,
-                self.model,
-                self.plan,
-                "pi",
-                held_out_share=more.pop("held_out_share", 0.0),
+                Rungs(self.model, self.plan, "pi", message_bytes, **more),
+                held_out_share=held_out_share,
                 poll_s=0.05,
-                max_message_bytes=message_bytes,
                 stopped=lambda: made[0] >= stop_after,
                 on_batch=count,
                 metrics=AgentMetrics(CollectorRegistry()),
                 trace=Trace(),
-                **more,
             ).run()
 
     def outbox(self) -> Outbox:
@@ -109,7 +114,7 @@ class Work:
 
     def sent(self) -> list[ActivationBatch]:
         with self.outbox() as outbox:
-            payloads = [one.payload for one in outbox.pending(0, 10**6)]
+            payloads = [one.payload for one in outbox.streams.waiting(0, 10**6)]
         batches = [unpack(ActivationBatch, payload) for payload in payloads]
         assert [examine(payload, "pi", self.plan).batch for payload in payloads] == batches
         return batches
@@ -125,7 +130,7 @@ def told(batches: list[ActivationBatch]) -> list[int]:
 
 
 def test_every_token_of_long_and_short_texts_is_sent_once_in_messages_that_fit(
-    model: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: TorchLanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = [LONG, "turn the lights on", "off now", LONG + " end"]
     work = Work(tmp_path, model, plan_for(model))
@@ -134,14 +139,14 @@ def test_every_token_of_long_and_short_texts_is_sent_once_in_messages_that_fit(
     assert told(batches) == sorted(token for text in texts for token in model.tokens(text)[1:])
     assert {batch.target_form for batch in batches} == {TargetForm.TOKENS}
     with work.outbox() as outbox:
-        assert max(len(one.payload) for one in outbox.pending(0, 10**6)) <= MESSAGE_BYTES
+        assert max(len(one.payload) for one in outbox.streams.waiting(0, 10**6)) <= MESSAGE_BYTES
         samples = [int(one) for batch in batches for one in batch.sample_ids]
         assert samples == list(range(len(samples))) and outbox.counters()["samples_forwarded"] == len(samples)
     assert max(int(batch.row_lengths.max()) for batch in batches) < 20  # the windows were cut
     assert not caplog.records, "a text is all that there is to say; no label is missed"
 
 
-def test_vectors_are_the_taps_before_their_targets(model: LanguageModel, tmp_path: Path) -> None:
+def test_vectors_are_the_taps_before_their_targets(model: TorchLanguageModel, tmp_path: Path) -> None:
     work = Work(tmp_path, model, plan_for(model, codec=Codec.F32))
     work.run(write(tmp_path / "x.jsonl", {"text": "turn the kitchen light off"}), message_bytes=10**6)
     (batch,) = work.sent()
@@ -155,7 +160,7 @@ def test_vectors_are_the_taps_before_their_targets(model: LanguageModel, tmp_pat
 
 
 def test_only_completions_are_predicted_and_their_text_is_told_to_nobody(
-    model: LanguageModel, tmp_path: Path
+    model: TorchLanguageModel, tmp_path: Path
 ) -> None:
     work = Work(tmp_path, model, plan_for(model))
     path = write(
@@ -174,7 +179,7 @@ def test_only_completions_are_predicted_and_their_text_is_told_to_nobody(
 
 @pytest.mark.slow
 def test_stopped_and_started_at_any_moment_each_token_is_sent_once(
-    model: LanguageModel, tmp_path: Path
+    model: TorchLanguageModel, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "x.jsonl", *({"text": f"{word} {LONG}"} for word in WORDS[:4]))
     whole = Work(tmp_path / "whole", model, plan_for(model))
@@ -189,7 +194,7 @@ def test_stopped_and_started_at_any_moment_each_token_is_sent_once(
     assert samples == list(range(len(samples)))
 
 
-class ReadTwice(Source):
+class ReadTwice(SampleSource):
     """As of a file that was replaced by an equal one at once."""
 
     ended = False
@@ -207,7 +212,7 @@ class ReadTwice(Source):
 
 
 def test_a_long_text_that_is_read_again_before_it_is_computed_is_sent_once(
-    model: LanguageModel, tmp_path: Path
+    model: TorchLanguageModel, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "x.jsonl", {"text": LONG})
     work = Work(tmp_path, model, plan_for(model, batch_size=64))
@@ -222,17 +227,17 @@ def test_a_crash_within_a_long_row_leaves_all_of_it_or_nothing(tmp_path: Path) -
     with Outbox(tmp_path, job="a", device="d", tier="pi", max_bytes=10**6) as outbox:
         parts: list[Any] = [(partial(message, rows=2), 2), (fails, 1)]
         with pytest.raises(RuntimeError):
-            outbox.append_all(parts, Taken(keys=[b"k"]))
+            outbox.append_all(parts, Consumed(keys=[b"k"]))
         assert outbox.size() == (0, 0) and not outbox.is_consumed(b"k")
         parts[1] = (message, 1)
-        assert outbox.append_all(parts, Taken(keys=[b"k"])) == [1, 2] and outbox.is_consumed(b"k")
-        batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 9)]
+        assert outbox.append_all(parts, Consumed(keys=[b"k"])) == [1, 2] and outbox.is_consumed(b"k")
+        batches = [unpack(ActivationBatch, one.payload) for one in outbox.streams.waiting(0, 9)]
         assert [batch.sample_ids.tolist() for batch in batches] == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize(("sampling", "share"), [("random:0.5", 0.5), ("hardest:0.25", 0.25)])
 def test_a_share_of_the_tokens_is_what_travels(
-    model: LanguageModel, tmp_path: Path, sampling: str, share: float
+    model: TorchLanguageModel, tmp_path: Path, sampling: str, share: float
 ) -> None:
     work = Work(tmp_path, model, plan_for(model, sampling=sampling))
     work.run(write(tmp_path / "x.jsonl", {"text": LONG}))
@@ -240,7 +245,7 @@ def test_a_share_of_the_tokens_is_what_travels(
 
 
 @pytest.mark.slow
-def test_a_byte_budget_sends_only_some_of_the_tokens(model: LanguageModel, tmp_path: Path) -> None:
+def test_a_byte_budget_sends_only_some_of_the_tokens(model: TorchLanguageModel, tmp_path: Path) -> None:
     texts = [f"{LONG} {word}" for word in WORDS]
     path = write(tmp_path / "x.jsonl", *({"text": text} for text in texts))
     budget = 700  # bytes a window of 20 tokens; all of them in int4 take more
@@ -249,11 +254,11 @@ def test_a_byte_budget_sends_only_some_of_the_tokens(model: LanguageModel, tmp_p
     batches = work.sent()
     assert {batch.sampling for batch in batches} & {rung.sampling for rung in TOKEN_LADDER[2:]}
     with work.outbox() as outbox:
-        total = sum(len(one.payload) for one in outbox.pending(0, 10**6))
+        total = sum(len(one.payload) for one in outbox.streams.waiting(0, 10**6))
     assert total / sum(len(batch.sample_ids) for batch in batches) <= budget
 
 
-def test_held_out_texts_are_measured_here_and_never_sent(model: LanguageModel, tmp_path: Path) -> None:
+def test_held_out_texts_are_measured_here_and_never_sent(model: TorchLanguageModel, tmp_path: Path) -> None:
     rows = [{"text": f"{LONG} {word} {word}"} for word in WORDS]
     work = Work(tmp_path, model, plan_for(model))
     work.run(write(tmp_path / "x.jsonl", *rows), held_out_share=0.4)
@@ -264,7 +269,7 @@ def test_held_out_texts_are_measured_here_and_never_sent(model: LanguageModel, t
     assert told(work.sent()) == sorted(token for text in sent for token in model.tokens(text)[1:])
 
 
-def test_perplexity_and_accuracy_are_those_of_the_model_on_its_own(model: LanguageModel) -> None:
+def test_perplexity_and_accuracy_are_those_of_the_model_on_its_own(model: TorchLanguageModel) -> None:
     rows = [Row(LONG, None), Row("turn the lights", None, " on please"), Row("off", None)]
     network = SideNetwork(SideNetworkSpec(blocks=2, width=8), labels=0, seed=1, task=Task.CAUSAL_LM)
     network.add_align("default", WIDTH)
@@ -272,7 +277,7 @@ def test_perplexity_and_accuracy_are_those_of_the_model_on_its_own(model: Langua
 
     def score(most: int) -> Any:
         return TokenEvaluation(maker, lambda: rows, most, stopped=lambda: False).measure(
-            network.eval(), "default"
+            answering(network, Task.CAUSAL_LM), "default"
         )
 
     losses, hits = [], []
@@ -280,7 +285,7 @@ def test_perplexity_and_accuracy_are_those_of_the_model_on_its_own(model: Langua
         for window in maker.windows(row):
             sampled = maker.every([window])
             real = [target for target in window.targets if target != NO_TARGET]
-            each, right = model.head.judge(sampled.values[-1, 0], torch.tensor(real))
+            each, right = model.judge(sampled.vectors[-1], np.array(real))
             losses += each.tolist()
             hits += right.tolist()
     found = score(10**6)
@@ -291,12 +296,11 @@ def test_perplexity_and_accuracy_are_those_of_the_model_on_its_own(model: Langua
 
 
 def test_rows_are_cut_into_nearly_equal_parts_and_nothing_is_lost() -> None:
-    lengths = torch.tensor([7, 2, 4])
-    mask = torch.arange(7)[None] < lengths[:, None]
-    targets = torch.arange(21).reshape(3, 7).masked_fill(~mask, NO_TARGET)
-    values = targets.float()[None, :, :, None].expand(2, 3, 7, 4)
-    cut = cut_rows(Sampled(values=values, mask=mask, targets=targets), 3)
-    assert cut.owners is not None and cut.targets is not None
-    assert cut.owners.tolist() == [0, 0, 0, 1, 2, 2] and cut.mask.sum(dim=1).tolist() == [2, 2, 3, 2, 2, 2]
-    assert cut.targets[cut.mask].tolist() == targets[mask].tolist()
-    assert torch.equal(cut.values[0, ..., 0][cut.mask], targets[mask].float())
+    targets = np.arange(13)
+    vectors = np.broadcast_to(targets[:, None], (2, 13, 4)).astype(np.float32)
+    whole = Sampled(vectors=vectors, lengths=np.array([7, 2, 4]), targets=targets)
+    cut = cut_rows(whole, 3)
+    assert cut.owners is not None and cut.owners.tolist() == [0, 0, 0, 1, 2, 2]
+    assert cut.lengths.tolist() == [2, 2, 3, 2, 2, 2]
+    assert cut.targets is whole.targets and cut.vectors is whole.vectors
+    assert cut_rows(whole, 7).lengths.tolist() == [7, 2, 4]

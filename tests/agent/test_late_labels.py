@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from broker_config.testing.inprocess import InProcessBroker
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.plan import Rung
 from sidestream.contract.tasks import Task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from broker_config.transport import Received
@@ -13,6 +14,8 @@ from edge_agent.session.telemetry import take_telemetry
 from edge_agent.store.outbox import Outbox
 from metrics.catalogue import AgentMetrics
 from metrics.telemetry import DeviceExporter
+from sidestream.contract.messages import COUNTERS, Telemetry
+from sidestream.contract.wire import pack, unpack
 
 
 def _message(topic: str, size: int = 1) -> Received:
@@ -25,7 +28,7 @@ def test_a_newer_message_replaces_the_older_one_of_its_topic() -> None:
         box.put(_message("a", size))
     taken = box.take(0.0)
     assert [event.payload for event in taken if isinstance(event, Received)] == [b"\0"]
-    assert (box.bytes_received, box.dropped) == (6, 0)
+    assert box.counts() == {"bytes_down": 6} and not box.counts(), "what was told is not told again"
 
 
 def test_what_is_about_something_else_is_not_replaced() -> None:
@@ -40,15 +43,19 @@ def test_what_finds_no_room_is_dropped_and_counted() -> None:
     box = Mailbox()
     box.put(_message("large", mailbox.MAX_BYTES))
     box.put(_message("more"))
-    assert (len(box.take(0.0)), box.dropped) == (1, 1)
+    assert len(box.take(0.0)) == 1 and box.counts()["messages_dropped"] == 1
 
 
-def test_the_drops_reach_telemetry_and_the_agents_metrics(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path, job="j", device="d", tier="t", max_bytes=5000, when_full="pause")
-    outbox.count("messages_dropped", 2)
-    told = take_telemetry(outbox, None, source_ended=False)
-    outbox.close()
-    assert (told.messages_dropped, told.outbox_max_bytes) == (2, 5000)
+def test_whatever_the_outbox_counts_reaches_telemetry_and_the_agents_metrics(tmp_path: Path) -> None:
     registry = CollectorRegistry()
-    DeviceExporter(AgentMetrics(registry)).update(told, {})
-    assert registry.get_sample_value("sidestream_agent_messages_dropped_total") == 2
+    with Outbox(tmp_path, job="j", device="d", tier="t", max_bytes=5000) as outbox:
+        for amount, name in enumerate(COUNTERS, 1):
+            outbox.count(name, amount)
+        told = take_telemetry(outbox, None, source_ended=False)
+        with pytest.raises(AssertionError):
+            outbox.count("of_nothing_that_travels", 1)
+    DeviceExporter(AgentMetrics(registry)).update(unpack(Telemetry, pack(told)), {})
+    assert told.outbox_max_bytes == 5000
+    for amount, (name, (metric, _)) in enumerate(COUNTERS.items(), 1):
+        assert getattr(told, name) == amount
+        assert registry.get_sample_value(f"sidestream_agent_{metric}") == amount

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,14 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.models import CUT, judge, main, rows_of
 from benchmarks.zoo import LAYERS, POSITIONS, WORDS, build, text_models, tokenizer
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import load_backbone
 from sidestream.backbone.text import Text
-from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
-from sidestream.backbone.torch_runtime.language_model import Decoding, LanguageModel
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.sampling import EVERY_TOKEN
+from tests.vectors import row_vectors
 
 pytestmark = pytest.mark.slow  # together, they take longer than all others within one process
 
@@ -73,7 +77,7 @@ def saved_and_loaded(model: Any, folder: Path) -> Backbone:
 
 def states_of(model: Any, backbone: Backbone, texts: list[str]) -> tuple[tuple[Tensor, ...], Tensor]:
     """What the model itself says its layers give, and which tokens are real."""
-    encoded = backbone._tokenizer(texts)["input_ids"]
+    encoded = backbone.text_input.tokenizer(texts)["input_ids"]
     longest = max(map(len, encoded))
     model.config.use_cache = False
     ids = torch.tensor([row + [1] * (longest - len(row)) for row in encoded])
@@ -104,23 +108,24 @@ def ends_with_a_norm(model: Any, last: Tensor, said: Tensor) -> bool:
 
 
 def assert_taps_are_states(backbone: Backbone, model: Any) -> None:
-    found = backbone.forward(TEXTS, range(1, LAYERS + 1), POSITIONS).values
+    sampled = backbone.forward(TEXTS, range(1, LAYERS + 1), POSITIONS)
     said, real = states_of(model, backbone, TEXTS)
-    assert found.shape[1] == len(TEXTS) != found.shape[2]
+    assert sampled.lengths.tolist() == real.sum(dim=1).tolist()
+    found = torch.from_numpy(sampled.vectors)
     for tap in range(1, LAYERS):
-        assert_equal(found[tap - 1][real], said[tap][real])
+        assert_equal(found[tap - 1], said[tap][real])
         assert not torch.allclose(said[tap][real], said[tap - 1][real], rtol=1e-3, atol=1e-6)
     last = found[-1]
-    is_same = torch.allclose(last[real], said[-1][real], rtol=1e-3, atol=1e-4)
-    assert is_same or ends_with_a_norm(model, last[real][None], said[-1][real][None])
+    is_same = torch.allclose(last, said[-1][real], rtol=1e-3, atol=1e-4)
+    assert is_same or ends_with_a_norm(model, last[None], said[-1][real][None])
 
 
 def assert_neighbours_do_not_matter(backbone: Backbone) -> None:
     taps = range(1, LAYERS + 1)
-    together = backbone.forward(TEXTS, taps, POSITIONS).values
-    for row, text in enumerate(TEXTS):
-        alone = backbone.forward([text], taps, POSITIONS).values
-        assert_equal(together[:, row, : alone.shape[2]], alone[:, 0])
+    together = backbone.forward(TEXTS, taps, POSITIONS)
+    for row, text in zip(row_vectors(together), TEXTS, strict=True):
+        (alone,) = row_vectors(backbone.forward([text], taps, POSITIONS))
+        assert_equal(row, alone)
 
 
 @pytest.mark.parametrize("kind", TABLE)
@@ -128,37 +133,37 @@ def test_a_model_gives_exactly_the_states_that_it_reports_or_is_refused(kind: st
     model = model_of(kind)
     first = copy.deepcopy(model)
     backbone = taken(kind, 2, lambda: saved_and_loaded(model, tmp_path))
-    part = taken(kind, 3, lambda: Backbone(first, tokenizer(), layers=CUT, name=kind))
+    part = taken(kind, 3, lambda: TorchBackbone(first, tokenizer(), layers=CUT, name=kind))
     if backbone is not None:
         assert backbone.depth == LAYERS
         assert_taps_are_states(backbone, model)
         assert_neighbours_do_not_matter(backbone)
         odd: list[Text] = [f"{WORDS[0]} " * 500, "", (TEXTS[0], TEXTS[2])]
-        assert torch.isfinite(backbone.forward(odd, [LAYERS], 4096).values).all()
+        assert np.isfinite(backbone.forward(odd, [LAYERS], 4096).vectors).all()
     if part is not None:
         assert part.depth == CUT
         said, real = states_of(model, part, TEXTS)
-        found = part.forward(TEXTS, range(1, CUT + 1), POSITIONS).values
+        found = torch.from_numpy(part.forward(TEXTS, range(1, CUT + 1), POSITIONS).vectors)
         for tap in range(1, CUT + 1):
-            assert_equal(found[tap - 1][real], said[tap][real])
+            assert_equal(found[tap - 1], said[tap][real])
 
 
 @pytest.mark.parametrize("kind", [kind for kind, cells in TABLE.items() if cells[4] != "none"])
 def test_a_language_model_predicts_as_the_model_does_or_is_refused(kind: str) -> None:
     model = model_of(kind, head=True)
     ids = torch.tensor([[*range(4, 13)]])
-    whole = taken(kind, 4, lambda: LanguageModel(model, tokenizer(), name=kind))
+    whole = taken(kind, 4, lambda: TorchLanguageModel(model, tokenizer(), name=kind))
     if whole is None:
         return
     with torch.no_grad():
         wanted = model(input_ids=ids).logits
-    decoding = Decoding(whole, [whole.depth])
+    decoding = whole.decoding([whole.depth])
     windows = whole.windows(TEXTS[1], None, POSITIONS)
     sampled = whole.forward_windows(windows, [whole.depth], lambda lengths: EVERY_TOKEN)
-    assert torch.isfinite(sampled.values).all()
+    assert np.isfinite(sampled.vectors).all()
     for place, token in enumerate(ids[0].tolist()):
-        state = decoding.feed([token])[0, 0]
-        torch.testing.assert_close(whole.head(state)[0], wanted[0, place], rtol=1e-3, atol=1e-3)
+        logits = torch.from_numpy(whole.logits(decoding.feed([token])[0]))
+        torch.testing.assert_close(logits[0], wanted[0, place], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", sorted(set(text_models()) - set(TABLE)))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge_agent.samples.sample import Row, Sample
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.outbox_file import FILE_NAME
 from edge_agent.store.streams import Slot
 from sidestream.contract.errors import StateError
@@ -27,33 +27,34 @@ def open_outbox(folder: Path, **changes: Any) -> Outbox:
 
 def put(outbox: Outbox, *keys: bytes, value: float = 1.0, width: int = 8) -> int:
     packed = partial(message, rows=len(keys), value=value, width=width)
-    return outbox.append(packed, len(keys), Taken(keys=list(keys)))
+    (sequence,) = outbox.append_all([(packed, len(keys))], Consumed(keys=list(keys)))
+    return sequence
 
 
 def settle(outbox: Outbox, upto: int, **changes: Any) -> list[int]:
-    return list(outbox.receipt(receipt_for(outbox, upto, **changes)).sequences)
+    return list(outbox.streams.receipt(receipt_for(outbox, upto, **changes)).sequences)
 
 
 def first(outbox: Outbox) -> ActivationBatch:
-    return unpack(ActivationBatch, outbox.pending(0, 1)[0].payload)
+    return unpack(ActivationBatch, outbox.streams.waiting(0, 1)[0].payload)
 
 
 def waiting(outbox: Outbox) -> list[int]:
-    return [batch.sequence for batch in outbox.pending(0, 100)]
+    return [batch.sequence for batch in outbox.streams.waiting(0, 100)]
 
 
 def test_a_batch_its_samples_and_its_counters_survive_together(tmp_path: Path) -> None:
     with open_outbox(tmp_path) as outbox:
         stream = outbox.stream
-        taken = Taken(keys=[b"a", b"b"], forward_seconds=0.25)
+        taken = Consumed(keys=[b"a", b"b"], forward_seconds=0.25)
         taken.counts["samples_forwarded"] = 2
-        assert outbox.append(partial(message, rows=2), 2, taken) == 1
+        assert outbox.append_all([(partial(message, rows=2), 2)], taken) == [1]
     with open_outbox(tmp_path) as outbox:
         assert outbox.stream == stream and waiting(outbox) == [1]
         assert outbox.is_consumed(b"a") and outbox.is_consumed(b"b") and not outbox.is_consumed(b"c")
-        outbox.consume(Taken(keys=[b"b", b"c"]))
+        outbox.consume(Consumed(keys=[b"b", b"c"]))
         assert outbox.is_consumed(b"b") and outbox.is_consumed(b"c")
-        assert outbox.counters()["samples_forwarded"] == 2 and outbox.counters()["forward_us"] == 250_000
+        assert outbox.counters()["samples_forwarded"] == 2 and outbox.counters()["forward_seconds"] == 0.25
 
 
 def test_a_batch_that_cannot_be_packed_leaves_no_trace(tmp_path: Path) -> None:
@@ -62,8 +63,12 @@ def test_a_batch_that_cannot_be_packed_leaves_no_trace(tmp_path: Path) -> None:
 
     with open_outbox(tmp_path) as outbox:
         with pytest.raises(ValueError, match="no"):
-            outbox.append(fails, 1, Taken(keys=[b"a"]))
-        assert not outbox.is_consumed(b"a") and outbox.next_sequence == 1 and put(outbox, b"a") == 1
+            outbox.append_all([(fails, 1)], Consumed(keys=[b"a"]))
+        assert (
+            not outbox.is_consumed(b"a")
+            and outbox.streams.current.next_sequence == 1
+            and put(outbox, b"a") == 1
+        )
 
 
 def test_sequences_and_sample_numbers_go_on_after_receipts_and_restarts(tmp_path: Path) -> None:
@@ -71,7 +76,7 @@ def test_sequences_and_sample_numbers_go_on_after_receipts_and_restarts(tmp_path
         put(outbox, b"a", b"b")
         put(outbox, b"c")
         assert settle(outbox, 2) == [1, 2]
-        assert outbox.first_waiting == 3
+        assert outbox.streams.first_waiting() == 3
     with open_outbox(tmp_path) as outbox:
         assert put(outbox, b"d") == 3
         assert (first(outbox).sequence, first(outbox).sample_ids.tolist()) == (3, [3])
@@ -82,7 +87,7 @@ def test_receipts_are_cumulative_and_repeat_without_harm(tmp_path: Path) -> None
         for key in (b"a", b"b", b"c"):
             put(outbox, key)
         assert settle(outbox, 2) == [1, 2] and settle(outbox, 2) == [] and settle(outbox, 0) == []
-        assert waiting(outbox) == [3] and outbox.size() == (1, len(outbox.pending(0, 1)[0].payload))
+        assert waiting(outbox) == [3] and outbox.size() == (1, len(outbox.streams.waiting(0, 1)[0].payload))
 
 
 def test_a_refused_batch_goes_alone_and_is_counted(tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_a_refused_batch_goes_alone_and_is_counted(tmp_path: Path) -> None:
         for key in (b"a", b"b", b"c"):
             put(outbox, key)
         assert refuse(outbox, 2) and not refuse(outbox, 2)
-        assert waiting(outbox) == [1, 3] and outbox.floor == 1
+        assert waiting(outbox) == [1, 3] and outbox.streams.floor == 1
         assert outbox.counters()["batches_refused"] == 1
 
 
@@ -111,7 +116,7 @@ def test_a_full_outbox_may_drop_its_oldest_batches_and_counts_them(tmp_path: Pat
         for key in (b"c", b"d", b"e"):
             assert outbox.has_room()
             put(outbox, key)
-        assert waiting(outbox) == [3, 4] and outbox.floor == 3
+        assert waiting(outbox) == [3, 4] and outbox.streams.floor == 3
         assert outbox.counters()["batches_dropped"] == 2 and outbox.counters()["samples_dropped"] == 3
         put(outbox, b"f", width=1000)
         assert waiting(outbox) == [5]
@@ -120,8 +125,8 @@ def test_a_full_outbox_may_drop_its_oldest_batches_and_counts_them(tmp_path: Pat
 def test_held_out_samples_are_kept_in_order_and_not_twice(tmp_path: Path) -> None:
     held = [Sample(f"text {n}", "on" if n else None, bytes([n])) for n in range(5)]
     with open_outbox(tmp_path) as outbox:
-        outbox.consume(Taken(keys=[s.key for s in held], held_out=held))
-        outbox.consume(Taken(held_out=held[:2]))
+        outbox.consume(Consumed(keys=[s.key for s in held], held_out=held))
+        outbox.consume(Consumed(held_out=held[:2]))
     with open_outbox(tmp_path) as outbox:
         assert outbox.held_out(3) == [Row("text 0", None), Row("text 1", "on"), Row("text 2", "on")]
 
@@ -205,11 +210,11 @@ def test_the_ruling_trainers_receipts_hold_though_an_earlier_one_had_a_higher_fe
             put(outbox, key)
         settle(outbox, 3, fence=9)
         behind = receipt_for(outbox, 1, fence=5)
-        assert outbox.receipt(behind).returned == 0
-        assert outbox.receipt(behind, ruling=True).returned == 2
-        assert [waiting.sequence for waiting in outbox.pending(0, 9)] == [2, 3]
+        assert outbox.streams.receipt(behind).returned == 0
+        assert outbox.streams.receipt(behind, ruling=True).returned == 2
+        assert [waiting.sequence for waiting in outbox.streams.waiting(0, 9)] == [2, 3]
         again = receipt_for(outbox, 3, fence=5)
-        assert outbox.receipt(again, ruling=True).sequences == (2, 3)
+        assert outbox.streams.receipt(again, ruling=True).sequences == (2, 3)
 
 
 def test_a_file_that_is_no_outbox_is_refused(tmp_path: Path) -> None:

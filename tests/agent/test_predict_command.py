@@ -9,7 +9,7 @@ import pytest
 
 from broker_config.testing.inprocess import InProcessBroker
 from edge_agent.commands.agent import texts_of
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.backbone import Backbone
 from sidestream.cli import main
 from tests.agent.fake_trainer import FakeTrainer
 from tests.agent.fleet import Running

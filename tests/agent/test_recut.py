@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from broker_config.testing.inprocess import InProcessBroker
-from edge_agent.session.sender import Sender
-from edge_agent.store.outbox import Outbox, Taken
-from edge_agent.store.recut import recut
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
+from edge_agent.uplink.recut import recut
 from sidestream.contract.messages import ActivationBatch, to_bin
 from sidestream.contract.tasks import TargetForm
 from sidestream.contract.tensors import Codec, decode, encode, error_bound
@@ -106,17 +105,17 @@ def test_a_batch_in_the_outbox_that_is_too_large_is_named_and_its_samples_go_thr
             )
         )
 
-    outbox.append_all([(small, 1), (packed, len(LENGTHS)), (small, 1)], Taken())
-    with Sending(broker, outbox, trainer, max_packet_bytes=1500, retry_s=0.2, window=20) as sender:
+    outbox.append_all([(small, 1), (packed, len(LENGTHS)), (small, 1)], Consumed())
+    with Sending(broker, outbox, trainer, max_packet_bytes=1500, retry_s=0.2, window=20) as sending:
         trainer.wait(lambda t: t.rows() >= len(LENGTHS) + 2)
-        until(lambda: _receipted(trainer, outbox, sender), "all is receipted")
+        until(lambda: _receipted(trainer, outbox, sending), "all is receipted")
     cut = {batch.sequence: batch for _, batch in trainer.received if batch.sequence > 3}
     assert sorted(one for batch in cut.values() for one in batch.read_targets().tolist()) == list(range(7))
     assert {1, 3} < {batch.sequence for _, batch in trainer.received}
     assert "batch 2 has" in caplog.text and "the broker takes 1500" in caplog.text
 
 
-def _receipted(trainer: FakeTrainer, outbox: Outbox, sender: Sender) -> bool:
+def _receipted(trainer: FakeTrainer, outbox: Outbox, sending: Sending) -> bool:
     last = max(batch.sequence for _, batch in trainer.received)
-    sender.receipted(outbox.receipt(receipt_for(outbox, last)).sequences)
+    sending.in_flight.receipted(outbox.streams.receipt(receipt_for(outbox, last)).sequences)
     return outbox.size()[0] == 0

@@ -9,11 +9,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from broker_config.testing.inprocess import InProcessBroker
-from edge_agent.session.sender import Sender
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
+from edge_agent.uplink.in_flight import InFlight
+from edge_agent.uplink.link_state import LinkState
+from edge_agent.uplink.sender import Sender
 from metrics.catalogue import AgentMetrics
 from sidestream.contract.errors import BrokerError
 from sidestream.contract.messages import Flow
+from sidestream.contract.plan import FlowPlan
 from sidestream.host.trace import Trace
 from tests.agent.fake_trainer import TIER, FakeTrainer, sequences
 from tests.outboxes import message, receipt_for, refuse
@@ -24,7 +27,7 @@ DEVICE = "pi-1"
 
 def put(outbox: Outbox, count: int = 1) -> None:
     for _ in range(count):
-        outbox.append(message, 1, Taken())
+        outbox.append_all([(message, 1)], Consumed())
 
 
 @pytest.fixture
@@ -42,26 +45,28 @@ class Sending:
         self.transport = broker.transport(DEVICE, max_packet_bytes=settings.pop("max_packet_bytes", 10**6))
         self.transport.start(lambda event: None)
         assert self.transport.wait_connected(20)
-        flow = Flow(window=settings.pop("window", 3))
         self._runs = settings.pop("run", True)
+        self.link = LinkState()
+        self.link.begin(FlowPlan(window=settings.pop("window", 3), retry_s=settings.pop("retry_s", 60.0)))
+        self.in_flight = InFlight(
+            self.link, metrics=AgentMetrics(CollectorRegistry()), trace=Trace(), **settings
+        )
         self.sender = Sender(
             outbox,
             self.transport,
             trainer.topics.activations(TIER, DEVICE),
-            flow=flow,
-            retry_s=settings.pop("retry_s", 60.0),
-            metrics=AgentMetrics(CollectorRegistry()),
+            link=self.link,
+            in_flight=self.in_flight,
             trace=Trace(),
-            **settings,
         )
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Sender:
+    def __enter__(self) -> Sending:
         if self._runs:
             self._thread.start()
-        self.sender.connection(True)
-        return self.sender
+        self.link.connection(True)
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.sender.stop()
@@ -77,10 +82,10 @@ class Sending:
             self.error = exc
 
 
-def sent(sender: Sender, trainer: FakeTrainer) -> list[int]:
+def sent(sending: Sending, trainer: FakeTrainer) -> list[int]:
     """What has arrived once the sender has sent all that it may; its thread does not run."""
     before = len(trainer.received)
-    more = iter(sender.send_next, False)
+    more = iter(sending.sender.send_next, False)
     count = before + len(list(more))
     trainer.wait(lambda t: len(t.received) >= count)
     return sequences(trainer.received)
@@ -91,25 +96,25 @@ def test_no_more_than_a_window_is_under_way(
 ) -> None:
     trainer.receipts = False
     put(outbox, 8)
-    with Sending(broker, outbox, trainer, run=False, window=3) as sender:
-        assert sent(sender, trainer) == [1, 2, 3]
-        sender.receipted(outbox.receipt(receipt_for(outbox, 2)).sequences)
-        assert sent(sender, trainer) == [1, 2, 3, 4, 5]
-        sender.set_flow(Flow(window=5))
-        assert sent(sender, trainer) == [1, 2, 3, 4, 5, 6, 7]
+    with Sending(broker, outbox, trainer, run=False, window=3) as sending:
+        assert sent(sending, trainer) == [1, 2, 3]
+        sending.in_flight.receipted(outbox.streams.receipt(receipt_for(outbox, 2)).sequences)
+        assert sent(sending, trainer) == [1, 2, 3, 4, 5]
+        sending.link.set_flow(Flow(window=5))
+        assert sent(sending, trainer) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_paused_sender_keeps_everything(
     broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
 ) -> None:
     trainer.receipts = False
-    with Sending(broker, outbox, trainer, run=False) as sender:
-        sender.set_flow(Flow(window=3, pause=True))
+    with Sending(broker, outbox, trainer, run=False) as sending:
+        sending.link.set_flow(Flow(window=3, pause=True))
         put(outbox, 2)
-        sender.wake()
-        assert sent(sender, trainer) == []
-        sender.set_flow(Flow(window=3))
-        assert sent(sender, trainer) == [1, 2]
+        sending.link.wake()
+        assert sent(sending, trainer) == []
+        sending.link.set_flow(Flow(window=3))
+        assert sent(sending, trainer) == [1, 2]
 
 
 def test_a_sender_that_was_told_to_wait_asks_with_its_oldest_batch_now_and_then(
@@ -118,15 +123,15 @@ def test_a_sender_that_was_told_to_wait_asks_with_its_oldest_batch_now_and_then(
     trainer.receipts = False
     put(outbox, 3)
     now = [0.0]
-    with Sending(broker, outbox, trainer, run=False, clock=lambda: now[0], retry_s=10.0) as sender:
-        sender.set_waits(True)
-        for time_s, sends in ((1.0, False), (59.0, False), (61.0, True), (62.0, False), (115.0, False)):
+    with Sending(broker, outbox, trainer, run=False, clock=lambda: now[0], retry_s=10.0) as sending:
+        sending.link.set_waits(True)
+        for time_s, sends in ((0.0, False), (59.0, False), (61.0, True), (62.0, False), (115.0, False)):
             now[0] = time_s
-            assert sender.send_next() is sends
+            assert sending.sender.send_next() is sends
         now[0] = 122.0
-        assert sender.send_next() and not sender.send_next()
-        sender.set_waits(False)
-        assert [sender.send_next() for _ in range(4)] == [True, True, True, False]
+        assert sending.sender.send_next() and not sending.sender.send_next()
+        sending.link.set_waits(False)
+        assert [sending.sender.send_next() for _ in range(4)] == [True, True, True, False]
         trainer.wait(lambda t: sequences(t.received) == [1, 1, 1, 2, 3])
 
 
@@ -146,13 +151,13 @@ def test_after_a_reconnect_everything_unreceipted_goes_again_in_order(
 ) -> None:
     trainer.receipts = False
     put(outbox, 3)
-    with Sending(broker, outbox, trainer, run=False) as sender:
-        assert sent(sender, trainer) == [1, 2, 3]
-        outbox.receipt(receipt_for(outbox, 1))
-        sender.connection(False)
-        assert sent(sender, trainer) == [1, 2, 3]
-        sender.connection(True)
-        assert sent(sender, trainer) == [1, 2, 3, 2, 3]
+    with Sending(broker, outbox, trainer, run=False) as sending:
+        assert sent(sending, trainer) == [1, 2, 3]
+        outbox.streams.receipt(receipt_for(outbox, 1))
+        sending.link.connection(False)
+        assert sent(sending, trainer) == [1, 2, 3]
+        sending.link.connection(True)
+        assert sent(sending, trainer) == [1, 2, 3, 2, 3]
 
 
 def test_an_outage_of_the_broker_loses_nothing(
@@ -163,7 +168,7 @@ def test_an_outage_of_the_broker_loses_nothing(
     with sending:
         broker.stop()
         put(outbox, 2)
-        sending.sender.wake()
+        sending.link.wake()
         until(lambda: not sending.transport.connected, "the outage is noticed")
         broker.start()
         trainer.wait(lambda t: set(sequences(t.received)) == {1, 2})
@@ -174,7 +179,7 @@ def test_every_message_tells_the_floor_of_the_moment(
 ) -> None:
     trainer.receipts = False
     put(outbox, 4)
-    outbox.receipt(receipt_for(outbox, 1))
+    outbox.streams.receipt(receipt_for(outbox, 1))
     refuse(outbox, 2)
     with Sending(broker, outbox, trainer):
         trainer.wait(lambda t: len(t.received) == 2)
@@ -184,7 +189,7 @@ def test_every_message_tells_the_floor_of_the_moment(
 def test_a_batch_that_no_broker_will_take_stops_the_agent_with_a_remedy(
     broker: InProcessBroker, trainer: FakeTrainer, outbox: Outbox
 ) -> None:
-    outbox.append(lambda slot: message(slot, width=1000), 1, Taken())
+    outbox.append_all([(lambda slot: message(slot, width=1000), 1)], Consumed())
     sending = Sending(broker, outbox, trainer, max_packet_bytes=2000)
     with sending:
         until(lambda: sending.error is not None)

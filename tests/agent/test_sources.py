@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 import edge_agent.samples.sources as sources
 from edge_agent.config import DataConfig, parse_part
+from edge_agent.samples.files import read_evaluation
 from edge_agent.samples.identities import Identities
 from edge_agent.samples.sample import Row, is_held_out
-from edge_agent.samples.sources import StreamSource, open_source, read_evaluation
+from edge_agent.samples.source import SampleSource
+from edge_agent.samples.sources import StreamSource, open_source
 from sidestream.contract.errors import ConfigError, DataError
 
 
@@ -30,7 +32,7 @@ def jsonl(path: Path, texts: Iterable[str], *, label: str = "on", mode: str = "w
     return path
 
 
-def texts_of(source: sources.Source) -> list[str]:
+def texts_of(source: SampleSource) -> list[str]:
     return [sample.text for sample in source.read()]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.store.outbox import Outbox, Taken
-from edge_agent.store.streams import Settled, Slot, State
+from edge_agent.store.outbox import Consumed, Outbox
+from edge_agent.store.streams import BatchState, Settled, Slot
 from sidestream.contract.messages import MAX_STREAMS, ActivationBatch, Receipt, content_digest
 from sidestream.contract.tensors import decode
 from sidestream.contract.wire import unpack
@@ -38,19 +38,19 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
 def put(outbox: Outbox, *values: float, rows: int = 1) -> None:
     """A batch for each value, which fills its activations."""
     for value in values:
-        outbox.append(partial(message, rows=rows, value=value), rows, Taken())
+        outbox.append_all([(partial(message, rows=rows, value=value), rows)], Consumed())
 
 
 def waiting(outbox: Outbox) -> dict[int, float]:
     """What waits: sequences, each with its value."""
     return {
         one.sequence: float(decode(unpack(ActivationBatch, one.payload).activations)[0, 0, 0])
-        for one in outbox.pending(0, 1000)
+        for one in outbox.streams.waiting(0, 1000)
     }
 
 
 def batches(outbox: Outbox) -> list[ActivationBatch]:
-    return [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 1000)]
+    return [unpack(ActivationBatch, one.payload) for one in outbox.streams.waiting(0, 1000)]
 
 
 def stored(outbox: Outbox) -> int:
@@ -61,12 +61,12 @@ def stored(outbox: Outbox) -> int:
 
 def hear(outbox: Outbox, upto: int, **changes: Any) -> Settled:
     """Of a trainer that has just what we made up to there, but for the changes."""
-    return outbox.receipt(receipt_for(outbox, upto, **changes))
+    return outbox.streams.receipt(receipt_for(outbox, upto, **changes))
 
 
 def part(outbox: Outbox, **changes: Any) -> None:
     """Have the journal turn out to hold another history."""
-    assert hear(outbox, outbox.next_sequence, digest=OTHER, **changes).forked
+    assert hear(outbox, outbox.streams.current.next_sequence, digest=OTHER, **changes).forked
 
 
 # --- how it is noticed ----------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_of_what_was_let_go_the_digest_is_remembered(tmp_path: Path) -> None:
     with open_outbox(tmp_path, keep_share=0.0) as outbox:
         put(outbox, 10, 20)
         hear(outbox, 1)
-        assert outbox.kept() == (0, 0)
+        assert outbox.streams.size(BatchState.KEPT) == (0, 0)
         assert hear(outbox, 1) == NOTHING
         assert hear(outbox, 1, digest=OTHER).forked
 
@@ -133,10 +133,10 @@ def test_an_old_verdict_or_receipt_that_comes_again_does_nothing(outbox: Outbox)
     put(outbox, 10, 20)
     verdict = receipt_for(outbox, 0, forked_sequence=2, forked_digest=receipt_for(outbox, 2).digest)
     parted = receipt_for(outbox, 3, digest=OTHER)
-    assert outbox.receipt(verdict).forked
+    assert outbox.streams.receipt(verdict).forked
     stream = outbox.stream
     for retained in (verdict, parted, verdict):
-        assert outbox.receipt(retained) == NOTHING
+        assert outbox.streams.receipt(retained) == NOTHING
     assert outbox.stream == stream and outbox.counters()["streams_forked"] == 1
     assert waiting(outbox) == {1: 10, 2: 20}
 
@@ -144,7 +144,7 @@ def test_an_old_verdict_or_receipt_that_comes_again_does_nothing(outbox: Outbox)
 def test_receipts_for_streams_of_others_do_nothing(outbox: Outbox) -> None:
     put(outbox, 10)
     before = outbox.stream
-    assert outbox.receipt(Receipt(stream=OTHER, upto=7, digest=OTHER, fence=9)) == NOTHING
+    assert outbox.streams.receipt(Receipt(stream=OTHER, upto=7, digest=OTHER, fence=9)) == NOTHING
     assert outbox.stream == before and waiting(outbox) == {1: 10}
 
 
@@ -156,7 +156,11 @@ def test_what_a_trainer_of_a_lower_fence_says_does_nothing(outbox: Outbox) -> No
     for said in ({}, {"digest": OTHER}, verdict, {"saved": 2}):
         assert hear(outbox, 2, fence=4, **said) == NOTHING
     assert hear(outbox, 9, fence=4) == hear(outbox, 0, fence=4) == NOTHING
-    assert outbox.stream == before and waiting(outbox) == {2: 20, 3: 30} and outbox.kept()[0] == 1
+    assert (
+        outbox.stream == before
+        and waiting(outbox) == {2: 20, 3: 30}
+        and outbox.streams.size(BatchState.KEPT)[0] == 1
+    )
     assert hear(outbox, 2, fence=5).sequences == (2,), "the same trainer goes on"
     assert hear(outbox, 3, fence=6).sequences == (3,), "and so does the next one"
 
@@ -172,7 +176,7 @@ def test_receipted_batches_wait_again_only_if_a_trainer_that_was_started_anew_la
     assert hear(outbox, 1, fence=5) == NOTHING, "an older receipt of the same trainer"
     assert hear(outbox, 3, fence=6) == NOTHING and not caplog.messages, "started anew, and lacks nothing"
     assert hear(outbox, 1, fence=7) == Settled(returned=2)
-    assert waiting(outbox) == {2: 20, 3: 30} and outbox.kept()[0] == 1
+    assert waiting(outbox) == {2: 20, 3: 30} and outbox.streams.size(BatchState.KEPT)[0] == 1
     assert "2 batches" in caplog.text and "LOST" not in caplog.text
     assert hear(outbox, 1, fence=7) == hear(outbox, 1, fence=8) == NOTHING, "it was said already"
     assert hear(outbox, 2, fence=8).sequences == (2,)
@@ -186,12 +190,12 @@ def test_batches_that_are_gone_are_counted_as_lost_once_and_the_floor_passes_the
     with open_outbox(tmp_path, keep_share=0.0) as outbox:
         put(outbox, 10, 20, 30, rows=2)
         hear(outbox, 3, fence=1)
-        assert outbox.floor == 1, "nothing was given up so far"
-        assert hear(outbox, 1, fence=2) == Settled(lost=4)
+        assert outbox.streams.floor == 1, "nothing was given up so far"
+        assert hear(outbox, 1, fence=2) == NOTHING and outbox.counters()["samples_lost"] == 4
         assert "4 samples are LOST" in caplog.text
-        assert waiting(outbox) == {} and outbox.floor == 4
+        assert waiting(outbox) == {} and outbox.streams.floor == 4
         assert hear(outbox, 1, fence=3) == hear(outbox, 2, fence=4, digest="") == NOTHING
-        assert hear(outbox, 0, fence=5).lost == 2 and outbox.counters()["samples_lost"] == 6
+        assert hear(outbox, 0, fence=5) == NOTHING and outbox.counters()["samples_lost"] == 6
         put(outbox, 40)
         assert batches(outbox)[0].floor == 4
 
@@ -200,9 +204,9 @@ def test_of_what_the_journal_lacks_the_part_that_is_kept_waits_again(tmp_path: P
     with open_outbox(tmp_path, max_bytes=2 * BYTES) as outbox:
         put(outbox, 10, 20, 30)
         hear(outbox, 3, fence=1)
-        assert outbox.kept() == (1, BYTES)
-        assert hear(outbox, 0, fence=2) == Settled(returned=1, lost=2)
-        assert waiting(outbox) == {3: 30} and outbox.floor == 3 == batches(outbox)[0].floor
+        assert outbox.streams.size(BatchState.KEPT) == (1, BYTES)
+        assert hear(outbox, 0, fence=2) == Settled(returned=1) and outbox.counters()["samples_lost"] == 2
+        assert waiting(outbox) == {3: 30} and outbox.streams.floor == 3 == batches(outbox)[0].floor
 
 
 def test_what_was_made_meanwhile_is_sent_with_a_floor_that_leaves_what_waits_again_out(
@@ -212,7 +216,7 @@ def test_what_was_made_meanwhile_is_sent_with_a_floor_that_leaves_what_waits_aga
     refuse(outbox, 2)
     hear(outbox, 1, fence=1)
     put(outbox, 30)
-    assert outbox.floor == 3 == batches(outbox)[0].floor
+    assert outbox.streams.floor == 3 == batches(outbox)[0].floor
     assert hear(outbox, 0, fence=2).returned == 1
     assert [(one.sequence, one.floor) for one in batches(outbox)] == [(1, 1), (3, 1)]
 
@@ -220,11 +224,11 @@ def test_what_was_made_meanwhile_is_sent_with_a_floor_that_leaves_what_waits_aga
 def test_what_an_earlier_stream_kept_waits_again_in_the_current_one(outbox: Outbox) -> None:
     put(outbox, 10, 20)
     whole, less = receipt_for(outbox, 2, fence=1), receipt_for(outbox, 1, fence=2)
-    outbox.receipt(whole)
+    outbox.streams.receipt(whole)
     part(outbox, fence=1)
     put(outbox, 30)
-    assert outbox.receipt(less) == Settled(returned=1) and waiting(outbox) == {1: 30, 2: 20}
-    assert outbox.receipt(less) == NOTHING and waiting(outbox) == {1: 30, 2: 20}
+    assert outbox.streams.receipt(less) == Settled(returned=1) and waiting(outbox) == {1: 30, 2: 20}
+    assert outbox.streams.receipt(less) == NOTHING and waiting(outbox) == {1: 30, 2: 20}
     assert hear(outbox, 2, fence=2).sequences == (1, 2)
 
 
@@ -236,7 +240,7 @@ def test_a_receipt_speaks_for_its_own_stream_alone(outbox: Outbox) -> None:
     hear(outbox, 2, fence=1)
     assert hear(outbox, 1, fence=2) == Settled(returned=1) and waiting(outbox) == {2: 40}
     assert hear(outbox, 2, fence=2, saved=2).sequences == (2,)
-    assert outbox.kept() == (2, stored(outbox)), "those of the stream before"
+    assert outbox.streams.size(BatchState.KEPT) == (2, stored(outbox)), "those of the stream before"
 
 
 # --- what is kept ---------------------------------------------------------------------------------------
@@ -245,12 +249,14 @@ def test_a_receipt_speaks_for_its_own_stream_alone(outbox: Outbox) -> None:
 def test_what_is_in_a_backup_is_let_go_and_nothing_else(outbox: Outbox) -> None:
     put(outbox, 10, 20, 30, 40)
     hear(outbox, 3, saved=1)
-    assert outbox.kept() == (2, 2 * BYTES)
+    assert outbox.streams.size(BatchState.KEPT) == (2, 2 * BYTES)
     hear(outbox, 3, saved=4)
-    assert outbox.kept() == (0, 0) and waiting(outbox) == {4: 40}, "what waits is never let go"
+    assert outbox.streams.size(BatchState.KEPT) == (0, 0) and waiting(outbox) == {4: 40}, (
+        "what waits is never let go"
+    )
     assert stored(outbox) == outbox.size()[1]
     hear(outbox, 4, saved=3)
-    assert outbox.kept() == (1, BYTES) and stored(outbox) == BYTES
+    assert outbox.streams.size(BatchState.KEPT) == (1, BYTES) and stored(outbox) == BYTES
 
 
 def test_the_newest_receipted_batches_are_kept_within_their_share(tmp_path: Path) -> None:
@@ -258,8 +264,9 @@ def test_the_newest_receipted_batches_are_kept_within_their_share(tmp_path: Path
         for upto in range(1, 6):
             put(outbox, 10 * upto)
             hear(outbox, upto, fence=1)
-        assert outbox.kept() == (2, 2 * BYTES) and stored(outbox) == 2 * BYTES
-        assert hear(outbox, 0, fence=2) == Settled(returned=2, lost=3) and waiting(outbox) == {4: 40, 5: 50}
+        assert outbox.streams.size(BatchState.KEPT) == (2, 2 * BYTES) and stored(outbox) == 2 * BYTES
+        assert hear(outbox, 0, fence=2) == Settled(returned=2) and outbox.counters()["samples_lost"] == 3
+        assert waiting(outbox) == {4: 40, 5: 50}
 
 
 @pytest.mark.parametrize(("waits", "kept"), [(0, 2), (2, 2), (3, 1), (4, 0), (6, 0)])
@@ -268,7 +275,10 @@ def test_receipted_batches_make_room_for_those_that_wait(tmp_path: Path, waits: 
         put(outbox, 10, 20, 30)
         hear(outbox, 3)
         put(outbox, *range(waits))
-        assert outbox.kept() == (kept, kept * BYTES) and outbox.size() == (waits, waits * BYTES)
+        assert outbox.streams.size(BatchState.KEPT) == (kept, kept * BYTES) and outbox.size() == (
+            waits,
+            waits * BYTES,
+        )
         assert outbox.has_room() == (waits < 4)
 
 
@@ -302,7 +312,7 @@ def test_every_batch_names_the_one_before_it_whatever_became_of_that(outbox: Out
 
 
 def test_counters_begin_anew_with_the_stream_that_they_are_told_with(outbox: Outbox) -> None:
-    taken = Taken()
+    taken = Consumed()
     taken.counts["samples_read"] = 5
     outbox.consume(taken)
     outbox.count("bytes_up", 7)
@@ -317,9 +327,13 @@ def test_a_move_that_was_cut_short_is_finished_at_the_next_start(tmp_path: Path)
         put(outbox, 10, 20, 30)
         hear(outbox, 1)
         with outbox._file.transaction() as db:
-            outbox._streams.begin(db)
+            outbox.streams.begin(db)
     with open_outbox(tmp_path) as outbox:
-        assert waiting(outbox) == {1: 20, 2: 30} and outbox.size()[0] == 2 and outbox.next_sequence == 3
+        assert (
+            waiting(outbox) == {1: 20, 2: 30}
+            and outbox.size()[0] == 2
+            and outbox.streams.current.next_sequence == 3
+        )
 
 
 def test_under_another_devices_name_a_stream_and_samples_of_its_own_begin(
@@ -348,12 +362,12 @@ def test_earlier_streams_of_which_anything_was_receipted_are_listed_the_newest_f
         part(outbox)
     put(outbox, 20)
     hear(outbox, 1)
-    assert outbox.earlier_streams == (names[2], names[0])
+    assert outbox.streams.earlier() == (names[2], names[0])
     for _ in range(MAX_STREAMS):
         part(outbox)
         put(outbox, 30)
         hear(outbox, 1)
-    assert len(outbox.earlier_streams) == MAX_STREAMS and names[0] not in outbox.earlier_streams
+    assert len(outbox.streams.earlier()) == MAX_STREAMS and names[0] not in outbox.streams.earlier()
 
 
 # --- gaps -----------------------------------------------------------------------------------------------
@@ -362,25 +376,25 @@ def test_earlier_streams_of_which_anything_was_receipted_are_listed_the_newest_f
 def test_the_floor_passes_what_was_given_up_and_whatever_waits_is_sent_with_it(outbox: Outbox) -> None:
     put(outbox, 10, 20, 30)
     third = receipt_for(outbox, 3).digest
-    assert refuse(outbox, 2) and outbox.floor == 1, "the first still waits"
+    assert refuse(outbox, 2) and outbox.streams.floor == 1, "the first still waits"
     hear(outbox, 1)
-    assert outbox.floor == 3
+    assert outbox.streams.floor == 3
     put(outbox, 40)
     assert [one.floor for one in batches(outbox)] == [3, 3]
     assert content_digest(batches(outbox)[0]) == third, "whatever the floor, it is known by the same digest"
     hear(outbox, 4)
-    assert outbox.floor == 3, "what was only receipted may be asked for again"
+    assert outbox.streams.floor == 3, "what was only receipted may be asked for again"
 
 
 def test_what_waits_is_asked_for_in_pieces(outbox: Outbox) -> None:
     put(outbox, 10, 20, 30, 40)
     refuse(outbox, 2)
-    pieces = [[one.sequence for one in outbox.pending(after, 2)] for after in (0, 1, 3, 4)]
+    pieces = [[one.sequence for one in outbox.streams.waiting(after, 2)] for after in (0, 1, 3, 4)]
     assert pieces == [[1, 3], [3, 4], [4], []]
 
 
 def test_what_became_of_a_batch_stands_in_the_file_as_versions_to_come_will_read_it() -> None:
-    assert {state.name: state.value for state in State} == {
+    assert {state.name: state.value for state in BatchState} == {
         "WAITING": 0,
         "KEPT": 1,
         "TRIMMED": 2,
@@ -403,6 +417,6 @@ def test_parts_take_a_batchs_place_at_the_end_unless_it_has_gone(outbox: Outbox)
     put(outbox, 20)
     parts = [batches(outbox)[0].select([row]) for row in range(2)]
     outbox.replace(1, parts)
-    assert waiting(outbox) == {2: 20, 3: 10, 4: 10} and outbox.floor == 2
+    assert waiting(outbox) == {2: 20, 3: 10, 4: 10} and outbox.streams.floor == 2
     outbox.replace(1, parts)
     assert list(waiting(outbox)) == [2, 3, 4]

@@ -9,7 +9,7 @@ import pytest
 from edge_agent.commands.samples import _unlabelled_store
 from edge_agent.samples.sample import Row, is_held_out
 from edge_agent.store.outbox import Outbox
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.errors import DataError
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.wire import unpack
@@ -63,7 +63,7 @@ def test_killed_at_random_moments_every_sample_is_in_exactly_one_batch(
     live(state, data, bert.name, kib=None)
     held = sum(is_held_out(Row(sentence(number), None), 0.2) for number in range(SAMPLES))
     with Outbox(state, job=JOB, device="pi", tier=TIER, max_bytes=1) as outbox:
-        waiting = outbox.pending(0, 10_000)
+        waiting = outbox.streams.waiting(0, 10_000)
         counters = outbox.counters()
         assert len(outbox.held_out(SAMPLES)) == held
     batches = [unpack(ActivationBatch, batch.payload) for batch in waiting]
@@ -96,7 +96,7 @@ def test_killed_at_random_moments_every_label_that_came_late_is_trained_exactly_
     label()
     live(state, data, bert.name, kib=None)
     with Outbox(state, job=JOB, device="pi", tier=TIER, max_bytes=1) as outbox:
-        batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 10_000)]
+        batches = [unpack(ActivationBatch, one.payload) for one in outbox.streams.waiting(0, 10_000)]
         counters = outbox.counters()
     found = listed(state)
     assert len(found) == LATE == counters["samples_read"] == counters["samples_unlabelled"]

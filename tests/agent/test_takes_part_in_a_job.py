@@ -13,7 +13,7 @@ import pytest
 import edge_agent
 from broker_config.testing.inprocess import InProcessBroker
 from edge_agent.store.outbox import Outbox
-from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.contract.errors import BackboneError, BrokerError, ConfigError, DataError, StateError
 from sidestream.contract.messages import ActivationBatch, TrainerStatus, content_digest
 from sidestream.contract.plan import FlowPlan, Rung, labels_id
@@ -25,7 +25,7 @@ from tests.until import Clock, until
 
 
 def test_uploads_every_sample_once_and_ends_when_the_final_weights_are_measured(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 30)
     held = write_samples(tmp_path / "eval.jsonl", 11, start=100)
@@ -46,7 +46,7 @@ def test_uploads_every_sample_once_and_ends_when_the_final_weights_are_measured(
 def test_a_device_that_is_told_to_wait_says_so_keeps_its_batches_and_goes_on_when_there_is_room(
     broker: InProcessBroker,
     trainer: FakeTrainer,
-    bert: Backbone,
+    bert: TorchBackbone,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -67,7 +67,7 @@ def test_a_device_that_is_told_to_wait_says_so_keeps_its_batches_and_goes_on_whe
 def test_batches_that_an_online_trainer_never_receipts_are_noticed_and_the_remedy_is_told(
     broker: InProcessBroker,
     trainer: FakeTrainer,
-    bert: Backbone,
+    bert: TorchBackbone,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -86,7 +86,7 @@ def test_batches_that_an_online_trainer_never_receipts_are_noticed_and_the_remed
 
 
 def test_what_is_uploaded_is_what_the_plan_asks_for(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 10)
     trainer.publish_plan()
@@ -108,7 +108,7 @@ def test_what_is_uploaded_is_what_the_plan_asks_for(
 
 
 def test_the_held_out_share_stays_on_the_device_and_measures(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 40)
     trainer.publish_plan()
@@ -126,7 +126,7 @@ def test_the_held_out_share_stays_on_the_device_and_measures(
 
 
 def test_samples_are_consumed_once_across_restarts(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 12)
     trainer.publish_plan()
@@ -147,7 +147,7 @@ def test_samples_are_consumed_once_across_restarts(
 def test_useless_samples_are_skipped_and_counted(
     broker: InProcessBroker,
     trainer: FakeTrainer,
-    bert: Backbone,
+    bert: TorchBackbone,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -165,7 +165,7 @@ def test_useless_samples_are_skipped_and_counted(
 
 
 def test_a_watched_folder_is_worked_off_as_it_fills(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     folder = tmp_path / "inbox"
     folder.mkdir()
@@ -182,7 +182,7 @@ def test_a_watched_folder_is_worked_off_as_it_fills(
 
 
 def test_batches_over_the_target_size_are_split(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 16)
     tier = msgspec.structs.replace(trainer.plan.tiers[TIER], batch_size=16, sampling="all")
@@ -196,9 +196,9 @@ def test_batches_over_the_target_size_are_split(
 
 
 def test_a_backbone_gone_wrong_uploads_nothing(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
-    broken = load_backbone(bert.name)
+    broken = TorchBackbone.load(bert.name)
     name, weight = next((n, p) for n, p in broken.parameters() if n.endswith("word_embeddings.weight"))
     weight[4] = float("nan")  # the word "turn", in every sample
     data = write_samples(tmp_path / "train.jsonl", 6)
@@ -209,7 +209,7 @@ def test_a_backbone_gone_wrong_uploads_nothing(
 
 
 def test_forward_passes_go_on_while_nothing_can_be_sent(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 40)
     trainer.publish_plan()
@@ -223,7 +223,7 @@ def test_forward_passes_go_on_while_nothing_can_be_sent(
 
 @pytest.mark.slow
 def test_lost_and_repeated_messages_change_nothing(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 60)
     trainer.publish_plan()
@@ -240,7 +240,7 @@ def test_lost_and_repeated_messages_change_nothing(
 
 
 def test_receipts_for_other_streams_are_ignored(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 8)
     trainer.receipts = False
@@ -255,7 +255,7 @@ def test_receipts_for_other_streams_are_ignored(
 
 
 def test_what_a_trainer_says_that_another_one_has_taken_over_from_is_ignored(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 8)
     trainer.receipts = False
@@ -277,7 +277,7 @@ def test_what_a_trainer_says_that_another_one_has_taken_over_from_is_ignored(
 def test_a_refusal_is_believed_only_if_it_names_the_batch_by_its_content(
     broker: InProcessBroker,
     trainer: FakeTrainer,
-    bert: Backbone,
+    bert: TorchBackbone,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -299,7 +299,7 @@ def test_a_refusal_is_believed_only_if_it_names_the_batch_by_its_content(
 
 
 def test_births_deaths_and_wills_are_told(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 4)
     trainer.publish_plan()
@@ -317,7 +317,7 @@ def test_births_deaths_and_wills_are_told(
 
 
 def test_a_device_without_data_gets_the_weights_and_stays(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     trainer.publish_plan()
     trainer.publish_weights(3)
@@ -328,7 +328,7 @@ def test_a_device_without_data_gets_the_weights_and_stays(
 
 
 def test_the_agent_waits_until_labels_and_tier_are_settled(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 4)
     settled = trainer.plan
@@ -345,7 +345,7 @@ def test_the_agent_waits_until_labels_and_tier_are_settled(
 
 @pytest.mark.slow
 def test_a_new_journal_of_the_trainer_gets_everything_again(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 6)
     trainer.publish_plan()
@@ -359,7 +359,7 @@ def test_a_new_journal_of_the_trainer_gets_everything_again(
 
 
 def test_a_tier_that_joins_the_job_does_not_disturb_the_agents_of_the_others(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     """Neither one that is waiting for its tier to be settled, nor one that is at work."""
     settled = trainer.plan.tiers
@@ -382,7 +382,7 @@ def test_a_tier_that_joins_the_job_does_not_disturb_the_agents_of_the_others(
 
 
 def test_a_plan_with_other_labels_starts_the_agent_over(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     trainer.publish_plan()
     with Running(broker, bert, tmp_path):
@@ -394,7 +394,7 @@ def test_a_plan_with_other_labels_starts_the_agent_over(
 def test_nonsense_on_the_devices_topics_is_logged_and_survived(
     broker: InProcessBroker,
     trainer: FakeTrainer,
-    bert: Backbone,
+    bert: TorchBackbone,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -417,7 +417,7 @@ def test_nonsense_on_the_devices_topics_is_logged_and_survived(
 
 
 def test_another_model_is_refused_with_a_clear_message(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     tier = msgspec.structs.replace(trainer.plan.tiers[TIER], fingerprint="def0" * 8)
     trainer.publish_plan(tiers={TIER: tier})
@@ -436,7 +436,7 @@ def test_another_model_is_refused_with_a_clear_message(
 def test_a_tier_that_the_plan_does_not_know_is_told_with_those_it_does(
     broker: InProcessBroker,
     trainer: FakeTrainer,
-    bert: Backbone,
+    bert: TorchBackbone,
     tmp_path: Path,
 ) -> None:
     clock = Clock()
@@ -450,7 +450,7 @@ def test_a_tier_that_the_plan_does_not_know_is_told_with_those_it_does(
 
 
 def test_an_unreachable_broker_ends_the_agent_after_a_while(
-    broker: InProcessBroker, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     broker.stop()
     with (
@@ -461,7 +461,7 @@ def test_an_unreachable_broker_ends_the_agent_after_a_while(
 
 
 def test_a_second_agent_on_a_state_directory_is_refused(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     with Running(broker, bert, tmp_path):
         trainer.wait(lambda t: t.statuses)
@@ -470,7 +470,7 @@ def test_a_second_agent_on_a_state_directory_is_refused(
 
 
 def test_data_that_cannot_be_read_ends_the_agent_before_it_connects(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     settings = {"path": str(tmp_path / "no.csv")}
     with Running(broker, bert, tmp_path, data=settings) as agent, pytest.raises(DataError, match="no file"):
@@ -481,7 +481,7 @@ def test_data_that_cannot_be_read_ends_the_agent_before_it_connects(
 def test_a_receipt_for_batches_never_made_is_told_and_a_new_stream_begins(
     broker: InProcessBroker,
     trainer: FakeTrainer,
-    bert: Backbone,
+    bert: TorchBackbone,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -506,7 +506,7 @@ def test_a_receipt_for_batches_never_made_is_told_and_a_new_stream_begins(
 
 @pytest.mark.slow
 def test_several_agents_share_a_process_and_a_backbone_and_nothing_else(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     trainer.publish_plan()
     names = [f"pi-{number}" for number in range(4)]
@@ -529,7 +529,7 @@ def test_several_agents_share_a_process_and_a_backbone_and_nothing_else(
 
 @pytest.mark.slow
 def test_a_full_outbox_pauses_the_producer_and_loses_nothing(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     lines = [json.dumps({"text": sentence(n) + " the" * 40, "label": "on"}) for n in range(400)]
     data = tmp_path / "train.jsonl"
@@ -546,7 +546,7 @@ def test_a_full_outbox_pauses_the_producer_and_loses_nothing(
 
 
 def test_an_agent_serves_its_own_metrics_where_it_is_asked_to(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 8)
     trainer.publish_plan()
@@ -566,7 +566,7 @@ def test_an_agent_serves_its_own_metrics_where_it_is_asked_to(
 def test_ctrl_c_takes_leave_in_order(
     broker: InProcessBroker,
     trainer: FakeTrainer,
-    bert: Backbone,
+    bert: TorchBackbone,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -582,7 +582,7 @@ def test_ctrl_c_takes_leave_in_order(
 
 @pytest.mark.slow
 def test_a_device_with_a_byte_budget_goes_by_the_ladder_and_measures_by_the_tiers_own_policy(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 200)
     held = write_samples(tmp_path / "eval.jsonl", 11, start=500)
@@ -610,7 +610,7 @@ def test_a_device_with_a_byte_budget_goes_by_the_ladder_and_measures_by_the_tier
 
 @pytest.mark.slow
 def test_a_device_with_a_link_budget_sends_no_faster(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 400)
     trainer.publish_plan()
@@ -621,12 +621,12 @@ def test_a_device_with_a_link_budget_sends_no_faster(
     sizes = [len(pack(batch)) for _, batch in sent]
     assert 0 < sum(sizes) <= 2 * 1024 * took_s + max(sizes)
     with Outbox(Path(agent.config.state_dir), job=JOB, device="pi-1", tier=TIER, max_bytes=1) as outbox:
-        waiting = [unpack(ActivationBatch, one.payload).sampling for one in outbox.pending(0, 1000)]
+        waiting = [unpack(ActivationBatch, one.payload).sampling for one in outbox.streams.waiting(0, 1000)]
     assert sent[0][1].sampling == "all" and waiting[-1] == "mean", "the rung went down as the outbox filled"
 
 
 def test_the_backbone_is_kept_as_the_plan_says(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = write_samples(tmp_path / "train.jsonl", 6)
     tier = msgspec.structs.replace(trainer.plan.tiers[TIER], precision="int8")

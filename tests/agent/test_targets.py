@@ -7,24 +7,20 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.batches.targets import Unusable, names_in, targets_of
-from sidestream.backbone.taps import Sampled
+from sidestream.backbone.sampled import Sampled
 from sidestream.contract.tasks import TASKS, Scale, Task, check_targets, read_targets
 
 LABELS = ("amber", "blue", "cyan")
 
 
 def sampled(words: list[list[int]]) -> Sampled:
-    lengths = torch.tensor([len(row) for row in words])
-    mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
-    numbers = torch.full(mask.shape, -1)
-    for at, row in enumerate(words):
-        numbers[at, : len(row)] = torch.tensor(row)
-    return Sampled(values=torch.zeros(1, *mask.shape, 4), mask=mask, words=numbers)
+    numbers = np.concatenate([np.array(row) for row in words])
+    lengths = np.array([len(row) for row in words])
+    return Sampled(vectors=np.zeros((1, len(numbers), 4), np.float32), lengths=lengths, words=numbers)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +44,7 @@ def test_what_travels_is_what_the_labels_say(
     read = [targets.read(label, text) for label, text in zip(labels, texts, strict=True)]
     of = sampled([[0, 2], [0]] if task is Task.TOKEN_CLASSIFICATION else [[0]] * len(texts))
     data = targets.pack(targets.stack(read, of))
-    back = read_targets(TASKS[task].form, data, rows=len(texts), vectors=int(of.mask.sum()))
+    back = read_targets(TASKS[task].form, data, rows=len(texts), vectors=int(of.lengths.sum()))
     check_targets(TASKS[task].form, back, len(LABELS))
     assert back[..., :3].tolist() == wire if task is Task.MULTI_LABEL else back.tolist() == wire
 
@@ -89,20 +85,19 @@ def test_names_are_found_in_every_form() -> None:
 
 
 def test_names_that_the_job_does_not_have_are_judged_as_answered_wrongly() -> None:
-    mask = torch.ones(2, 1, dtype=torch.bool)
     for task, labels, answers in (
-        (Task.TEXT_CLASSIFICATION, ["blue", "dun"], torch.tensor([[0.0, 1, 0], [0, 1, 0]])),
-        (Task.MULTI_LABEL, ["blue", "blue|dun"], torch.tensor([[-1.0, 1, -1], [-1, 1, -1]])),
+        (Task.TEXT_CLASSIFICATION, ["blue", "dun"], [[0.0, 1, 0], [0, 1, 0]]),
+        (Task.MULTI_LABEL, ["blue", "blue|dun"], [[-1.0, 1, -1], [-1, 1, -1]]),
     ):
         targets = targets_of(task, LABELS)
         stacked = np.stack([targets.read(label, "x", judge=True) for label in labels])
-        tally = targets.tally(answers, mask, stacked, Scale())
+        tally = targets.tally(np.array(answers, np.float32), stacked, Scale())
         assert (tally.units, tally.correct) == (2, 1)
 
 
 def test_numbers_are_judged_in_their_own_measure() -> None:
     targets = targets_of(Task.REGRESSION, ())
     stacked = np.array([10.0, 14.0], np.float32)
-    answers = torch.tensor([[-1.0], [1.0]])
-    tally = targets.tally(answers, torch.ones(2, 1, dtype=torch.bool), stacked, Scale(mean=12, deviation=2))
+    answers = np.array([[-1.0], [1.0]], np.float32)
+    tally = targets.tally(answers, stacked, Scale(mean=12, deviation=2))
     assert tally.measures(Task.REGRESSION)["rmse"] == pytest.approx(0.0)

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidestream.backbone.taps import Sampled, TokenSampler, pad, seeds_of
+from sidestream.backbone.sampled import Bools, Ints, Sampled
+from sidestream.backbone.text import seeds_of
+from sidestream.backbone.token_sampler import TokenSampler
 from sidestream.contract.sampling import Sampling, parse_sampling
+from sidestream.contract.tensors import Floats
 
 BLOCKS, WIDTH = 2, 5
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=5)
@@ -22,11 +24,11 @@ PICKS = st.sampled_from(["random:1", "random:3", "random:64", "important:1", "im
 class Taps:
     """What a forward pass of some texts gives, tap by tap."""
 
-    activations: torch.Tensor
+    activations: Floats
     """[B, K, T, d]."""
-    mask: torch.Tensor
+    mask: Bools
     """[K, T]."""
-    seeds: torch.Tensor
+    seeds: Ints
     """[K]."""
 
 
@@ -37,11 +39,16 @@ def sample_tokens(taps: Taps, sampling: Sampling, *, is_decoder: bool) -> Sample
     return sampler.sampled()
 
 
+def drawn(samples: int, tokens: int) -> Floats:
+    shape = (BLOCKS, samples, tokens, WIDTH)
+    return np.random.default_rng(samples * tokens).normal(size=shape).astype(np.float32)
+
+
 def taps_of(lengths: list[int]) -> Taps:
     """Random activations; what stands under the mask is NaN, so that it is noticed where it is used."""
     longest = max(lengths)
-    mask = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]
-    values = torch.randn(BLOCKS, len(lengths), longest, WIDTH)
+    mask = np.arange(longest) < np.array(lengths)[:, None]
+    values = drawn(len(lengths), longest)
     values[:, ~mask] = float("nan")
     seeds = seeds_of([f"text {row} of {length}" for row, length in enumerate(lengths)])
     return Taps(activations=values, mask=mask, seeds=seeds)
@@ -64,28 +71,37 @@ def by_hand(tokens: np.ndarray, sampling: Sampling, *, is_decoder: bool) -> np.n
 def test_policies_do_what_their_words_say(lengths: list[int], policy: str, is_decoder: bool) -> None:
     taps, sampling = taps_of(lengths), parse_sampling(policy)
     sampled = sample_tokens(taps, sampling, is_decoder=is_decoder)
-    assert torch.isfinite(sampled.values).all()
-    vectors, counts = sampled.ragged()
+    assert np.isfinite(sampled.vectors).all()
     wanted = [
         [
-            by_hand(taps.activations[tap, row, :length].numpy(), sampling, is_decoder=is_decoder)
+            by_hand(taps.activations[tap, row, :length], sampling, is_decoder=is_decoder)
             for row, length in enumerate(lengths)
         ]
         for tap in range(BLOCKS)
     ]
-    assert counts.tolist() == [len(row) for row in wanted[0]]
+    assert sampled.lengths.tolist() == [len(row) for row in wanted[0]]
     np.testing.assert_allclose(
-        vectors, np.stack([np.concatenate(rows) for rows in wanted]), rtol=1e-5, atol=1e-6
+        sampled.vectors, np.stack([np.concatenate(rows) for rows in wanted]), rtol=1e-5, atol=1e-6
     )
 
 
 @pytest.mark.slow
-@given(lengths=LENGTHS, policy=POLICIES | PICKS)
+@given(lengths=LENGTHS, policy=POLICIES | PICKS, data=st.data())
 @settings(deadline=None)
-def test_what_travels_comes_back_padded_as_it_was(lengths: list[int], policy: str) -> None:
+def test_any_rows_are_chosen_with_all_that_is_theirs(
+    lengths: list[int], policy: str, data: st.DataObject
+) -> None:
     sampled = sample_tokens(taps_of(lengths), parse_sampling(policy), is_decoder=False)
-    back = pad(*sampled.ragged())
-    assert torch.equal(back.mask, sampled.mask) and torch.equal(back.values, sampled.values)
+    numbered = replace(sampled, targets=np.arange(sampled.vectors.shape[1]))
+    rows = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, unique=True))
+    chosen = numbered.select(rows)
+    parts = np.split(np.arange(sampled.vectors.shape[1]), np.cumsum(sampled.lengths)[:-1])
+    wanted = np.concatenate([parts[row] for row in rows])
+    assert chosen.targets is not None and chosen.targets.tolist() == wanted.tolist()
+    assert np.array_equal(chosen.vectors, sampled.vectors[:, wanted])
+    assert chosen.lengths.tolist() == [len(parts[row]) for row in rows]
+    every = numbered.select(np.isin(np.arange(len(lengths)), rows))
+    assert every.lengths.tolist() == [len(parts[row]) for row in sorted(rows)]
 
 
 @given(length=st.integers(1, 100), parts=st.integers(1, 64))
@@ -107,25 +123,26 @@ def test_a_row_gone_wrong_is_found_and_spoils_no_other(policy: str) -> None:
 @pytest.mark.parametrize("policy", ["pivot", "mean", "segments:2", "random:2"])
 def test_no_tap_is_kept_once_it_has_been_sampled(policy: str) -> None:
     taps = taps_of([3, 5])
-    sampler = TokenSampler(parse_sampling(policy), taps.mask, taps.seeds, is_decoder=False)
-    tap = taps.activations[0].clone()
+    sampler = TokenSampler(parse_sampling(policy), taps.mask, taps.seeds)
+    tap = taps.activations[0].copy()
     kept = weakref.ref(tap)
     sampler.take(tap)
     del tap
     assert kept() is None
     sampler.take(taps.activations[1])
-    assert sampler.sampled().values.shape[:2] == (2, 2)
+    assert len(sampler.sampled().vectors) == 2
 
 
 def picked(taps: Taps, policy: str) -> list[list[int]]:
     """Which positions of each row travel, found by their vectors, which all differ."""
     sampled = sample_tokens(taps, parse_sampling(policy), is_decoder=False)
     places: list[list[int]] = []
-    for row, mask in enumerate(sampled.mask):
+    rows = np.split(sampled.vectors, np.cumsum(sampled.lengths)[:-1], axis=1)
+    for row, vectors in enumerate(rows):
         tokens = taps.activations[:, row]  # [B, T, d]
         found = [
-            (tokens == vector[:, None]).all(dim=2).all(dim=0).nonzero().flatten().tolist()
-            for vector in sampled.values[:, row, mask].unbind(dim=1)
+            np.flatnonzero((tokens == vector[:, None]).all(axis=(0, 2))).tolist()
+            for vector in vectors.swapaxes(0, 1)
         ]
         assert all(len(one) == 1 for one in found), "every vector is one token's, the same at all taps"
         places.append([one[0] for one in found])
@@ -148,21 +165,19 @@ def test_a_sample_computed_again_in_other_company_gives_the_same_random_tokens()
     texts = [f"sentence number {number}" for number in range(40)]
 
     def taps(chosen: list[str], longest: int) -> Taps:
-        mask = (torch.arange(longest) < 9).expand(len(chosen), longest)
-        values = torch.randn(BLOCKS, len(chosen), longest, WIDTH)
-        return Taps(activations=values, mask=mask, seeds=seeds_of(chosen))
+        mask = np.tile(np.arange(longest) < 9, (len(chosen), 1))
+        return Taps(activations=drawn(len(chosen), longest), mask=mask, seeds=seeds_of(chosen))
 
     together = picked(taps(texts, 12), "random:3")
     assert [picked(taps([text], 9), "random:3")[0] for text in texts] == together
     assert len({tuple(places) for places in together}) > 20, "texts differ in what is drawn"
-    often = torch.bincount(torch.tensor(together).flatten(), minlength=9)
+    often = np.bincount(np.ravel(together), minlength=9)
     assert often.min() >= 4, "every position is drawn now and then"
 
 
 def test_random_tokens_are_these_on_every_machine() -> None:
-    mask = torch.ones(2, 10, dtype=torch.bool)
-    values = torch.randn(BLOCKS, 2, 10, WIDTH)
-    taps = Taps(activations=values, mask=mask, seeds=seeds_of(["turn the lights on", ""]))
+    mask = np.ones((2, 10), bool)
+    taps = Taps(activations=drawn(2, 10), mask=mask, seeds=seeds_of(["turn the lights on", ""]))
     assert picked(taps, "random:4") == [[2, 7, 8, 9], [1, 2, 3, 5]]
 
 
@@ -172,7 +187,7 @@ def test_random_tokens_are_these_on_every_machine() -> None:
 def test_important_tokens_lie_furthest_from_their_samples_mean(lengths: list[int], count: int) -> None:
     taps = taps_of(lengths)
     for row, (places, length) in enumerate(zip(picked(taps, f"important:{count}"), lengths, strict=True)):
-        tokens = taps.activations[-1, row, :length].double().numpy()
+        tokens = taps.activations[-1, row, :length].astype(np.float64)
         distances = np.linalg.norm(tokens - tokens.mean(axis=0), axis=1)
         rest = np.delete(distances, places)
         assert rest.size == 0 or distances[places].min() >= rest.max() - 1e-4

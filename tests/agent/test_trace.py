@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from broker_config.testing.inprocess import InProcessBroker
-from sidestream.backbone.torch_runtime.backbone import Backbone
+from sidestream.backbone.backbone import Backbone
 from sidestream.demo.timeline import read_spans
 from tests.agent.fake_trainer import FakeTrainer
 from tests.agent.fleet import Running, write_samples

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,12 +16,14 @@ from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from broker_config.testing.inprocess import InProcessBroker
-from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.backbone.runtimes import load_backbone
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.plan import Precision
-from tests.agent.fake_trainer import TIER, FakeTrainer
-from tests.agent.fleet import Running, write_samples
+from tests.agent.fake_trainer import FakeTrainer
+from tests.agent.fleet import Running
 from tests.agent.tiny import LAYERS, SPECIAL, WORDS, _tokenizer
+from tests.vectors import row_vectors
 
 pytestmark = pytest.mark.slow
 
@@ -89,9 +91,9 @@ def test_of_several_lists_of_the_right_length_the_one_that_is_reported_is_read()
     plain = BertModel(small(), add_pooling_layer=False)
     plain.load_state_dict(model.state_dict(), strict=False)
     for layers in (0, 2):
-        found = Backbone(model, _tokenizer(decoder=False), layers=layers).forward(TEXTS, [1, 2], 32)
-        wanted = Backbone(plain, _tokenizer(decoder=False), layers=layers).forward(TEXTS, [1, 2], 32)
-        assert torch.equal(found.values, wanted.values)
+        found = TorchBackbone(model, _tokenizer(decoder=False), layers=layers).forward(TEXTS, [1, 2], 32)
+        wanted = TorchBackbone(plain, _tokenizer(decoder=False), layers=layers).forward(TEXTS, [1, 2], 32)
+        assert np.array_equal(found.vectors, wanted.vectors)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_of_several_lists_of_the_right_length_the_one_that_is_reported_is_read()
 )
 def test_what_fails_its_trial_is_refused_in_one_line(kind: Any, why: str) -> None:
     with pytest.raises(BackboneError, match=rf"^mine: a {kind.__name__} cannot .*{why}") as refused:
-        Backbone(kind(small(), add_pooling_layer=False), _tokenizer(decoder=False), name="mine")
+        TorchBackbone(kind(small(), add_pooling_layer=False), _tokenizer(decoder=False), name="mine")
     assert "\n" not in str(refused.value)
 
 
@@ -122,7 +124,7 @@ def test_a_vocabulary_that_was_cut_is_refused() -> None:
     cut.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=cut, unk_token="<unk>", pad_token="<pad>")
     with pytest.raises(BackboneError, match="knows 12 tokens of the 1000"):
-        Backbone(BertModel(BertConfig(**{**small().to_dict(), "vocab_size": 1000})), tokenizer)
+        TorchBackbone(BertModel(BertConfig(**{**small().to_dict(), "vocab_size": 1000})), tokenizer)
 
 
 def test_byte_pairs_without_their_merges_are_refused_and_with_them_taken(tmp_path: Path) -> None:
@@ -136,29 +138,29 @@ def test_byte_pairs_without_their_merges_are_refused_and_with_them_taken(tmp_pat
     )
     torch.manual_seed(0)
     model = GPT2Model(GPT2Config(vocab_size=600, n_embd=32, n_layer=LAYERS, n_head=4, n_positions=48))
-    whole = Backbone(model, PreTrainedTokenizerFast(tokenizer_object=made))
+    whole = TorchBackbone(model, PreTrainedTokenizerFast(tokenizer_object=made))
     assert whole.is_decoder
     state = json.loads(made.to_str())
     state["model"]["merges"] = []
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
     with pytest.raises(BackboneError, match="cuts its own words to pieces"):
-        Backbone(model, bare)
+        TorchBackbone(model, bare)
 
 
 def test_a_token_that_the_model_has_none_for_is_refused_unless_it_is_only_padding() -> None:
     tokenizer = _tokenizer(decoder=False)
     tokenizer.add_special_tokens({"pad_token": "<later>"})
-    taken = Backbone(BertModel(small(), add_pooling_layer=False), tokenizer)
-    alone = taken.forward(["off"], [LAYERS], 32).values[:, 0]
-    beside = taken.forward(["off", "turn the <later> lights on"], [LAYERS], 32).values[:, 0, : alone.shape[1]]
+    taken = TorchBackbone(BertModel(small(), add_pooling_layer=False), tokenizer)
+    (alone,) = row_vectors(taken.forward(["off"], [LAYERS], 32))
+    beside, _ = row_vectors(taken.forward(["off", "turn the <later> lights on"], [LAYERS], 32))
     torch.testing.assert_close(beside, alone, rtol=1e-4, atol=1e-4)
     tokenizer.add_tokens(["cellar"])
     with pytest.raises(BackboneError, match=f"has a token 25, and the model's highest is {VOCABULARY - 1}"):
-        Backbone(BertModel(small(), add_pooling_layer=False), tokenizer)
+        TorchBackbone(BertModel(small(), add_pooling_layer=False), tokenizer)
 
 
 def test_texts_that_the_tokenizer_does_not_know_are_refused(
-    bert: Backbone, caplog: pytest.LogCaptureFixture
+    bert: TorchBackbone, caplog: pytest.LogCaptureFixture
 ) -> None:
     bert.check_texts(["turn the lights on"] * 8)
     bert.check_texts(["Wie geht es Ihnen"])
@@ -168,7 +170,7 @@ def test_texts_that_the_tokenizer_does_not_know_are_refused(
 
 
 def test_data_that_the_tokenizer_does_not_know_ends_the_agent_before_it_announces_a_backbone(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
+    broker: InProcessBroker, trainer: FakeTrainer, bert: TorchBackbone, tmp_path: Path
 ) -> None:
     data = tmp_path / "train.jsonl"
     rows = [{"text": f"Morgen regnet es {number}mal", "label": "on"} for number in range(20)]
@@ -181,17 +183,6 @@ def test_data_that_the_tokenizer_does_not_know_ends_the_agent_before_it_announce
         agent.join()
     trainer.wait(lambda t: t.statuses[-1][1].state == "offline")
     assert not any(status.fingerprint for _, status in trainer.statuses) and not trainer.received
-
-
-def test_batches_name_the_backbone_as_their_plan_does(
-    broker: InProcessBroker, trainer: FakeTrainer, bert: Backbone, tmp_path: Path
-) -> None:
-    tier = msgspec.structs.replace(trainer.plan.tiers[TIER], fingerprint=bert._of_weights)
-    trainer.publish_plan(tiers={TIER: tier})
-    data = write_samples(tmp_path / "train.jsonl", 4)
-    with Running(broker, bert, tmp_path, data={"path": str(data)}):
-        trainer.wait(lambda t: t.rows() == 4)
-    assert {batch.fingerprint for _, batch in trainer.received} == {bert._of_weights}
 
 
 def test_code_that_comes_with_a_model_is_never_run_and_never_asked_about(
@@ -243,30 +234,27 @@ def test_names_labels_training_and_defaults_are_not_a_part_of_the_fingerprint(
     assert said(tiny("bert"), changes, tmp_path / "same") == load_backbone(str(tiny("bert"))).fingerprint
 
 
-def test_a_job_that_began_with_a_fingerprint_of_weights_alone_goes_on(bert: Backbone) -> None:
+def test_another_fingerprint_is_refused(bert: TorchBackbone) -> None:
     bert.check(bert.fingerprint)
-    bert.check(bert._of_weights)
-    assert bert.fingerprint != bert._of_weights
     with pytest.raises(BackboneError, match="are not the job's"):
         bert.check("0" * 32)
 
 
 def test_the_second_text_of_a_pair_is_told_from_the_first() -> None:
     model = BertModel(small(), add_pooling_layer=False)
-    backbone = Backbone(model, _tokenizer(decoder=False))
-    encoded = backbone._tokenizer("lights on", "heat up", return_token_type_ids=True, return_tensors="pt")
-    encoded["token_type_ids"][0, 4:] = 1  # this tokenizer's pairs have no marks, and so no segments
-    backbone._tokenizer = Pairs(backbone._tokenizer)
+    backbone = TorchBackbone(model, _tokenizer(decoder=False))
+    backbone.text_input.tokenizer = Pairs(backbone.text_input.tokenizer)
     found = backbone.forward([("lights on", "heat up"), "lights on"], [LAYERS], 32)
     with torch.no_grad():
         ids = torch.tensor([[0, 8, 12, 2, 16, 17, 2]])
         segments = torch.tensor([[0, 0, 0, 0, 1, 1, 1]])
         told = model(input_ids=ids, token_type_ids=segments).last_hidden_state
         untold = model(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(found.values[0, 0], told[0], rtol=1e-4, atol=1e-4)
+    pair, beside = row_vectors(found)
+    torch.testing.assert_close(pair[0], told[0], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(told, untold, rtol=1e-2, atol=1e-2)
-    single = backbone.forward(["lights on"], [LAYERS], 32).values[0, 0]
-    torch.testing.assert_close(found.values[0, 1, : len(single)], single, rtol=1e-4, atol=1e-4)
+    (single,) = row_vectors(backbone.forward(["lights on"], [LAYERS], 32))
+    torch.testing.assert_close(beside, single, rtol=1e-4, atol=1e-4)
 
 
 class Pairs:
@@ -303,8 +291,8 @@ def test_a_conversion_lets_go_of_the_weights_as_they_were_loaded(tiny: Tiny, pre
     linear = [weakref.ref(one) for one in model.modules() if isinstance(one, nn.Linear)]
     gc.disable()
     try:
-        backbone = Backbone(model, tokenizer, precision=precision)
+        backbone = TorchBackbone(model, tokenizer, precision=precision)
         assert linear and all((one() is None) == (precision == "int8") for one in linear)
     finally:
         gc.enable()
-    assert torch.isfinite(backbone.forward(TEXTS, [LAYERS], 32).values).all()
+    assert np.isfinite(backbone.forward(TEXTS, [LAYERS], 32).vectors).all()

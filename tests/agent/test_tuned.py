@@ -15,14 +15,14 @@ from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.journal import FILE_NAME, Journal
 from side_trainer.operator.audit import export
-from sidestream.backbone.torch_runtime.language_model import load_language_model
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.backbone.windows import Window
 from sidestream.contract.errors import BackboneError, StateError
 from sidestream.contract.messages import Status
 from sidestream.contract.sampling import EVERY_TOKEN
 from sidestream.side_network.bundle import decode_bundle
 from sidestream.side_network.exported import INDEX, WEIGHTS, Exported
-from sidestream.side_network.network import from_bundle
+from sidestream.side_network.inference import InferenceNetwork
 from tests.agent.tiny import LAYERS
 from tests.agent.tiny_lm import save_tiny_lm
 from tests.trainer.conftest import append, config, fold_all
@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     journal = Journal(folder / FILE_NAME)
     job = Job(lm_config(folder), journal)
     for number, (tier, layers) in enumerate((("full", 0), ("half", 2))):
-        model = load_language_model(str(folder / "model"), layers)
+        model = TorchLanguageModel.load(str(folder / "model"), layers)
         device = LmDevice(tier, tier, str(number) * 32, seed=number)
         status = Status(
             state="online",
@@ -64,11 +64,11 @@ def test_two_lines_give_a_model_that_generates_and_predicts_as_the_device(
     exported = msgspec.json.decode((tmp_path / "out" / INDEX).read_bytes(), type=Exported)
     model, tokenizer = edge_agent.load_tuned(tmp_path / "out")
     prompt = "turn the kitchen light"
-    frozen = load_language_model(str(trained / "model"), layers)
-    network = from_bundle(decode_bundle((tmp_path / "out" / WEIGHTS).read_bytes()))
+    frozen = TorchLanguageModel.load(str(trained / "model"), layers)
+    bundle = decode_bundle((tmp_path / "out" / WEIGHTS).read_bytes())
     plan = exported.tier_plan
     assert plan.layers == layers and type(model).__name__ == "LlamaForCausalLM"
-    own = Generator(frozen, network, plan.align, plan.taps)
+    own = Generator(frozen, InferenceNetwork(bundle), plan.align, plan.taps)
     expected = list(own.tokens(frozen.tokens(prompt), GenerationOptions(max_tokens=12)))
     given = tokenizer(prompt, return_tensors="pt")
     for _ in range(2):  # nothing is left over from the pass before
@@ -78,9 +78,10 @@ def test_two_lines_give_a_model_that_generates_and_predicts_as_the_device(
         ids = torch.tensor([[0, 5, 9, 12], [3, 4, 8, 7]])
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     windows = [Window(row, row) for row in ids.tolist()]
-    taps = frozen.forward_windows(windows, plan.taps, lambda lengths: EVERY_TOKEN).values
-    torch.testing.assert_close(logits, frozen.head(network.refine(plan.align, taps)), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(logits, frozen.head(taps[-1]), atol=1e-2)
+    taps = frozen.forward_windows(windows, plan.taps, lambda lengths: EVERY_TOKEN).vectors
+    tuned = torch.from_numpy(frozen.logits(InferenceNetwork(bundle).refine(plan.align, taps)))
+    torch.testing.assert_close(logits.flatten(end_dim=1), tuned, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(tuned, torch.from_numpy(frozen.logits(taps[-1])), atol=1e-2)
 
 
 @pytest.mark.slow

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.batches import coded as kept
 from edge_agent.batches.late_labels import LateLabels
 from edge_agent.samples.sample import Sample
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
-from edge_agent.store.unlabelled import Kept
-from sidestream.backbone.taps import Sampled
+from edge_agent.store.unlabelled import UnlabelledSample
+from sidestream.backbone.sampled import Sampled
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan
 from sidestream.contract.tasks import Task
@@ -61,11 +61,11 @@ def keep(outbox: Outbox, number: int, *, held_out: bool = False) -> None:
     key = bytes([number]) * 16
     if outbox.is_consumed(key):
         return
-    sampled = Sampled(values=torch.full((2, 1, 1, 4), number + 1.0), mask=torch.ones(1, 1, dtype=torch.bool))
+    sampled = Sampled(vectors=np.full((2, 1, 4), number + 1.0, np.float32), lengths=np.array([1]))
     activations = kept.write(sampled, 0, "mean", Codec.F32)
     sample = Sample(f"text {number}", None, key)
     made_by = kept.made_by(PLAN.tiers[TIER], PLAN.task)
-    outbox.consume(Taken(keys=[key], kept=[Kept(sample, held_out, made_by, activations)]))
+    outbox.consume(Consumed(keys=[key], kept=[UnlabelledSample(sample, held_out, made_by, activations)]))
 
 
 def take_up(outbox: Outbox) -> None:
@@ -103,7 +103,7 @@ def test_any_order_of_samples_labels_crashes_and_restarts(steps: list[tuple[str,
                 outbox.close()
                 outbox = open_outbox(folder)
         take_up(outbox)
-        batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 100)]
+        batches = [unpack(ActivationBatch, one.payload) for one in outbox.streams.waiting(0, 100)]
         counters = outbox.counters()
         outbox.close()
         trained = {}
@@ -121,16 +121,18 @@ def test_any_order_of_samples_labels_crashes_and_restarts(steps: list[tuple[str,
 
 def crash_while_taking_up(outbox: Outbox) -> None:
     """The process ends in the middle of the transaction: nothing of it stands."""
-    append = outbox.append
+    append = outbox.append_all
 
-    def torn(pack: Callable[[Slot], bytes], samples: int, taken: Taken) -> int:
+    def torn(batches: Sequence[tuple[Callable[[Slot], bytes], int]], taken: Consumed) -> list[int]:
+        ((pack, samples),) = batches
+
         def crashing(slot: Slot) -> bytes:
             pack(slot)
             raise Crash
 
-        return append(crashing, samples, taken)
+        return append([(crashing, samples)], taken)
 
-    outbox.append = torn  # type: ignore[method-assign]
+    outbox.append_all = torn  # type: ignore[method-assign]
     with suppress(Crash):
         take_up(outbox)
     outbox.close()
@@ -140,17 +142,17 @@ def test_a_label_that_is_corrected_while_its_batch_is_made_counts(tmp_path: Path
     with open_outbox(tmp_path) as outbox:
         keep(outbox, 0)
         give(tmp_path, {"text 0": "off"})
-        labels, append = late_labels(outbox), outbox.append
+        labels, append = late_labels(outbox), outbox.append_all
 
-        def late(pack: Callable[[Slot], bytes], samples: int, taken: Taken) -> int:
-            outbox.append = append  # type: ignore[method-assign]
+        def late(batches: Sequence[tuple[Callable[[Slot], bytes], int]], taken: Consumed) -> list[int]:
+            outbox.append_all = append  # type: ignore[method-assign]
             give(tmp_path, {"text 0": "on"})
-            return append(pack, samples, taken)
+            return append(batches, taken)
 
-        outbox.append = late  # type: ignore[method-assign]
+        outbox.append_all = late  # type: ignore[method-assign]
         while labels.take_up():
             pass
-        batches = [unpack(ActivationBatch, one.payload) for one in outbox.pending(0, 9)]
+        batches = [unpack(ActivationBatch, one.payload) for one in outbox.streams.waiting(0, 9)]
     assert [batch.read_targets().tolist() for batch in batches] == [[LABELS.index("on")]]
 
 

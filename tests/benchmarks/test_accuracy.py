@@ -17,7 +17,7 @@ from benchmarks.result import Measured
 from benchmarks.rows import ROWS
 from benchmarks.table import accuracy_table, equal_accuracy, gap_text, gaps
 from benchmarks.workload import Workload, parse_tiers, read_examples
-from sidestream.backbone.torch_runtime.backbone import load_backbone
+from sidestream.backbone.runtimes import load_backbone
 from sidestream.demo.shards import Example
 
 
@@ -69,7 +69,7 @@ def test_a_tier_may_have_a_backbone_of_another_width(arguments: list[str], tmp_p
     assert [one.width for one in backbones] == [32, 24]
     texts = [example.text for example in read_examples(str(tmp_path / "eval.jsonl"))]
     taken = [one.forward(texts, [one.depth], 32) for one in backbones]
-    target, values = (one.values[0, one.mask] for one in taken)
+    target, values = (torch.from_numpy(one.vectors[0]) for one in taken)
     values = torch.cat([values, torch.ones(len(values), 1)], dim=1)
     left = target - values @ torch.linalg.lstsq(values, target).solution
     assert left.square().sum() < 0.2 * (target - target.mean(dim=0)).square().sum()

@@ -16,7 +16,7 @@ from benchmarks.lm_rows import ROWS
 from benchmarks.lm_steps import LM_STEPS, Loaded
 from benchmarks.lm_table import LmMeasured, fleet_over_central, gap_closed, lm_table
 from benchmarks.shapes import random_decoder, random_texts
-from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from tests.agent.tiny import WORDS
 
 _FEW = ["--vocabulary", "300", "--width", "32", "--layers", "2", "--pretrain-minutes", "0.02", "--no-memory"]
@@ -79,7 +79,7 @@ def test_every_step_runs(method: str) -> None:
     if method == "lm-lora":
         pytest.importorskip("peft")
     whole, tokenizer = random_decoder("tiny-projected")
-    step = LM_STEPS[method](Loaded(whole, LanguageModel(whole, tokenizer)), 16)
+    step = LM_STEPS[method](Loaded(whole, TorchLanguageModel(whole, tokenizer)), 16)
     step.warm(["w1 w2"])
     traffic = step.run(random_texts(4, 17))
     assert (traffic.up > 4 * 16 * 64) == (step.trainable == 0) == (method == "lm-agent")

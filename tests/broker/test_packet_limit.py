@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from broker_config.connection.connection import Connection
-from broker_config.connection.packet_limit import PacketLimit, Sizes, power_of_two_below
+from broker_config.connection.packet_limit import PacketLimit, power_of_two_below
 from broker_config.errors import TooLarge
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Connected, Disconnected
@@ -56,17 +56,6 @@ def test_a_limit_that_is_still_too_high_is_lowered_again() -> None:
     for size in (261_000, 261_000, 131_000, 131_000):
         cut(limit, size)
     assert limit.found_bytes == 65_536
-
-
-def test_an_acknowledgement_that_is_heard_before_its_number_is_known_counts() -> None:
-    sizes = Sizes()
-    sizes.handed(100)
-    assert sizes.largest_unacknowledged == 100
-    sizes.acknowledged(7)
-    sizes.sent(7, 100)
-    sizes.handed(50)
-    sizes.sent(8, 50)
-    assert (sizes.largest_acknowledged, sizes.largest_unacknowledged) == (100, 50)
 
 
 @pytest.mark.parametrize(("size", "below"), [(131_073, 131_072), (131_072, 65_536), (4097, 4096)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sidestream.contract.errors import DecodeError
-from sidestream.contract.messages import MAX_ROWS, ActivationBatch, Status, content_digest, to_bin
+from sidestream.contract.messages import MAX_ROWS, ActivationBatch, Status, content_digest, to_bin, with_floor
 from sidestream.contract.tasks import TargetForm
 from sidestream.contract.tensors import Codec, decode, encode, error_bound
 from sidestream.contract.wire import pack, unpack
@@ -92,6 +92,14 @@ def test_a_refusal_names_a_batch_by_its_content_but_for_the_floor() -> None:
     ]
     assert len({content_digest(one) for one in [batch(), *others]}) == 5
     assert content_digest(unpack(ActivationBatch, pack(batch()))) == content_digest(batch())
+
+
+@pytest.mark.parametrize("floor", [1, 127, 128, 2**32, 2**62])
+def test_a_packed_batch_gets_another_floor_as_if_it_had_been_made_with_it(floor: int) -> None:
+    for made_with in (1, 200, 2**40):
+        made, wanted = (batch(sequence=2**62, floor=one) for one in (made_with, floor))
+        assert with_floor(pack(made), floor) == pack(wanted)
+        assert content_digest(pack(made)) == content_digest(wanted)
 
 
 def test_a_batch_has_the_same_digest_in_every_version() -> None:

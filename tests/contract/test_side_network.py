@@ -15,7 +15,8 @@ from sidestream.contract.plan import SideNetworkSpec
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import About, decode_bundle, encode_bundle
-from sidestream.side_network.network import SideNetwork, align_of, first_blocks, from_bundle
+from sidestream.side_network.form import align_of, first_blocks
+from sidestream.side_network.network import SideNetwork, from_bundle
 
 SPEC = SideNetworkSpec(blocks=3, width=8, inner=12)
 ABOUT = About(

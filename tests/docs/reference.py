@@ -11,13 +11,14 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect
 
-from sidestream.contract import messages, plan, quality, signing, tasks, tensors, topics
+from sidestream.contract import plan, quality, signing, tasks, tensors, topics
+from sidestream.contract.messages import activations, device, trainer
 from sidestream.contract.wire import MAX_MESSAGE_BYTES, TARGET_MESSAGE_BYTES, WIRE_VERSION, Message
 from sidestream.host.flags import field_help
 from sidestream.side_network import bundle
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "wire.md"
-_MODULES: Final = (messages, plan)
+_MODULES: Final = (activations, device, trainer, plan)
 
 _HEAD: Final = f"""# The wire
 
@@ -85,7 +86,7 @@ def _section(kind: type[msgspec.Struct]) -> str:
         if issubclass(part, Message) and part is not Message:
             helps |= field_help(part)
     rows = [
-        (f"`{field.encode_name}`", _type(field.type), _default(field), _plain(helps.get(field.name, "")))
+        (f"`{field.encode_name}`", _type(field.type), _default(field), _plain(_meaning(field, helps)))
         for field in info.fields
     ]
     if info.tag is not None:
@@ -94,12 +95,21 @@ def _section(kind: type[msgspec.Struct]) -> str:
     return f"### {kind.__name__}\n\n{doc}\n\n{_table(('field', 'type', 'default', 'meaning'), rows)}"
 
 
+def _meaning(field: inspect.Field, helps: dict[str, str]) -> str:
+    """In the type's own words where it has some, as a counter's has."""
+    if isinstance(field.type, inspect.Metadata) and field.type.extra_json_schema:
+        return f"{field.type.extra_json_schema['description']}."
+    return helps.get(field.name, "")
+
+
 def _plain(text: str) -> str:
     """Docstring mark-up as Markdown's."""
     return re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text).replace("``", "`")
 
 
 def _type(kind: inspect.Type) -> str:
+    if isinstance(kind, inspect.Metadata):
+        return _type(kind.type)
     if isinstance(kind, inspect.UnionType):
         return " or ".join(_type(one) for one in kind.types)
     if isinstance(kind, inspect.StructType):

@@ -13,7 +13,8 @@ from broker_config.transport import Transport, Will
 from edge_agent.config import AgentConfig, DataConfig
 from edge_agent.session.agent import Agent
 from side_trainer.settings.reload import SettingsFile
-from sidestream.backbone.torch_runtime.backbone import Backbone, shared_backbone
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import shared_backbone
 from sidestream.contract.messages import Status, Telemetry
 from sidestream.contract.plan import Plan, Precision
 from sidestream.contract.tasks import Task

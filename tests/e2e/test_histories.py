@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from edge_agent.store.outbox import Outbox, Taken
+from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
 from metrics.catalogue import TrainerMetrics
 from side_trainer.broadcast.downlink import Downlink
@@ -99,11 +99,11 @@ class Board:
     def produce(self, random: random.Random) -> None:
         todo = [row for row in self.rows if not self.outbox.is_consumed(key(row))][: random.randint(1, ROWS)]
         if todo and self.outbox.has_room():
-            taken = Taken(keys=[key(row) for row in todo])
-            self.outbox.append(lambda slot: message(self.outbox, todo, slot), len(todo), taken)
+            taken = Consumed(keys=[key(row) for row in todo])
+            self.outbox.append_all([(lambda slot: message(self.outbox, todo, slot), len(todo))], taken)
 
     def send(self, wire: Wire) -> None:
-        for waiting in self.outbox.pending(0, 4):
+        for waiting in self.outbox.streams.waiting(0, 4):
             wire.up.append((self.name, waiting.payload))
 
     def restart(self) -> None:
@@ -146,7 +146,7 @@ class Trainer:
             self.greet(board)
 
     def greet(self, board: Board) -> None:
-        for stream in board.outbox.earlier_streams:
+        for stream in board.outbox.streams.earlier():
             self.downlink.receipt(at(board.name), stream, retain=False)
         self.downlink.receipt(at(board.name), board.outbox.stream)
 
@@ -201,7 +201,7 @@ class World:
 
     def hear(self, name: str, payload: bytes) -> None:
         board = self.boards[name]
-        if board.outbox.receipt(unpack(Receipt, payload)).forked:
+        if board.outbox.streams.receipt(unpack(Receipt, payload)).forked:
             self.trainer.greet(board)  # a new stream is a new birth
 
     def reconnect(self, board: Board) -> None:

@@ -14,7 +14,7 @@ from edge_agent.commands.enrol import enrol
 from edge_agent.config import AgentConfig
 from edge_agent.session.agent import Agent
 from edge_agent.weights.adopted import load_adopted
-from edge_agent.weights.trust import _Kept
+from edge_agent.weights.trust import _TrustFile
 from sidestream.contract.enrolment import encrypt_enrolment
 from sidestream.contract.messages import WeightsManifest
 from sidestream.contract.topics import Topics
@@ -154,7 +154,7 @@ def test_the_signing_key_is_changed_while_devices_come_and_go(guard: Guard, tmp_
     trust = tmp_path / "pi-1" / "trust.json"
 
     def trusted() -> int:
-        return len(msgspec.json.decode(trust.read_bytes(), type=_Kept).keys) if trust.exists() else 0
+        return len(msgspec.json.decode(trust.read_bytes(), type=_TrustFile).keys) if trust.exists() else 0
 
     def run_trainer(name: str) -> None:
         flags = f"--state-dir {fleet.trainer_state} --metrics-port 0 --page-port 0".split()
@@ -175,7 +175,7 @@ def test_the_signing_key_is_changed_while_devices_come_and_go(guard: Guard, tmp_
         fleet.stop(running.pop(), "both keys")
         run_trainer("new key")
         until(lambda: trusted() == 1, "the device forgets the old key")
-        assert msgspec.json.decode(trust.read_bytes(), type=_Kept).keys == (new,)
+        assert msgspec.json.decode(trust.read_bytes(), type=_TrustFile).keys == (new,)
         assert "not adopted" not in fleet.log("pi-1")
         fleet.stop(agent, "pi-1")
     finally:

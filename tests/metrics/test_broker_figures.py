@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
-from metrics.broker_figures import BrokerFigures, read_figure
-from metrics.catalogue import BROKER_FIGURES
+from metrics.broker_figures import BROKER_FIGURES, BrokerFigures, read_figure
 
 DROPPED = "$SYS/broker/publish/messages/dropped"
 UPTIME = "$SYS/broker/uptime"

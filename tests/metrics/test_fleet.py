@@ -67,7 +67,7 @@ def test_a_silent_device_is_not_online_until_it_speaks(fleet: Fleet) -> None:
 def test_telemetry_alone_makes_a_device_known_not_online(fleet: Fleet) -> None:
     fleet.on_telemetry("pi", "d", _told(samples_read=3), 0)
     summary = fleet.summary(0, "pi")
-    assert (summary.devices_known, summary.devices_online, summary.counts.samples_read) == (1, 0, 3)
+    assert (summary.devices_known, summary.devices_online, summary.counts["samples_read"]) == (1, 0, 3)
 
 
 def test_counters_add_up_over_devices_and_are_counted_once(fleet: Fleet) -> None:
@@ -75,36 +75,36 @@ def test_counters_add_up_over_devices_and_are_counted_once(fleet: Fleet) -> None
         fleet.on_telemetry("pi", "d", _told(A, samples_forwarded=10, forward_seconds=0.5), 0)
     fleet.on_telemetry("pi", "d", _told(A, samples_forwarded=12, forward_seconds=0.75), 1)
     fleet.on_telemetry("jetson", "e", _told(B, samples_forwarded=5), 1)
-    assert fleet.summary(1, "pi").counts.samples_forwarded == 12
-    assert fleet.summary(1, "pi").counts.forward_seconds == 0.75
-    assert fleet.summary(1).counts.samples_forwarded == 17
+    assert fleet.summary(1, "pi").counts["samples_forwarded"] == 12
+    assert fleet.summary(1, "pi").counts["forward_seconds"] == 0.75
+    assert fleet.summary(1).counts["samples_forwarded"] == 17
 
 
 def test_a_new_outbox_starts_from_zero_and_the_sum_goes_on(fleet: Fleet) -> None:
     fleet.on_telemetry("pi", "d", _told(A, bytes_up=100), 0)
     fleet.on_telemetry("pi", "d", _told(B, bytes_up=7), 1)
-    assert fleet.summary(1).counts.bytes_up == 107
+    assert fleet.summary(1).counts["bytes_up"] == 107
 
 
 def test_two_machines_under_one_name_are_counted_once_each(fleet: Fleet) -> None:
     for now in range(10):
         fleet.on_telemetry("pi", "d", _told(A, samples_read=100 + now), now)
         fleet.on_telemetry("pi", "d", _told(B, samples_read=200 + now), now)
-    assert fleet.summary(9).counts.samples_read == 109 + 209
+    assert fleet.summary(9).counts["samples_read"] == 109 + 209
 
 
 def test_a_sum_never_falls(fleet: Fleet) -> None:
     fleet.on_telemetry("pi", "d", _told(samples_read=100), 0)
     fleet.on_telemetry("pi", "d", _told(samples_read=90), 1)
-    assert fleet.summary(1).counts.samples_read == 100
+    assert fleet.summary(1).counts["samples_read"] == 100
     fleet.on_telemetry("pi", "d", _told(samples_read=101), 2)
-    assert fleet.summary(2).counts.samples_read == 101
+    assert fleet.summary(2).counts["samples_read"] == 101
 
 
 def test_a_summary_is_a_snapshot(fleet: Fleet) -> None:
     before = fleet.summary(0)
     fleet.on_telemetry("pi", "d", _told(samples_read=1), 0)
-    assert before.counts.samples_read == 0
+    assert before.counts["samples_read"] == 0
 
 
 def test_accuracy_is_weighted_by_evaluation_samples_of_online_devices(fleet: Fleet) -> None:
@@ -154,9 +154,9 @@ def test_a_full_view_forgets_the_longest_silent_offline_device_and_keeps_its_cou
     for now, name in enumerate(("old", "newer", "newest"), start=1):
         fleet.on_telemetry("pi", name, _told(f"{now:032x}", samples_read=10), now)
     assert [device.name for device in fleet.devices("pi")] == ["newer", "newest", "online"]
-    assert fleet.summary(4).counts.samples_read == 30
+    assert fleet.summary(4).counts["samples_read"] == 30
     fleet.on_telemetry("pi", "old", _told(f"{1:032x}", samples_read=11), 5)
-    assert fleet.summary(5).counts.samples_read == 31, "and does not count it again when it comes back"
+    assert fleet.summary(5).counts["samples_read"] == 31, "and does not count it again when it comes back"
 
 
 def test_a_crowd_of_invented_devices_stays_within_the_bound() -> None:
@@ -164,7 +164,7 @@ def test_a_crowd_of_invented_devices_stays_within_the_bound() -> None:
     for number in range(200):
         fleet.on_telemetry("pi", f"d{number}", _told(f"{number:032x}", samples_read=1), number)
     assert len(fleet.devices()) == 10
-    assert fleet.summary(200).counts.samples_read == 200
+    assert fleet.summary(200).counts["samples_read"] == 200
 
 
 def test_a_state_says_how_a_device_left(fleet: Fleet) -> None:
@@ -187,7 +187,7 @@ def test_a_state_says_how_a_device_left(fleet: Fleet) -> None:
 def test_a_forgotten_device_is_off_the_list_and_its_sums_stay(fleet: Fleet) -> None:
     fleet.on_telemetry("pi", "d", _told(samples_read=3), 0)
     assert fleet.forget("pi", "d") and not fleet.forget("pi", "d")
-    assert (fleet.summary(1).devices_known, fleet.summary(1).counts.samples_read) == (0, 3)
+    assert (fleet.summary(1).devices_known, fleet.summary(1).counts["samples_read"]) == (0, 3)
 
 
 def test_the_fullest_outbox_counts_and_one_of_unknown_size_does_not(fleet: Fleet) -> None:

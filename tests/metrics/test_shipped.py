@@ -16,13 +16,12 @@ import pytest
 import yaml
 
 from broker_config.testing.inprocess import InProcessBroker
+from metrics.broker_figures import BROKER_FIGURES
 from metrics.catalogue import (
-    BROKER_FIGURES,
-    DEVICE_SERIES,
-    DEVICES_UNLISTED,
     AgentMetrics,
     TrainerMetrics,
 )
+from metrics.fleet_page.device_series import DEVICE_SERIES, DEVICES_UNLISTED
 from metrics.shipping import FILES, render, shipped
 from sidestream.contract.errors import ConfigError
 from sidestream.contract.messages import Telemetry

@@ -21,7 +21,8 @@ from broker_config.embedded.broker import EmbeddedBroker, find_mosquitto
 from broker_config.settings import BrokerSettings
 from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Connected, Received, Transport, Will
-from metrics.catalogue import BROKER_FIGURES, total
+from metrics.broker_figures import BROKER_FIGURES
+from metrics.catalogue import total
 from metrics.fleet_page.view import FleetView
 from side_trainer.journal.journal import Journal
 from side_trainer.receive.inbox import Inbox

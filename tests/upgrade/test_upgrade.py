@@ -20,7 +20,8 @@ from edge_agent.config import AgentConfig, DataConfig
 from edge_agent.session.agent import Agent
 from side_trainer.operator.audit import read_state, verify
 from side_trainer.settings.schema import TierConfig, TrainerConfig
-from sidestream.backbone.torch_runtime.backbone import Backbone, load_backbone
+from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.runtimes import load_backbone
 from sidestream.contract.messages import ActivationBatch, Telemetry, WeightsManifest, content_digest
 from sidestream.contract.plan import Plan, Precision
 from sidestream.contract.tasks import Task

@@ -1,3 +1,3 @@
 """The frozen model in torch and transformers."""
 
-__all__ = ["backbone", "language_model", "tuned"]
+__all__ = ["runtime", "tuned"]

@@ -39,25 +39,18 @@ _IRRELEVANT_PARTS: Final = ("drop", "initializer", "init_", "token_id", "summary
 _ROPE: Final = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"})
 
 
-def fingerprint_of(parameters: Iterable[tuple[str, Tensor]], tokenizer: Any) -> str:
-    """A hash of every weight's type, shape and bytes, and of what the tokenizer does.
+def fingerprint_of(parameters: Iterable[tuple[str, Tensor]], tokenizer: Any, model: nn.Module) -> str:
+    """A hash of every weight's type, shape and bytes, of what the tokenizer does, and of the configuration.
 
     Neither parameter names nor the tokenizer's file go in: both change between versions of transformers while
-    the model stays the same. The configuration does not go in: jobs that began before it did have this one.
+    the model stays the same. Of the configuration goes in what changes what the model computes.
     """
-    weights = sorted(_tensor_digest(parameter) for _, parameter in parameters)
     total = hashlib.blake2b(digest_size=16, person=b"sidestream-model")
-    for digest in weights:
+    for digest in sorted(_tensor_digest(parameter) for _, parameter in parameters):
         total.update(digest)
     vocabulary = "\0".join(f"{token}\1{index}" for token, index in sorted(tokenizer.get_vocab().items()))
     total.update(hashlib.blake2b(vocabulary.encode(errors="replace")).digest())
     total.update(repr(tokenizer(_PROBE, verbose=False)["input_ids"]).encode())
-    return total.hexdigest()
-
-
-def with_configuration(fingerprint: str, model: nn.Module) -> str:
-    """The same with what of the model's configuration changes what it computes."""
-    total = hashlib.blake2b(fingerprint.encode(), digest_size=16, person=b"sidestream-conf")
     total.update(json.dumps(said(model), sort_keys=True, default=str, separators=(",", ":")).encode())
     return total.hexdigest()
 

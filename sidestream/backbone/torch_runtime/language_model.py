@@ -1,36 +1,30 @@
-"""A frozen decoder with its output head: what a language-model job's devices forward and generate with.
+"""Language models that torch computes: decoders with their output head.
 
-Legend: K windows, T tokens of the longest, B taps, N sampled tokens a window, d hidden size.
+Legend: K texts, T tokens of the longest, B taps, M states, d hidden size.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from sidestream.backbone.taps import Sampled, TargetSampler, seeds_of
-from sidestream.backbone.torch_runtime.backbone import Backbone, shared, tell_loaded
+from sidestream.backbone.language_model import LanguageModel
+from sidestream.backbone.sampled import Bools, Ints
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.backbone.torch_runtime.layer_stack import REMEDY, stacks_of, tensor_of, text_config
-from sidestream.backbone.torch_runtime.saved_model import read_model
 from sidestream.backbone.torch_runtime.trial import Given, explained, is_close, refusal
-from sidestream.backbone.windows import Window, cut
 from sidestream.contract.errors import BackboneError, DecodeError
 from sidestream.contract.plan import Precision
-from sidestream.contract.sampling import Sampling
-from sidestream.contract.tasks import NO_TARGET
+from sidestream.contract.tensors import Floats
 from sidestream.side_network.output_head import OutputHead, find_head
 
 
-class LanguageModel(Backbone):
-    """A frozen decoder, its tokenizer and its head.
+class TorchLanguageModel(TorchBackbone, LanguageModel):
+    """A causal language model of transformers.
 
     Args:
         model: Any causal language model of transformers.
@@ -42,6 +36,8 @@ class LanguageModel(Backbone):
     Raises:
         BackboneError: as for any backbone, or its head is of a kind that is not known, or it is no decoder.
     """
+
+    _auto: ClassVar[Any] = AutoModelForCausalLM
 
     def __init__(
         self,
@@ -56,7 +52,7 @@ class LanguageModel(Backbone):
         self.head = _head_of(model, name)
         """From its last state to logits."""
         self.head_fingerprint = self.head.fingerprint()
-        """What the plan's must be."""
+        self.vocabulary = self.head.vocabulary
         _check_head(model, self.head, name)
         eos = getattr(model.generation_config, "eos_token_id", None)
         if eos is None:
@@ -64,7 +60,6 @@ class LanguageModel(Backbone):
         self.ends: tuple[int, ...] = (
             tuple(eos) if isinstance(eos, list | tuple) else (eos,) if eos is not None else ()
         )
-        """Tokens that end a text."""
         super().__init__(model.base_model, tokenizer, layers=layers, name=name, precision=precision)
         if not self.is_decoder:
             raise BackboneError(f"{name}: its tokens see those after them; a language model needs a decoder")
@@ -73,14 +68,9 @@ class LanguageModel(Backbone):
                 parameter.data = parameter.data.to(torch.bfloat16)
 
     @property
-    def longest(self) -> int:
-        """Tokens that it can see at once."""
-        return self._longest
-
-    @property
     def layers(self) -> nn.ModuleList:
         """Those in use."""
-        return self._layers
+        return self._stack.layers
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         known = set()
@@ -91,96 +81,45 @@ class LanguageModel(Backbone):
             if id(parameter) not in known:
                 yield f"head.{name}", parameter
 
-    def check_head(self, fingerprint: str) -> None:
-        """Refuse to be used where another head is wanted; empty where the trainer has none yet.
+    def judge(self, states: Floats, targets: Ints) -> tuple[Floats, Bools]:
+        losses, hits = self.head.judge(torch.from_numpy(states), torch.from_numpy(targets))
+        return losses.numpy(), hits.numpy()
 
-        Raises:
-            BackboneError: saying what to do.
-        """
-        if fingerprint and self.head_fingerprint != fingerprint:
-            raise BackboneError(
-                f"this device's output head ({self.head_fingerprint[:8]}…, from {self.name}) is not the one "
-                f"that the trainer learns with ({fingerprint[:8]}…): give both the same model"
-            )
+    def logits(self, states: Floats) -> Floats:
+        with torch.inference_mode():
+            found: Floats = self.head(torch.from_numpy(states)).numpy()
+        return found
 
-    def tokens(self, text: str) -> list[int]:
-        """A text's tokens, with those that the tokenizer puts around one."""
-        return self._within(self._tokenizer(text, verbose=False)["input_ids"])
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """The text of some tokens, without special ones."""
-        text: str = self._tokenizer.decode(
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
-
-    def _within(self, tokens: Sequence[int]) -> list[int]:
-        """Special tokens that the model has none for become its last one."""
-        return [min(token, self.head.vocabulary - 1) for token in tokens]
-
-    def windows(self, text: str, completion: str | None, max_tokens: int) -> list[Window]:
-        """A sample as the model takes it: a plain text, or a prompt and the completion that ends it."""
-        longest = min(max_tokens, self._longest)
-        if completion is None:
-            return cut([], self.tokens(text), longest)
-        answer = self._tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
-        answer = self._within(answer)
-        return cut(self.tokens(text), [*answer, *self.ends[:1]], longest)
-
-    def forward_windows(
-        self,
-        windows: Sequence[Window],
-        taps: Sequence[int],
-        choose: Callable[[npt.NDArray[np.int64]], Sampling],
-    ) -> Sampled:
-        """Run K windows through the layers; of the tokens with a target, sample each tap as it is reached.
-
-        Args:
-            windows: Each with one target at least.
-            taps: Layers to read, ascending; the last one is the model's last in use.
-            choose: Given how many targets each window has [K], says by which policy to sample.
-        """
-        with self._lock, torch.inference_mode():
-            started = time.perf_counter()
-            ids = _padded([window.inputs for window in windows], 0)  # under the mask, never looked at
-            targets = _padded([window.targets for window in windows], NO_TARGET)
-            lengths = torch.tensor([len(window.inputs) for window in windows])
-            mask = torch.arange(ids.shape[1])[None, :] < lengths[:, None]
-            policy = choose((targets != NO_TARGET).sum(dim=1).numpy())
-            seeds = seeds_of([" ".join(map(str, window.inputs)) for window in windows])
-            sampler = TargetSampler(policy, targets, seeds, lambda s, t: self.head.judge(s, t)[0])
-            self._read(ids, mask, taps, sampler.take)
-            return replace(sampler.sampled(), seconds=time.perf_counter() - started)
+    def decoding(self, taps: Sequence[int]) -> TorchDecoding:
+        return TorchDecoding(self, taps)
 
     def _try(self, given: Given) -> None:
         super()._try(given)
         tokens = given["input_ids"][0].tolist()
         state = self._every_state(given["input_ids"][:1], given["attention_mask"][:1].bool())[-1]
-        decoding = Decoding(self, [self.depth])
+        decoding = self.decoding([self.depth])
         decoding.feed(tokens[:-2])
-        steps = [decoding.feed(tokens[-2:-1]), decoding.feed(tokens[-1:])]
-        if not all(
-            is_close(step[0, :, 0], state[:, place]) for step, place in zip(steps, (-2, -1), strict=True)
-        ):
-            raise refusal(self._model, self.name, "token by token it gives other states than at once")
+        for place in (-2, -1):
+            (step,) = torch.from_numpy(decoding.feed([tokens[place]]))
+            if not is_close(step, state[:, place]):
+                raise refusal(self._model, self.name, "token by token it gives other states than at once")
 
 
-class Decoding:
-    """One text as it grows: what the model has seen so far is kept (keys and values), and not computed again.
+class TorchDecoding:
+    """One text as it grows; keys and values of what the model has seen are kept.
 
     Args:
         model: The model.
         taps: Layers to read.
     """
 
-    def __init__(self, model: LanguageModel, taps: Sequence[int]) -> None:
+    def __init__(self, model: TorchLanguageModel, taps: Sequence[int]) -> None:
         self._model = model
         self._taps = taps
         self._cache = DynamicCache(config=text_config(model._model))
         self._seen = 0
 
-    def feed(self, tokens: Sequence[int]) -> Tensor:
-        """Show it the next tokens; return the taps [B, 1, 1, d] of the last one."""
+    def feed(self, tokens: Sequence[int]) -> Floats:
         self._seen += len(tokens)
         read: list[Tensor] = []
         with self._model._lock, torch.inference_mode():
@@ -188,29 +127,12 @@ class Decoding:
                 torch.tensor([list(tokens)]),
                 torch.ones(1, self._seen, dtype=torch.bool),
                 self._taps,
-                lambda tap: read.append(tap[:, -1:].float()),
+                lambda tap: read.append(tap[0, -1:].float()),
                 past_key_values=self._cache,
                 use_cache=True,
             )
-        return torch.stack(read)
-
-
-def load_language_model(reference: str, layers: int = 0, precision: Precision = "f32") -> LanguageModel:
-    """As :func:`sidestream.backbone.torch_runtime.backbone.load_backbone`, with the output head.
-
-    Raises:
-        BackboneError: it cannot be found or loaded, or is no causal language model.
-    """
-    started = time.perf_counter()
-    model, tokenizer = read_model(reference, AutoModelForCausalLM)
-    found = LanguageModel(model, tokenizer, layers=layers, name=reference, precision=precision)
-    tell_loaded(found, precision, time.perf_counter() - started)
-    return found
-
-
-def shared_language_model(reference: str, layers: int = 0, precision: Precision = "f32") -> LanguageModel:
-    """As :func:`load_language_model`, but loaded once in this process."""
-    return shared(load_language_model, reference, layers, precision)
+        taps: Floats = torch.stack(read).numpy()
+        return taps
 
 
 def _head_of(model: Any, name: str) -> OutputHead:
@@ -255,8 +177,3 @@ def _check_head(model: Any, head: OutputHead, name: str) -> None:
 def _state(out: Any) -> Tensor:
     found = tensor_of(out)
     return torch.empty(0) if found is None else found
-
-
-def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)

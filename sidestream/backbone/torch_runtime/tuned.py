@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from sidestream.backbone.torch_runtime.language_model import LanguageModel
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.backbone.torch_runtime.saved_model import read_model
 from sidestream.contract.errors import StateError, WireError
 from sidestream.side_network.bundle import decode_bundle, digest
@@ -51,7 +51,7 @@ def load_tuned(folder: str | Path, *, backbone: str = "") -> tuple[Any, Any]:
         raise StateError(f"{place}: is no export that can be read: {exc}") from exc
     plan = exported.tier_plan
     model, tokenizer = read_model(backbone or plan.backbone, AutoModelForCausalLM)
-    frozen = LanguageModel(model, tokenizer, layers=plan.layers, name=backbone or plan.backbone)
+    frozen = TorchLanguageModel(model, tokenizer, layers=plan.layers, name=backbone or plan.backbone)
     frozen.check(plan.fingerprint)
     frozen.check_head(plan.head)
     model.config.use_cache = True

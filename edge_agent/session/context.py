@@ -6,46 +6,40 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from broker_config.transport import Transport, Will
 from edge_agent.config import AgentConfig
 from edge_agent.samples.sample import Row
-from edge_agent.samples.sources import Source
+from edge_agent.samples.source import SampleSource
 from edge_agent.store.budget import LinkBudget
 from edge_agent.store.outbox import Outbox
 from edge_agent.weights.trust import Trust
 from metrics.catalogue import AgentMetrics
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.plan import Precision
 from sidestream.contract.tasks import Task
 from sidestream.host.trace import Trace
 
-if TYPE_CHECKING:
-    from sidestream.backbone.torch_runtime.backbone import (
-        Backbone,  # at run time it brings transformers, and those are slow
-    )
-
 Connect = Callable[[AgentConfig, str, Will | None], Transport]
 """Makes a transport: for these settings, under this client id, with this will."""
-LoadBackbone = Callable[[str, int, Precision, Task], "Backbone"]
+LoadBackbone = Callable[[str, int, Precision, Task], Backbone]
 """Loads a backbone: from here, so many layers, in this precision, for this task."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class AgentContext:
     """See the module."""
 
     config: AgentConfig
-    name: str
+    """Its settings, with its name and tier in them."""
     instance: str
     """The process's random name, which its status tells."""
     client_id: str
     """Of its connections to the broker: a secret of the state directory, told to nobody else."""
-    tier: str
     outbox: Outbox
     evaluation_rows: Sequence[Row] | None
     """Of the evaluation file; None to hold samples out."""
-    stream: Source | None
+    stream: SampleSource | None
     """Standard input, which all sessions read on; None where each session opens its source."""
     connect: Connect
     load_backbone: LoadBackbone
@@ -56,8 +50,18 @@ class Device:
     """Whose plans and weights it adopts."""
     clock: Callable[[], float] = time.monotonic
     """Seconds, for all that is waited for."""
-    link: LinkBudget | None = None
-    """The device's budget for its link, if it has one; it outlives a session."""
+    budget: LinkBudget | None = None
+    """The device's for its link, if it has one; it outlives a session."""
+
+    @property
+    def name(self) -> str:
+        """The device's, in the fleet."""
+        return self.config.device
+
+    @property
+    def tier(self) -> str:
+        """Its hardware tier."""
+        return self.config.tier
 
     @property
     def held_out_share(self) -> float:

@@ -1,0 +1,172 @@
+"""Rows in files: read once, or watched for more."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from edge_agent.config import DataConfig
+from edge_agent.samples.identities import Identities
+from edge_agent.samples.rows import Format
+from edge_agent.samples.sample import Row, Sample
+from edge_agent.samples.source import FIRST_TEXTS, NamesIn, NamingSource, listable, parser_for
+from sidestream.backbone.text import Text
+from sidestream.contract.errors import DataError
+
+BLOCK_BYTES = 256 * 1024
+_FORMATS: Mapping[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+log = logging.getLogger(__name__)
+
+
+class FileSource(NamingSource):
+    """One file, or the files of one folder, read once or watched for more.
+
+    Raises:
+        DataError: the path does not exist, a column is unknown, or (unless watched) no row can be used.
+    """
+
+    def __init__(self, config: DataConfig, identities: Identities) -> None:
+        super().__init__(config, identities)
+        self._path = Path(config.path).expanduser()
+        self._readers: dict[Path, _FileReader] = {}
+        self._refused: set[Path] = set()
+        if not self._path.exists():
+            raise DataError(f"data.path: there is no file or folder {self._path}")
+        self._labels: tuple[str, ...] | None = None
+        self._first: Sequence[Text] = ()
+        self._survey(lambda label: ())
+
+    @property
+    def lacking(self) -> str:
+        return next((found for reader in self._readers.values() if (found := reader.lacking)), "")
+
+    def labels(self, names_in: NamesIn) -> tuple[str, ...]:
+        if self._labels is None or self._config.watch:
+            self._labels = self._survey(names_in)
+        return self._labels
+
+    def first_texts(self) -> Sequence[Text]:
+        return self._first
+
+    def read(self) -> Iterator[Sample]:
+        if any(reader.replaced() for reader in self._readers.values()):
+            # Counting occurrences anew over everything keeps the keys of rows that were there before.
+            log.info("%s: a file was replaced or cut; everything is read again", self._path)
+            self._readers.clear()
+            self._identities.forget()
+        for path in self._files():
+            for row in self._rows(path):
+                yield self._identities.name(row)
+        self.ended = not self._config.watch
+
+    def _rows(self, path: Path) -> Iterator[Row]:
+        if path not in self._readers:
+            self._readers[path] = _FileReader(path, self._config)
+        try:
+            yield from self._readers[path].read_on(final=not self._config.watch)
+        except DataError as exc:
+            if not (self._path.is_dir() and self._config.watch):
+                raise
+            if path not in self._refused:
+                log.error("%s (the file is left out)", exc)
+            self._refused.add(path)
+
+    def _files(self) -> list[Path]:
+        if not self._path.is_dir():
+            return [self._path]
+        try:
+            found = sorted(path for path in self._path.iterdir() if self._is_data(path))
+        except OSError as exc:
+            raise DataError(f"{self._path}: cannot be listed: {exc.strerror}") from exc
+        return [path for path in found if path not in self._refused]
+
+    def _is_data(self, path: Path) -> bool:
+        if path.name.startswith(".") or not path.is_file():
+            return False
+        return self._config.format != "auto" or path.suffix.lower() in _FORMATS
+
+    def _survey(self, names_in: NamesIn) -> tuple[str, ...]:
+        """Read everything once for its label names, and to find out early whether it can be read."""
+        files = self._files()
+        if not files and not self._config.watch:
+            raise DataError(f"data.path: no .jsonl, .csv or .tsv file in folder {self._path}")
+        rows, labels, first = 0, set[str](), list[Text]()
+        for path in files:
+            for row in self._rows(path):
+                rows += 1
+                first += [row.input] if len(first) < FIRST_TEXTS and row.text.strip() else []
+                labels.update(names_in(row.label) if row.label is not None else ())
+        if not rows and not self._config.watch:
+            raise DataError(f"data.path: no usable row in {self._path}")
+        self._readers.clear()
+        self._first = first
+        return listable(labels)
+
+
+class _FileReader:
+    """One file and how far it has been read."""
+
+    def __init__(self, path: Path, config: DataConfig) -> None:
+        kind = config.format if config.format != "auto" else _FORMATS.get(path.suffix.lower())
+        if kind is None:
+            raise DataError(
+                f"data.path: {path} is neither .jsonl, .csv nor .tsv by its name; set data.format"
+            )
+        self._path = path
+        self._parser = parser_for(str(path), kind, config)
+        self._offset = 0
+        self._inode = 0
+
+    @property
+    def lacking(self) -> str:
+        """As a source's."""
+        return self._parser.lacking
+
+    def read_on(self, *, final: bool) -> Iterator[Row]:
+        """The rows that were appended since the last time."""
+        try:
+            with self._path.open("rb") as file:
+                self._inode = os.fstat(file.fileno()).st_ino
+                file.seek(self._offset)
+                while block := file.read(BLOCK_BYTES):
+                    self._offset += len(block)
+                    yield from self._parser.feed(block)
+        except FileNotFoundError as exc:
+            if final:
+                raise DataError(f"{self._path}: the file is gone") from exc
+        except OSError as exc:
+            raise DataError(f"{self._path}: cannot be read: {exc.strerror}") from exc
+        if final:
+            yield from self._parser.feed(b"", final=True)
+
+    def replaced(self) -> bool:
+        """Whether the file is another one, or shorter, than the one read before."""
+        try:
+            now = self._path.stat()
+        except OSError:
+            return False
+        return self._offset > 0 and (now.st_ino != self._inode or now.st_size < self._offset)
+
+
+def read_evaluation(config: DataConfig, part: tuple[int, int]) -> list[Row]:
+    """The device's share of the evaluation file.
+
+    Raises:
+        DataError: it cannot be read, or has no usable row.
+    """
+    path = Path(config.evaluation_path).expanduser()
+    if not path.is_file():
+        raise DataError(f"data.evaluation_path: there is no file {path}")
+    index, parts = part
+    rows = [row for row in _FileReader(path, config).read_on(final=True) if row.text.strip()]
+    if not rows:
+        raise DataError(f"data.evaluation_path: no usable row in {path}")
+    return rows[index::parts][: config.evaluation_max_samples]

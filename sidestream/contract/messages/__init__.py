@@ -1,0 +1,36 @@
+"""The messages between agents and trainer, other than the plan, by who speaks.
+
+Each type checks what it promises when it is made, on either end. Arrays of numbers travel as ``bin``,
+little-endian, and are read with the properties beside them.
+"""
+
+from sidestream.contract.messages.activations import ActivationBatch, content_digest, with_floor
+from sidestream.contract.messages.device import COUNTERS, Status, Telemetry
+from sidestream.contract.messages.fields import (
+    MAX_LABEL_CHARS,
+    MAX_LABELS,
+    MAX_ROWS,
+    MAX_STREAMS,
+    Count,
+    ShortText,
+    check_labels,
+    check_stream,
+    to_bin,
+)
+from sidestream.contract.messages.trainer import (
+    HIGHEST_FENCE,
+    Flow,
+    Receipt,
+    Rejection,
+    TrainerClaim,
+    TrainerStatus,
+    WeightsChunk,
+    WeightsManifest,
+)
+
+__all__ = [
+    "COUNTERS", "HIGHEST_FENCE", "MAX_LABELS", "MAX_LABEL_CHARS", "MAX_ROWS", "MAX_STREAMS",
+    "ActivationBatch", "Count", "Flow", "Receipt", "Rejection", "ShortText", "Status", "Telemetry",
+    "TrainerClaim", "TrainerStatus", "WeightsChunk", "WeightsManifest",
+    "check_labels", "check_stream", "content_digest", "to_bin", "with_floor",
+]  # fmt: skip
