@@ -8,8 +8,8 @@ from typing import Literal
 
 from broker_config.transport import LastWord, Will
 from edge_agent.batches.targets import names_in
+from edge_agent.context import AgentContext
 from edge_agent.samples.source import SampleSource
-from edge_agent.session.context import AgentContext
 from edge_agent.session.duplicate_device import ranks_above
 from edge_agent.session.outcome import Outcome
 from edge_agent.session.write_check import WriteCheck

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from broker_config.errors import NotConnected, PublishTimeout
 from broker_config.settings import masked_url
 from broker_config.transport import Connected, Disconnected, Event, LastWord, Received
+from edge_agent.context import AgentContext
 from edge_agent.samples.sources import open_source
-from edge_agent.session.context import AgentContext
 from edge_agent.session.mailbox import Mailbox
 from edge_agent.session.outcome import Outcome
 from edge_agent.session.own_status import OwnStatus
@@ -214,7 +214,7 @@ class Session:
         elif verdict is PlanVerdict.IN_FORCE and plan is not None:
             self._context.metrics.plan_revision.set(plan.revision)
             if tier is not None:
-                self._work.on_plan(plan, tier)
+                self._work.on_plan(plan)
 
     def _on_manifest(self, payload: bytes) -> None:
         try:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from broker_config.transport import LastWord
-from edge_agent.session.context import AgentContext
+from edge_agent.context import AgentContext
 from edge_agent.session.machine import memory_bytes, temperature_celsius
 from edge_agent.session.mailbox import Mailbox
 from edge_agent.store.outbox import Outbox

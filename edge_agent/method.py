@@ -1,0 +1,69 @@
+"""What a training method owns on the device: what is done with samples, and with the weights that come down.
+
+A method lives in a room of its own; :mod:`edge_agent.method_registry` names them all. The session loads the
+backbone, keeps the threads and hears the network; what these are for is the method's to say.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+from edge_agent.context import AgentContext
+from edge_agent.samples.source import SampleSource
+from edge_agent.uplink.link_state import LinkState
+from edge_agent.weights.adoption import Adopter
+from sidestream.backbone.backbone import Backbone
+from sidestream.contract.plan import Plan, TierPlan
+
+
+class DeviceMethod(ABC):
+    """One method in one session. Built once the plan is ready for the device's tier.
+
+    Args:
+        context: The agent's.
+        plan: In force when it began.
+        link: Woken when there is something to send; says how large it may be.
+        stopped: Asked often; true ends everything.
+        on_adopted: Called when other weights are in use.
+    """
+
+    def __init__(
+        self,
+        context: AgentContext,
+        plan: Plan,
+        link: LinkState,
+        *,
+        stopped: Callable[[], bool],
+        on_adopted: Callable[[], None],
+    ) -> None:
+        self.context = context
+        self.plan = plan
+        self.link = link
+        self.stopped = stopped
+        self.on_adopted = on_adopted
+        self.adopter = self.make_adopter()
+        """Takes the weights that come down."""
+
+    @property
+    def tier(self) -> TierPlan:
+        """What the plan says of this device's tier."""
+        return self.plan.tiers[self.context.tier]
+
+    @abstractmethod
+    def make_adopter(self) -> Adopter:
+        """What takes the weights that come down."""
+
+    @abstractmethod
+    def side_work(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """What else runs while samples are worked off, each on a thread of its own, by that thread's name."""
+
+    @abstractmethod
+    def work_off(self, source: SampleSource, backbone: Backbone) -> None:
+        """Do with each sample of a source what the method does, until it has ended or we are stopped.
+
+        Raises:
+            DataError: the source cannot be read.
+            BackboneError: the backbone does not suit the samples.
+            StateError: the outbox cannot be written.
+        """
