@@ -100,16 +100,23 @@ def test_a_fleet_too_small_to_compare_with_is_never_judged() -> None:
 
 
 @pytest.mark.slow
-@given(st.integers(0, 2**31))
-def test_a_device_with_rare_labels_that_learns_late_is_left_alone(seed: int) -> None:
-    """Losses fall from 3.2 to 1 within forty batches; one device's stay up to .8 above the others'."""
+def test_a_device_with_rare_labels_that_learns_late_is_left_alone() -> None:
+    """Losses fall from 3.2 to 1 within forty batches; one device's stay up to .8 above the others'.
+
+    By chance one in 1,500 such devices is held (2 of 3,000 seeds).
+    """
+    assert sum(map(_is_held_though_honest, range(500))) <= 1
+
+
+def _is_held_though_honest(seed: int) -> bool:
     rng, suspicion = np.random.default_rng(seed), Suspicion()
     for step in range(40):
         usual = 1.0 + 2.2 * np.exp(-step / 12)
         for device in range(6):
             behind = 0.8 if device == 5 else 0.0
-            loss = usual + behind + rng.normal(0.0, 0.3)
-            assert not suspicion.note_loss("t", f"dev-{device}", loss)
+            if suspicion.note_loss("t", f"dev-{device}", usual + behind + rng.normal(0.0, 0.3)):
+                return True
+    return False
 
 
 def test_a_flood_from_one_device_does_not_make_it_the_measure_of_the_others() -> None:
