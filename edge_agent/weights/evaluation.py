@@ -35,7 +35,7 @@ class Score(NamedTuple):
     """How many it was judged by."""
 
 
-class _Chunk(NamedTuple):
+class _EvaluationBatch(NamedTuple):
     activations: Tensor
     lengths: npt.NDArray[np.int64]
     targets: Target
@@ -67,7 +67,7 @@ class EvaluationSet:
         self._rows = rows
         self._stopped = stopped
         self._known = 0
-        self._chunks: list[_Chunk] = []
+        self._chunks: list[_EvaluationBatch] = []
 
     def measure(self, network: InferenceNetwork, align: str) -> Score | None:
         """How well backbone and side-network answer; None if stopped meanwhile."""
@@ -100,7 +100,9 @@ class EvaluationSet:
             chosen = sampled.select(usable)
             kept = [target for target, good in zip(targets, usable.tolist(), strict=True) if good]
             stacked = self._maker.targets.stack([one for one in kept if one is not None], chosen)
-            self._chunks.append(_Chunk(encode(chosen.vectors, self._codec), chosen.lengths, stacked))
+            self._chunks.append(
+                _EvaluationBatch(encode(chosen.vectors, self._codec), chosen.lengths, stacked)
+            )
 
     def _target_of(self, row: Row) -> Target | None:
         """None where the label is of no use even to judge by, such as one that is no number."""

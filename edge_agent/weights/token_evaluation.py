@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 8  # windows that go through the backbone together
 
 
-class _Chunk(NamedTuple):
+class _TokenBatch(NamedTuple):
     taps: Tensor
     """[B, M, d]."""
     targets: Ints
@@ -52,7 +52,7 @@ class TokenEvaluation(EvaluationSet):
         self._tokens_of = maker
         self._left = most_tokens
         self._samples = 0
-        self._kept: list[_Chunk] = []
+        self._kept: list[_TokenBatch] = []
 
     def measure(self, network: InferenceNetwork, align: str) -> Score | None:
         self.extend()
@@ -88,4 +88,4 @@ class TokenEvaluation(EvaluationSet):
         taps, targets = sampled.vectors[:, : self._left], sampled.targets[: self._left]
         self._left -= len(targets)
         if np.isfinite(taps).all():
-            self._kept.append(_Chunk(encode(taps, self._codec), targets))
+            self._kept.append(_TokenBatch(encode(taps, self._codec), targets))

@@ -54,7 +54,7 @@ MOST_SUMS: Final = 100_000
 _Labels = npt.NDArray[np.integer[Any]]
 
 
-class _Device:
+class _Answers:
     def __init__(self) -> None:
         self.samples = 0
         self.sums: dict[int, tuple[Floats, int]] = {}
@@ -88,7 +88,7 @@ class Agreement:
     """Remembers what each device called what. Safe between threads."""
 
     def __init__(self) -> None:
-        self._devices: OrderedDict[tuple[str, str], _Device] = OrderedDict()
+        self._devices: OrderedDict[tuple[str, str], _Answers] = OrderedDict()
         self.sums = 0
         """What it remembers: devices times labels, :data:`MOST_SUMS` at most."""
         self._directions: dict[int, Floats] = {}
@@ -120,7 +120,7 @@ class Agreement:
                 self._drop(key)
 
     @staticmethod
-    def _verdict(own: _Device, others: Sequence[_Device]) -> str:
+    def _verdict(own: _Answers, others: Sequence[_Answers]) -> str:
         known = [one.agreement for one in others if len(one.asked) >= _LEAST_BATCHES_OF_OTHERS]
         if len(own.asked) < LEAST_BATCHES or len(known) < LEAST_DEVICES:
             return ""
@@ -145,12 +145,12 @@ class Agreement:
         projected: Floats = flat @ self._directions[width]
         return projected
 
-    def _device(self, tier: str, device: str) -> _Device:
-        own = self._devices.setdefault((tier, device), _Device())
+    def _device(self, tier: str, device: str) -> _Answers:
+        own = self._devices.setdefault((tier, device), _Answers())
         self._devices.move_to_end((tier, device))
         return own
 
-    def _others(self, tier: str, device: str) -> list[_Device]:
+    def _others(self, tier: str, device: str) -> list[_Answers]:
         """Those heard last that have sent something to go by."""
         found = (
             one
@@ -163,7 +163,7 @@ class Agreement:
         self.sums -= len(self._devices.pop(key).sums)
 
 
-def _ask(others: Sequence[_Device], rows: Floats, labels: _Labels) -> tuple[float, int] | None:
+def _ask(others: Sequence[_Answers], rows: Floats, labels: _Labels) -> tuple[float, int] | None:
     """The share of a batch's pairs that differ as others' samples of these labels do, and what it counts.
 
     For rows x, y labelled a, b with the others' means μ: whether (x − y)·(μ_a − μ_b) is above 0.
@@ -188,7 +188,7 @@ def _ask(others: Sequence[_Device], rows: Floats, labels: _Labels) -> tuple[floa
     return float(np.mean(margins > 0) + 0.5 * np.mean(margins == 0)), min(len(margins), _MOST_PAIRS)
 
 
-def _mean(others: Sequence[_Device], label: int, fair: float) -> Floats | None:
+def _mean(others: Sequence[_Answers], label: int, fair: float) -> Floats | None:
     """[m]: the mean of the others' samples of a label, if two of them have any.
 
     One that has sent more than ``fair`` samples counts as if it had sent so many.

@@ -53,7 +53,7 @@ _COMPARED: Final = 64
 _MOST_DEVICES: Final = 10_000
 
 
-class _Device:
+class _Habits:
     def __init__(self) -> None:
         self.sizes: deque[tuple[float, ...]] = deque(maxlen=SIZE_RECENT)
         self.losses: deque[float] = deque(maxlen=_RECENT)
@@ -64,7 +64,7 @@ class Suspicion:
     """Remembers the last few batches of each device. Safe between threads."""
 
     def __init__(self) -> None:
-        self._devices: OrderedDict[tuple[str, str], _Device] = OrderedDict()
+        self._devices: OrderedDict[tuple[str, str], _Habits] = OrderedDict()
         self._lock = threading.Lock()
 
     def note_size(self, tier: str, device: str, sizes: Sequence[float]) -> str:
@@ -106,14 +106,14 @@ class Suspicion:
                 return ""
             return f"its batches are harder than other devices' of the tier, by {excess:.2f} nats a sample"
 
-    def _device(self, tier: str, device: str) -> _Device:
-        own = self._devices.setdefault((tier, device), _Device())
+    def _device(self, tier: str, device: str) -> _Habits:
+        own = self._devices.setdefault((tier, device), _Habits())
         self._devices.move_to_end((tier, device))
         if len(self._devices) > _MOST_DEVICES:
             self._devices.popitem(last=False)
         return own
 
-    def _others(self, tier: str, device: str) -> list[_Device]:
+    def _others(self, tier: str, device: str) -> list[_Habits]:
         """Those heard last: enough for a median, however large the fleet."""
         found = (one for key, one in reversed(self._devices.items()) if key[0] == tier and key[1] != device)
         return list(islice(found, _COMPARED))
