@@ -1,6 +1,7 @@
 """``sidestream agent``: run it, and predict with what it adopted.
 
-Torch is imported by the handlers only, so that ``--help`` and a wrong setting answer at once.
+What takes long to import is imported by the handlers only, so that ``--help`` and a wrong setting answer at
+once.
 """
 
 from __future__ import annotations
