@@ -1,9 +1,9 @@
 """Who may do what at a fleet's broker: Mosquitto's access list, from the list of devices. Pure text.
 
-A device is named by its certificate. It writes its own uploads, status and telemetry, and reads the plan, the
-trainer's status, its tier's weights and flow, and its own receipts and status (by which it notices a
-duplicate device, and that its words arrive), and an echo topic to try the broker with. What no
-line allows is denied.
+A device is named by its certificate. It writes its own uploads, status and telemetry. It reads the plan, the
+trainer's status, its tier's weights and flow, its own receipts, and its own status, by which it notices a
+duplicate device, and that its words arrive. It has an echo topic to try the broker with. What no line allows
+is denied.
 """
 
 from __future__ import annotations

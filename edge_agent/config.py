@@ -103,13 +103,14 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Samples that wait for a label take up this much disk space at most, with their activations; beyond it
     the oldest are dropped and counted. 0: samples without a label are skipped."""
     bytes_per_sample: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """A sample's upload may take so many bytes, in the mean. The agent sends as much of each sample as that
+    """A sample's upload may take so many bytes, on average. The agent sends as much of each sample as that
     allows, by the ladder in the job's plan. 0: no such budget."""
     max_kib_per_minute: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """Upload at most so many KiB in a minute: the agent sends less of each sample as its outbox fills, and
     then waits. 0: no such budget."""
     when_full: Literal["pause", "drop_oldest"] = "pause"
-    """What to do then: stop computing until there is room, or drop the oldest batches and count them."""
+    """What to do when the outbox is full: stop computing until there is room, or drop the oldest batches and
+    count them."""
     broker_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0
     """Give up if the broker cannot be reached for so long after the start; 0 tries for ever. Once connected,
     an agent always tries for ever."""

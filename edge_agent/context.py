@@ -11,8 +11,8 @@ from broker_config.transport import Transport, Will
 from edge_agent.config import AgentConfig
 from edge_agent.samples.sample import Row
 from edge_agent.samples.source import SampleSource
-from edge_agent.store.budget import LinkBudget
 from edge_agent.store.outbox import Outbox
+from edge_agent.uplink.budget import LinkBudget
 from edge_agent.weights.trust import Trust
 from metrics.catalogue import AgentMetrics
 from sidestream.backbone.backbone import Backbone

@@ -1,6 +1,7 @@
 """What Sidestream shows of a fleet: each metric defined once, scrape endpoint, rules, alerts, the page.
 
-Knows messages (:mod:`contract`) and ``prometheus_client``; knows no broker, no journal and no clock.
+Knows messages (:mod:`sidestream.contract`) and ``prometheus_client``; connects to no broker, and knows no
+journal.
 """
 
 from sidestream.host.signals import heed_interrupts_of_module

@@ -1,4 +1,4 @@
-"""Every metric of the product, defined once.
+"""Every metric of trainer and agent, defined once; what devices count is taken from their Telemetry.
 
 A holder's class body is the catalogue, as data; an instance holds the live metrics, in the registry that it
 is given::

@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "metrics",
         "write scrape config, rules, alerts and dashboard",
-        "Write what a Prometheus and a Grafana want to watch a fleet.",
+        "Write the files with which Prometheus and Grafana watch a fleet.",
     )
     renders = add_command(commands, "render", run_render, "write the files", _RENDER_HELP)
     renders.add_argument(

@@ -188,7 +188,7 @@ class Job:
                 if not patient:
                     raise
                 _log.error(
-                    "tier %s waits, its output head cannot be had: %s; looking again in %.0f s",
+                    "tier %s waits: its output head cannot be read: %s; looking again in %.0f s",
                     *(name, exc, _TELL_EVERY_S),
                 )
         return len(self._heads) > before

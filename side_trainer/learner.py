@@ -1,6 +1,6 @@
 """The learner thread: folds the journal, idles usefully, checkpoints and publishes.
 
-It is the only thread that touches the fold and torch.
+It is the only thread that touches the fold, and the only one that trains.
 """
 
 from __future__ import annotations

@@ -117,8 +117,8 @@ def _open_journal(directory: Path) -> Journal:
     path = directory / FILE_NAME
     if not path.exists() and newest_files(directory):
         raise StateError(
-            f"{path} is missing, and checkpoints of it are there; restore the whole state directory from a "
-            "backup, or begin anew with another --state-dir"
+            f"{path} is missing, although there are checkpoints of it; restore the whole state directory "
+            "from a backup, or begin anew with another --state-dir"
         )
     return Journal(path)
 

@@ -277,7 +277,7 @@ class Connection:
             for topic, payload, qos, retain in last_words:
                 self._publish(topic, payload, qos, retain, deadline_s - time.monotonic())
         except BrokerError as error:
-            log.warning("could not say every last word: %s", error)
+            log.warning("could not send every last message: %s", error)
         if not self.flush(deadline_s - time.monotonic()):
             log.warning("closing with unacknowledged messages")
 

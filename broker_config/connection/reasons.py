@@ -23,7 +23,7 @@ _REFUSALS = {
 
 _GOODBYES = {
     TAKEN_OVER: "another client connected under this client id and took the session over (reason 0x8E); the "
-    "id is a secret of this state directory: was the directory copied to another machine?",
+    "id of an agent is a secret of its state directory: was that copied to another machine?",
     0x93: "the broker says we have more messages in flight than it allows",
     PACKET_TOO_LARGE: "the broker says a packet was too large; lower broker.max_packet_bytes",
     0x8B: "the broker is shutting down",

@@ -29,7 +29,7 @@ def tls_context(settings: BrokerSettings) -> ssl.SSLContext:
             raise ConfigError(
                 "broker.cert_file",
                 f"{settings.cert_file} and {settings.key_file} are not a PEM certificate and its key, "
-                "or the key wants a passphrase",
+                "or the key needs a passphrase",
             ) from error
     return context
 

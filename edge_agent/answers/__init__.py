@@ -1,3 +1,3 @@
-"""What a device does with what it adopted: predictions, generated text, a model for people's own tools."""
+"""What a device does with what it adopted: predictions and generated text."""
 
 __all__ = ["answer", "predictor"]

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from edge_agent.batches import coded
 from edge_agent.batches.batch_maker import Ready
 from edge_agent.batches.token_maker import maker_of
-from edge_agent.store.budget import Ladder, LinkBudget, SampleBudget
 from edge_agent.store.streams import Slot
+from edge_agent.uplink.budget import Ladder, LinkBudget, SampleBudget
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.sampled import Sampled
 from sidestream.contract.plan import Plan, Rung

@@ -1,6 +1,7 @@
 """``sidestream agent``: run it, and predict with what it adopted.
 
-Torch is imported by the handlers only, so that ``--help`` and a wrong setting answer at once.
+What takes long to import is imported by the handlers only, so that ``--help`` and a wrong setting answer at
+once.
 """
 
 from __future__ import annotations
@@ -92,12 +93,12 @@ def _add_run(commands: Any) -> None:
         "config", metavar="CONFIG", type=Path, nargs="?", help="the device's settings, such as agent.toml"
     )
     add_flags(parser, AgentConfig, short=_SHORT, hidden=_SECRET)
-    parser.add_argument("--check", action="store_true", help="only say whether the settings are right")
+    parser.add_argument("--check", action="store_true", help="only check the settings")
 
 
 def _add_predict(commands: Any) -> None:
     parser = add_command(commands, "predict", predict, "label texts, offline", _PREDICT_HELP)
-    parser.add_argument("text", metavar="TEXT", nargs="*", help="texts to label; none: one a line of input")
+    parser.add_argument("text", metavar="TEXT", nargs="*", help="texts to label (default: standard input)")
     add_adopted(parser)
     parser.add_argument("--file", metavar="FILE", type=Path, help="read one text a line from here")
     parser.add_argument("--pair", action="store_true", help="every text is two, with a tab between them")

@@ -24,20 +24,22 @@ Needs no broker and no network. Without --temperature the likeliest token is tak
 def add_generate(commands: Any) -> None:
     """Add ``generate``."""
     parser = add_command(commands, "generate", generate, "go on from a prompt, offline", _HELP)
-    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the prompt; none: standard input")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the prompt (default: standard input)")
     add_adopted(parser)
     parser.add_argument(
-        "--frozen", action="store_true", help="by the decoder alone, as it was before, to compare with"
+        "--frozen", action="store_true", help="use the decoder alone, as it was before, to compare with"
     )
-    parser.add_argument("--max-tokens", metavar="N", type=int, default=128, help="at most so many (128)")
     parser.add_argument(
-        "--temperature", metavar="T", type=float, default=0.0, help="0, the default: the likeliest token"
+        "--max-tokens", metavar="N", type=int, default=128, help="so many tokens (default: 128)"
     )
-    parser.add_argument("--top-k", metavar="K", type=int, default=0, help="draw from the K likeliest only")
     parser.add_argument(
-        "--top-p", metavar="P", type=float, default=1.0, help="draw from those that have P together only"
+        "--temperature", metavar="T", type=float, default=0.0, help="0, the default: take the likeliest token"
     )
-    parser.add_argument("--seed", metavar="N", type=int, help="the same one draws the same tokens")
+    parser.add_argument("--top-k", metavar="K", type=int, default=0, help="draw only from the K likeliest")
+    parser.add_argument(
+        "--top-p", metavar="P", type=float, default=1.0, help="draw only from the likeliest that add up to P"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, help="the same seed draws the same tokens")
     parser.add_argument(
         "--stop", metavar="TEXT", action="append", default=[], help="end before this text; may be repeated"
     )

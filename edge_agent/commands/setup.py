@@ -67,7 +67,7 @@ def add_commands(commands: Any, *, short: Mapping[str, str], secret: Collection[
         nargs="?",
         help="the device's settings (default: where enroll put them)",
     )
-    installs.add_argument("--run-as", metavar="NAME", default="", help="who it runs as")
+    installs.add_argument("--run-as", metavar="NAME", default="", help="the user that it runs as")
     installs.add_argument(
         "--state-dir",
         metavar="DIR",
@@ -89,7 +89,7 @@ def add_commands(commands: Any, *, short: Mapping[str, str], secret: Collection[
             metavar="DIR",
             type=Path,
             default=Path("/"),
-            help="root folder of another machine, such as a card's that is mounted here; nothing is started",
+            help="root folder of another machine, such as an SD card mounted here; nothing is started",
         )
 
 
@@ -118,7 +118,7 @@ def enroll(args: argparse.Namespace) -> int:
     enrolment = enrol(bundle, password, folder, data=data, replace=args.replace)
     settings = folder.expanduser().absolute() / SETTINGS
     print(f"device {enrolment.device!r} (tier {enrolment.tier}) of job {enrolment.job!r} at {enrolment.url}")
-    print(f"wrote {settings}, with certificates and keys beside it; {args.bundle} is of no more use")
+    print(f"wrote {settings}, with certificates and keys beside it; {args.bundle} is no longer needed")
     if not args.data:
         print("next: name its samples in agent.toml, [data] path")
     print(f"then: sidestream agent run {settings}")
@@ -129,7 +129,7 @@ def write(args: argparse.Namespace) -> int:
     """Write a settings file."""
     head = f"The settings of a device's agent: sidestream agent run {args.config}"
     write_settings(AgentConfig, args.config, overrides(args), head, replace=args.replace)
-    print(f"wrote {args.config}; see that it is right: sidestream agent run {args.config} --check")
+    print(f"wrote {args.config}; check it with: sidestream agent run {args.config} --check")
     return 0
 
 

@@ -68,7 +68,7 @@ class Identities:
             found = self._older.execute("SELECT times FROM seen WHERE content = ?", (content,)).fetchone()
         except sqlite3.Error as exc:
             raise StateError(
-                f"{self._folder or 'temporary files'}: what was read cannot be told: {exc}"
+                f"{self._folder or 'temporary files'}: what was read cannot be recorded: {exc}"
             ) from exc
         return int(found[0]) if found else 0
 

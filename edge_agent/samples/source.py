@@ -89,7 +89,7 @@ def listable(labels: Iterable[str]) -> tuple[str, ...]:
     """Label names in order, as a device's status may carry them; none if there are too many for a job."""
     names = sorted(label for label in labels if len(label) <= MAX_LABEL_CHARS)
     if len(names) > MAX_LABELS:
-        log.warning("%d different labels in the data: too many to be announced", len(names))
+        log.warning("the data has %d different labels, too many to announce", len(names))
         return ()
     return tuple(names)
 

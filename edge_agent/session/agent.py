@@ -23,8 +23,8 @@ from edge_agent.session.duplicate_device import await_departure
 from edge_agent.session.machine import detect_tier, machine_id
 from edge_agent.session.outcome import Outcome
 from edge_agent.session.session import Session
-from edge_agent.store.budget import LinkBudget
 from edge_agent.store.outbox import Outbox
+from edge_agent.uplink.budget import LinkBudget
 from edge_agent.weights.trust import Trust, read_trusted
 from metrics.catalogue import AgentMetrics
 from metrics.server import serve

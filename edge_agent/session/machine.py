@@ -37,7 +37,7 @@ def machine_id(root: Path = Path("/")) -> str:
     places = ("proc/device-tree/serial-number", "etc/machine-id", "var/lib/dbus/machine-id")
     raw = next((text for text in (_read(root / place) for place in places) if text), "")
     if not raw:
-        log.warning("this machine has neither a serial number nor a machine id; its network address names it")
+        log.warning("this machine has neither serial number nor machine id; it goes by its network address")
         raw = f"{uuid.getnode():012x}"
     return hashlib.blake2b(raw.encode(), digest_size=8, person=b"sidestream").hexdigest()
 

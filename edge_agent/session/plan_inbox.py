@@ -120,12 +120,15 @@ class PlanInbox:
         if self._older is None or now - self._older[1] < _STANDS_S:
             return PlanVerdict.IGNORED
         plan = self._trust.open_plan(self._older[0])
-        log.warning("the plan of fence %d, revision %d stands: going by it again", plan.fence, plan.revision)
+        log.warning(
+            "nobody replaced the plan of fence %d, revision %d: following it again",
+            *(plan.fence, plan.revision),
+        )
         return self._take(plan, working)
 
     def _ignore(self, payload: bytes, why: str) -> PlanVerdict:
         if self._older is None or self._older[0] != payload:
-            log.error("ignored a plan %s, unless it stands", why)
+            log.error("ignored a plan %s, unless nobody replaces it", why)
             self._older = payload, self._clock()
         return PlanVerdict.IGNORED
 

@@ -105,8 +105,8 @@ class Receipts:
     def _on_wait(self, receipt: Receipt) -> None:
         if receipt.wait and not self._link.waits:
             log.error(
-                "the trainer has no room for what this device sends: %s. The device keeps it, and asks again "
-                "now and then",
+                "the trainer has no room for what this device sends: %s. The device keeps it, and tries "
+                "again now and then",
                 receipt.reason,
             )
         self._link.set_waits(receipt.wait)

@@ -1,3 +1,3 @@
-"""What the device keeps on disk: outbox, streams, unlabelled samples; and its byte budgets. No torch."""
+"""What the device keeps on disk and for how long: outbox, streams, unlabelled samples."""
 
-__all__ = ["budget", "outbox", "outbox_file", "streams", "unlabelled"]
+__all__ = ["outbox", "outbox_file", "streams", "unlabelled"]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from edge_agent.store.unlabelled import SCHEMA as SHELF_SCHEMA
+from edge_agent.store.unlabelled import SCHEMA as UNLABELLED_SCHEMA
 from sidestream.contract.errors import StateError, StorageError
 from sidestream.contract.messages import COUNTERS
 from sidestream.host.state_dir import touch_private
@@ -186,7 +186,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             f"or "
             "give a new --state-dir"
         )
-    db.executescript(_SCHEMA + SHELF_SCHEMA)
+    db.executescript(_SCHEMA + UNLABELLED_SCHEMA)
     db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
 

@@ -1,3 +1,3 @@
-"""The way to the trainer: what is known of it, what is under way on it, and what goes next. No torch."""
+"""The way to the trainer: what is known of it, under way on it, next, and within its budget."""
 
-__all__ = ["in_flight", "link_state", "sender"]
+__all__ = ["budget", "in_flight", "link_state", "sender"]

@@ -10,9 +10,9 @@ import time
 
 from broker_config.errors import NotConnected, PublishTimeout, TooLarge
 from broker_config.transport import Transport
-from edge_agent.store.budget import LinkBudget
 from edge_agent.store.outbox import Outbox
 from edge_agent.store.streams import Waiting
+from edge_agent.uplink.budget import LinkBudget
 from edge_agent.uplink.in_flight import InFlight
 from edge_agent.uplink.link_state import LinkState
 from edge_agent.uplink.recut import recut

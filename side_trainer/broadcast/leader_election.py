@@ -28,7 +28,7 @@ ANSWER_S: Final = 3.0
 _HINT: Final = (
     ". If you run no other, somebody who can write to the broker poses as one: start this one again with "
     "--take-over, and give the broker an access list and the trainer a signing key (sidestream fleet init "
-    "makes both), after which such words have no effect"
+    "makes both), after which such messages have no effect"
 )
 
 

@@ -24,7 +24,7 @@ class Progress:
 
     @property
     def version(self) -> int:
-        """Journal records folded in, and what a rebuild has added to that."""
+        """Journal records folded in, and what a rebuild or a set-back has added to that."""
         return self._journal.version_base + self._fold.offset
 
     @property

@@ -1,4 +1,4 @@
-"""The journal's SQLite file: opened, checked, read and written in transactions; and its small facts by name.
+"""The journal's SQLite file: opened, checked, read and written in transactions.
 
 Knows the tables and that every commit has to reach the disk, and nothing of what the rows mean.
 """
@@ -115,8 +115,7 @@ class JournalFile:
         if self.meta("format") != str(_FORMAT):
             raise StateError(
                 f"{self.path} was written by another version of Sidestream; go on with that one, or begin "
-                f"anew "
-                "with another --state-dir"
+                "anew with another --state-dir"
             )
 
     @property

@@ -95,7 +95,7 @@ class Record:
     samples: int
     """In a batch."""
     payload: bytes
-    """A batch as it came over the wire; JSON otherwise."""
+    """A batch as it came over the wire, less the rows that had come before; JSON otherwise."""
     stream: str | None = None
     """Of a batch."""
 

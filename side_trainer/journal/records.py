@@ -23,7 +23,7 @@ class RecordKind(str, enum.Enum):
     TIER = "tier"
     """:class:`TierRecord`"""
     BATCH = "batch"
-    """An ``ActivationBatch`` as it came over the wire."""
+    """An ``ActivationBatch`` as it came over the wire, less the rows that had come before."""
     IDLE = "idle"
     """:class:`IdleRecord`"""
 

@@ -81,7 +81,7 @@ def _add_run(commands: Any) -> None:
     add_flags(runs, TrainerConfig, short=_SHORT, hidden=_SECRET)
     text = "depose another trainer of this job that runs: it stops, and keeps what it journaled"
     runs.add_argument("--take-over", action="store_true", help=text)
-    runs.add_argument("--check", action="store_true", help="only say whether the settings are right")
+    runs.add_argument("--check", action="store_true", help="only check the settings")
 
 
 def _add_looks(commands: Any) -> None:
@@ -119,7 +119,7 @@ def _add_quarantine(commands: Any) -> None:
     lists = _of_state(actions, "list", quarantine_list, "devices with a verdict", about)
     lists.add_argument("--json", action="store_true", help="print JSON")
     for action, text in (
-        ("release", "learn from a device again, and from what was kept of it, and never judge it by itself"),
+        ("release", "learn from a device again, and from what was kept of it; it is not judged any more"),
         ("exclude", "keep what a device sends and do not learn from it, until it is released"),
     ):
         decides = _of_state(actions, action, quarantine_decide, text)
@@ -152,7 +152,7 @@ def write(args: argparse.Namespace) -> int:
     """Write a settings file."""
     head = f"The settings of a job's trainer: sidestream trainer run {args.config}"
     write_settings(TrainerConfig, args.config, overrides(args), head, replace=args.replace)
-    print(f"wrote {args.config}; see that it is right: sidestream trainer run {args.config} --check")
+    print(f"wrote {args.config}; check it with: sidestream trainer run {args.config} --check")
     return 0
 
 

@@ -97,7 +97,7 @@ class Judge:
                 self._agreement.forget(device)
                 _log.error(
                     "device %s is quarantined: %s. What it sends is kept and not learnt from; see sidestream "
-                    "trainer quarantine",
+                    "trainer quarantine list",
                     *(device, why),
                 )
 

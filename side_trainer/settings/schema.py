@@ -169,7 +169,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What is learnt."""
     method: MethodName = "fed-mobillm"
     """fed-mobillm for a fleet; mobillm for one device, whose tier then sends all tokens in nf4 unless it says
-    otherwise. It only decides what settings that are left out of the file are taken to be."""
+    otherwise. These two learn alike: it only decides what the settings are that the file leaves out."""
     labels: tuple[str, ...] = ()
     """Label names in index order; default: those that the first devices bring, sorted."""
     label_devices: Annotated[int, msgspec.Meta(ge=1)] = 1
@@ -201,8 +201,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_backlog: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     """Pause the devices when the learner is so many records behind the journal."""
     max_batches_per_s: Annotated[float, msgspec.Meta(ge=0)] = 200.0
-    """A device that sends more batches than that has the others dropped, and sends them again; 0 for no
-    limit. Five seconds' worth may come at once."""
+    """A device's batches beyond this rate are dropped, and it sends them again; 0 for no limit. Five seconds'
+    worth may come at once."""
     quarantine: bool = True
     """Keep, but do not learn from, what a device sends that is nothing like the other devices' of its tier;
     ``sidestream trainer quarantine`` shows and decides."""
@@ -218,13 +218,13 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     metrics_port: Annotated[int, msgspec.Meta(ge=-1, le=65535)] = 9464
     """Prometheus scrapes this port; 0 for a free one, -1 for none."""
     metrics_devices: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
-    """So many devices get Prometheus series of their own, seven each, those known longest; 0 for none."""
+    """How many devices get Prometheus series of their own, seven each: those known longest; 0 for none."""
     page: bool = True
     """Serve the fleet page, a live view for a browser."""
     page_host: str = "127.0.0.1"
-    """Where; anything but loopback lets whoever reaches it look, without a password."""
+    """Where it is served; anything but loopback lets whoever reaches it look, without a password."""
     page_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9465
-    """On this port; 0 for a free one. If it is taken, the trainer says so and runs without the page."""
+    """Its port; 0 for a free one. If that is taken, the trainer says so and runs without the page."""
     trace_path: str = ""
     """Append what is done when to this file, a JSON object a line, for a timeline; empty: do not."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

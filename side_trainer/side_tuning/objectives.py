@@ -1,6 +1,6 @@
 """What each task's answers are worth: losses, and the label statistics that the prior correction goes by.
 
-Knows nothing of records, tiers or optimisers; :mod:`side_trainer.fold.fold` asks.
+Knows nothing of records, tiers or optimisers; :mod:`side_trainer.side_tuning.batch_loss` asks.
 
 Legend: K rows, N vectors a row (padded), C outputs of the side-network: its labels, or one number.
 """

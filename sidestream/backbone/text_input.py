@@ -85,7 +85,7 @@ class TextInput:
             BackboneError: the tokenizer does not tell where words are.
         """
         if not self.tokenizer.is_fast:
-            raise BackboneError(f"{self._name}: its tokenizer does not tell where words are; use a fast one")
+            raise BackboneError(f"{self._name}: its tokenizer cannot tell where words are; use a fast one")
         plain = [" ".join((text if isinstance(text, str) else text[0]).split()) for text in texts]
         encoded = self._encoded(plain, max_tokens, return_offsets_mapping=True)
         tokens = self.padded(encoded["input_ids"])

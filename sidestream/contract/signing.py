@@ -94,7 +94,7 @@ class Signer:
         except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
             raise ConfigError(field, "holds no unencrypted private key in PEM") from exc
         if not isinstance(key, Ed25519PrivateKey):
-            raise ConfigError(field, "holds a private key, but none of Ed25519")
+            raise ConfigError(field, "holds a private key that is not Ed25519")
         return cls(key)
 
     def to_pem(self) -> bytes:
@@ -165,5 +165,5 @@ def _public_key(pem: bytes, field: str) -> bytes:
     except (ValueError, UnsupportedAlgorithm) as exc:
         raise ConfigError(field, "holds a public key that cannot be read") from exc
     if not isinstance(key, Ed25519PublicKey):
-        raise ConfigError(field, "holds a public key that is none of Ed25519")
+        raise ConfigError(field, "holds a public key that is not Ed25519")
     return key.public_bytes(Encoding.Raw, PublicFormat.Raw)

@@ -72,7 +72,7 @@ def add_parser(subparsers: Any) -> None:
     add("--seed", type=int, default=0, help="of the deal and the learner (default: 0)")
     add("--max-samples", type=int, default=0, metavar="N", help="use only N training samples (default: all)")
     add("--broker", default="", metavar="URL", help="use this broker (default: an embedded one)")
-    add("--metrics-port", type=int, default=0, metavar="PORT", help="the trainer's (default: a free one)")
+    add("--metrics-port", type=int, default=0, metavar="PORT", help="for the metrics (default: a free one)")
     add("--keep", type=Path, metavar="DIR", help="keep settings, data, state and logs in this new folder")
     add("--trace", type=Path, metavar="FILE", help="write a timeline of it all, for ui.perfetto.dev")
     add("--json", type=Path, metavar="FILE", help="write the report as JSON")

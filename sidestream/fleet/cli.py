@@ -101,7 +101,7 @@ def _add_init(commands: Any) -> None:
         help="where the folder broker/ will stand on the broker's machine (default: where it is made)",
     )
     parser.add_argument(
-        "--broker-user", metavar="NAME", default="", help="who owns it there (default: who runs this)"
+        "--broker-user", metavar="NAME", default="", help="who owns it there (default: whoever runs this)"
     )
 
 
@@ -179,9 +179,7 @@ def revoke(args: argparse.Namespace) -> int:
     with opened(args.folder) as folder:
         folder.revoke(args.name)
     print(f"{args.name} is revoked; {_RELOAD}")
-    print(
-        "until then it keeps its rights. What it sent stays learnt: sidestream trainer rebuild --without it"
-    )
+    print("until then it keeps its rights. What was learnt stays; sidestream trainer rebuild takes it out")
     return 0
 
 
@@ -211,9 +209,7 @@ def rotate(args: argparse.Namespace) -> int:
             return 0
         old, new = folder.change_key() if args.finish else folder.announce_key()
     if args.finish:
-        print(
-            f"the trainer signs with key {key_id(new)} once it is restarted; {key_id(old)} is trusted no more"
-        )
+        print(f"restart the trainer: it then signs with {key_id(new)}; {key_id(old)} is no longer trusted")
         return 0
     print(f"restart the trainer: it makes key {key_id(new)} known, and goes on signing with {key_id(old)}")
     print("once every device has been online: sidestream fleet rotate DIR --finish, and restart it again.")

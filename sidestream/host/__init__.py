@@ -1,6 +1,6 @@
 """What a Sidestream process needs of its machine: settings file and flags, state directory, logs, signals.
 
-It knows nothing of MQTT, models or metrics.
+It knows nothing of MQTT or metrics, and of models only where they lie.
 """
 
 __all__ = [

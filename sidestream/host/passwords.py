@@ -45,7 +45,7 @@ def asked_password(prompt: str, *, twice: bool = False) -> str | None:
         return None
     typed = getpass.getpass(f"{prompt}: ")
     if twice and typed and getpass.getpass("the same again: ") != typed:
-        raise ConfigError("password", "these were two different ones; start again")
+        raise ConfigError("password", "the two passwords differ; start again")
     return typed
 
 

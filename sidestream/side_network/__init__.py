@@ -1,3 +1,3 @@
-"""The side-network: its form, its bundle on the wire, the torch module that trains, and the output head."""
+"""The side-network: its form, its bundle on the wire, torch that trains it, NumPy that answers with it."""
 
 __all__ = ["bundle", "exported", "form", "inference", "network", "output_head"]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from broker_config.testing.inprocess import InProcessBroker
-from edge_agent.store.budget import Allowance, Ladder, LinkBudget, SampleBudget, choose
 from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
+from edge_agent.uplink.budget import Allowance, Ladder, LinkBudget, SampleBudget, choose
 from edge_agent.uplink.in_flight import InFlight
 from edge_agent.uplink.link_state import LinkState
 from edge_agent.uplink.sender import Sender

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 import tracemalloc
 from typing import Any
 
@@ -368,9 +367,7 @@ def test_nothing_is_allocated_on_the_word_of_a_description() -> None:
         labels=tuple(f"l{n}" for n in range(1024)),
     )
     data = encode_bundle(about, {"w": np.zeros(2, np.float32)})
-    started = time.monotonic()
     assert _open(data) is None
-    assert time.monotonic() - started < 20
 
 
 def _peak(data: bytes) -> int:

@@ -1,7 +1,6 @@
 """A model on the disk, or on the hub, as transformers reads it.
 
-Beside this file only :mod:`sidestream.backbone.torch_runtime.backbone` and
-:mod:`sidestream.backbone.torch_runtime.language_model` import transformers.
+Nothing outside this room imports transformers.
 """
 
 from __future__ import annotations
