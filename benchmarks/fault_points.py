@@ -30,7 +30,7 @@ class Point:
     """A moment in the life of a process."""
 
     file: str
-    """Source file."""
+    """Source file, with the room it stands in."""
     function: str
     """Function in it."""
     event: str
@@ -41,19 +41,19 @@ class Point:
 
 POINTS: Final = {
     # trainer: the batches are journaled, and no receipt has gone out
-    "journaled": Point("downlink.py", "receipt", "call"),
+    "journaled": Point("broadcast/downlink.py", "receipt", "call"),
     # trainer: the weights' chunks or manifest are about to go
-    "publishing": Point("publisher.py", "_publish_tier", "call"),
+    "publishing": Point("broadcast/publisher.py", "_publish_tier", "call"),
     # trainer: a checkpoint is written and not yet synced; and one has just taken its name
-    "checkpoint-written": Point("state_dir.py", "write_atomically", "c_call", "fsync"),
-    "checkpoint-named": Point("checkpoint.py", "newest_files", "call"),
+    "checkpoint-written": Point("host/state_dir.py", "write_atomically", "c_call", "fsync"),
+    "checkpoint-named": Point("fold/checkpoint.py", "newest_files", "call"),
     # agent: a batch is in the outbox and not sent; sent and not receipted; receipted and not deleted
-    "appended": Point("sender.py", "wake", "call"),
-    "sent": Point("window.py", "release", "call"),
-    "receipted": Point("outbox.py", "receipt", "call"),
+    "appended": Point("uplink/link_state.py", "wake", "call"),
+    "sent": Point("connection/window.py", "release", "call"),
+    "receipted": Point("store/streams.py", "receipt", "call"),
     # either: within a commit, whose pages may or may not have reached the disk
-    "journal-commit": Point("journal_file.py", "transaction", "c_return", "execute"),
-    "outbox-commit": Point("outbox_file.py", "transaction", "c_return", "execute"),
+    "journal-commit": Point("journal/file.py", "transaction", "c_return", "execute"),
+    "outbox-commit": Point("store/outbox_file.py", "transaction", "c_return", "execute"),
 }
 
 

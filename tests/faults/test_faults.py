@@ -12,6 +12,7 @@ from benchmarks.faults import ROWS, run_row
 from benchmarks.poison import folds_finite, poison
 from benchmarks.soak import plot, summary
 from broker_config.embedded.broker import find_mosquitto
+from tests.rooms import HOUSE, ROOT
 
 pytestmark = [
     pytest.mark.mosquitto,
@@ -34,8 +35,8 @@ def test_a_fault_loses_nothing_and_counts_nothing_twice(row: str) -> None:
 
 @pytest.mark.parametrize("name", POINTS)
 def test_every_fault_point_is_a_function_of_the_product(name: str) -> None:
-    point, root = POINTS[name], Path(__file__).parents[2]
-    sources = [path.read_text() for path in root.glob(f"*/{point.file}")]
+    point = POINTS[name]
+    sources = [path.read_text() for house in HOUSE for path in (ROOT / house).rglob(point.file)]
     assert any(f"    def {point.function}(" in text or f"\ndef {point.function}(" in text for text in sources)
 
 
