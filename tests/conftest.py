@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from sidestream.host.logs import ROOMS
@@ -13,6 +14,9 @@ from sidestream.host.logs import ROOMS
 # Before torch and transformers look: for what runs here and for every process that is started.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A property holds or does not; how long an example takes on a busy machine is no part of it.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True)

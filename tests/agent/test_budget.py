@@ -80,7 +80,7 @@ def test_a_rung_that_fits_no_message_is_never_chosen_while_another_does() -> Non
     share=st.floats(0.05, 0.9),
     by_length=st.booleans(),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_the_mean_of_a_sample_comes_up_to_its_budget_and_never_passes_it(
     seed: int, mean_length: int, share: float, by_length: bool
 ) -> None:
@@ -221,7 +221,7 @@ def _device() -> Iterator[Callable[[float], Any]]:
     over=st.floats(1.3, 30),
     falls=st.lists(st.sampled_from([2, 3, 5]), min_size=2, max_size=4),
 )
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_a_minute_holds_the_budget_and_at_most_one_message_more(
     seed: int, interval_s: float, over: float, falls: list[int]
 ) -> None:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.samples.rows import MAX_ROW_BYTES, Format, RowParser
@@ -40,7 +40,6 @@ def as_csv(rows: Sequence[tuple[str, str]]) -> bytes:
 
 @pytest.mark.slow
 @given(rows=ROWS, cuts=st.lists(st.integers(0, 10_000), max_size=6))
-@settings(deadline=None)
 def test_jsonl_comes_out_as_it_went_in_however_it_is_cut(
     rows: list[tuple[str, str]], cuts: list[int]
 ) -> None:
@@ -48,13 +47,11 @@ def test_jsonl_comes_out_as_it_went_in_however_it_is_cut(
 
 
 @given(rows=ROWS, cuts=st.lists(st.integers(0, 10_000), max_size=6))
-@settings(deadline=None)
 def test_csv_comes_out_as_it_went_in_however_it_is_cut(rows: list[tuple[str, str]], cuts: list[int]) -> None:
     assert parse(as_csv(rows), "csv", cuts)[0] == [Row(text, label.strip()) for text, label in rows]
 
 
 @given(data=st.binary(max_size=300), kind=st.sampled_from(["jsonl", "csv", "tsv"]))
-@settings(deadline=None)
 def test_arbitrary_bytes_are_broken_rows_or_a_missing_column_and_nothing_else(
     data: bytes, kind: Format
 ) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidestream.backbone.sampled import Bools, Ints, Sampled
@@ -67,7 +67,6 @@ def by_hand(tokens: np.ndarray, sampling: Sampling, *, is_decoder: bool) -> np.n
 
 @pytest.mark.slow
 @given(lengths=LENGTHS, policy=POLICIES, is_decoder=st.booleans())
-@settings(deadline=None)
 def test_policies_do_what_their_words_say(lengths: list[int], policy: str, is_decoder: bool) -> None:
     taps, sampling = taps_of(lengths), parse_sampling(policy)
     sampled = sample_tokens(taps, sampling, is_decoder=is_decoder)
@@ -87,7 +86,6 @@ def test_policies_do_what_their_words_say(lengths: list[int], policy: str, is_de
 
 @pytest.mark.slow
 @given(lengths=LENGTHS, policy=POLICIES | PICKS, data=st.data())
-@settings(deadline=None)
 def test_any_rows_are_chosen_with_all_that_is_theirs(
     lengths: list[int], policy: str, data: st.DataObject
 ) -> None:
@@ -105,7 +103,6 @@ def test_any_rows_are_chosen_with_all_that_is_theirs(
 
 
 @given(length=st.integers(1, 100), parts=st.integers(1, 64))
-@settings(deadline=None)
 def test_segments_differ_by_one_token_at_most(length: int, parts: int) -> None:
     parts = min(parts, length)
     sizes = [sum(t * parts // length == part for t in range(length)) for part in range(parts)]
@@ -151,7 +148,6 @@ def picked(taps: Taps, policy: str) -> list[list[int]]:
 
 @pytest.mark.slow
 @given(lengths=LENGTHS, policy=PICKS)
-@settings(deadline=None)
 def test_picked_tokens_are_real_distinct_and_in_the_order_of_the_text(
     lengths: list[int], policy: str
 ) -> None:
@@ -183,7 +179,6 @@ def test_random_tokens_are_these_on_every_machine() -> None:
 
 @pytest.mark.slow
 @given(lengths=LENGTHS, count=st.integers(1, 5))
-@settings(deadline=None)
 def test_important_tokens_lie_furthest_from_their_samples_mean(lengths: list[int], count: int) -> None:
     taps = taps_of(lengths)
     for row, (places, length) in enumerate(zip(picked(taps, f"important:{count}"), lengths, strict=True)):

@@ -76,7 +76,7 @@ def take_up(outbox: Outbox) -> None:
 
 @pytest.mark.slow
 @given(steps=st.lists(KEEP | LABEL | ELSE, max_size=25))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_order_of_samples_labels_crashes_and_restarts(steps: list[tuple[str, object]]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

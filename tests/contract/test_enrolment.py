@@ -58,7 +58,7 @@ def test_foreign_bytes_are_no_bundle(data: bytes) -> None:
         open_enrolment(data, PASSWORD)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, len(BUNDLE) - 3))
 def test_a_bundle_cut_short_is_none(length: int) -> None:
     with pytest.raises(DecodeError):

@@ -62,7 +62,7 @@ def trained(spec: SideNetworkSpec, task: Task, codec: Any, taps: int, seed: int)
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_every_form_and_task_answers_as_in_torch(
     spec: SideNetworkSpec, task: Task, codec: str, align: str, lengths: list[int], data: st.DataObject
 ) -> None:
@@ -81,7 +81,6 @@ def test_every_form_and_task_answers_as_in_torch(
 
 
 @given(spec=SPECS, vectors=st.integers(1, 9), seed=st.integers(0, 9))
-@settings(deadline=None)
 def test_a_language_models_states_are_lifted_as_in_torch(
     spec: SideNetworkSpec, vectors: int, seed: int
 ) -> None:

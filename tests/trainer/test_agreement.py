@@ -41,7 +41,7 @@ def fleet(seed: int, count: int = 5, alpha: float = 0.5) -> list[Board]:
 
 @pytest.mark.slow
 @given(st.integers(0, 2**31), st.sampled_from([0.1, 0.5]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_devices_with_skewed_labels_and_hard_samples_are_never_suspect(seed: int, alpha: float) -> None:
     judge, boards = Agreement(), fleet(seed, alpha=alpha)
     for _ in range(30):

@@ -76,7 +76,7 @@ def test_a_floor_passes_over_what_the_device_gave_up(journal: Journal) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrivals=st.lists(st.integers(1, 12), max_size=40))
 def test_whatever_the_order_and_repeats_each_sequence_is_journaled_once(
     tmp_path_factory: pytest.TempPathFactory, arrivals: list[int]
