@@ -13,9 +13,9 @@ from collections.abc import Callable
 from edge_agent.store.outbox import Outbox
 from edge_agent.weights.trust import Trust
 from sidestream.backbone.backbone import Backbone
-from sidestream.contract.errors import BackboneError, ConfigError, UntrustedError
+from sidestream.contract.errors import BackboneError, ConfigError, DecodeError, UntrustedError
 from sidestream.contract.messages import HIGHEST_FENCE
-from sidestream.contract.plan import Plan, TierPlan
+from sidestream.contract.plan import METHODS, Plan, TierPlan
 from sidestream.contract.tasks import TASKS
 
 _WAITING_S = 10.0  # how often it says what it waits for
@@ -93,13 +93,20 @@ class PlanInbox:
             working: Whether a plan that was ready for our tier was acted on; it then has to stay as it is.
 
         Raises:
-            DecodeError: it is none.
+            DecodeError: it is none, or its method is one that this version does not know.
         """
         try:
             plan = self._trust.open_plan(payload)
         except UntrustedError as exc:
             self._refuse(str(exc))
             return PlanVerdict.UNTRUSTED
+        except DecodeError as exc:
+            if "`$.method" not in str(exc):
+                raise
+            raise DecodeError(
+                f"the job learns by a method that this agent does not know (it knows {', '.join(METHODS)}): "
+                "update the agent to the trainer's version"
+            ) from exc
         if plan.job != self._job or plan.fence > HIGHEST_FENCE:
             log.error("ignored a plan of job %r with fence %d", plan.job, plan.fence)
             return PlanVerdict.IGNORED

@@ -1,0 +1,32 @@
+"""What a device says of a plan that it cannot follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import pytest
+
+from edge_agent.session.plan_inbox import PlanInbox
+from edge_agent.store.outbox import Outbox
+from edge_agent.weights.trust import Trust
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.wire import to_map
+from tests.contract.examples import plan
+
+
+def inbox(folder: Path) -> PlanInbox:
+    return PlanInbox("assist", "full", cast(Outbox, None), Trust(folder, job="assist", tier="full"))
+
+
+def test_a_method_that_it_does_not_know_is_told_with_the_remedy(tmp_path: Path) -> None:
+    strange = msgspec.msgpack.encode({**to_map(plan()), "method": {"name": "telepathy"}})
+    with pytest.raises(DecodeError, match="does not know .it knows fed-mobillm, mobillm.: update the agent"):
+        inbox(tmp_path).on_plan(strange, working=False)
+
+
+def test_other_damage_is_told_as_it_is(tmp_path: Path) -> None:
+    damaged = msgspec.msgpack.encode({**to_map(plan()), "tiers": 7})
+    with pytest.raises(DecodeError, match=r"not a Plan: .*\$\.tiers"):
+        inbox(tmp_path).on_plan(damaged, working=False)
