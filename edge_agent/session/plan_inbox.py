@@ -93,7 +93,7 @@ class PlanInbox:
             working: Whether a plan that was ready for our tier was acted on; it then has to stay as it is.
 
         Raises:
-            DecodeError: it is none, or its method is one that this version does not know.
+            DecodeError: it is none.
         """
         try:
             plan = self._trust.open_plan(payload)
@@ -102,11 +102,13 @@ class PlanInbox:
             return PlanVerdict.UNTRUSTED
         except DecodeError as exc:
             if "`$.method" not in str(exc):
+                self._refused = str(exc)
                 raise
-            raise DecodeError(
-                f"the job learns by a method that this agent does not know (it knows {', '.join(METHODS)}): "
+            self._refuse(
+                f"the job learns by a method that this agent does not know (it knows {', '.join(METHODS)}); "
                 "update the agent to the trainer's version"
-            ) from exc
+            )
+            return PlanVerdict.IGNORED
         if plan.job != self._job or plan.fence > HIGHEST_FENCE:
             log.error("ignored a plan of job %r with fence %d", plan.job, plan.fence)
             return PlanVerdict.IGNORED

@@ -8,7 +8,7 @@ from typing import cast
 import msgspec
 import pytest
 
-from edge_agent.session.plan_inbox import PlanInbox
+from edge_agent.session.plan_inbox import PlanInbox, PlanVerdict
 from edge_agent.store.outbox import Outbox
 from edge_agent.weights.trust import Trust
 from sidestream.contract.errors import DecodeError
@@ -20,10 +20,15 @@ def inbox(folder: Path) -> PlanInbox:
     return PlanInbox("assist", "full", cast(Outbox, None), Trust(folder, job="assist", tier="full"))
 
 
-def test_a_method_that_it_does_not_know_is_told_with_the_remedy(tmp_path: Path) -> None:
+def test_a_method_that_it_does_not_know_is_told_once_with_the_remedy(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     strange = msgspec.msgpack.encode({**to_map(plan()), "method": {"name": "telepathy"}})
-    with pytest.raises(DecodeError, match=r"\(it knows fed-mobillm, mobillm\): update the agent"):
-        inbox(tmp_path).on_plan(strange, working=False)
+    plans = inbox(tmp_path)
+    for _ in range(3):
+        assert plans.on_plan(strange, working=False) is PlanVerdict.IGNORED
+    told = "does not know (it knows fed-mobillm, mobillm); update the agent"
+    assert caplog.text.count(told) == 1 and told in plans._waits_for(True)
 
 
 def test_other_damage_is_told_as_it_is(tmp_path: Path) -> None:
