@@ -198,7 +198,7 @@ def examine(payload: bytes, tier_name: str, plan: Plan, earlier: Policies = _NON
         raise Refused(Reason.NONFINITE, str(exc), batch) from exc
     largest = float(np.abs(values).max(initial=0.0))
     if largest > MAX_ACTIVATION:
-        raise Refused(Reason.NONFINITE, f"an activation of {largest:.3g}: no backbone gives such", batch)
+        raise Refused(Reason.NONFINITE, f"an activation of {largest:.3g}: no backbone has such", batch)
     return Examined(batch, values, row_means(values, batch.row_lengths))
 
 

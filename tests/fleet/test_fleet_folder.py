@@ -118,7 +118,7 @@ def test_a_password_can_be_typed(
     assert PASSWORD not in capsys.readouterr().out
     typed = iter([PASSWORD, PASSWORD + "!"])
     monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
-    assert "two different" in error(capsys, "fleet", "add-device", str(fleet), "pi-2", "--tier", "generic")
+    assert "passwords differ" in error(capsys, "fleet", "add-device", str(fleet), "pi-2", "--tier", "generic")
 
 
 def test_what_is_wrong_is_said_in_one_line(
