@@ -159,9 +159,42 @@ def test_useless_samples_are_skipped_and_counted(
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
     told = trainer.telemetry["pi-1"]
     assert (told.samples_read, told.samples_skipped, told.samples_forwarded) == (6, 3, 2)
-    assert told.samples_unlabelled == told.unlabelled_waiting == 1
+    assert (told.skipped_empty, told.skipped_label, told.samples_unlabelled, told.unlabelled_waiting) == (
+        2,
+        1,
+        1,
+        1,
+    )
     assert "label 'dim' is not one of the job's 2 labels" in caplog.text
     assert trainer.rows() == 2
+
+
+@pytest.mark.slow
+def test_rows_that_cannot_be_read_are_counted_once_over_restarts_and_told(
+    broker: InProcessBroker,
+    trainer: FakeTrainer,
+    bert: TorchBackbone,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    data = tmp_path / "train.csv"
+    good = "".join(f"turn on lamp {number},on\n" for number in range(6))
+    data.write_bytes(b"text,label\n" + good.encode() + 6 * "wärmer bitte,on\n".encode("latin-1"))
+    trainer.publish_plan()
+    for births in (1, 2):
+        with Running(broker, bert, tmp_path, data={"path": str(data), "held_out_share": 0}):
+            trainer.wait(lambda t, births=births: t.telemetry["pi-1"].finished and len(t.statuses) >= births)
+    told = trainer.telemetry["pi-1"]
+    assert (told.samples_read, told.samples_forwarded, told.samples_broken, told.samples_skipped) == (
+        12,
+        6,
+        6,
+        0,
+    )
+    line = next(record for record in caplog.records if "6 unreadable" in record.message)
+    assert line.message.startswith("12 samples read: 6 forwarded, 0 held out, 6 unreadable;")
+    assert line.levelname == "WARNING"
 
 
 def test_a_watched_folder_is_worked_off_as_it_fills(
@@ -205,7 +238,9 @@ def test_a_backbone_gone_wrong_uploads_nothing(
     trainer.publish_plan()
     with Running(broker, broken, tmp_path, data={"path": str(data)}):
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
-    assert trainer.rows() == 0 and trainer.telemetry["pi-1"].samples_skipped == 6, name
+    told = trainer.telemetry["pi-1"]
+    assert trainer.rows() == told.samples_forwarded == 0, name
+    assert told.samples_read == told.samples_skipped == told.skipped_activations == 6, name
 
 
 def test_forward_passes_go_on_while_nothing_can_be_sent(

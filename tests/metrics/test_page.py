@@ -28,7 +28,7 @@ from tests.metrics.test_board import T0, Crowd
 
 pytestmark = pytest.mark.slow
 
-FILES = Path(__file__).parents[2] / "metrics" / "page"
+FILES = Path(__file__).parents[2] / "metrics" / "fleet_page" / "page"
 
 
 def get(url: str, **headers: str) -> tuple[bytes, HTTPMessage]:
