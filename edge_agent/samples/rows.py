@@ -56,6 +56,7 @@ class RowParser:
         self._text_column = text_column
         self._label_column = label_column
         self._pair_column = pair_column
+        self._header: list[str] = []
         self._names: list[str] | None = None  # the header; of JSONL, the first object's keys
         self._tail = b""
         self._line = 1
@@ -163,6 +164,7 @@ class RowParser:
         )
 
     def _learn_names(self, names: list[str]) -> None:
+        self._header = names
         for usual, of_words in (("_text_column", "tokens"), ("_label_column", "labels")):
             if getattr(self, usual) == _USUAL[usual] and _USUAL[usual] not in names and of_words in names:
                 setattr(self, usual, of_words)
@@ -183,7 +185,23 @@ class RowParser:
             self.lacking = f"{self.name}: the first object has no {column!r} ({there})"
             return
         hint = '; write "" if rows have no labels' if field == "data.label_column" else ""
+        hint = self._delimiter_hint() or hint
         raise DataError(f"{field}: no column {column!r} in {self.name}; {there}{hint}")
+
+    def _delimiter_hint(self) -> str:
+        """Where the header is one column, what it may have been cut by instead."""
+        if self._kind == "jsonl" or len(self._header) != 1:
+            return ""
+        usual = {"csv": ",", "tsv": "\t"}[self._kind]
+        other = next((one for one in ";\t|," if one != usual and one in self._header[0]), None)
+        if other is None:
+            return ""
+        named = {"\t": "a tab", ",": "a comma"}
+        wanted = "save it as .tsv" if other == "\t" else "save it with commas between them"
+        return (
+            f"; its columns have {named.get(other, repr(other))} between them, and a {self._kind} file needs "
+            f"{named[usual]}: {wanted}"
+        )
 
     def _report(self, reason: str, content: bytes) -> BrokenRow:
         self.broken += 1

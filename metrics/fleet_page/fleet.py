@@ -28,7 +28,7 @@ class State(str, enum.Enum):
     ONLINE = "online"
     """It is there."""
     FINISHED = "finished"
-    """Its data has ended and every batch is receipted; it is there, to predict and adopt, or has taken leave."""
+    """Its data has ended and every batch is receipted; it is there, or has taken leave."""
     SILENT = "silent"
     """It was there and never said that it leaves, but has not been heard of for long."""
     LOST = "lost"

@@ -211,7 +211,7 @@ def _samples(one: DeviceView | TierView) -> Text:
 
 
 def _unused(devices: Iterable[DeviceView], most: int) -> list[Text]:
-    """What devices read and cannot use, and why: those first that use the smallest share of what they read."""
+    """What devices read and cannot use, and why; first those that use the smallest share."""
     found = sorted(
         (one for one in devices if one.samples_unused), key=lambda one: one.samples / one.samples_read
     )
