@@ -146,7 +146,8 @@ class Job:
         if now - self._told >= _TELL_EVERY_S:
             self._told = now
             _log.info(
-                "waiting for labels: %d devices have brought %d so far (2 at least); or give labels = [...]",
+                "waiting for labels: %d devices have brought %d labels so far, and it takes two; "
+                "or give labels = [...]",
                 len(self._devices),
                 len(self._offered),
             )

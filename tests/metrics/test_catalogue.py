@@ -254,6 +254,16 @@ def test_durations_have_buckets_from_a_tenth_of_a_millisecond_to_ten_seconds() -
     assert (buckets[0.0001], buckets[0.00025]) == (0, 1)
 
 
+def test_many_updates_weigh_as_much_as_one_after_another() -> None:
+    (one, _), (many, _) = _trainer("pi"), _trainer("pi")
+    for metrics in (one, many):
+        metrics.observe_loss("pi", 2.0)
+    for _ in range(16):
+        one.observe_loss("pi", 1.0)
+    many.observe_loss("pi", 1.0, 16)
+    assert many.loss["pi"] == pytest.approx(one.loss["pi"])
+
+
 def test_the_loss_is_an_exponential_mean_that_survives_a_nan() -> None:
     metrics, registry = _trainer("pi")
     key = ("sidestream_training_loss", (("tier", "pi"),))

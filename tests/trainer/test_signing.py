@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,7 @@ def test_after_a_change_of_keys_the_own_last_status_is_no_intrusion(
     for state, signer in (("one", old), ("one" if known else "two", new)):
         with trainer(broker, config(tmp_path / state, signing=key_files(tmp_path, signer))):
             listener = Listener(broker.transport(f"watch-{state}-{signer is new}"))
-            until(lambda signer=signer: plan_signed_by(listener, signer), "its plan")  # noqa: B023
+            until(partial(plan_signed_by, listener, signer), "its plan")
     assert ("is of before the change of keys" in caplog.text) is known
     assert ("without this job's signing key" in caplog.text) is not known
 
