@@ -53,16 +53,22 @@ class Sort:
     key: Callable[[DeviceView], Any]
 
 
+def _trouble(one: DeviceView) -> float:
+    """The lower, the more somebody should look: by state, and who cannot use its samples before who is well."""
+    state = _TROUBLED.index(one.state) if one.state in _TROUBLED else len(_TROUBLED)
+    return min(state, _TROUBLED.index("online") - 0.5) if one.samples_unused else state
+
+
 SORTS: Final = (
+    Sort("trouble", _trouble),
     Sort("device", lambda one: ()),
-    Sort("state", lambda one: _TROUBLED.index(one.state) if one.state in _TROUBLED else len(_TROUBLED)),
     Sort("last seen", lambda one: one.heard_unix_s),
     Sort("samples", lambda one: -one.samples),
     Sort("outbox", lambda one: -one.outbox_bytes),
     Sort("version", lambda one: one.weights_version),
     Sort("quality", lambda one: math.inf if one.quality is None else one.quality),
 )
-"""What the key s goes through; the troubled first."""
+"""What the key s goes through; it begins with the troubled."""
 
 
 def screen(
