@@ -256,10 +256,7 @@ class TrainerMetrics(_Holder):
         unreported=True,
     )
     training_loss: Gauge = gauge(
-        "training_loss",
-        "Exponential mean of the loss of all updates: arriving, replayed and idle",
-        "tier",
-        unreported=True,
+        "training_loss", "Exponential mean of the loss of all that is learnt", "tier", unreported=True
     )
     head_bytes: Gauge = gauge(
         "head_bytes", "Memory that decoders' output heads take, in a language-model job"
@@ -301,9 +298,7 @@ class TrainerMetrics(_Holder):
     devices_online: Gauge = gauge("devices_online", "Devices online", "tier")
     devices_known: Gauge = gauge("devices_known", "Devices seen", "tier")
     devices_finished: Gauge = gauge("devices_finished", "Devices whose data has ended", "tier")
-    devices_lost: Gauge = gauge(
-        "devices_lost", "Devices that vanished: not there, and never said goodbye", "tier"
-    )
+    devices_lost: Gauge = gauge("devices_lost", "Devices that vanished without a goodbye", "tier")
     outbox_fill: Gauge = gauge("device_outbox_fill_ratio", "How full the fullest outbox is", "tier")
     outbox_bytes: Gauge = gauge("device_outbox_bytes", "Bytes in outboxes, as last reported", "tier")
     outbox_batches: Gauge = gauge("device_outbox_batches", "Batches in outboxes, as last reported", "tier")

@@ -16,6 +16,7 @@ from sidestream.contract.errors import SidestreamError
 from sidestream.contract.topics import plans_filter
 
 _AFTER_S: Final = 5.0
+_MOST_S: Final = 120.0
 _CONNECT_S: Final = 10.0
 _KEPT_S: Final = 1.0
 _SHOWN: Final = 20
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class OtherJobs:
-    """Asks once, on a thread of its own, and says what it found.
+    """Asks on a thread of its own, ever more seldom, until it has found some and said so.
 
     Args:
         job: Our job's name.
@@ -36,15 +37,15 @@ class OtherJobs:
     ) -> None:
         self._job = job
         self._look = look
-        self._since_s = clock()
-        self._asked = False
+        self._pause_s = _AFTER_S
+        self._next_s = clock() + _AFTER_S
+        self._told = False
 
     def tick(self, now: float, *, waiting: bool) -> None:
         """Ask, if a plan has been waited for long enough."""
-        if self._asked or not waiting:
-            self._asked = True
-        elif now - self._since_s >= _AFTER_S:
-            self._asked = True
+        if waiting and not self._told and now >= self._next_s:
+            self._pause_s = min(_MOST_S, 2 * self._pause_s)
+            self._next_s = now + self._pause_s
             threading.Thread(target=self._tell, name="other-jobs", daemon=True).start()
 
     def _tell(self) -> None:
@@ -54,6 +55,7 @@ class OtherJobs:
             log.debug("not asked for other jobs: %s", exc)
             return
         if jobs and self._job not in jobs:
+            self._told = True
             log.warning(
                 "there is no plan of job %r on this broker; it has those of: %s. Is the name right?",
                 *(self._job, ", ".join(jobs[:_SHOWN])),

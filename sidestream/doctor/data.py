@@ -30,5 +30,6 @@ def check_data(config: DataConfig, plan: Plan | None) -> Finding:
         remedy = (
             "save the file as UTF-8, and give the job's labels; the agent's log names the first such rows"
         )
-        return warning("data", str(found), remedy)
+        say = failed if found.unused.total() == found.rows else warning
+        return say("data", str(found), remedy)
     return ok("data", str(found))

@@ -54,7 +54,7 @@ class Sort:
 
 
 def _trouble(one: DeviceView) -> float:
-    """The lower, the more somebody should look: by state, and who cannot use its samples before who is well."""
+    """The lower, the more somebody should look: by state; unused samples before being well."""
     state = _TROUBLED.index(one.state) if one.state in _TROUBLED else len(_TROUBLED)
     return min(state, _TROUBLED.index("online") - 0.5) if one.samples_unused else state
 
