@@ -46,7 +46,7 @@ class Account(NamedTuple):
 
     def __str__(self) -> str:
         told = [f"{self.forwarded} forwarded", f"{self.held_out} held out"]
-        told += [f"{self.waiting} waiting for a label"] if self.waiting else []
+        told += [f"{self.waiting} wait for a label"] if self.waiting else []
         return f"{self.read} samples read: {', '.join([*told, *filter(None, [self.reasons])])}"
 
 

@@ -344,6 +344,6 @@ def test_the_progress_line_says_how_many_wait(
         Running(broker, bert, tmp_path, data={"path": str(data)}),
     ):
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
-    assert "7 waiting for a label" in caplog.text
+    assert "7 wait for a label" in caplog.text
     assert caplog.text.count("has no 'label' (it has: text); such rows wait for a label") == 1
     assert json.dumps(sentence(0))[1:-1] not in caplog.text, "and quotes none"
