@@ -5,6 +5,7 @@ can mend.
 """
 
 import argparse
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -64,12 +65,29 @@ def _run_until(stop: threading.Event, args: argparse.Namespace) -> int:
     broker = EmbeddedBroker(host=args.host, port=args.port, data_dir=data_dir, kind=args.kind)
     say(f"broker: {broker.why}")
     with broker:
-        say(f"listening: {broker.url} (pid {broker.pid}, data and log in {data_dir})")
+        say(f"listening: {broker.url}{_elsewhere(broker)} (pid {broker.pid}, data and log in {data_dir})")
         say("Ctrl-C stops it")
         while not stop.wait(_LOOK_S):
             broker.check_alive()
     say("broker stopped", file=sys.stderr)
     return 0
+
+
+def _elsewhere(broker: EmbeddedBroker) -> str:
+    """How other machines reach a broker that listens on every address."""
+    if broker.host not in ("0.0.0.0", "::"):
+        return ""
+    return f" on this machine, and every address of it from others: mqtt://{_address()}:{broker.port}"
+
+
+def _address() -> str:
+    """An address by which others reach this machine; its name where none is known."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))  # only looks up the route: nothing is sent
+        except OSError:
+            return socket.gethostname()
+        return str(sock.getsockname()[0])
 
 
 def _add_run(commands: Any) -> None:

@@ -8,4 +8,4 @@ from sidestream.host.signals import heed_interrupts_of_module
 
 heed_interrupts_of_module()
 
-__all__ = ["broker_figures", "catalogue", "cli", "server", "telemetry"]
+__all__ = ["accounts", "broker_figures", "catalogue", "cli", "server", "telemetry"]

@@ -256,7 +256,7 @@ class TrainerMetrics(_Holder):
         unreported=True,
     )
     training_loss: Gauge = gauge(
-        "training_loss", "Exponential mean of the loss of updates", "tier", unreported=True
+        "training_loss", "Exponential mean of the loss of all that is learnt", "tier", unreported=True
     )
     head_bytes: Gauge = gauge(
         "head_bytes", "Memory that decoders' output heads take, in a language-model job"
@@ -298,9 +298,7 @@ class TrainerMetrics(_Holder):
     devices_online: Gauge = gauge("devices_online", "Devices online", "tier")
     devices_known: Gauge = gauge("devices_known", "Devices seen", "tier")
     devices_finished: Gauge = gauge("devices_finished", "Devices whose data has ended", "tier")
-    devices_lost: Gauge = gauge(
-        "devices_lost", "Devices that vanished: not there, not finished, and never said goodbye", "tier"
-    )
+    devices_lost: Gauge = gauge("devices_lost", "Devices that vanished without a goodbye", "tier")
     outbox_fill: Gauge = gauge("device_outbox_fill_ratio", "How full the fullest outbox is", "tier")
     outbox_bytes: Gauge = gauge("device_outbox_bytes", "Bytes in outboxes, as last reported", "tier")
     outbox_batches: Gauge = gauge("device_outbox_batches", "Batches in outboxes, as last reported", "tier")
@@ -331,12 +329,13 @@ class TrainerMetrics(_Holder):
         """The mean loss by tier, of those that have one."""
         return dict(self._loss)
 
-    def observe_loss(self, tier: str, loss: float) -> None:
-        """Fold the loss of one update of a tier's rows into its exponential mean, if it is finite."""
+    def observe_loss(self, tier: str, loss: float, updates: int = 1) -> None:
+        """Fold the mean loss of some updates on a tier's rows into its exponential mean, if it is finite."""
         if not math.isfinite(loss):
             return
         mean = self._loss.get(tier, loss)
-        self._loss[tier] = _LOSS_MEMORY * mean + (1 - _LOSS_MEMORY) * loss
+        kept = _LOSS_MEMORY**updates
+        self._loss[tier] = kept * mean + (1 - kept) * loss
         self.training_loss.labels(tier).set(self._loss[tier])
 
 

@@ -25,6 +25,47 @@ _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 15.0
 
 
+class Contradiction(ConfigError):  # noqa: N818  (it says which)
+    """A setting is another one than the journal has fixed."""
+
+
+def check(config: TrainerConfig, journal: Journal) -> None:
+    """Hold settings against what a journal has fixed.
+
+    Raises:
+        Contradiction: they differ.
+    """
+    last, labels, _ = _recalled(journal)
+    if last is None:
+        return
+    if (last.task, last.side_network) != (config.task, config.side_network):
+        raise Contradiction(
+            "side_network", "differs from the one that this state_dir has trained; start a new state_dir"
+        )
+    if labels and config.labels and config.labels != labels:
+        raise Contradiction(
+            "labels", f"differ from the {len(labels)} that this state_dir has fixed; start a new state_dir"
+        )
+    if last.job != config.job:
+        raise Contradiction("job", f"is {config.job!r}, but this state_dir belongs to {last.job!r}")
+
+
+def _recalled(journal: Journal) -> tuple[SettingsRecord | None, tuple[str, ...], dict[str, TierRecord]]:
+    """The last settings, the labels and the settled tiers."""
+    last: SettingsRecord | None = None
+    labels: tuple[str, ...] = ()
+    settled: dict[str, TierRecord] = {}
+    for record in journal.others(journal.tail, ("settings", "labels", "tier")):
+        if record.kind == "settings":
+            last = msgspec.json.decode(record.payload, type=SettingsRecord)
+        elif record.kind == "labels":
+            labels = msgspec.json.decode(record.payload, type=LabelsRecord).labels
+        else:
+            tier = msgspec.json.decode(record.payload, type=TierRecord)
+            settled[tier.tier] = tier
+    return last, labels, settled
+
+
 class Job:
     """Settles labels and tiers, and says what the plan is.
 
@@ -33,7 +74,7 @@ class Job:
         journal: Where facts are kept.
 
     Raises:
-        ConfigError: if a setting contradicts what the journal has fixed.
+        Contradiction: if a setting is another one than the journal has fixed.
         BackboneError: if the task takes the backbones' output heads, and one is not on this machine. In a
             job that has begun, such a tier waits, as one that is added does.
     """
@@ -105,7 +146,8 @@ class Job:
         if now - self._told >= _TELL_EVERY_S:
             self._told = now
             _log.info(
-                "waiting for labels: %d devices have brought %d so far (2 at least); or give labels = [...]",
+                "waiting for labels: %d devices have brought %d labels so far, and it takes two; "
+                "or give labels = [...]",
                 len(self._devices),
                 len(self._offered),
             )
@@ -141,26 +183,8 @@ class Job:
             learner=self._config.learner,
             method=METHODS[self._config.method](),
         )
-        last: SettingsRecord | None = None
-        for record in self._journal.others(self._journal.tail, ("settings", "labels", "tier")):
-            if record.kind == "settings":
-                last = msgspec.json.decode(record.payload, type=SettingsRecord)
-            elif record.kind == "labels":
-                self._labels = msgspec.json.decode(record.payload, type=LabelsRecord).labels
-            else:
-                tier = msgspec.json.decode(record.payload, type=TierRecord)
-                self._settled[tier.tier] = tier
-        if last is not None and (last.task, last.side_network) != (settings.task, settings.side_network):
-            raise ConfigError(
-                "side_network", "differs from the one that this state_dir has trained; start a new state_dir"
-            )
-        if self._labels and self._config.labels and self._config.labels != self._labels:
-            raise ConfigError(
-                "labels",
-                f"differ from the {len(self._labels)} that this state_dir has fixed; start a new state_dir",
-            )
-        if last is not None and last.job != settings.job:
-            raise ConfigError("job", f"is {settings.job!r}, but this state_dir belongs to {last.job!r}")
+        last, self._labels, self._settled = _recalled(self._journal)
+        check(self._config, self._journal)
         if settings != last:
             self._journal.append("settings", msgspec.json.encode(settings))
 

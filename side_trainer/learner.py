@@ -133,7 +133,9 @@ class Learner:
             name = "update" if record.kind == "batch" else "idle updates"
             self._trace.add(name, "learner", began, record=record.offset, updates=step.updates)
             self._metrics.update_seconds.observe((time.monotonic() - started) / step.updates)
-            self._tell(step)
+            for tier, loss in step.learnt.items():
+                self._metrics.observe_loss(tier, loss, step.updates)
+            self._tell()
         if record.kind == "batch":
             self._last_batch_at = time.monotonic()
             self._count_batch(record, step)
@@ -144,16 +146,15 @@ class Learner:
         self._metrics.updates.labels(Source.UPLOAD).inc()
         self._metrics.updates.labels(Source.REPLAY).inc(step.updates - 1)
         for tier, loss in step.losses.items():
-            self._metrics.observe_loss(tier, loss)
             if record.stream is not None:
                 self._judge(tier, record.stream, loss)
 
-    def _tell(self, step: Step) -> None:
+    def _tell(self) -> None:
         """Log how far it is, now and then."""
         if time.monotonic() - self._told > _PROGRESS_EVERY_S:
             self._told = time.monotonic()
             _log.info(
                 "version %d, %d behind; %d samples; loss %s",
                 *(self._progress.version, self._progress.backlog, self._fold.samples),
-                ", ".join(f"{tier} {loss:.3f}" for tier, loss in step.losses.items()),
+                ", ".join(f"{tier} {loss:.3f}" for tier, loss in self._metrics.loss.items()),
             )

@@ -28,7 +28,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     updates: int = 0
     """Optimiser updates."""
     losses: dict[str, float] = {}
-    """By tier, mean loss of the first update's rows, before it."""
+    """By tier, mean loss of an arriving batch's rows, before anything was learnt from it."""
+    learnt: dict[str, float] = {}
+    """By tier, mean loss of all updates' rows, each before its update: arriving, replayed, or idle."""
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -29,7 +30,7 @@ from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
 from side_trainer.ingest import Ingest
-from side_trainer.job import Job
+from side_trainer.job import Contradiction, Job, check
 from side_trainer.journal.journal import FILE_NAME, Journal
 from side_trainer.learner import Learner
 from side_trainer.quarantine.judge import Judge
@@ -52,6 +53,7 @@ from sidestream.contract.wire import TARGET_MESSAGE_BYTES
 from sidestream.host.state_dir import default_dir, locked, prepare
 from sidestream.host.trace import Trace, open_trace
 
+_log = logging.getLogger(__name__)
 _LEAST_STUCK_S: Final = 2.0  # a busy machine is no stuck broker
 
 Connect = Callable[[TrainerConfig, str, Will], Transport]
@@ -99,7 +101,7 @@ def run_trainer(
     with ExitStack() as stack:
         directory = prepare(state_dir_of(config))
         stack.enter_context(locked(directory, "a trainer"))
-        journal = stack.enter_context(closing(_open_journal(directory)))
+        journal = stack.enter_context(closing(_open_journal(directory, config)))
         trace = stack.enter_context(open_trace(config.trace_path))
         parts = Parts(config, journal, trace, connect, take_over)
         urls = parts.figures.serve(stack)
@@ -112,15 +114,38 @@ def run_trainer(
         threads.run(stop, lambda: started(*urls))
 
 
-def _open_journal(directory: Path) -> Journal:
-    """The journal, or a new one where there never was one: checkpoints do not come without."""
+def _open_journal(directory: Path, config: TrainerConfig) -> Journal:
+    """The journal, or a new one where there never was one: checkpoints do not come without.
+
+    A journal in which nothing is from a device, of a first start that failed, binds nobody to its settings.
+    """
     path = directory / FILE_NAME
     if not path.exists() and newest_files(directory):
         raise StateError(
             f"{path} is missing, although there are checkpoints of it; restore the whole state directory "
             "from a backup, or begin anew with another --state-dir"
         )
-    return Journal(path)
+    journal = Journal(path)
+    try:
+        check(config, journal)
+    except Contradiction as exc:
+        if not journal.unbegun:
+            journal.close()
+            raise
+        _log.info("%s: no device has sent anything to it: it begins anew (%s)", path, exc)
+        return _anew(journal)
+    return journal
+
+
+def _anew(journal: Journal) -> Journal:
+    """Another journal in the place of one that is of no use, with a fence above its."""
+    fence = journal.fence
+    journal.close()
+    for old in (*newest_files(journal.folder), *journal.folder.glob(f"{FILE_NAME}*")):
+        old.unlink()
+    fresh = Journal(journal.path)
+    fresh.fence = fence
+    return fresh
 
 
 class Parts:
@@ -140,6 +165,7 @@ class Parts:
         self._config, self._journal, self._trace = config, journal, trace
         self._topics = topics = Topics(config.job)
         self._signer = signer = load_signer(config.job, config.signing)
+        journal.signers = signer.succeed(journal.signers)
         self._job = Job(config, journal)
         # The clock is a hint only, for a journal and a broker that are both new to a job that is not.
         fence = max(journal.fence + 1, int(time.time()))

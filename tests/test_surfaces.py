@@ -39,6 +39,7 @@ COMMANDS = {
     "fleet rotate": ["--certificates", "--finish"],
     "metrics render": ["--out", "--target"],
     "trainer backup": ["--out", "--state-dir"],
+    "trainer forget": [],
     "trainer export": ["--format", "--out", "--state-dir", "--tier"],
     "trainer quarantine exclude": ["--state-dir"],
     "trainer quarantine list": ["--json", "--state-dir"],

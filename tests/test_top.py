@@ -97,6 +97,25 @@ def test_views_put_together_are_the_whole_fleet_and_know_its_rate(crowd: Crowd) 
     assert next(one for one in picture.devices if one.name == "d3").samples == 99
 
 
+def test_what_is_read_and_not_used_stands_out_with_its_reason() -> None:
+    crowd, picture = Crowd(3), Picture()
+    crowd.tell(1, samples_read=12, samples_forwarded=6, samples_broken=6)
+    crowd.tell(2, samples_read=7, samples_forwarded=7)
+    crowd.update()
+    picture.take(crowd.board.view())
+    lines = drawn(picture, width=140, height=30)
+    assert [line[:2] for line in lines if re.match(r"d\d+ ", line)] == ["d1", "d0", "d2"], (
+        "the troubled first"
+    )
+    assert any(line.startswith("d1 ") and " 6/12 " in line for line in lines)
+    assert "not used: 6 samples of 1 devices" in lines
+    assert "  d1 (big): 12 samples read: 6 forwarded, 0 held out, 6 unreadable" in lines
+
+
+def test_a_figure_that_stays_is_drawn_in_the_middle() -> None:
+    assert spark([1.0, 1.0, 1.0]) == "▄▄▄" and spark([0.0, 1.0]) == "▁█"
+
+
 def test_what_devices_say_cannot_steer_the_terminal() -> None:
     crowd, picture = Crowd(1), Picture()
     evil = "\x1b]0;owned\x07\x1b[2J\r\n"
@@ -261,9 +280,9 @@ class Terminal:
 @pytest.mark.parametrize("key", ["q", "\x03"])
 def test_in_a_terminal_it_sorts_follows_the_size_and_leaves_on_a_key(page: PageServer, key: str) -> None:
     terminal = Terminal(page.url)
-    terminal.await_text("s sort: device")
+    terminal.await_text("s sort: trouble")
     terminal.press("s")
-    terminal.await_text("s sort: state")
+    terminal.await_text("s sort: device")
     terminal.resize(60, 12)
     terminal.await_text("sidestream top")
     terminal.press(key)

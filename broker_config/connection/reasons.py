@@ -64,5 +64,9 @@ def why_ended(code: int, name: str, from_broker: bool) -> str:
 
 def why_hung_up(endpoint: Endpoint) -> str:
     """Why a connection ended before the broker answered CONNECT."""
-    hint = "" if endpoint.tls else ", and not its TLS port"
-    return f"{endpoint.address} hung up without an answer; is that an MQTT broker{hint}?"
+    if endpoint.tls:
+        return (
+            f"{endpoint.address} hung up without an answer: it refuses the certificate of broker.cert_file "
+            "(revoked, of another authority, or none), or is no MQTT broker; sidestream doctor tells which"
+        )
+    return f"{endpoint.address} hung up without an answer; is that an MQTT broker, and not its TLS port?"

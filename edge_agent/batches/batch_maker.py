@@ -83,9 +83,9 @@ class BatchMaker:
             Unusable: the job can do nothing with it.
         """
         if not sample.text.strip():
-            raise Unusable("a sample has no text")
+            raise Unusable("a sample has no text", "skipped_empty")
         if sample.label is None:
-            raise Unusable("a sample has no label")
+            raise Unusable("a sample has no label", "skipped_unlabelled")
         target = self.targets.read(sample.label, sample.text)
         return [Ready(sample, sample.key, target, sample.row.characters)]
 

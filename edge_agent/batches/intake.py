@@ -48,18 +48,22 @@ class Intake:
         """
         if self._is_known(sample.key):
             return []
+        if sample.broken:
+            self._set_aside(sample, "samples_broken")
+            return []
         waits = sample.label is None and bool(sample.text.strip()) and self.keeps_unlabelled
         if sample.label is None and self._rungs.needs_labels and lacking and lacking not in self._told:
             self._told.add(lacking)
             log.warning("%s; such rows wait for a label", lacking)
         if self.is_held_out(sample) and not waits:
-            self.set_aside(sample, "samples_held_out")
+            self._taken.held_out.append(sample)
+            self._set_aside(sample, "samples_held_out")
             return []
         try:
             ready = [waiting(sample)] if waits else self._rungs.maker.ready(sample)
         except Unusable as exc:
             self._tell_unusable(str(exc))
-            self.set_aside(sample, "samples_skipped")
+            self.skip(sample, exc.counter)
             return []
         fresh = [one for one in ready if not self._is_known(one.key)]
         self._pending.update(one.key for one in fresh)
@@ -69,14 +73,14 @@ class Intake:
         """Whether it is for evaluation."""
         return is_held_out(sample.row, self._held_out_share)
 
-    def set_aside(self, sample: Sample, reason: str, *, forwarded: int = 0) -> None:
-        """Consume a sample that is not uploaded; ``reason`` is the counter that says why."""
-        self._taken.counts["samples_forwarded"] += forwarded
+    def skip(self, sample: Sample, counter: str) -> None:
+        """Consume a sample that the job can do nothing with; ``counter`` is the one that says why."""
+        self._set_aside(sample, "samples_skipped", counter)
+
+    def _set_aside(self, sample: Sample, *counters: str) -> None:
         self._pending.add(sample.key)
         self._taken.keys.append(sample.key)
-        self._taken.counts.update({"samples_read": 1, reason: 1})
-        if reason == "samples_held_out":
-            self._taken.held_out.append(sample)
+        self._taken.counts.update(["samples_read", *counters])
         if len(self._taken.keys) >= _SAVE_EVERY:
             self.save()
 

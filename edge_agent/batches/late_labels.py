@@ -6,6 +6,7 @@ Runs on a thread of its own, and looks every second. Knows no network.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -94,8 +95,9 @@ class LateLabels:
         batch = self._chosen([one for one in ready if not one.labelled.held_out])
         try:
             if held_out:
-                with self._outbox.unlabelled(writes=True) as store:
-                    store.settle(held_out)
+                self._outbox.consume(
+                    Consumed(labelled=held_out, counts=Counter(samples_held_out=len(held_out)))
+                )
             if batch:
                 self._append(batch)
         except LabelChanged:

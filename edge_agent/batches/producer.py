@@ -166,7 +166,7 @@ class Producer:
             if ready.key in self._again:
                 self._patience.write(partial(self._forget, ready.key))
             else:
-                self._intake.set_aside(ready.sample._replace(key=ready.key), "samples_skipped", forwarded=1)
+                self._intake.skip(ready.sample._replace(key=ready.key), "skipped_activations")
 
     def _forget(self, key: bytes) -> None:
         with self._outbox.unlabelled(writes=True) as store:
@@ -222,5 +222,4 @@ class Producer:
             if not again:
                 taken.keys.append(sample.key)
                 taken.counts.update({"samples_read": 1, "samples_unlabelled": 1})
-                taken.counts["samples_held_out"] += held_out
         self._intake.consume(taken)

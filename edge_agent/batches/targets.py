@@ -28,7 +28,16 @@ Target = npt.NDArray[Any]
 
 
 class Unusable(Exception):  # noqa: N818  (the sample is at fault, and is skipped)
-    """Why a label cannot be used."""
+    """Why a sample cannot be used.
+
+    Args:
+        why: In words; it may quote the label.
+        counter: Which of Telemetry's counters says so.
+    """
+
+    def __init__(self, why: str, counter: str = "skipped_label") -> None:
+        super().__init__(why)
+        self.counter = counter
 
 
 class Targets(ABC):

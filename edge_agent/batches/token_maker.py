@@ -56,10 +56,10 @@ class TokenMaker(BatchMaker):
             Unusable: nothing of it is to be predicted.
         """
         if not (row.pair if row.pair is not None else row.text).strip():
-            raise Unusable("a sample has no text")
+            raise Unusable("a sample has no text", "skipped_empty")
         windows = self.model.windows(row.text, row.pair, self._tier.max_tokens)
         if not windows:
-            raise Unusable("a sample has a single token, and so none to predict")
+            raise Unusable("a sample has a single token, and so none to predict", "skipped_empty")
         return windows
 
     def every(self, windows: Sequence[Window]) -> Sampled:

@@ -21,12 +21,13 @@ from edge_agent.commands import setup as setup_cli
 from edge_agent.commands.generate import add_adopted, add_generate
 from edge_agent.commands.samples import add_label, add_samples
 from edge_agent.config import AgentConfig
+from edge_agent.samples.survey import Survey, survey
 from edge_agent.weights.trust import read_trusted
 from sidestream.backbone.text import Text
-from sidestream.contract.errors import ConfigError, DataError
+from sidestream.contract.errors import DataError
 from sidestream.host.commands import add_command, add_group
 from sidestream.host.flags import add_flags, overrides
-from sidestream.host.logs import say, set_up
+from sidestream.host.logs import say, set_up, silent
 from sidestream.host.signals import stop_event
 from sidestream.host.toml import load_config
 
@@ -110,8 +111,10 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(AgentConfig, args.config, overrides(args))
     endpoint = config.broker.endpoint()
     if args.check:
-        check(config)
+        found = check(config)
         print(f"the settings are right: job {config.job!r}, broker {endpoint.address}")
+        if found is not None:
+            print(f"data: {found}")
         return 0
     set_up(config.log_level, config.log_format, job=config.job, device=config.device)
     from edge_agent.session.agent import Agent
@@ -126,8 +129,8 @@ def run(args: argparse.Namespace) -> int:
         return agent.run()
 
 
-def check(config: AgentConfig) -> None:
-    """Read what the settings name, and start nothing.
+def check(config: AgentConfig) -> Survey | None:
+    """Read what the settings name, and start nothing; return what there is in the data.
 
     Raises:
         SidestreamError: something is not there, or not what it should be.
@@ -135,10 +138,8 @@ def check(config: AgentConfig) -> None:
     if config.broker.endpoint().tls:
         tls_context(config.broker)
     read_trusted(config.trusted_keys_file)
-    for name in ("path", "evaluation_path"):
-        path = getattr(config.data, name)
-        if path not in ("", "-") and not Path(path).expanduser().exists():
-            raise ConfigError(f"data.{name}", f"{path}: there is no such file or folder")
+    with silent():  # what is wrong with single rows is counted
+        return survey(config.data)
 
 
 def predict(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from edge_agent.config import DataConfig
 from edge_agent.samples.identities import Identities
 from edge_agent.samples.rows import Format
-from edge_agent.samples.sample import Row, Sample
+from edge_agent.samples.sample import BrokenRow, Row, Sample
 from edge_agent.samples.source import FIRST_TEXTS, NamesIn, NamingSource, listable, parser_for
 from sidestream.backbone.text import Text
 from sidestream.contract.errors import DataError
@@ -67,7 +67,7 @@ class FileSource(NamingSource):
                 yield self._identities.name(row)
         self.ended = not self._config.watch
 
-    def _rows(self, path: Path) -> Iterator[Row]:
+    def _rows(self, path: Path) -> Iterator[Row | BrokenRow]:
         if path not in self._readers:
             self._readers[path] = _FileReader(path, self._config)
         try:
@@ -101,6 +101,8 @@ class FileSource(NamingSource):
         rows, labels, first = 0, set[str](), list[Text]()
         for path in files:
             for row in self._rows(path):
+                if isinstance(row, BrokenRow):
+                    continue
                 rows += 1
                 first += [row.input] if len(first) < FIRST_TEXTS and row.text.strip() else []
                 labels.update(names_in(row.label) if row.label is not None else ())
@@ -130,7 +132,7 @@ class _FileReader:
         """As a source's."""
         return self._parser.lacking
 
-    def read_on(self, *, final: bool) -> Iterator[Row]:
+    def read_on(self, *, final: bool) -> Iterator[Row | BrokenRow]:
         """The rows that were appended since the last time."""
         try:
             with self._path.open("rb") as file:
@@ -138,14 +140,14 @@ class _FileReader:
                 file.seek(self._offset)
                 while block := file.read(BLOCK_BYTES):
                     self._offset += len(block)
-                    yield from self._parser.feed(block)
+                    yield from self._parser.read(block)
         except FileNotFoundError as exc:
             if final:
                 raise DataError(f"{self._path}: the file is gone") from exc
         except OSError as exc:
             raise DataError(f"{self._path}: cannot be read: {exc.strerror}") from exc
         if final:
-            yield from self._parser.feed(b"", final=True)
+            yield from self._parser.read(b"", final=True)
 
     def replaced(self) -> bool:
         """Whether the file is another one, or shorter, than the one read before."""
@@ -166,7 +168,10 @@ def read_evaluation(config: DataConfig, part: tuple[int, int]) -> list[Row]:
     if not path.is_file():
         raise DataError(f"data.evaluation_path: there is no file {path}")
     index, parts = part
-    rows = [row for row in _FileReader(path, config).read_on(final=True) if row.text.strip()]
+    found = list(_FileReader(path, config).read_on(final=True))
+    rows = [row for row in found if isinstance(row, Row) and row.text.strip()]
     if not rows:
         raise DataError(f"data.evaluation_path: no usable row in {path}")
+    if left_out := len(found) - len(rows):
+        log.warning("data.evaluation_path: %d of the %d rows of %s are not used", left_out, len(found), path)
     return rows[index::parts][: config.evaluation_max_samples]

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from edge_agent.samples.sample import Row, Sample
+from edge_agent.samples.sample import BrokenRow, Row, Sample
 from sidestream.contract.errors import StateError
 from sidestream.host.state_dir import touch_private
 
@@ -34,20 +34,25 @@ class Identities:
         self._room = _RECENT
         self._older: sqlite3.Connection | None = None
 
-    def name(self, row: Row) -> Sample:
+    def name(self, row: Row | BrokenRow) -> Sample:
         """Give the row its key.
 
         Raises:
             StateError: counts on disk cannot be read.
         """
+        if isinstance(row, BrokenRow):
+            return Sample("", None, self._key(_hash(b"broken" + row.content)), broken=True)
         label = b"\1" + row.label.encode() if row.label is not None else b"\0"
         pair = b"\2" + row.pair.encode() if row.pair is not None else b""
         content = _hash(row.text.encode() + b"\0" + label + pair)
+        return Sample(row.text, row.label, self._key(content), row.pair)
+
+    def _key(self, content: bytes) -> bytes:
         times = self._times(content) + 1
         self._recent[content] = times
         if len(self._recent) >= self._room:
             self._put_away()
-        return Sample(row.text, row.label, _hash(content + times.to_bytes(8, "little")), row.pair)
+        return _hash(content + times.to_bytes(8, "little"))
 
     def forget(self) -> None:
         """Start counting anew, before the whole source is read again."""

@@ -1,19 +1,20 @@
 """JSONL, CSV and TSV from bytes to rows, piece by piece. Knows no files: whoever feeds it reads them.
 
-A row is given out once it is complete; the rest waits for more bytes. A broken row is skipped and counted. A
+A row is given out once it is complete; the rest waits for more bytes. A broken row is told of as such. A
 wrong column name is an error, because no row would be usable. TSV knows no quotes, CSV those of RFC 4180.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from edge_agent.samples.sample import Row
+from edge_agent.samples.sample import BrokenRow, Row
 from sidestream.contract.errors import DataError
 
 MAX_ROW_BYTES = 1024 * 1024
@@ -55,6 +56,7 @@ class RowParser:
         self._text_column = text_column
         self._label_column = label_column
         self._pair_column = pair_column
+        self._header: list[str] = []
         self._names: list[str] | None = None  # the header; of JSONL, the first object's keys
         self._tail = b""
         self._line = 1
@@ -62,6 +64,10 @@ class RowParser:
         self._skipping = False  # inside a row that is longer than any may be
 
     def feed(self, data: bytes, *, final: bool = False) -> Iterator[Row]:
+        """The usable ones of the rows that :meth:`read` gives out."""
+        return (row for row in self.read(data, final=final) if isinstance(row, Row))
+
+    def read(self, data: bytes, *, final: bool = False) -> Iterator[Row | BrokenRow]:
         """Give out the rows that ``data`` completes; with ``final``, whatever is left counts as complete.
 
         Raises:
@@ -76,9 +82,10 @@ class RowParser:
             at += used
             self._line += used
             if row is not None:
-                self.rows += 1
+                self.rows += isinstance(row, Row)
                 yield row
-        self._keep(b"".join(lines[at:]) + self._tail)
+        if (too_long := self._keep(b"".join(lines[at:]) + self._tail)) is not None:
+            yield too_long
 
     def _take_lines(self, data: bytes, final: bool) -> list[bytes]:
         """Complete lines, their ends included; what follows the last one becomes the tail."""
@@ -95,15 +102,16 @@ class RowParser:
             del lines[0]
         return lines
 
-    def _keep(self, tail: bytes) -> None:
+    def _keep(self, tail: bytes) -> BrokenRow | None:
+        """Keep what is not complete; what is longer than any row may be is given out as broken, once."""
         self._tail = tail
-        if len(tail) > MAX_ROW_BYTES:
-            if not self._skipping:
-                self._report(f"longer than {MAX_ROW_BYTES} bytes")
-            self._tail, self._skipping = b"", True
+        if len(tail) <= MAX_ROW_BYTES:
+            return None
+        known, self._tail, self._skipping = self._skipping, b"", True
+        return None if known else self._report(f"longer than {MAX_ROW_BYTES} bytes", tail[:MAX_ROW_BYTES])
 
-    def _read_row(self, lines: Sequence[bytes], at: int, final: bool) -> tuple[Row | None, int]:
-        """The row that starts at a line, if it is usable, and how many lines it takes; 0 if it goes on."""
+    def _read_row(self, lines: Sequence[bytes], at: int, final: bool) -> tuple[Row | BrokenRow | None, int]:
+        """The row that starts at a line, if it is one, and how many lines it takes; 0 if it goes on."""
         if not lines[at].strip():
             return None, 1
         try:
@@ -112,8 +120,7 @@ class RowParser:
             cells, used = _csv_cells(lines, at, final) if self._kind == "csv" else (_tsv_cells(lines[at]), 1)
             return (self._from_cells(cells) if used else None), used
         except _Broken as broken:
-            self._report(str(broken))
-            return None, 1
+            return self._report(str(broken), lines[at]), 1
 
     def _from_json(self, line: str) -> Row:
         try:
@@ -157,6 +164,7 @@ class RowParser:
         )
 
     def _learn_names(self, names: list[str]) -> None:
+        self._header = names
         for usual, of_words in (("_text_column", "tokens"), ("_label_column", "labels")):
             if getattr(self, usual) == _USUAL[usual] and _USUAL[usual] not in names and of_words in names:
                 setattr(self, usual, of_words)
@@ -177,13 +185,30 @@ class RowParser:
             self.lacking = f"{self.name}: the first object has no {column!r} ({there})"
             return
         hint = '; write "" if rows have no labels' if field == "data.label_column" else ""
+        hint = self._delimiter_hint() or hint
         raise DataError(f"{field}: no column {column!r} in {self.name}; {there}{hint}")
 
-    def _report(self, reason: str) -> None:
+    def _delimiter_hint(self) -> str:
+        """Where the header is one column, what it may have been cut by instead."""
+        if self._kind == "jsonl" or len(self._header) != 1:
+            return ""
+        usual = {"csv": ",", "tsv": "\t"}[self._kind]
+        other = next((one for one in ";\t|," if one != usual and one in self._header[0]), None)
+        if other is None:
+            return ""
+        named = {"\t": "a tab", ",": "a comma"}
+        wanted = "save it as .tsv" if other == "\t" else "save it with commas between them"
+        return (
+            f"; its columns have {named.get(other, repr(other))} between them, and a {self._kind} file needs "
+            f"{named[usual]}: {wanted}"
+        )
+
+    def _report(self, reason: str, content: bytes) -> BrokenRow:
         self.broken += 1
         if self.broken <= _SHOWN:
             more = "; further ones are only counted" if self.broken == _SHOWN else ""
             log.warning("%s, line %d: %s: row skipped%s", self.name, self._line, reason[:200], more)
+        return BrokenRow(hashlib.blake2b(content, digest_size=16).digest())
 
 
 def _text(line: bytes) -> str:

@@ -29,6 +29,13 @@ class Row(NamedTuple):
         return len(self.text) + len(self.pair or "")
 
 
+class BrokenRow(NamedTuple):
+    """A row that no text could be taken from. It is counted, once, and nothing of it is kept."""
+
+    content: bytes
+    """A hash of how it stood in the source."""
+
+
 class Sample(NamedTuple):
     """A row that can be told from every other one, now and after a restart."""
 
@@ -37,6 +44,8 @@ class Sample(NamedTuple):
     key: bytes
     """16 bytes: a hash of text, label and occurrence. Exact duplicates of a row are samples of their own."""
     pair: str | None = None
+    broken: bool = False
+    """It stands for a :class:`BrokenRow`: there is nothing but the key."""
 
     @property
     def row(self) -> Row:

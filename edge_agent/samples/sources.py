@@ -19,7 +19,7 @@ from edge_agent.config import DataConfig
 from edge_agent.samples.files import BLOCK_BYTES, FileSource
 from edge_agent.samples.identities import Identities
 from edge_agent.samples.rows import Format, RowParser
-from edge_agent.samples.sample import Row, Sample
+from edge_agent.samples.sample import BrokenRow, Row, Sample
 from edge_agent.samples.source import (
     FIRST_TEXTS,
     NamesIn,
@@ -111,7 +111,7 @@ class StreamSource(NamingSource):
         self._parsed.extend(self._identities.name(row) for row in self._feed(block))
         return True
 
-    def _feed(self, block: bytes) -> Iterator[Row]:
+    def _feed(self, block: bytes) -> Iterator[Row | BrokenRow]:
         if self._parser is None:
             self._head += block
             if b"\n" not in self._head and not self._at_end:
@@ -119,7 +119,7 @@ class StreamSource(NamingSource):
             block, kind = self._head, self._config.format
             found = _format_of(block) if kind == "auto" else kind
             self._parser = parser_for("standard input", found, self._config)
-        return self._parser.feed(block, final=self._at_end)
+        return self._parser.read(block, final=self._at_end)
 
 
 class PluginSource(NamingSource):

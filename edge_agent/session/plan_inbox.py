@@ -77,6 +77,11 @@ class PlanInbox:
         return self.plan.tiers.get(self._tier) if self.plan is not None else None
 
     @property
+    def waits(self) -> bool:
+        """Whether no plan of the job has come, believed or not."""
+        return self.plan is None and not self._refused and self._older is None
+
+    @property
     def ready(self) -> bool:
         """Whether the plan in force lets our tier compute."""
         return self.plan is not None and self.plan.ready_for(self._tier)

@@ -8,8 +8,10 @@ the session.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 
 from broker_config.errors import NotConnected, PublishTimeout
 from broker_config.settings import masked_url
@@ -17,6 +19,7 @@ from broker_config.transport import Connected, Disconnected, Event, LastWord, Re
 from edge_agent.context import AgentContext
 from edge_agent.samples.sources import open_source
 from edge_agent.session.mailbox import Mailbox
+from edge_agent.session.other_jobs import OtherJobs
 from edge_agent.session.outcome import Outcome
 from edge_agent.session.own_status import OwnStatus
 from edge_agent.session.plan_inbox import PlanInbox, PlanVerdict
@@ -80,6 +83,8 @@ class Session:
             on_news=self._on_news,
         )
         self._outcomes: set[Outcome] = set()
+        look = partial(context.connect, config, f"sidestream-look-{secrets.token_hex(16)}", None)
+        self._other_jobs = OtherJobs(config.job, look, context.clock)
 
     def run(self, *, patience_s: float, started: Callable[[], None]) -> Outcome:
         """Stay until there is an outcome.
@@ -148,6 +153,7 @@ class Session:
         self._on_verdict(plans.stands(now, working=self._work.begun))
         plans.check_tier(now, working=self._work.begun, labels_known=bool(status.labels))
         plans.check_backbone(status.backbone)
+        self._other_jobs.tick(now, waiting=plans.waits)
         if plans.plan is not None:
             status.offer_labels(plans.plan, now)
         self._weights.tick()

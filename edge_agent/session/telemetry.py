@@ -14,6 +14,7 @@ from edge_agent.session.machine import memory_bytes, temperature_celsius
 from edge_agent.session.mailbox import Mailbox
 from edge_agent.store.outbox import Outbox
 from edge_agent.weights.adoption import InUse
+from metrics.accounts import account
 from metrics.telemetry import DeviceExporter
 from sidestream.contract.messages import Telemetry
 from sidestream.contract.wire import pack
@@ -65,7 +66,8 @@ class TelemetryReport:
         line, now = progress_line(telemetry, measures), time.monotonic()
         news = line != self._said and (telemetry.samples_read or telemetry.weights_version)
         if news and (now - self._said_s > _PROGRESS_S or telemetry.finished):
-            log.info("%s", line)
+            unused = telemetry.finished and account(telemetry).unused
+            log.log(logging.WARNING if unused else logging.INFO, "%s", line)
             self._said, self._said_s = line, now
 
 
@@ -102,13 +104,10 @@ def progress_line(telemetry: Telemetry, measures: Mapping[str, float]) -> str:
         telemetry: The figures.
         measures: The quality of the version in use, by name.
     """
-    uploaded = f"{telemetry.samples_forwarded} samples forwarded, {telemetry.samples_held_out} held out"
-    skipped = f", {telemetry.samples_skipped} skipped" if telemetry.samples_skipped else ""
-    late = f", {telemetry.unlabelled_waiting} wait for a label" if telemetry.samples_unlabelled else ""
-    lost = f", {telemetry.samples_dropped} DROPPED" if telemetry.samples_dropped else ""
+    lost = f", {telemetry.samples_dropped} DROPPED by the full outbox" if telemetry.samples_dropped else ""
     lost += f", {telemetry.samples_lost} LOST with the trainer's journal" if telemetry.samples_lost else ""
     quality = "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in measures.items())
     return (
-        f"{uploaded}{skipped}{late}{lost}; {telemetry.outbox_batches} batches in the outbox; "
+        f"{account(telemetry)}{lost}; {telemetry.outbox_batches} batches in the outbox; "
         f"weights version {telemetry.weights_version}{quality}"
     )

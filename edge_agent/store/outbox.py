@@ -49,7 +49,7 @@ class Outbox:
 
     Args:
         folder: The state directory.
-        job: The directory belongs to one job for ever,
+        job: Once a batch was made, the directory belongs to one job for ever,
         device: to one device; under another name it goes on with a new stream,
         tier: and to one tier.
         max_bytes: Room for waiting batches.
@@ -266,7 +266,7 @@ class Outbox:
                 self.streams.begin(db)
             self._secret = hashlib.sha256(f"{self._file.value('secret')} {owner['device']}".encode()).digest()
             known = {name: self._file.value(name) or value for name, value in owner.items()}
-            for name in ("job",) if self.streams.empty else ("job", "tier"):
+            for name in () if self.streams.empty else ("job", "tier"):  # a first start may have failed
                 if known[name] != owner[name]:
                     raise StateError(
                         f"{self.folder}: this state directory belongs to {name} {known[name]!r}, not "

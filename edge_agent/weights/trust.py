@@ -41,6 +41,8 @@ class _TrustFile(msgspec.Struct, frozen=True, kw_only=True):
     """Of the newest plan."""
     revision: int = 0
     """Of the newest plan."""
+    job: str = ""
+    """Whose plan that was."""
     versions: dict[str, int] = {}
     """The newest weights of each journal, the last that was adopted from at the end."""
 
@@ -60,11 +62,12 @@ class Trust:
 
     def __init__(self, folder: Path, *, job: str, tier: str, given: tuple[bytes, ...] = ()) -> None:
         self._path = folder / _FILE
+        self._job = job
         self._plan_scope = Scope(kind="plan", job=job)
         self._weights_scope = Scope(kind="weights", job=job, tier=tier)
         self._checks = bool(given)
         self._lock = threading.Lock()
-        self._kept = self._load(given) if given else _TrustFile(given=(), keys=())
+        self._kept = self._load(given) if given else _TrustFile(given=(), keys=(), job=job)
 
     @property
     def keys(self) -> tuple[bytes, ...]:
@@ -138,12 +141,14 @@ class Trust:
         try:
             kept = msgspec.json.decode(self._path.read_bytes(), type=_TrustFile)
         except FileNotFoundError:
-            return _TrustFile(given=given, keys=given)
+            return _TrustFile(given=given, keys=given, job=self._job)
         except (OSError, msgspec.MsgspecError) as exc:
             raise StateError(
                 f"{self._path}: cannot be read ({exc}); if you remove it, the device trusts the keys in its "
                 "settings again, and takes an older plan or weights for new"
             ) from exc
+        if kept.job != self._job:  # before it had made anything for that one
+            return _TrustFile(given=given, keys=given, job=self._job)
         if kept.given != given:
             _log.info("the settings name other keys than before: trusting those")
             return msgspec.structs.replace(kept, given=given, keys=given)

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from metrics.accounts import account
 from metrics.fleet_page.fleet import Device, Fleet, TierSummary, outbox_fill
 from metrics.fleet_page.history import History
 from metrics.fleet_page.view import DeviceView, FleetView, Point, RefusalView, TierView, TrainerView
@@ -150,10 +151,14 @@ class Board:
         told = device.telemetry
         if told is None:
             return known
-        quality = self._quality(told)
+        quality, taken = self._quality(told), account(told)
         return msgspec.structs.replace(
             known,
-            samples=told.samples_forwarded,
+            samples_read=taken.read,
+            samples=taken.forwarded,
+            samples_unused=taken.unused,
+            unused_why=taken.reasons,
+            account=str(taken),
             samples_dropped=told.samples_dropped,
             samples_lost=told.samples_lost,
             batches_refused=told.batches_refused,
@@ -187,11 +192,16 @@ class Board:
 def _tier(
     name: str, summary: TierSummary, states: Counter[str], loss: float | None, quality: float | None
 ) -> TierView:
+    taken = account(summary.counts)
     return TierView(
         name=name,
         states=dict(states),
         online=summary.devices_online,
-        samples=summary.counts["samples_forwarded"],
+        samples_read=taken.read,
+        samples=taken.forwarded,
+        samples_unused=taken.unused,
+        unused_why=taken.reasons,
+        account=str(taken),
         samples_dropped=summary.counts["samples_dropped"],
         samples_lost=summary.counts["samples_lost"],
         bytes_up=summary.counts["bytes_up"],

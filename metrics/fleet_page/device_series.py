@@ -20,6 +20,8 @@ DEVICE_SERIES: Final[dict[str, Metric]] = {
         "online": ("online", "1 while the device is there"),
         "heard_unix_s": ("heard_timestamp_seconds", "Unix time of the last message from the device"),
         "samples": ("samples", "Samples passed through its backbone for training, ever"),
+        "samples_read": ("samples_read", "Samples it took from its source, ever"),
+        "samples_unused": ("samples_unused", "Samples it read and can do nothing with, ever"),
         "bytes_up": ("sent_bytes", "Payload bytes it published, ever"),
         "outbox_bytes": ("outbox_bytes", "Bytes in its outbox"),
         "weights_version": ("weights_version", "Version in use on it"),

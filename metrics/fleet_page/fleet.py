@@ -28,13 +28,18 @@ class State(str, enum.Enum):
     ONLINE = "online"
     """It is there."""
     FINISHED = "finished"
-    """Its data has ended and every batch is receipted, whether it is still there or not."""
+    """Its data has ended and every batch is receipted; it is there, or has taken leave."""
     SILENT = "silent"
     """It was there and never said that it leaves, but has not been heard of for long."""
     LOST = "lost"
     """Its connection was lost, or it ended with an error."""
     GONE = "gone"
     """It was stopped in order, before its data had ended."""
+
+    @property
+    def troubled(self) -> bool:
+        """Whether a device has vanished."""
+        return self in (State.SILENT, State.LOST)
 
 
 Counts: TypeAlias = Counter[str]
@@ -85,7 +90,7 @@ class TierSummary:
     devices_finished: int = 0
     """Of the known ones: data ended, every batch receipted."""
     devices_lost: int = 0
-    """Of the known ones: neither there nor finished, and never said goodbye."""
+    """Of the known ones: not there, and never said goodbye."""
     counts: Counts = field(default_factory=Counts)
     """Sums since this trainer started, and over the life of each outbox it heard of."""
     accuracy: float | None = None
@@ -182,13 +187,13 @@ class Fleet:
 
     def state(self, device: Device, now: float) -> State:
         """What a device is up to."""
-        if self.online(device, now):
-            return State.FINISHED if _finished(device) else State.ONLINE
-        if _finished(device):
-            return State.FINISHED
-        if device.announced:
-            return State.SILENT
-        return State.GONE if device.reason == GOODBYE else State.LOST
+        if not self.online(device, now):
+            if device.announced:
+                return State.SILENT
+            if device.reason != GOODBYE:
+                return State.LOST
+            return State.FINISHED if _finished(device) else State.GONE
+        return State.FINISHED if _finished(device) else State.ONLINE
 
     def forget(self, tier: str, device: str) -> bool:
         """Strike a device off the list, such as one that was taken out of service; its sums stay.
@@ -226,7 +231,7 @@ class Fleet:
             devices_known=len(known),
             devices_online=len(online),
             devices_finished=sum(one.finished for one in told),
-            devices_lost=sum(self.state(entry, now) in (State.SILENT, State.LOST) for entry in known),
+            devices_lost=sum(self.state(entry, now).troubled for entry in known),
             counts=sum((self._totals[name] for name in self._tiers if tier in (None, name)), Counts()),
             accuracy=sum(a * n for a, n in judged) / evaluation_samples if judged else None,
             evaluation_samples=evaluation_samples,

@@ -28,8 +28,16 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why it is not there, in its own words or its will's."""
     software: str = ""
     """The agent's version."""
+    samples_read: int = 0
+    """Samples it took from its source."""
     samples: int = 0
     """Samples passed through its backbone for training."""
+    samples_unused: int = 0
+    """Samples it read and can do nothing with: they were unreadable, or skipped."""
+    unused_why: str = ""
+    """How many of those for which reason."""
+    account: str = ""
+    """What became of the samples read, in words."""
     samples_dropped: int = 0
     """Samples that its full outbox dropped."""
     samples_lost: int = 0
@@ -68,8 +76,16 @@ class TierView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Known devices by state."""
     online: int = 0
     """How many of them are there."""
+    samples_read: int = 0
+    """Samples that devices took from their sources."""
     samples: int = 0
     """Samples passed through backbones for training."""
+    samples_unused: int = 0
+    """Samples read that devices can do nothing with."""
+    unused_why: str = ""
+    """How many of those for which reason."""
+    account: str = ""
+    """What became of the samples read, in words."""
     samples_dropped: int = 0
     """Samples that full outboxes dropped."""
     samples_lost: int = 0
@@ -89,7 +105,7 @@ class TierView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     evaluation_samples: int = 0
     """How many those are."""
     loss: float | None = None
-    """Exponential mean of the training loss."""
+    """Exponential mean of the loss of all that is learnt."""
 
 
 @prepared

@@ -88,20 +88,25 @@ class Presence:
         except WireError as exc:
             again = self._election.active and event.topic == self._topics.trainer_status
             if isinstance(exc, UntrustedError):
-                self._distrust(event.topic, exc)
+                self._distrust(event, exc)
         now = time.monotonic()
         if again and now - self._answered >= _ANSWER_EVERY_S:
             self._answered, self._told = now, None
             self.tell()
 
-    def _distrust(self, topic: str, why: UntrustedError) -> None:
+    def _distrust(self, event: Received, why: UntrustedError) -> None:
+        if event.retained and self._signer.is_former(event.payload):
+            _log.info(
+                "the status that stands on the broker is of before the change of keys: ours replaces it"
+            )
+            return
         if self._distrusted:
             return
         self._distrusted = True
         _log.error(
             "%s was written to by somebody without this job's signing key: %s. It is ignored, and ours "
             "published again; the broker's access list should let only the trainer write there",
-            *(topic, why),
+            *(event.topic, why),
         )
 
     def begins(self, now: float) -> bool:

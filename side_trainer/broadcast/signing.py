@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 
 from side_trainer.settings.schema import SigningConfig
-from sidestream.contract.errors import ConfigError
+from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.messages import TrainerStatus, WeightsManifest
 from sidestream.contract.plan import Plan
-from sidestream.contract.signing import Scope, Signer, key_id, open_signed, read_public_keys
+from sidestream.contract.signing import MAX_KEYS, Scope, Signer, key_id, open_signed, read_public_keys
 from sidestream.contract.wire import pack, unpack
 
 _log = logging.getLogger(__name__)
@@ -32,6 +32,22 @@ class TrainerSigner:
         self._signer = signer
         self.keys = () if signer is None else tuple(dict.fromkeys((signer.public, *keys)))
         """What the plan names; the signing one first."""
+        self._former: tuple[bytes, ...] = ()
+
+    def succeed(self, earlier: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Know what was signed before a change of keys, without trusting it; return all keys, ours last."""
+        if self._signer is None:
+            return earlier
+        self._former = tuple(key for key in earlier if key not in self.keys)
+        return (*(key for key in earlier if key != self._signer.public), self._signer.public)[-MAX_KEYS:]
+
+    def is_former(self, payload: bytes) -> bool:
+        """Whether it is a status that this job's trainer signed with a key that is trusted no more."""
+        try:
+            open_signed(TrainerStatus, payload, Scope(kind="status", job=self._job), self._former)
+        except WireError:
+            return False
+        return True
 
     def plan(self, plan: Plan) -> bytes:
         """A plan as it travels."""

@@ -58,6 +58,9 @@ class JournalFacts(JournalFile):
     forks: _Fact[frozenset[str]] = _Fact(frozenset[str], "[]")
     """Streams that devices began because their states were set back or copied."""
 
+    signers: _Fact[tuple[bytes, ...]] = _Fact(tuple[bytes, ...], "[]")
+    """Public keys that its trainers have signed with, the newest last."""
+
     @property
     def highest(self) -> int:
         """The highest weights version that may be on the broker."""

@@ -274,6 +274,15 @@ class Journal(JournalFacts):
     # --- reading -------------------------------------------------------------------------------------
 
     @property
+    def unbegun(self) -> bool:
+        """Whether nothing in it is from a device: there is nothing to lose."""
+        with self.reading():
+            return not self.one(
+                "SELECT (SELECT count(*) FROM records WHERE kind NOT IN ('settings', 'labels'))"
+                " + (SELECT count(*) FROM identities)"
+            )
+
+    @property
     def tail(self) -> int:
         """The last committed record's offset; 0 in an empty journal."""
         with self.lock:

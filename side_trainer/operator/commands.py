@@ -14,10 +14,13 @@ from typing import Any, Final
 
 import msgspec
 
+from broker_config.connection.connection import Connection
 from broker_config.connection.tls import tls_context
 from side_trainer.broadcast.signing import load_signer
+from side_trainer.operator.forget import forget
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TrainerConfig
+from sidestream.contract.topics import check_name
 from sidestream.host.commands import Handler, add_command, add_group, add_state_dir
 from sidestream.host.flags import add_flags, overrides
 from sidestream.host.logs import say, set_up
@@ -42,6 +45,14 @@ A smallest trainer.toml:
 """
 
 
+_FORGET_HELP: Final = """\
+Take a device that is out of service off the list on page, top and in metrics: what stands of it on the broker
+is cleared. The trainer may run. What the device sent stays learnt, and if it comes back it is listed again.
+
+    sidestream trainer forget trainer.toml pi-test
+"""
+
+
 def add_parser(subparsers: Any) -> None:
     """Add ``trainer`` with its commands; the chosen handler arrives as ``args.handler``."""
     commands = add_group(
@@ -58,6 +69,13 @@ def add_parser(subparsers: Any) -> None:
         "Take a device's batches out of a stopped trainer's journal. The trainer then folds anew, to the "
         "weights of a job that never had the device. Versions go on rising, and the old journal is kept."
     )
+    forgets = add_command(
+        commands, "forget", forget_device, "take a device off the fleet's list", _FORGET_HELP
+    )
+    forgets.add_argument(
+        "config", metavar="CONFIG", type=Path, help="the job's settings, such as trainer.toml"
+    )
+    forgets.add_argument("device", metavar="DEVICE", help="its name, as the fleet page shows it")
     rebuilds = _of_state(
         commands, "rebuild", rebuild, "fold the journal anew as if a device had never been", about
     )
@@ -177,6 +195,16 @@ def run(args: argparse.Namespace) -> int:
 
     with stop_event() as stop, set_on_hangup(file.asked):
         run_trainer(config, stop, started=started, settings_file=file, take_over=args.take_over)
+    return 0
+
+
+def forget_device(args: argparse.Namespace) -> int:
+    """Clear what stands of a device on the broker."""
+    config = SettingsFile(args.config, {}).load()
+    check_name("DEVICE", args.device)
+    set_up("error")
+    tiers = forget(lambda client_id: Connection(config.broker, client_id=client_id), config.job, args.device)
+    print(f"{args.device} ({', '.join(tiers)}) is off the list of job {config.job!r}")
     return 0
 
 

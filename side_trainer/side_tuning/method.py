@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Final
 
@@ -110,10 +110,11 @@ class SideTuningMethod(Method):
         generator = self._generator(_BATCH_STREAM, record.offset)
         with self._seeded(record.offset):
             fresh = gather([(stored, row) for row in range(record.samples)], self._align_of)
-            losses = self._update(fresh)
+            losses = [self._update(fresh)]
             for _ in range(settings.replay):
-                self._update(self._mini_batch(generator.integers(len(self.rows), size=settings.replay_rows)))
-        return Step(updates=1 + settings.replay, losses=losses)
+                drawn = generator.integers(len(self.rows), size=settings.replay_rows)
+                losses.append(self._update(self._mini_batch(drawn)))
+        return Step(updates=len(losses), losses=losses[0], learnt=_mean(losses))
 
     def _idle(self, record: Record) -> Step:
         settings = self._learner
@@ -125,18 +126,17 @@ class SideTuningMethod(Method):
                 for position in _parts(idle.position, idle.rows, total)
             ]
         )[: idle.rows]
-        starts = range(0, len(chosen), settings.pass_rows)
-        losses: dict[str, float] = {}
         with self._seeded(record.offset):
-            for start in starts:
-                shown = self._update(
+            losses = [
+                self._update(
                     self._mini_batch(chosen[start : start + settings.pass_rows]),
                     rate=_half_cosine((idle.position + start) / idle.total, settings.final_rate),
                 )
-                losses = losses or shown
+                for start in range(0, len(chosen), settings.pass_rows)
+            ]
         self.idle_rows += idle.rows
         self.last_idle = idle
-        return Step(updates=len(starts), losses=losses)
+        return Step(updates=len(losses), learnt=_mean(losses))
 
     handlers: ClassVar = {RecordKind.BATCH: _batch, RecordKind.IDLE: _idle}
 
@@ -273,6 +273,14 @@ class SideTuningMethod(Method):
             self.average.load_arrays(_below("average", arrays))
             self._optimiser.restore(arrays)
         self.updates = updates
+
+
+def _mean(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """By tier, over those updates that had rows of it."""
+    return {
+        tier: float(np.mean([one[tier] for one in losses if tier in one]))
+        for tier in sorted({tier for one in losses for tier in one})
+    }
 
 
 def _needs(tier: TierRecord) -> tuple[str, int]:

@@ -36,6 +36,11 @@ def check_name(field: str, name: str) -> str:
     return name
 
 
+def plans_filter() -> str:
+    """The filter for the plans of all jobs on a broker."""
+    return f"{ROOT}/+/plan"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Uplink:
     """Where a message from a device came from."""

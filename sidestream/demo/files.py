@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +76,8 @@ class FleetFiles:
     def __init__(self, settings: DemoSettings, folder: Path) -> None:
         self._settings = settings
         self.folder = folder
+        self.left_out: list[str] = []
+        """Of the files given, how many rows no device gets, and why."""
         self.train, self.evaluation = self._read_data()
         self.labels = self._names(self.train)
         self.devices = self._name_devices()
@@ -218,6 +221,18 @@ class FleetFiles:
                 rows = list(source.read())
         except DataError as exc:
             raise DataError(_as_flags(str(exc), flag)) from exc
+        becomes = Counter(
+            "unreadable"
+            if row.broken
+            else "without a text"
+            if not row.text.strip()
+            else "without a label"
+            if row.label is None
+            else ""
+            for row in rows
+        )
+        if unused := ", ".join(f"{count} {why}" for why, count in sorted(becomes.items()) if why):
+            self.left_out.append(f"{flag}: {len(rows) - becomes['']} of {len(rows)} rows left out: {unused}")
         return [
             Example(row.text, row.label, row.pair)
             for row in rows

@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
+from metrics.accounts import Account, account
 from metrics.fleet_page.fleet import Device
 from side_trainer.operator.audit import TrainerState
-from sidestream.contract.messages import Telemetry
+from sidestream.contract.messages import COUNTERS, Telemetry
 from sidestream.contract.quality import total
 from sidestream.contract.tasks import Task
 from sidestream.contract.wire import prepared
@@ -26,8 +27,8 @@ class TierReport(msgspec.Struct, frozen=True, kw_only=True):
     has none."""
     quality: dict[str, float]
     """Every measure of the task, the headline first (:mod:`sidestream.contract.quality`)."""
-    samples: int
-    """Forwarded for training."""
+    account: Account
+    """What became of the samples that devices read."""
     bytes_up: int
     """Payload bytes published, repeats included."""
     bytes_down: int
@@ -38,6 +39,11 @@ class TierReport(msgspec.Struct, frozen=True, kw_only=True):
     """Oldest version in use."""
     version_max: int
     """Newest."""
+
+    @property
+    def samples(self) -> int:
+        """Forwarded for training."""
+        return self.account.forwarded
 
     @property
     def bytes_up_per_sample(self) -> float:
@@ -63,6 +69,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Weights versions."""
     trainer_peak_rss_bytes: int
     """Largest memory of the trainer."""
+    left_out: tuple[str, ...]
+    """Of the files given, how many rows no device got, and why."""
     wall_s: float
     """From the first process's start to the last device's final figures."""
     broker: str
@@ -93,7 +101,7 @@ def summarise(devices: Sequence[Device], task: Task) -> TierReport:
         devices=len(devices),
         accuracy=quality.get("accuracy"),
         quality=quality,
-        samples=_sum(told, "samples_forwarded"),
+        account=account({name: _sum(told, name) for name in COUNTERS}),
         bytes_up=_sum(told, "bytes_up"),
         bytes_down=_sum(told, "bytes_down"),
         peak_rss_bytes=max((one.peak_rss_bytes for one in told), default=0),
@@ -103,7 +111,7 @@ def summarise(devices: Sequence[Device], task: Task) -> TierReport:
 
 
 def _sum(told: Sequence[Telemetry], name: str) -> int:
-    return sum(getattr(one, name) for one in told)
+    return int(sum(getattr(one, name) for one in told))
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -118,6 +126,11 @@ def to_json(report: Report) -> dict[str, Any]:
             "tiers": {name: tier.quality for name, tier in report.tiers.items()},
         },
         "samples": {
+            "read": report.fleet.account.read,
+            "held_out": report.fleet.account.held_out,
+            "unused": report.fleet.account.unused,
+            "unused_why": report.fleet.account.reasons,
+            "left_out_of_data": list(report.left_out),
             "sent": report.fleet.samples,
             "trained_unique": report.state.samples_trained_unique,
             "lost": report.lost,
@@ -156,6 +169,8 @@ def to_table(report: Report) -> str:
         [
             *lines,
             "",
+            *(f"data        {line}" for line in report.left_out),
+            f"devices     {report.fleet.account}",
             f"samples     {report.fleet.samples} sent, {state.samples_trained_unique} trained, "
             f"{report.lost} lost, {report.duplicated} counted twice; "
             f"{report.forwards_per_sample:g} forward passes each",

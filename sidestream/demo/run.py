@@ -85,6 +85,7 @@ class Demo:
                     figures.get("sidestream_weights_published_total", 0) / len(files.devices)
                 ),
                 trainer_peak_rss_bytes=trainer_peak,
+                left_out=tuple(files.left_out),
                 wall_s=round(wall_s, 1),
                 broker=broker,
             )
@@ -99,6 +100,8 @@ class Demo:
             f"data      {len(files.train)} samples to train, {len(files.evaluation)} to evaluate; "
             + (f"{len(files.labels)} labels" if files.labels else self._settings.task.value)
         )
+        for line in files.left_out:
+            self._tell(f"          {line}")
         if strange := files.strange():
             self._tell(f"          {strange} of the evaluation samples have labels that are never trained")
         sizes = ", ".join(f"{len(devices)} {tier}" for tier, devices in files.devices.items())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import statistics
 import threading
 import time
@@ -34,6 +35,8 @@ _KEPT_S: Final = 0.2  # what the broker keeps comes before the answer to anythin
 _ERROR_S: Final = 3.0
 _ROUNDS: Final = 9
 _NAGLE_S: Final = 0.03
+_TRIES: Final = 3
+_REFUSAL_S: Final = 3.0
 _LARGE_ROUNDS: Final = 4
 _LEAST_MOSQUITTO: Final = (2, 0)
 _MARK_FILE: Final = "doctor.json"
@@ -127,7 +130,10 @@ def examine(visit: Visit) -> tuple[list[Finding], bytes]:
         connected = _reached(listener, visit.patience_s)
         if connected is None:
             why = listener.transport.last_error or "no answer"
-            remedy = "mend that; sidestream broker run starts one on this machine"
+            here = is_loopback(visit.host) and "is the broker running?" in why
+            remedy = (
+                "sidestream broker run starts one on this machine" if here else "mend that, and ask again"
+            )
             return [failed("broker", why, remedy)], b""
         access, echoes = _access(visit, listener)
         findings = [
@@ -206,12 +212,19 @@ def _access(visit: Visit, listener: _Listener) -> tuple[Finding, bool]:
 def _speed(visit: Visit, listener: _Listener, connected: Connected) -> list[Finding]:
     """Round trips of small and of large messages."""
     small = [_round_trip_s(visit, listener, 1024) for _ in range(_ROUNDS)]
+    # What waits for an acknowledgement is slow every time; a busy machine is quick now and then.
+    for _ in range(_TRIES - 1):
+        if None not in small and min(one for one in small if one is not None) > _NAGLE_S:
+            small += [_round_trip_s(visit, listener, 1024) for _ in range(_ROUNDS)]
     if None in small:
         return [failed("round trip", "small messages get lost", "see the broker's log for dropped messages")]
     times = sorted(one for one in small if one is not None)
     median_s, best_s = statistics.median(times), times[0]
     findings = [
-        ok("round trip", f"{1000 * median_s:.1f} ms in the median of {_ROUNDS}, {1000 * best_s:.1f} at best")
+        ok(
+            "round trip",
+            f"{1000 * median_s:.1f} ms in the median of {len(times)}, {1000 * best_s:.1f} at best",
+        )
     ]
     size = min(TARGET_MESSAGE_BYTES, connected.max_packet_bytes - 1024)
     fine: list[float] = []
@@ -228,11 +241,11 @@ def _speed(visit: Visit, listener: _Listener, connected: Connected) -> list[Find
         return findings
     rate = 2 * size / min(fine) / 1e6
     findings.append(ok("bandwidth", f"{rate:.1f} MB/s, there and back, with messages of {size // 1024} KiB"))
-    if is_loopback(visit.host) and median_s > _NAGLE_S:
+    if is_loopback(visit.host) and best_s > _NAGLE_S:
         findings.append(
             warning(
                 "nodelay",
-                f"{1000 * median_s:.0f} ms for a small message on this very machine",
+                f"{1000 * best_s:.0f} ms for the fastest of {len(times)} small messages on this very machine",
                 "set_tcp_nodelay true in mosquitto.conf",
             )
         )
@@ -331,3 +344,27 @@ def check_broker_certificate(settings: BrokerSettings, now_unix_s: float) -> Fin
         return skipped(check, f"it is not shown: {exc}")
     assert shown is not None
     return certificate_finding(x509.load_der_x509_certificate(shown), check, now_unix_s)
+
+
+def check_own_certificate(settings: BrokerSettings) -> list[Finding]:
+    """Whether the broker hangs up over the certificate that this machine shows; nothing where it does not.
+
+    It says so after the handshake is over on this side, so that whoever writes first sees a broken line only.
+    """
+    endpoint, check = settings.endpoint(), "certificate at the broker"
+    try:
+        with (
+            socket.create_connection((endpoint.host, endpoint.port), settings.connect_timeout_s) as plain,
+            tls_context(settings).wrap_socket(plain, server_hostname=endpoint.host) as sock,
+        ):
+            sock.settimeout(_REFUSAL_S)
+            sock.recv(1)
+    except ssl.SSLCertVerificationError:
+        return []  # that is about the broker's, and said already
+    except ssl.SSLError as exc:
+        why = (exc.reason or str(exc)).lower().replace("_", " ").partition("alert ")[2]
+        remedy = "sidestream fleet list says who is let in; fleet add-device NAME --again, and enrol anew"
+        return [failed(check, f"the broker refuses this machine's: {why}", remedy)] if why else []
+    except OSError:
+        pass
+    return []

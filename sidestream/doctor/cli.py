@@ -15,7 +15,7 @@ from broker_config.connection.connection import Connection
 from broker_config.connection.tls import tls_context
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Transport
-from edge_agent.config import AgentConfig
+from edge_agent.config import AgentConfig, DataConfig
 from edge_agent.session.machine import detect_tier, machine_id
 from side_trainer.settings.implied import with_implied
 from side_trainer.settings.schema import TrainerConfig
@@ -23,7 +23,8 @@ from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.plan import Plan
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import prepared, unpack
-from sidestream.doctor.broker import Visit, check_broker_certificate, examine
+from sidestream.doctor.broker import Visit, check_broker_certificate, check_own_certificate, examine
+from sidestream.doctor.data import check_data
 from sidestream.doctor.finding import Finding, failed
 from sidestream.doctor.machine import (
     check_backbone,
@@ -43,8 +44,8 @@ _MEMORY_MIB: Final = 512
 _SIGNS: Final = {"ok": "ok", "warning": "!", "failed": "FAILED", "skipped": "-"}
 _ABOUT: Final = """\
 See whether this machine is fit for its part, and the broker for the job: the broker is reached, its version,
-packet limit, access list, what it keeps, round trip and bandwidth; clock, certificates, disk and memory;
-torch and the backbone. What is wrong comes with what to do. Exits with 1 if anything failed.
+packet limit, access list, what it keeps, round trip and bandwidth; clock, certificates, disk and memory; an
+agent's data; torch and the backbone. What is wrong comes with what to do. Exits with 1 if anything failed.
 
     sidestream doctor agent.toml
     sidestream doctor --trainer trainer.toml --json
@@ -65,6 +66,8 @@ class Patient(msgspec.Struct, frozen=True, kw_only=True):
     """An agent's name; empty for a trainer."""
     backbone: str = ""
     """Where the agent's settings say it is."""
+    data: DataConfig | None = None
+    """An agent's."""
     state_dir: Path
     """Its state directory."""
     disk_mib: int
@@ -128,6 +131,7 @@ def patient_of(args: argparse.Namespace) -> Patient:
         tier=agent.tier or detect_tier(),
         device=agent.device or machine_id(),
         backbone=agent.backbone,
+        data=agent.data,
         state_dir=agent.state_path,
         disk_mib=agent.outbox_max_mib,
     )
@@ -141,6 +145,8 @@ def look_at(patient: Patient, clock: Callable[[], float] = time.time) -> list[Fi
         if patient.broker.endpoint().tls:
             findings.append(check_broker_certificate(patient.broker, clock()))
         seen, payload = examine(_visit(patient))
+        if patient.broker.endpoint().tls and seen[0].state == "failed":
+            findings += check_own_certificate(patient.broker)
         findings += seen
         try:
             plan = unpack(Plan, payload) if payload else None
@@ -150,6 +156,8 @@ def look_at(patient: Patient, clock: Callable[[], float] = time.time) -> list[Fi
     findings.append(check_clock(clock(), certificate, plan))
     findings.append(check_state(patient.state_dir, patient.disk_mib))
     findings.append(check_memory(_MEMORY_MIB))
+    if patient.data is not None:
+        findings.append(check_data(patient.data, plan))
     if patient.job and not patient.quick:
         findings.append(check_torch())
     if patient.device:

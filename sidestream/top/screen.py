@@ -53,16 +53,22 @@ class Sort:
     key: Callable[[DeviceView], Any]
 
 
+def _trouble(one: DeviceView) -> float:
+    """The lower, the more somebody should look: by state; unused samples before being well."""
+    state = _TROUBLED.index(one.state) if one.state in _TROUBLED else len(_TROUBLED)
+    return min(state, _TROUBLED.index("online") - 0.5) if one.samples_unused else state
+
+
 SORTS: Final = (
+    Sort("trouble", _trouble),
     Sort("device", lambda one: ()),
-    Sort("state", lambda one: _TROUBLED.index(one.state) if one.state in _TROUBLED else len(_TROUBLED)),
     Sort("last seen", lambda one: one.heard_unix_s),
     Sort("samples", lambda one: -one.samples),
     Sort("outbox", lambda one: -one.outbox_bytes),
     Sort("version", lambda one: one.weights_version),
     Sort("quality", lambda one: math.inf if one.quality is None else one.quality),
 )
-"""What the key s goes through; the troubled first."""
+"""What the key s goes through; it begins with the troubled."""
 
 
 def screen(
@@ -90,7 +96,8 @@ def screen(
     if notice:
         head.append(Text(plain(notice), style="bold red", no_wrap=True, overflow="ellipsis"))
     tiers = _tiers(picture, view, width)
-    refused = _refused(view, picture.refusals, most=3 if height else 10)
+    few = 3 if height else 10
+    refused = [*_unused(picture.devices, few), *_refused(view, picture.refusals, few)]
     room = None
     if height is not None:
         taken = len(head) + len(view.tiers) + 5  # headers, gaps and the line of keys
@@ -134,7 +141,7 @@ def _figures(picture: Picture, view: FleetView) -> Text:
         (f"devices {fleet.online}/{known} online", ""),
         (f"{view.measure} {_ratio(fleet.quality)}", ""),
         (f"loss {_ratio(fleet.loss)}", ""),
-        (f"samples {trainer.samples} ({_rate(picture.rate('samples'))}/s)", ""),
+        (f"samples {trainer.samples} of {fleet.samples_read} read ({_rate(picture.rate('samples'))}/s)", ""),
         (f"up {size(fleet.bytes_up)}  down {size(fleet.bytes_down)}", ""),
     )
 
@@ -175,7 +182,7 @@ def _tiers(picture: Picture, view: FleetView, width: int) -> Table:
         _Column("LOSS", lambda tier: _ratio(tier.loss), from_width=60),
         _Column("", course(lambda point: point.loss, "magenta"), left=True, from_width=130),
         _Column("VERSION", _versions, from_width=72),
-        _Column("SAMPLES", lambda tier: str(tier.samples)),
+        _Column("SAMPLES", _samples),
         _Column("OUTBOXES", lambda tier: size(tier.outbox_bytes), from_width=84),
     ]
     return _table(columns, view.tiers, width)
@@ -194,7 +201,7 @@ def _devices(picture: Picture, view: FleetView, sort: Sort, skip: int, room: int
         _Column("TIER", lambda one: plain(one.tier), left=True, from_width=90),
         _Column("STATE", lambda one: Text(plain(one.state), style=STATES.get(one.state, _DIM)), left=True),
         _Column("SEEN", lambda one: span(view.now_unix_s - one.heard_unix_s)),
-        _Column("SAMPLES", lambda one: str(one.samples), from_width=64),
+        _Column("SAMPLES", _samples, from_width=64),
         _Column("SENT", lambda one: size(one.bytes_up), from_width=100),
         _Column("OUTBOX", outbox, from_width=76),
         _Column("VERSION", version, from_width=54),
@@ -202,6 +209,31 @@ def _devices(picture: Picture, view: FleetView, sort: Sort, skip: int, room: int
     ]
     found = sorted(picture.devices, key=lambda one: (sort.key(one), one.tier, one.name))
     return _table(columns, found[skip : len(found) if room is None else skip + room], width)
+
+
+def _samples(one: DeviceView | TierView) -> Text:
+    """Those forwarded, of those read; yellow where some are of no use."""
+    return Text(f"{one.samples}/{one.samples_read}", style="yellow" if one.samples_unused else "")
+
+
+def _unused(devices: Iterable[DeviceView], most: int) -> list[Text]:
+    """What devices read and cannot use, and why; first those that use the smallest share."""
+    found = sorted(
+        (one for one in devices if one.samples_unused), key=lambda one: one.samples / one.samples_read
+    )
+    if not found:
+        return []
+    total = sum(one.samples_unused for one in found)
+    lines = [Text(f"not used: {total} samples of {len(found)} devices", style="yellow")]
+    lines += [
+        Text(f"  {plain(one.name)} ({plain(one.tier)}): {one.account}", style=_DIM) for one in found[:most]
+    ]
+    return [_cut(line) for line in lines]
+
+
+def _cut(line: Text) -> Text:
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _refused(view: FleetView, refusals: Sequence[RefusalView], most: int) -> list[Text]:
@@ -213,9 +245,7 @@ def _refused(view: FleetView, refusals: Sequence[RefusalView], most: int) -> lis
         Text(f"  {plain(one.device)} ({plain(one.tier)}), {plain(one.kind)}: {plain(one.reason)}", style=_DIM)
         for one in refusals[:most]
     ]
-    for line in lines:
-        line.no_wrap, line.overflow = True, "ellipsis"
-    return lines
+    return [_cut(line) for line in lines]
 
 
 def _versions(tier: TierView) -> str:
@@ -233,7 +263,9 @@ def spark(values: Iterable[float | None]) -> str:
     if len(known) > _SPARK:
         known = [known[index * (len(known) - 1) // (_SPARK - 1)] for index in range(_SPARK)]
     low, high = min(known), max(known)
-    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    if low == high:  # no course: neither low nor high
+        return _BLOCKS[len(_BLOCKS) // 2 - 1] * len(known)
+    scale = (len(_BLOCKS) - 1) / (high - low)
     return "".join(_BLOCKS[round((value - low) * scale)] for value in known)
 
 

@@ -133,7 +133,7 @@ def test_a_held_out_sample_waits_for_its_label_and_then_measures(
         trainer.wait(lambda t: t.telemetry["pi-1"].unlabelled_waiting == 40)
         state = agent.config.state_path
         held = [one for one in listed(state) if one.held_out]
-        assert 3 <= len(held) == trainer.telemetry["pi-1"].samples_held_out <= 25
+        assert 3 <= len(held) <= 25 and not trainer.telemetry["pi-1"].samples_held_out
         give(state, {one.row.text: "on" for one in listed(state)})
         trainer.wait(lambda t: t.rows() == 40 - len(held))
         until(lambda: [one.status for one in listed(state)].count("evaluation") == len(held))
@@ -142,6 +142,7 @@ def test_a_held_out_sample_waits_for_its_label_and_then_measures(
     told = trainer.telemetry["pi-1"]
     assert told.accuracy == 1.0 and told.evaluation_samples == len(held)
     assert told.samples_forwarded == 40 - len(held) == trainer.rows()
+    assert told.samples_held_out == len(held) == told.samples_read - told.samples_forwarded
 
 
 @pytest.mark.slow

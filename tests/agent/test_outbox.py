@@ -195,12 +195,15 @@ def test_a_state_directory_with_batches_belongs_to_one_job_and_tier(
     open_outbox(tmp_path).close()
 
 
-def test_where_nothing_was_made_yet_another_device_or_tier_may_begin(tmp_path: Path) -> None:
-    open_outbox(tmp_path).close()
-    with open_outbox(tmp_path, device="pi-2", tier="pi4") as outbox:
+def test_where_nothing_was_made_yet_another_job_device_or_tier_may_begin(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        outbox.begin_run("1" * 32)
+    with open_outbox(tmp_path, job="heating", device="pi-2", tier="pi4") as outbox:
+        outbox.begin_run("2" * 32)
         assert outbox.counters()["streams_forked"] == 0
-    with pytest.raises(StateError, match="belongs to job"):
-        open_outbox(tmp_path, job="heating")
+        put(outbox, b"a")
+    with pytest.raises(StateError, match="belongs to job 'heating'"):
+        open_outbox(tmp_path)
 
 
 def test_the_ruling_trainers_receipts_hold_though_an_earlier_one_had_a_higher_fence(tmp_path: Path) -> None:

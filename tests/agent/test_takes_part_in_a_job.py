@@ -4,6 +4,7 @@ import json
 import logging
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from sidestream.contract.errors import BackboneError, BrokerError, ConfigError, 
 from sidestream.contract.messages import ActivationBatch, TrainerStatus, content_digest
 from sidestream.contract.plan import FlowPlan, Rung, labels_id
 from sidestream.contract.tensors import Codec, decode
+from sidestream.contract.topics import plans_filter
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES, pack, unpack
 from tests.agent.fake_trainer import JOB, LABELS, TIER, FakeTrainer
 from tests.agent.fleet import Running, sentence, write_samples
@@ -159,9 +161,45 @@ def test_useless_samples_are_skipped_and_counted(
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
     told = trainer.telemetry["pi-1"]
     assert (told.samples_read, told.samples_skipped, told.samples_forwarded) == (6, 3, 2)
-    assert told.samples_unlabelled == told.unlabelled_waiting == 1
+    assert (told.skipped_empty, told.skipped_label, told.samples_unlabelled, told.unlabelled_waiting) == (
+        2,
+        1,
+        1,
+        1,
+    )
     assert "label 'dim' is not one of the job's 2 labels" in caplog.text
     assert trainer.rows() == 2
+
+
+@pytest.mark.slow
+def test_rows_that_cannot_be_read_are_counted_once_over_restarts_and_told(
+    broker: InProcessBroker,
+    trainer: FakeTrainer,
+    bert: TorchBackbone,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    data = tmp_path / "train.csv"
+    good = "".join(f"turn on lamp {number},on\n" for number in range(6))
+    data.write_bytes(b"text,label\n" + good.encode() + 6 * "wärmer bitte,on\n".encode("latin-1"))
+    trainer.publish_plan()
+
+    def done(births: int) -> bool:
+        return trainer.telemetry["pi-1"].finished and len(trainer.statuses) >= births
+
+    for births in (1, 2):
+        with Running(broker, bert, tmp_path, data={"path": str(data), "held_out_share": 0}):
+            until(partial(done, births), "all is read")
+    told = trainer.telemetry["pi-1"]
+    assert (told.samples_read, told.samples_forwarded, told.samples_broken, told.samples_skipped) == (
+        12,
+        6,
+        6,
+        0,
+    )
+    said = [one for one in caplog.records if "samples read" in one.message and one.levelname == "WARNING"]
+    assert said[0].message.startswith("12 samples read: 6 forwarded, 0 held out, 6 unreadable;")
 
 
 def test_a_watched_folder_is_worked_off_as_it_fills(
@@ -205,7 +243,9 @@ def test_a_backbone_gone_wrong_uploads_nothing(
     trainer.publish_plan()
     with Running(broker, broken, tmp_path, data={"path": str(data)}):
         trainer.wait(lambda t: t.telemetry["pi-1"].finished)
-    assert trainer.rows() == 0 and trainer.telemetry["pi-1"].samples_skipped == 6, name
+    told = trainer.telemetry["pi-1"]
+    assert trainer.rows() == told.samples_forwarded == 0, name
+    assert told.samples_read == told.samples_skipped == told.skipped_activations == 6, name
 
 
 def test_forward_passes_go_on_while_nothing_can_be_sent(
@@ -325,6 +365,24 @@ def test_a_device_without_data_gets_the_weights_and_stays(
         trainer.wait(lambda t: t.telemetry["pi-1"].weights_version == 3)
         trainer.publish_weights(4)
         trainer.wait(lambda t: t.telemetry["pi-1"].weights_version == 4)
+
+
+@pytest.mark.slow
+def test_a_job_of_which_there_is_no_plan_is_told_with_those_there_are(
+    broker: InProcessBroker,
+    trainer: FakeTrainer,
+    bert: TorchBackbone,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    elsewhere = broker.transport("elsewhere")
+    elsewhere.start(lambda event: None)
+    assert elsewhere.wait_connected(20)
+    plan = msgspec.structs.replace(trainer.plan, job="heating")
+    elsewhere.publish(plans_filter().replace("+", "heating"), pack(plan), retain=True)
+    with Running(broker, bert, tmp_path):
+        until(lambda: f"there is no plan of job {JOB!r}" in caplog.text, "it has looked")
+    assert "it has those of: heating" in caplog.text
 
 
 def test_the_agent_waits_until_labels_and_tier_are_settled(

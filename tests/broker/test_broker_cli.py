@@ -35,8 +35,8 @@ def parse(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def start(kind: str, data_dir: Path) -> tuple["subprocess.Popen[str]", list[str]]:
-    command = ["broker", "run", "--port", "0", "--kind", kind, "--data-dir", str(data_dir)]
+def start(kind: str, data_dir: Path, *more: str) -> tuple["subprocess.Popen[str]", list[str]]:
+    command = ["broker", "run", "--port", "0", "--kind", kind, "--data-dir", str(data_dir), *more]
     process = subprocess.Popen(
         [sys.executable, "-c", MAIN, *command],
         stdout=subprocess.PIPE,
@@ -66,6 +66,16 @@ def test_run_says_what_it_does_and_a_signal_ends_it_with_zero(tmp_path: Path, nu
     _, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stderr) == (0, "broker stopped\n")
     assert not answers_mqtt("127.0.0.1", port, 1.0)
+
+
+@pytest.mark.embedded
+def test_run_on_every_address_says_how_others_reach_it(tmp_path: Path) -> None:
+    process, (_, listening, _) = start("amqtt", tmp_path, "--host", "0.0.0.0")
+    here, _, elsewhere = listening.partition(" on this machine, and every address of it from others: ")
+    assert here.startswith("listening: mqtt://127.0.0.1:")
+    assert elsewhere.startswith("mqtt://") and not elsewhere.startswith(("mqtt://0.0.0.0", "mqtt://127."))
+    process.terminate()
+    process.communicate(timeout=PATIENCE_S)
 
 
 @pytest.mark.embedded

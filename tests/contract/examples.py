@@ -145,7 +145,7 @@ EXAMPLES: Final[dict[str, Message]] = {
     "status offline, none earlier": Status(
         state="offline", birth=3, stream=STREAM, reason="lost", instance="a1"
     ),
-    "telemetry with samples lost": Telemetry(
+    "telemetry with samples unused": Telemetry(
         stream=STREAM,
         samples_read=100,
         bytes_up=2**40,
@@ -168,14 +168,19 @@ EXAMPLES: Final[dict[str, Message]] = {
         weights_run=STREAM,
         streams_forked=1,
         samples_lost=6,
+        samples_broken=5,
+        skipped_empty=1,
+        skipped_unlabelled=2,
+        skipped_label=3,
+        skipped_activations=4,
     ),
-    "telemetry of a regression, none lost": Telemetry(
+    "telemetry of a regression, all used": Telemetry(
         stream=STREAM, tally=Tally(units=2, moments=(3.0, 4.0, 5.0, 10.0, 7.0, 1.0))
     ),
-    "telemetry of a language model, none lost": Telemetry(
+    "telemetry of a language model, all used": Telemetry(
         stream=STREAM, tally=Tally(units=3, correct=1, nll=5.5)
     ),
-    "telemetry of a newborn, none lost": Telemetry(stream=STREAM),
+    "telemetry of a newborn, all used": Telemetry(stream=STREAM),
     "manifest, inline, unsigned": WeightsManifest(
         run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=3, bundle=b"\x00\xff\x80"
     ),

@@ -13,24 +13,27 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker_config.authority import LEAF_DAYS
+from broker_config.authority import LEAF_DAYS, Authority
 from broker_config.connection.connection import Connection
 from broker_config.embedded.broker import find_mosquitto
 from broker_config.settings import BrokerSettings
 from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, ProtocolVersion, Transport
+from edge_agent.config import DataConfig
 from sidestream.cli import main
 from sidestream.contract.plan import Plan, TierPlan
+from sidestream.contract.tasks import Task
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import pack
 from sidestream.doctor.broker import VERSION_TOPIC, Visit, examine
 from sidestream.doctor.cli import Patient, look_at
+from sidestream.doctor.data import check_data
 from sidestream.doctor.finding import Finding
 from sidestream.doctor.machine import check_backbone, check_memory, check_state, check_torch
 from tests.agent.tiny import save_tiny
 from tests.broker.conftest import needs_mosquitto
 from tests.fleet.conftest import JOB, Guard, folder, free_port, guard
-from tests.until import PATIENCE_S
+from tests.until import PATIENCE_S, until
 
 __all__ = ["folder", "guard"]
 DAY_S = 86400.0
@@ -281,6 +284,60 @@ def test_slow_small_messages_on_one_machine_point_at_nagle(broker: InProcessBrok
     assert by_name(found)["nodelay"].state == "ok"
 
 
+def test_a_busy_machine_that_is_quick_now_and_then_is_not_taken_for_nagle(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    now, sent = [0.0], itertools.count()
+
+    def busy(client_id: str) -> Transport:
+        transport = broker.transport(client_id)
+        publish = transport.publish
+
+        def late(topic: str, payload: bytes, **how: object) -> None:
+            now[0] += 0.002 if next(sent) % 20 == 19 else 0.05
+            publish(topic, payload, **how)  # type: ignore[arg-type]
+
+        transport.publish = late  # type: ignore[method-assign]
+        return transport
+
+    found, _ = examine(msgspec.structs.replace(visit(busy, tmp_path), clock=lambda: now[0]))
+    assert by_name(found)["nodelay"].state == "ok"
+
+
+# --- data ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "state", "said"),
+    [
+        ("a.csv", "text,label\nwarm,on\n", "ok", "1 rows"),
+        ("a.csv", "text,label\nwarm,on\nwärmer,on\n", "warning", "2 rows, of which 1 unreadable"),
+        ("a.csv", "text,label\nwarm,dim\ncold,on\n", "warning", "1 with a label that the job does not have"),
+        ("a.csv", "text,label\nwarm,dim\n", "failed", "1 with a label that the job does not have"),
+        ("a.csv", "text,tag\nwarm,on\n", "failed", "data.label_column: no column 'label'"),
+        ("a.csv", "text;label\nwarm;on\n", "failed", "its columns have ';' between them"),
+        ("a.csv", "text,label\n", "failed", "no usable row"),
+        ("a.jsonl", '{"text": "warm"}\n', "ok", "1 rows, of which 1 without a label"),
+        ("", "", "failed", "there is no file"),
+    ],
+)
+def test_the_data_is_looked_at_and_so_it_is_by_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, state: str, said: str
+) -> None:
+    path = tmp_path / (name or "missing.csv")
+    if name:
+        path.write_bytes(content.encode("latin-1"))
+    plan = Plan(
+        job=JOB, run="ab" * 16, revision=1, task=Task.TEXT_CLASSIFICATION, labels=("off", "on"), tiers={}
+    )
+    found = check_data(DataConfig(path=str(path)), plan)
+    assert found.state == state and said in found.said
+    foreign = "does not have" in said  # which takes a broker to know
+    failed = main(["agent", "run", "--job", JOB, "--data", str(path), "--check"])
+    assert failed == (state == "failed" and not foreign)
+    assert foreign or said in "".join(capsys.readouterr())
+
+
 # --- clock and certificates ------------------------------------------------------------------------------
 
 
@@ -324,6 +381,32 @@ def test_a_trainer_that_started_in_the_future_means_a_clock_that_is_behind_and_t
     assert trainer.flush(10)
     assert by_name(look_at(patient(guard, tmp_path)))["plan"].state == "failed"
     trainer.close()
+
+
+@pytest.mark.mosquitto
+@needs_mosquitto
+@pytest.mark.parametrize("why", ["revoked", "another authority's"])
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_certificate_that_the_broker_refuses_is_said_to_be_that(
+    guard: Guard, tmp_path: Path, why: str, protocol: ProtocolVersion
+) -> None:
+    if why == "revoked":
+        guard.folder.revoke("pi-1")
+        guard.reload()
+    else:
+        guard.identities["pi-1"] = Authority.new("another").client("pi-1")
+    found: list[Finding] = []
+
+    def refused() -> bool:
+        found[:] = look_at(patient(guard, tmp_path, protocol))
+        return by_name(found)["broker"].state == "failed"
+
+    until(refused, "the broker has read its list")
+    told = by_name(found)
+    assert told["certificate at the broker"].state == "failed"
+    assert ("revoked" if why == "revoked" else "unknown ca") in told["certificate at the broker"].said
+    assert "refuses the certificate" in told["broker"].said
+    assert "sidestream broker run" not in told["broker"].remedy
 
 
 @pytest.mark.mosquitto

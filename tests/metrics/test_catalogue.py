@@ -75,6 +75,11 @@ TRAINER = {
     "sidestream_device_samples_read_total": ("tier",),
     "sidestream_device_samples_held_out_total": ("tier",),
     "sidestream_device_samples_skipped_total": ("tier",),
+    "sidestream_device_samples_broken_total": ("tier",),
+    "sidestream_device_samples_skipped_empty_total": ("tier",),
+    "sidestream_device_samples_skipped_unlabelled_total": ("tier",),
+    "sidestream_device_samples_skipped_label_total": ("tier",),
+    "sidestream_device_samples_skipped_activations_total": ("tier",),
     "sidestream_device_samples_forwarded_total": ("tier",),
     "sidestream_device_samples_dropped_total": ("tier",),
     "sidestream_device_batches_dropped_total": ("tier",),
@@ -110,6 +115,8 @@ ONE_DEVICE = (
     "sidestream_one_device_online",
     "sidestream_one_device_heard_timestamp_seconds",
     "sidestream_one_device_samples",
+    "sidestream_one_device_samples_read",
+    "sidestream_one_device_samples_unused",
     "sidestream_one_device_sent_bytes",
     "sidestream_one_device_outbox_bytes",
     "sidestream_one_device_weights_version",
@@ -137,6 +144,11 @@ AGENT = (
     "sidestream_agent_samples_read_total",
     "sidestream_agent_samples_held_out_total",
     "sidestream_agent_samples_skipped_total",
+    "sidestream_agent_samples_broken_total",
+    "sidestream_agent_samples_skipped_empty_total",
+    "sidestream_agent_samples_skipped_unlabelled_total",
+    "sidestream_agent_samples_skipped_label_total",
+    "sidestream_agent_samples_skipped_activations_total",
     "sidestream_agent_samples_forwarded_total",
     "sidestream_agent_samples_dropped_total",
     "sidestream_agent_batches_dropped_total",
@@ -240,6 +252,16 @@ def test_durations_have_buckets_from_a_tenth_of_a_millisecond_to_ten_seconds() -
     }
     assert min(buckets) == 0.0001 and max(b for b in buckets if b < math.inf) == 10
     assert (buckets[0.0001], buckets[0.00025]) == (0, 1)
+
+
+def test_many_updates_weigh_as_much_as_one_after_another() -> None:
+    (one, _), (many, _) = _trainer("pi"), _trainer("pi")
+    for metrics in (one, many):
+        metrics.observe_loss("pi", 2.0)
+    for _ in range(16):
+        one.observe_loss("pi", 1.0)
+    many.observe_loss("pi", 1.0, 16)
+    assert many.loss["pi"] == pytest.approx(one.loss["pi"])
 
 
 def test_the_loss_is_an_exponential_mean_that_survives_a_nan() -> None:

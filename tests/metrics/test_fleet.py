@@ -182,6 +182,11 @@ def test_a_state_says_how_a_device_left(fleet: Fleet) -> None:
     assert fleet.state(device, 126) is State.GONE and fleet.summary(126).devices_lost == 0
     fleet.on_telemetry("pi", "d", _told(finished=True), 127)
     assert fleet.state(device, 1000) is State.FINISHED and fleet.summary(1000).devices_lost == 0
+    fleet.on_status("pi", "d", _status("online", 3), 1001)
+    assert fleet.state(device, 1002) is State.FINISHED
+    assert fleet.state(device, 1200) is State.SILENT and fleet.summary(1200).devices_lost == 1
+    fleet.on_status("pi", "d", off(3, "lost"), 1201)
+    assert fleet.state(device, 1202) is State.LOST and fleet.summary(1202).devices_lost == 1
 
 
 def test_a_forgotten_device_is_off_the_list_and_its_sums_stay(fleet: Fleet) -> None:

@@ -211,7 +211,8 @@ def test_a_browser_shows_the_fleet_its_curves_and_what_was_refused(crowd: Crowd)
     crowd.status(3, "offline")
     for second in range(1, 6):
         crowd.now = float(second)
-        crowd.tell(1, accuracy=0.9, samples_forwarded=1234, weights_version=2)
+        crowd.tell(1, accuracy=0.9, samples_read=1300, samples_forwarded=1234, weights_version=2)
+        crowd.tell(5, samples_read=12, samples_forwarded=6, samples_broken=6)
         crowd.update(
             TrainerView(
                 connected=True,
@@ -228,8 +229,15 @@ def test_a_browser_shows_the_fleet_its_curves_and_what_was_refused(crowd: Crowd)
     assert text_of(document, "t-devices") == "11 of 12" and text_of(document, "t-devices-sub") == "1 lost"
     assert text_of(document, "t-loss") == "1.000" and text_of(document, "t-samples").startswith("500")
     devices = {row[0]: row for row in rows_of(document, "table")}
-    assert list(devices) == [f"d{number}" for number in range(12)]
-    assert devices["d1"][1:3] == ["big", "online"] and devices["d1"][4] == "1,234"
+    well = [f"d{number}" for number in range(12) if number not in (3, 5)]
+    assert list(devices) == ["d3", "d5", *well], "the troubled first"
+    assert (
+        devices["d5"][2] == "online · 6 of 12 samples not used: 6 unreadable"
+        and devices["d5"][4] == "6 of 12"
+    )
+    assert "trainer forget trainer.toml d3 takes it off the list" in document
+    assert text_of(document, "t-samples-sub").endswith("read not used: 6 unreadable")
+    assert devices["d1"][1:3] == ["big", "online"] and devices["d1"][4] == "1,234 of 1,300"
     assert devices["d1"][8:10] == ["2", "0.900"] and devices["d3"][2] == "lost"
     assert rows_of(document, "reasons") == [["nonfinite", "activations", "41"]]
     assert rows_of(document, "refusals")[0][3] == f"nonfinite: {evil}"

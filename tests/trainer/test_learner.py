@@ -67,3 +67,32 @@ def test_a_connection_that_comes_up_while_publishing_gets_the_weights_too(
         thread.join()
     assert len({version.number for version in slow.published}) == 1
     assert slow.published[1] is slow.published[2], "what could not go out was made once"
+
+
+def test_the_loss_that_is_shown_moves_while_nothing_arrives_and_the_log_has_the_same(
+    journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("side_trainer.learner._PROGRESS_EVERY_S", -1.0)
+    settings = config(tmp_path, idle_after_s=0.0)
+    job, fleet = Job(settings, journal), devices()
+    settle(job, fleet)
+    metrics, judged = TrainerMetrics(CollectorRegistry()), list[float]()
+    metrics.set_tiers(settings.tiers)
+    fold, trace = Fold(journal), Trace()
+    progress = Progress(journal, fold, settings.learner)
+    learner = Learner(
+        *(settings, journal, fold, progress, Checkpointer(tmp_path, fold, journal, metrics)),
+        Releases(settings, fold, progress, journal.run, cast(Publisher, Slow()), online=dict, trace=trace),
+        metrics=metrics,
+        trace=trace,
+        judge=lambda tier, stream, loss: judged.append(loss),
+    )
+    append(journal, fleet[0], fleet[0].batch(job.plan))
+    while learner._catch_up(threading.Event()):
+        pass
+    arrived = metrics.loss[fleet[0].tier]
+    assert len(judged) == 1
+    assert learner._idle()
+    assert metrics.loss[fleet[0].tier] < arrived and len(judged) == 1
+    assert f"{fleet[0].tier} {metrics.loss[fleet[0].tier]:.3f}" in caplog.messages[-1]

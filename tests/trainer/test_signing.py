@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,47 @@ def test_a_list_of_keys_without_the_signing_one_would_lock_the_devices_out(tmp_p
     Path(signing.public_keys_file).write_bytes(public_pem(Signer.new().public))
     with pytest.raises(ConfigError, match=r"signing\.public_keys_file.*adopt nothing"):
         load_signer("colours", signing)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_after_a_change_of_keys_the_own_last_status_is_no_intrusion(
+    broker: InProcessBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture, known: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    old, new = Signer.new(), Signer.new()
+    for state, signer in (("one", old), ("one" if known else "two", new)):
+        with trainer(broker, config(tmp_path / state, signing=key_files(tmp_path, signer))):
+            listener = Listener(broker.transport(f"watch-{state}-{signer is new}"))
+            until(partial(plan_signed_by, listener, signer), "its plan")
+    assert ("is of before the change of keys" in caplog.text) is known
+    assert ("without this job's signing key" in caplog.text) is not known
+
+
+def plan_signed_by(listener: Listener, signer: Signer) -> bool:
+    try:
+        open_signed(Plan, payload(listener, TOPICS.plan), PLAN, [signer.public])
+    except UntrustedError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("change", [{"job": "shapes"}, {"labels": ("round", "square")}])
+def test_a_first_start_to_which_nothing_was_sent_binds_the_state_folder_to_nothing(
+    broker: InProcessBroker, tmp_path: Path, change: dict[str, object]
+) -> None:
+    settings = config(tmp_path / "one")
+    with trainer(broker, settings):
+        listener = Listener(broker.transport("first"))
+        until(listener.plan, "the first runs")
+    with trainer(broker, config(tmp_path / "one", **change)):
+        until(lambda: (tmp_path / "one").exists(), "the second runs")
+    with trainer(broker, settings):
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        plan = born(listener, fleet)
+        send(listener, fleet[0], fleet[0].batch(plan))
+        until(lambda: receipted(listener, fleet[0]) == 1, "a receipt")
+    with (
+        pytest.raises(ConfigError, match="this state_dir"),
+        trainer(broker, config(tmp_path / "one", **change)),
+    ):
+        pass

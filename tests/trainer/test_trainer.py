@@ -390,7 +390,9 @@ def test_a_second_trainer_on_one_state_directory_is_refused(broker: InProcessBro
 @pytest.mark.slow
 def test_settings_that_contradict_the_journal_are_refused(broker: InProcessBroker, tmp_path: Path) -> None:
     with trainer(broker, config(tmp_path)):
-        until(Listener(broker.transport("watch")).plan, "it runs")
+        listener, fleet = Listener(broker.transport("watch")), devices()
+        send(listener, fleet[0], fleet[0].batch(born(listener, fleet)))
+        until(lambda: receipted(listener, fleet[0]) == 1, "something is in it")
     for change, field in (
         ({"labels": ("x", "y")}, "labels"),
         ({"side_network": SideNetworkSpec(width=64)}, "side_network"),

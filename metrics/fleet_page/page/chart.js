@@ -4,7 +4,7 @@ import { clock, node } from "./format.js";
 
 const NS = "http://www.w3.org/2000/svg";
 const HEIGHT = 170;
-const PAD = { left: 46, right: 10, top: 10, bottom: 22 };
+const PAD = { left: 62, right: 10, top: 10, bottom: 22 };
 
 function svg(name, attributes) {
   const made = document.createElementNS(NS, name);

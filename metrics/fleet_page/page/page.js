@@ -65,11 +65,12 @@ function showTiles(view) {
   say("t-loss-sub", `${whole(trainer.backlog ?? 0)} records to learn`);
   const last = fleet.points.length - 1;
   big("t-samples", whole(trainer.samples ?? 0), last > 0 ? `${rate(fleet.rateAt(last, "samples"))}/s` : "");
+  const unused = all.samples_unused ? `${whole(all.samples_unused)} of ${whole(all.samples_read)} read not used: ${all.unused_why}` : "";
   const gone = [
     all.samples_lost ? `${whole(all.samples_lost)} lost with the trainer's state` : "",
     all.samples_dropped ? `${whole(all.samples_dropped)} dropped by full outboxes` : "",
   ].filter(Boolean).join(", ");
-  say("t-samples-sub", gone || `${whole(trainer.messages ?? 0)} batches, ${whole(trainer.duplicates ?? 0)} repeats`, `sub ${gone ? "bad" : ""}`);
+  say("t-samples-sub", [gone, unused].filter(Boolean).join(", ") || `${whole(all.samples_read ?? 0)} read; ${whole(trainer.messages ?? 0)} batches, ${whole(trainer.duplicates ?? 0)} repeats`, `sub ${gone ? "bad" : unused ? "warn" : ""}`);
   big("t-traffic", bytes(trainer.bytes_up ?? 0), "up");
   say("t-traffic-sub", `${bytes(all.bytes_down ?? 0)} received by devices`);
   const refused = (trainer.refused ?? []).reduce((sum, one) => sum + one.count, 0);
@@ -125,10 +126,12 @@ function showTiers(view) {
     states.replaceChildren(...STATES.filter((state) => tier.states?.[state]).map((state) => node("span", state, `${whole(tier.states[state])} ${state}`)));
     const versions = tier.version_min == null ? "–" : tier.version_min === tier.version_max ? whole(tier.version_min) : `${whole(tier.version_min)}–${whole(tier.version_max)}`;
     const told = [
-      [capital(view.measure), figure(tier.quality)], ["Loss", figure(tier.loss)], ["Version", versions], ["Samples", whole(tier.samples ?? 0)],
+      [capital(view.measure), figure(tier.quality)], ["Loss", figure(tier.loss)], ["Version", versions], ["Samples", `${whole(tier.samples ?? 0)} of ${whole(tier.samples_read ?? 0)}`],
       ["Sent", bytes(tier.bytes_up ?? 0)], ["Received", bytes(tier.bytes_down ?? 0)], ["In outboxes", bytes(tier.outbox_bytes ?? 0)], ["Dropped", whole(tier.samples_dropped ?? 0)],
+      ...(tier.samples_unused ? [["Not used", whole(tier.samples_unused)]] : []),
       ...(tier.samples_lost ? [["Lost", whole(tier.samples_lost)]] : []),
     ];
+    facts.title = tier.account ?? "";
     facts.replaceChildren(...told.map(([name, value]) => {
       const pair = node("div");
       pair.append(node("dt", "", name), node("dd", "", value));
@@ -144,7 +147,6 @@ function rows(id, made) {
     row.append(...cells.map(([text, className]) => node("td", className ?? "", text)));
     return row;
   }));
-  document.querySelector(`#${id} thead`).hidden = made.length === 0;
   by(`${id}-empty`).hidden = made.length > 0;
 }
 

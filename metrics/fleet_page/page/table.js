@@ -3,7 +3,9 @@
 import { bytes, capital, figure, node, span, whole } from "./format.js";
 
 const ROWS = 50;
-const STATES = ["online", "finished", "silent", "lost", "quarantined", "gone"];
+const STATES = ["lost", "silent", "quarantined", "gone", "online", "finished"]; // the troubled first
+const FIRST = "state";
+const LEFT = ["lost", "silent", "gone"];
 const order = new Intl.Collator("en", { numeric: true });
 
 const COLUMNS = [
@@ -11,7 +13,7 @@ const COLUMNS = [
   { key: "tier", title: "Tier", text: (d) => d.tier },
   { key: "state", title: "State", text: (d) => d.state, type: "state" },
   { key: "heard_unix_s", title: "Last seen", text: (d, now) => `${span(now - d.heard_unix_s)} ago`, type: "num" },
-  { key: "samples", title: "Samples", text: (d) => whole(d.samples ?? 0), type: "num" },
+  { key: "samples", title: "Samples", text: (d) => `${whole(d.samples ?? 0)} of ${whole(d.samples_read ?? 0)}`, type: "samples" },
   { key: "bytes_up", title: "Sent", text: (d) => bytes(d.bytes_up ?? 0), type: "num" },
   { key: "bytes_down", title: "Received", text: (d) => bytes(d.bytes_down ?? 0), type: "num" },
   { key: "outbox_bytes", title: "Outbox", text: (d) => bytes(d.outbox_bytes ?? 0), type: "outbox" },
@@ -19,6 +21,9 @@ const COLUMNS = [
   { key: "quality", title: "Accuracy", text: (d) => figure(d.quality), type: "num" },
   { key: "temperature_celsius", title: "°C", text: (d) => (d.temperature_celsius == null ? "–" : d.temperature_celsius.toFixed(0)), type: "num" },
 ];
+
+// Of a device that is well but cannot use what it reads: after those that are not well.
+const trouble = (device) => Math.min(STATES.indexOf(device.state), device.samples_unused ? STATES.indexOf("online") - 0.5 : Infinity);
 
 export class Table {
   constructor(fleet) {
@@ -42,7 +47,7 @@ export class Table {
   head() {
     const row = node("tr");
     for (const column of COLUMNS) {
-      const cell = node("th", column.type === "num" || column.type === "version" ? "num" : "");
+      const cell = node("th", ["num", "version", "samples"].includes(column.type) ? "num" : "");
       cell.scope = "col";
       const button = node("button", "", column.title);
       button.type = "button";
@@ -64,7 +69,7 @@ export class Table {
 
   read() {
     const given = new URLSearchParams(location.hash.slice(1));
-    this.chosen = { q: "", tier: "", state: "", sort: "name", page: "" };
+    this.chosen = { q: "", tier: "", state: "", sort: FIRST, page: "" };
     for (const key of Object.keys(this.chosen)) this.chosen[key] = given.get(key) ?? this.chosen[key];
     for (const [key, input] of Object.entries(this.inputs)) if (input.value !== this.chosen[key]) input.value = this.chosen[key];
     this.show();
@@ -72,7 +77,7 @@ export class Table {
 
   choose(change) {
     Object.assign(this.chosen, change);
-    const told = Object.entries(this.chosen).filter(([key, value]) => value && !(key === "sort" && value === "name"));
+    const told = Object.entries(this.chosen).filter(([key, value]) => value && !(key === "sort" && value === FIRST));
     history.replaceState(null, "", `#${new URLSearchParams(told)}`);
     this.show();
   }
@@ -81,7 +86,7 @@ export class Table {
     const { q, tier, state, sort } = this.chosen;
     const words = q.trim().toLowerCase();
     const key = sort.replace(/^-/, ""), sign = sort.startsWith("-") ? -1 : 1;
-    const rank = (device) => (key === "state" ? STATES.indexOf(device.state) : device[key]);
+    const rank = (device) => (key === "state" ? trouble(device) : device[key]);
     return [...this.fleet.devices.values()]
       .filter((d) => (!words || d.name.toLowerCase().includes(words)) && (!tier || d.tier === tier) && (!state || d.state === state))
       .sort((a, b) => {
@@ -148,17 +153,23 @@ export class Table {
       const cell = row.cells[i];
       const text = column.text(device, view.now_unix_s);
       if (cell.words.data !== text) cell.words.data = text;
-      let name = { num: "num", version: "num", name: "name" }[column.type] ?? "";
+      let name = { num: "num", version: "num", samples: "num", name: "name" }[column.type] ?? "";
       if (column.type === "state") {
         name = `state ${STATES.includes(device.state) ? device.state : "gone"}`;
         const left = device.online || ["goodbye", device.state].includes(device.reason) ? "" : device.reason;
         const lost = device.samples_lost ? `${whole(device.samples_lost)} samples lost with the trainer's state` : "";
-        cell.why.textContent = [left, lost].filter(Boolean).map((why) => ` · ${why}`).join("");
+        const unused = device.samples_unused ? `${whole(device.samples_unused)} of ${whole(device.samples_read)} samples not used: ${device.unused_why}` : "";
+        cell.why.textContent = [left, lost, unused].filter(Boolean).map((why) => ` · ${why}`).join("");
       }
       if (column.type === "version" && device.online && (device.weights_version ?? 0) < view.trainer.published) {
         name += " behind";
         cell.title = `${whole(view.trainer.published - (device.weights_version ?? 0))} records behind the published version`;
       } else cell.removeAttribute("title");
+      if (column.type === "state" && LEFT.includes(device.state)) cell.title = `sidestream trainer forget trainer.toml ${device.name} takes it off the list`;
+      if (column.type === "samples") {
+        cell.title = device.account ?? "";
+        if (device.samples_unused) name += " behind";
+      }
       if (column.type === "outbox") {
         const fill = device.outbox_fill ?? 0;
         if (fill > 0.8) name = "full";

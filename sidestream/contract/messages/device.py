@@ -66,6 +66,9 @@ class Status(Message, frozen=True, kw_only=True):
 class Telemetry(Message, frozen=True, kw_only=True):
     """What a device reports of itself every few seconds. Counters run over the life of its outbox.
 
+    Every sample read is forwarded, held out, skipped, broken, dropped for want of a label, or still waits for
+    one; the counters of what was skipped for which reason add up to ``samples_skipped``.
+
     This is the one list of them: the outbox counts by these names, and the metrics show them in these words.
     """
 
@@ -73,7 +76,7 @@ class Telemetry(Message, frozen=True, kw_only=True):
     """The outbox's id."""
     samples_read: Annotated[Count, _counter("Samples taken from the source")] = 0
     samples_held_out: Annotated[Count, _counter("Samples kept for local evaluation, never uploaded")] = 0
-    samples_skipped: Annotated[Count, _counter("Samples that were empty or had an unknown label")] = 0
+    samples_skipped: Annotated[Count, _counter("Samples that the job could do nothing with")] = 0
     samples_forwarded: Annotated[
         Count, _counter("Samples passed through the backbone for training, once they have a label")
     ] = 0
@@ -127,6 +130,25 @@ class Telemetry(Message, frozen=True, kw_only=True):
         Count,
         _counter(
             "Samples receipted before the trainer's journal was set back, and gone from the device since"
+        ),
+    ] = 0
+    samples_broken: Annotated[
+        Count, _counter("Rows of the source that could not be read: not UTF-8, no text, fields too many")
+    ] = 0
+    skipped_empty: Annotated[
+        Count, _counter("Samples skipped that had no text", "samples_skipped_empty_total")
+    ] = 0
+    skipped_unlabelled: Annotated[
+        Count, _counter("Samples skipped that had no label", "samples_skipped_unlabelled_total")
+    ] = 0
+    skipped_label: Annotated[
+        Count, _counter("Samples skipped whose label the job does not take", "samples_skipped_label_total")
+    ] = 0
+    skipped_activations: Annotated[
+        Count,
+        _counter(
+            "Samples skipped whose activations were not finite, or too large to send",
+            "samples_skipped_activations_total",
         ),
     ] = 0
 
