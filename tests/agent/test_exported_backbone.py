@@ -72,7 +72,9 @@ def test_it_is_cut_to_the_plans_layers_and_has_the_fingerprint_of_so_many(tiny: 
         assert (found.depth, found.fingerprint) == (layers, wanted.fingerprint)
         ours, theirs = (one.forward(TEXTS, [layers], 16).vectors for one in (found, wanted))
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-    with pytest.raises(BackboneError, match="has 4 layers of .*, 9 are asked for; export it with --layers 9"):
+    with pytest.raises(
+        BackboneError, match=r"has 4 layers of .*, 9 are asked for; export it with --layers 9"
+    ):
         load_backbone(str(export()), 9)
 
 
@@ -96,7 +98,7 @@ def test_the_same_texts_give_the_same_bytes(export: Export, sampling: str) -> No
     assert np.array_equal(first.lengths, again.lengths)
 
 
-def test_a_backbone_of_other_weights_is_refused(export: Export, tmp_path: Path) -> None:
+def test_a_backbone_of_other_weights_is_refused(export: Export) -> None:
     with pytest.raises(BackboneError, match=r"are not the job's \(00000000"):
         load_backbone(str(export())).check("0" * 32)
 
@@ -152,7 +154,7 @@ def test_a_runtime_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         raise ModuleNotFoundError(name="torch")
 
     monkeypatch.setattr(runtimes, "_RUNTIMES", {"torch": missing})
-    with pytest.raises(BackboneError, match="torch is not installed here.*sidestream backbone export"):
+    with pytest.raises(BackboneError, match=r"torch is not installed here.*sidestream backbone export"):
         load_backbone(str(tmp_path))
 
 
