@@ -117,7 +117,8 @@ def test_a_file_that_is_damaged_or_missing_is_named(copy: Path, name: str) -> No
 
 def test_what_it_says_of_itself_is_checked(copy: Path) -> None:
     about = json.loads((copy / "backbone.json").read_text())
-    for change in ({"fingerprints": []}, {"format": 2}, {"width": "wide"}):
+    changes: list[dict[str, object]] = [{"fingerprints": []}, {"format": 2}, {"width": "wide"}]
+    for change in changes:
         (copy / "backbone.json").write_text(json.dumps({**about, **change}))
         with pytest.raises(BackboneError, match=r"backbone\.json is damaged"):
             load_backbone(str(copy))
