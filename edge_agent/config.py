@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from broker_config.settings import BrokerSettings
+from sidestream.backbone.runtimes import RuntimeChoice
 from sidestream.contract.errors import ConfigError
 from sidestream.contract.topics import check_name
 from sidestream.contract.wire import prepared
@@ -89,11 +90,14 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     generic where it is none of these)."""
     backbone: str = ""
     """Where this device has the tier's backbone, if not where the plan says: a folder, a hub name, or
-    package:NAME. It must be the same model."""
+    package:NAME. It must be the same model, or a folder that sidestream backbone export made of it."""
+    runtime: RuntimeChoice = "auto"
+    """What computes the backbone: torch, or onnx (onnxruntime) for an exported folder, which takes neither
+    torch nor transformers; auto goes by what the backbone is."""
     state_dir: str = ""
     """Folder for the outbox and the adopted weights. Empty: below ~/.local/state/sidestream."""
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
-    """Processor threads for the backbone; 0 leaves it to torch."""
+    """Processor threads for the backbone; 0 leaves it to the runtime."""
     outbox_max_mib: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
     """Batches that wait for the trainer take up this much disk space at most."""
     keep_receipted_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5

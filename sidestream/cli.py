@@ -12,6 +12,7 @@ import broker_config.cli
 import edge_agent.commands.agent
 import metrics.cli
 import side_trainer.operator.commands
+import sidestream.backbone.commands
 import sidestream.demo.cli
 import sidestream.doctor.cli
 import sidestream.fleet.cli
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         broker_config.cli,
         side_trainer.operator.commands,
         edge_agent.commands.agent,
+        sidestream.backbone.commands,
         metrics.cli,
         sidestream.top.cli,
     ):

@@ -24,6 +24,7 @@ COMMANDS = {
     "agent run": None,
     "agent samples": ["--json", "--predict", "--state-dir", "--unlabelled"],
     "agent uninstall": ["--root", "--user"],
+    "backbone export": ["--layers", "--out", "--precision"],
     "broker render": ["--out"],
     "broker run": ["--data-dir", "--host", "--kind", "--log-format", "--log-level", "--port"],
     "demo": [

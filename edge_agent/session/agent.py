@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -29,7 +30,7 @@ from edge_agent.weights.trust import Trust, read_trusted
 from metrics.catalogue import AgentMetrics
 from metrics.server import serve
 from sidestream.backbone.backbone import Backbone
-from sidestream.backbone.runtimes import set_threads, shared_backbone
+from sidestream.backbone.runtimes import runtime_of, set_threads, shared_backbone
 from sidestream.contract.plan import Precision
 from sidestream.contract.tasks import Task
 from sidestream.contract.topics import Topics
@@ -53,7 +54,7 @@ class Agent:
         config: Its settings.
         stop: Set by a signal handler, or by :meth:`stop`.
         connect: Makes the transport; tests give the in-process one.
-        load_backbone: Loads the frozen transformer.
+        load_backbone: Loads the frozen transformer; if not given, the runtime that the settings name does.
         started: Told once it is connected, with the metrics' URL, empty if they are not served.
         clock: Seconds, by which it waits, repeats and gives up; tests move it.
     """
@@ -64,7 +65,7 @@ class Agent:
         *,
         stop: threading.Event | None = None,
         connect: Connect = connect_mqtt,
-        load_backbone: LoadBackbone = shared_backbone,
+        load_backbone: LoadBackbone | None = None,
         started: Callable[[str], None] = lambda metrics_url: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -75,7 +76,7 @@ class Agent:
         self._config = msgspec.structs.replace(config, device=self.name, tier=self.tier)
         self._stop = stop or threading.Event()
         self._connect = connect
-        self._load_backbone = load_backbone
+        self._load_backbone = load_backbone or partial(shared_backbone, runtime=config.runtime)
         self._started = started
         self._clock = clock
 
@@ -148,8 +149,9 @@ class Agent:
 
     def _load(self, reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
         """On the producer's thread: importing a runtime takes longer than adopting retained weights."""
-        if self._config.threads:
-            set_threads(self._config.threads)
+        config = self._config
+        if config.threads:
+            set_threads(config.threads, runtime_of(reference, config.runtime))
         return self._load_backbone(reference, layers, precision, task)
 
     def _await_departure(self) -> None:

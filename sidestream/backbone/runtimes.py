@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, Protocol, get_args
+from functools import cache
+from typing import Final, Literal, Protocol, TypeAlias, get_args
 
 from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.onnx_runtime.folder import place_of
+from sidestream.contract.errors import BackboneError
 from sidestream.contract.plan import Precision
 from sidestream.contract.tasks import TASKS, Task
 
-RuntimeName = Literal["torch"]
+RuntimeName: TypeAlias = Literal["torch", "onnx"]
+RuntimeChoice: TypeAlias = Literal["auto", "torch", "onnx"]
+"""auto: onnx where the reference is an exported folder, torch elsewhere."""
 
 
 class Runtime(Protocol):
@@ -20,52 +25,95 @@ class Runtime(Protocol):
         """As :func:`load_backbone`; a language model where the output head is wanted."""
 
     def set_threads(self, count: int) -> None:
-        """How many processor threads its passes take from now on."""
+        """How many processor threads its passes take: of what is loaded from now on, at least."""
 
 
+@cache
 def _torch() -> Runtime:
     from sidestream.backbone.torch_runtime.runtime import TorchRuntime  # seconds: torch and transformers
 
     return TorchRuntime()
 
 
-_RUNTIMES: Final[Mapping[RuntimeName, Callable[[], Runtime]]] = {"torch": _torch}
+@cache
+def _onnx() -> Runtime:
+    from sidestream.backbone.onnx_runtime.runtime import OnnxRuntime
+
+    return OnnxRuntime()
+
+
+_RUNTIMES: Final[Mapping[RuntimeName, Callable[[], Runtime]]] = {"torch": _torch, "onnx": _onnx}
 if set(_RUNTIMES) != set(get_args(RuntimeName)):  # pragma: no cover
     raise AssertionError("every RuntimeName needs its Runtime")
-_shared: dict[tuple[str, int, Precision, bool], Backbone] = {}
+_REMEDIES: Final[Mapping[RuntimeName, str]] = {
+    "torch": "install torch and transformers, or name a folder that sidestream backbone export wrote",
+    "onnx": "pip install onnxruntime tokenizers",
+}
+_shared: dict[tuple[str, int, Precision, bool, RuntimeName], Backbone] = {}
 _shared_lock = threading.Lock()
 
 
+def runtime_of(reference: str, choice: RuntimeChoice = "auto") -> RuntimeName:
+    """What is to compute a backbone."""
+    if choice == "auto":
+        return "torch" if place_of(reference) is None else "onnx"
+    return choice
+
+
 def load_backbone(
-    reference: str, layers: int = 0, precision: Precision = "f32", task: Task = Task.TEXT_CLASSIFICATION
+    reference: str,
+    layers: int = 0,
+    precision: Precision = "f32",
+    task: Task = Task.TEXT_CLASSIFICATION,
+    *,
+    runtime: RuntimeChoice = "auto",
 ) -> Backbone:
     """Load a frozen backbone.
 
     Args:
         reference: ``package:NAME`` for weights inside an installed package (which is not imported), a folder,
-            or a name on the Hugging Face hub.
+            a name on the Hugging Face hub, or a folder that ``sidestream backbone export`` wrote.
         layers: Keep only the first so many layers; 0 for all.
-        precision: How to keep the weights in memory.
+        precision: How to keep the weights in memory; an exported folder keeps its own.
         task: What it is for: where that is to generate text, it is a
             :class:`sidestream.backbone.language_model.LanguageModel`.
+        runtime: What computes it.
 
     Raises:
         BackboneError: it cannot be found or loaded; the message says what to do.
     """
-    return _RUNTIMES["torch"]().load(reference, layers, precision, with_head=TASKS[task].generates)
+    chosen = runtime_of(reference, runtime)
+    return _runtime(chosen).load(reference, layers, precision, with_head=TASKS[task].generates)
 
 
 def shared_backbone(
-    reference: str, layers: int = 0, precision: Precision = "f32", task: Task = Task.TEXT_CLASSIFICATION
+    reference: str,
+    layers: int = 0,
+    precision: Precision = "f32",
+    task: Task = Task.TEXT_CLASSIFICATION,
+    *,
+    runtime: RuntimeChoice = "auto",
 ) -> Backbone:
     """As :func:`load_backbone`, but loaded once in this process and shared by all its agents."""
-    key = (reference, layers, precision, TASKS[task].generates)
+    key = (reference, layers, precision, TASKS[task].generates, runtime_of(reference, runtime))
     with _shared_lock:
         if key not in _shared:
-            _shared[key] = load_backbone(reference, layers, precision, task)
+            _shared[key] = load_backbone(reference, layers, precision, task, runtime=runtime)
         return _shared[key]
 
 
-def set_threads(count: int) -> None:
-    """How many processor threads backbones take."""
-    _RUNTIMES["torch"]().set_threads(count)
+def set_threads(count: int, runtime: RuntimeName) -> None:
+    """How many processor threads a runtime's backbones take, of those loaded from now on at least."""
+    _runtime(runtime).set_threads(count)
+
+
+def _runtime(name: RuntimeName) -> Runtime:
+    """Import a runtime.
+
+    Raises:
+        BackboneError: it is not installed.
+    """
+    try:
+        return _RUNTIMES[name]()
+    except ModuleNotFoundError as exc:
+        raise BackboneError(f"{exc.name} is not installed here, and is wanted: {_REMEDIES[name]}") from exc

@@ -40,7 +40,7 @@ class TextInput:
     """A tokenizer with what its model can take. Not for two threads at once: fast tokenizers are not.
 
     Args:
-        tokenizer: One of transformers'.
+        tokenizer: One of transformers', or what answers as one.
         name: The model's, for messages.
         rows: How many tokens the model has an embedding for; 0 if that is not known.
         longest: Tokens that it can see at once.
@@ -57,7 +57,8 @@ class TextInput:
         self.longest = longest
         """Tokens that the model can see at once."""
         self._name = name
-        self._rows = rows
+        self.rows = rows
+        """Tokens that it has an embedding for; 0 if that is not known."""
         self._segments = segments
 
     def read(self, texts: Sequence[Text], max_tokens: int) -> Tokens:
@@ -101,7 +102,7 @@ class TextInput:
         """Token ids of texts; those that the model has no embedding for become its last one."""
         pad = self.tokenizer.pad_token_id or 0  # what stands under the mask is never looked at
         ids, mask = padded([ids or [pad] for ids in rows], pad)
-        return Tokens(np.minimum(ids, self._rows - 1) if self._rows else ids, mask)
+        return Tokens(np.minimum(ids, self.rows - 1) if self.rows else ids, mask)
 
     def _encoded(self, texts: Sequence[Text], max_tokens: int, **more: bool) -> Any:
         longest = min(max_tokens, self.longest)

@@ -19,6 +19,7 @@ from edge_agent.config import AgentConfig, DataConfig
 from edge_agent.session.machine import detect_tier, machine_id
 from side_trainer.settings.implied import with_implied
 from side_trainer.settings.schema import TrainerConfig
+from sidestream.backbone.runtimes import runtime_of
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.plan import Plan
 from sidestream.contract.topics import Topics
@@ -158,7 +159,7 @@ def look_at(patient: Patient, clock: Callable[[], float] = time.time) -> list[Fi
     findings.append(check_memory(_MEMORY_MIB))
     if patient.data is not None:
         findings.append(check_data(patient.data, plan))
-    if patient.job and not patient.quick:
+    if patient.job and not patient.quick and runtime_of(patient.backbone) == "torch":
         findings.append(check_torch())
     if patient.device:
         tier = plan.tiers.get(patient.tier) if plan is not None else None

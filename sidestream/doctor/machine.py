@@ -13,6 +13,7 @@ from typing import Final
 
 from cryptography import x509
 
+from sidestream.backbone.runtimes import runtime_of
 from sidestream.contract.errors import BackboneError, SidestreamError
 from sidestream.contract.plan import Plan, TierPlan
 from sidestream.doctor.finding import Finding, failed, ok, skipped, warning
@@ -127,7 +128,8 @@ def check_backbone(reference: str, tier: TierPlan | None, python: str = sys.exec
     layers = tier.layers if tier is not None else 0
     remedy = "install it on this machine, or say with backbone = ... where it is"
     try:
-        locate(reference)
+        if runtime_of(reference) == "torch":
+            locate(reference)
     except BackboneError as exc:
         return failed("backbone", str(exc), remedy)
     wanted = tier.fingerprint if tier is not None else ""

@@ -72,12 +72,14 @@ def agent(
     *,
     samples: int,
     trace: str = "",
+    reference: str = "",
     backbone: Callable[[Backbone], Any] = lambda loaded: loaded,
     transport: Callable[[Transport], Any] = lambda real: real,
 ) -> Iterator[Path]:
     """A device of a tier, named after it; gives the file that it watches for more samples.
 
-    ``backbone`` and ``transport`` may put something between the agent and its own.
+    ``reference`` says where its backbone is. ``backbone`` and ``transport`` may put something between the
+    agent and its own.
     """
     held = write_samples(folder / f"{tier}-held.jsonl", 90, seed=f"{tier} held")
     data = write_samples(folder / f"{tier}.jsonl", samples, seed=tier)
@@ -88,6 +90,7 @@ def agent(
         state_dir=str(folder / f"state-{tier}"),
         telemetry_every_s=0.1,
         trace_path=trace,
+        backbone=reference,
         data=DataConfig(path=str(data), evaluation_path=str(held), watch=True, poll_s=0.05),
     )
     stop = threading.Event()

@@ -12,6 +12,7 @@ import torch
 from broker_config.testing.inprocess import InProcessBroker
 from side_trainer.operator.audit import read_state, verify
 from sidestream.contract.plan import Precision, SideNetworkSpec
+from tests.agent.exported import exported
 from tests.e2e.in_process import Kind, accuracies, agent, births, plan_of, settings, table
 from tests.trainer.test_trainer import Listener, trainer
 from tests.until import until
@@ -102,5 +103,29 @@ def test_tiers_of_one_backbone_in_three_precisions_share_map_and_side_network(
         reached = accuracies(listener, dict.fromkeys(precisions, 60))
         plan = plan_of(listener)
     assert {tier: one.precision for tier, one in plan.tiers.items()} == {one: one for one in precisions}
+    assert len({(one.fingerprint, one.align) for one in plan.tiers.values()}) == 1
+    assert min(reached.values()) > 0.9, reached
+
+
+def test_devices_with_torch_and_with_onnxruntime_in_two_precisions_share_map_and_side_network(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    """The plan names the model; two of three devices have it exported, one of them in fewer bits."""
+    names = ("torch", "onnx", "small")
+    file = settings(tmp_path, "".join(table(tmp_path, one, KINDS["encoder"]) for one in names))
+    model = tmp_path / "roberta-4-32"
+    places = {
+        "torch": "",
+        "onnx": str(exported(model, tmp_path / "f32")),
+        "small": str(exported(model, tmp_path / "int8", "int8")),
+    }
+    with ExitStack() as stack:
+        stack.enter_context(trainer(broker, file.load()))
+        listener = Listener(broker.transport("watch"))
+        for tier in names:
+            stack.enter_context(agent(broker, tmp_path, tier, samples=60, reference=places[tier]))
+        reached = accuracies(listener, dict.fromkeys(names, 60))
+        plan = plan_of(listener)
+    assert {one.backbone for one in plan.tiers.values()} == {str(model)}
     assert len({(one.fingerprint, one.align) for one in plan.tiers.values()}) == 1
     assert min(reached.values()) > 0.9, reached

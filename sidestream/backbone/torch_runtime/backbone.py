@@ -22,7 +22,7 @@ from transformers import AutoModel
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.text_input import TextInput, Tokens
 from sidestream.backbone.torch_runtime.fingerprint import fingerprint_of
-from sidestream.backbone.torch_runtime.layer_stack import longest_input, segments_of, text_config
+from sidestream.backbone.torch_runtime.layer_stack import Stack, longest_input, segments_of, text_config
 from sidestream.backbone.torch_runtime.mapped_weights import MappedWeights
 from sidestream.backbone.torch_runtime.precision import to_bf16, to_int8
 from sidestream.backbone.torch_runtime.saved_model import read_model
@@ -109,6 +109,16 @@ class TorchBackbone(Backbone):
             time.perf_counter() - started,
         )
         return found
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself, cut and frozen."""
+        return self._model
+
+    @property
+    def stack(self) -> Stack:
+        """Its layers."""
+        return self._stack
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight in use, by name."""

@@ -1,0 +1,33 @@
+"""onnxruntime, as :mod:`sidestream.backbone.runtimes` knows it."""
+
+from __future__ import annotations
+
+from sidestream.backbone.onnx_runtime.backbone import OnnxBackbone
+from sidestream.backbone.onnx_runtime.folder import INDEX, place_of
+from sidestream.contract.errors import BackboneError
+from sidestream.contract.plan import Precision
+
+
+class OnnxRuntime:
+    """Runs what ``sidestream backbone export`` wrote."""
+
+    def __init__(self) -> None:
+        self._threads = 0
+
+    def load(self, reference: str, layers: int, precision: Precision, *, with_head: bool) -> OnnxBackbone:
+        """See :func:`sidestream.backbone.runtimes.load_backbone`."""
+        if with_head:
+            raise BackboneError(
+                f"{reference}: a language model takes torch; set runtime to auto and name the model itself"
+            )
+        folder = place_of(reference)
+        if folder is None:
+            raise BackboneError(
+                f"{reference}: is no exported backbone (there is no {INDEX} in it); "
+                f"write one where torch is with: sidestream backbone export"
+            )
+        return OnnxBackbone.load(folder, layers, precision, self._threads)
+
+    def set_threads(self, count: int) -> None:
+        """For what is loaded from now on."""
+        self._threads = count
