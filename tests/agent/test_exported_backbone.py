@@ -21,6 +21,7 @@ from sidestream.cli import main
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.tasks import Task
+from sidestream.doctor.machine import check_backbone
 from tests.agent.exported import exported
 from tests.agent.tiny import LAYERS, WIDTH
 
@@ -138,6 +139,11 @@ def test_the_runtime_goes_by_the_folder_unless_one_is_named(tiny: Tiny, export: 
     with pytest.raises(BackboneError, match=r"no config\.json"):
         load_backbone(str(export()), runtime="torch")
     assert shared_backbone(str(export())) is shared_backbone(str(export()))
+
+
+def test_the_doctor_loads_it(tiny: Tiny, export: Export) -> None:
+    finding = check_backbone(str(export()), None)
+    assert finding.state == "ok" and load_backbone(str(tiny("bert"))).fingerprint[:16] in str(finding)
 
 
 def test_its_threads_can_be_set(export: Export) -> None:
