@@ -19,7 +19,7 @@ from typing import Final, Literal, TextIO, TypeAlias
 LogFormat: TypeAlias = Literal["text", "json"]
 """How a process logs."""
 
-ROOMS: Final = (*("sidestream", "edge_agent", "side_trainer", "broker_config", "metrics"),)
+ROOMS: Final = ("sidestream", "edge_agent", "side_trainer", "broker_config", "metrics")
 """The loggers that are ours."""
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _log = logging.getLogger("sidestream")
