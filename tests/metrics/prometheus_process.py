@@ -77,6 +77,14 @@ class Prometheus:
         until(came, f"{expression}; see {self._log}", timeout_s, every_s=0.1)
         return found
 
+    def await_figure(self, expression: str) -> None:
+        """Wait for a result that is a number: a series is there before what it tells is known."""
+        until(
+            lambda: any(one["value"][1] != "NaN" for one in self.await_result(expression)),
+            f"a figure for {expression}",
+            every_s=0.1,
+        )
+
     def __enter__(self) -> Prometheus:
         return self
 
