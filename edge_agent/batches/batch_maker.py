@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_agent.batches import coded as kept
-from edge_agent.batches.message import Letterhead
+from edge_agent.batches.message import HEADER_BYTES, ROW_BYTES, Letterhead
 from edge_agent.batches.targets import Targets, Unusable, targets_of
 from edge_agent.samples.sample import Sample
 from edge_agent.store.streams import Slot
@@ -22,11 +22,6 @@ from sidestream.contract.plan import Plan, Rung, TierPlan
 from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import encode, encoded_sizes
-
-_HEADER_BYTES: Final = 1024
-"""What a message holds beside its arrays, at most."""
-_ROW_BYTES: Final = 16
-"""What it holds of each row beside its vectors: number, length, target and key."""
 
 
 class Ready(NamedTuple):
@@ -69,7 +64,7 @@ class BatchMaker:
         self._letterhead = Letterhead.of(plan, tier)
         self._words = plan.task is Task.TOKEN_CLASSIFICATION
         self._task, self._labels = plan.task, plan.labels
-        self._most_bytes = max_message_bytes - _HEADER_BYTES
+        self._most_bytes = max_message_bytes - HEADER_BYTES
 
     @cached_property
     def targets(self) -> Targets:
@@ -160,4 +155,4 @@ class BatchMaker:
 
     def _size(self, rows: int, vectors: int) -> int:
         shape = (len(self._tier.taps), vectors, self._backbone.width)
-        return sum(encoded_sizes(self._rung.codec, shape)) + _ROW_BYTES * rows
+        return sum(encoded_sizes(self._rung.codec, shape)) + ROW_BYTES * rows

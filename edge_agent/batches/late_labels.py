@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from edge_agent.batches.coded import KeptActivations, joined, made_by, read, sampled_of
-from edge_agent.batches.message import Letterhead
+from edge_agent.batches.message import HEADER_BYTES, ROW_BYTES, Letterhead
 from edge_agent.batches.patience import Patience
 from edge_agent.batches.targets import Unusable, targets_of
 from edge_agent.store.outbox import Consumed, Outbox
@@ -21,8 +21,6 @@ from sidestream.contract.plan import Plan
 
 _LOOK_S: Final = 1.0
 _AT_ONCE: Final = 4  # batches; of the samples in them, those of one policy and codec go together
-_HEADER_BYTES: Final = 1024
-_ROW_BYTES: Final = 16
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +57,7 @@ class LateLabels:
         self._made_by = made_by(plan.tiers[tier], plan.task)
         self._letterhead = Letterhead.of(plan, tier)
         self._batch_size = plan.tiers[tier].batch_size
-        self._most_bytes = max_message_bytes - _HEADER_BYTES
+        self._most_bytes = max_message_bytes - HEADER_BYTES
         self._stopped = stopped
         self._patience = Patience("labels wait", stopped)
         self._on_batch = on_batch
@@ -119,7 +117,7 @@ class LateLabels:
         chosen: list[_Ready] = []
         size = 0
         for one in ready:
-            needed = one.kept.activations.nbytes + _ROW_BYTES
+            needed = one.kept.activations.nbytes + ROW_BYTES
             fits = len(chosen) < self._batch_size and size + needed <= self._most_bytes
             if not chosen or (fits and _alike(chosen[0].kept, one.kept)):
                 chosen.append(one)

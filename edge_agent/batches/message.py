@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -13,6 +14,11 @@ from sidestream.contract.plan import Plan, labels_id
 from sidestream.contract.tasks import TASKS, TargetForm
 from sidestream.contract.tensors import Tensor
 from sidestream.contract.wire import pack
+
+HEADER_BYTES: Final = 1024
+"""What a message holds beside its arrays, at most."""
+ROW_BYTES: Final = 16
+"""What it holds of each row beside its vectors: number, length, target and key."""
 
 
 @dataclass(frozen=True, kw_only=True)
