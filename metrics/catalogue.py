@@ -51,6 +51,7 @@ class Kind(_Label):
     """Messages that devices send (label ``kind``)."""
 
     ACTIVATIONS = "activations"
+    ADAPTER = "adapter"
     STATUS = "status"
     TELEMETRY = "telemetry"
 
@@ -75,6 +76,7 @@ class Content(_Label):
 
     WEIGHTS = "weights"
     CONTROL = "control"
+    GRADIENT = "gradient"
 
 
 class Source(_Label):
@@ -82,6 +84,7 @@ class Source(_Label):
 
     UPLOAD = "upload"
     REPLAY = "replay"
+    DEVICE = "device"
     IDLE = "idle"
 
 
@@ -260,6 +263,18 @@ class TrainerMetrics(_Holder):
     )
     head_bytes: Gauge = gauge(
         "head_bytes", "Memory that decoders' output heads take, in a language-model job"
+    )
+    unanswered: Gauge = gauge("batches_unanswered", "Batches that devices wait for an answer to (split jobs)")
+    replies_outstanding: Gauge = gauge(
+        "replies_outstanding", "Answers to batches that their devices have not dealt with (split jobs)"
+    )
+    replies_expired: Counter = counter(
+        "replies_expired_total", "Answers taken back because nobody wanted them for too long"
+    )
+    gradient_norm: Gauge = gauge("gradient_norm", "Norm of the last update's gradient before it was clipped")
+    staleness: Gauge = gauge(
+        "adapter_gradient_staleness_batches",
+        "Batches served between the last one that a device answered and that answer",
     )
     weights_version: Gauge = gauge("weights_version", "Version last published: journal records folded in")
     broker_connected: Gauge = gauge("broker_connected", "1 while connected to the broker")

@@ -15,11 +15,11 @@ import msgspec
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import LabelsRecord, SettingsRecord, TierRecord
 from side_trainer.settings.schema import TrainerConfig
-from side_trainer.side_tuning.output_heads import HeadFacts, Heads
-from sidestream.contract.errors import BackboneError, ConfigError, WireError
+from side_trainer.settling import UnsuitableTier
+from side_trainer.method_registry import SETTLERS
+from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.messages import Status, check_labels
-from sidestream.contract.plan import METHODS, Plan, TierPlan, joining_taps
-from sidestream.contract.tasks import TASKS
+from sidestream.contract.plan import METHODS, Plan, TierPlan
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 15.0
@@ -86,7 +86,7 @@ class Job:
         self._devices: set[str] = set()
         self._last_news: float | None = None
         self._told = 0.0
-        self._heads: dict[str, HeadFacts] = {}
+        self._settler = SETTLERS[METHODS[config.method]](config, journal)
         self._looked = 0.0
         self._labels: tuple[str, ...] = ()
         self._settled: dict[str, TierRecord] = {}
@@ -95,7 +95,7 @@ class Job:
         if config.labels and not self._labels:
             self._fix_labels(config.labels)
         self._stale = False  # set while a fact is journaled and the plan does not show it yet
-        self._take_heads(patient=bool(self._settled))
+        self._look(patient=bool(self._settled))
         self._plan = self._next_plan()
 
     @property
@@ -139,7 +139,7 @@ class Job:
         self._looked = self._looked or now  # the first look was at the start
         if now - self._looked >= _TELL_EVERY_S:
             self._looked = now
-            if self._take_heads(patient=True):
+            if self._look(patient=True):
                 return self._publishable(True)
         if not self._plan.lacks_labels:
             return False
@@ -168,8 +168,8 @@ class Job:
     def reconfigure(self, config: TrainerConfig) -> None:
         """Take in more tiers: the plan has them from now on, and the others in it stay as they are."""
         assert config.tiers.keys() >= self._config.tiers.keys()
-        self._config = config
-        self._take_heads(patient=True)
+        self._config = self._settler.config = config
+        self._look(patient=True)
         self._plan = self._next_plan()
 
     # --- facts ---------------------------------------------------------------------------------------
@@ -181,41 +181,20 @@ class Job:
             task=self._config.task,
             side_network=self._config.side_network,
             learner=self._config.learner,
-            method=METHODS[self._config.method](),
+            method=self._config.method_plan(),
         )
         last, self._labels, self._settled = _recalled(self._journal)
         check(self._config, self._journal)
         if settings != last:
             self._journal.append("settings", msgspec.json.encode(settings))
 
-    def _take_heads(self, *, patient: bool) -> bool:
-        """Find the output heads of tiers that have none yet; a settled tier's is in the journal's folder.
-
-        Args:
-            patient: Say which one is missing and go on: it is looked for again.
-
-        Returns:
-            Whether one was found.
-        """
-        config, before = self._config, len(self._heads)
-        if not TASKS[config.task].generates:
-            return False
-        heads = Heads(self._journal.folder)
-        for name, tier in config.tiers.items():
-            if name in self._settled or name in self._heads:
-                continue
-            try:
-                self._heads[name] = heads.take(tier.head or tier.backbone)
-                self._build_plan(self._settled, revision=0)
-            except (BackboneError, WireError) as exc:
-                self._heads.pop(name, None)
-                if not patient:
-                    raise
-                _log.error(
-                    "tier %s waits: its output head cannot be read: %s; looking again in %.0f s",
-                    *(name, exc, _TELL_EVERY_S),
-                )
-        return len(self._heads) > before
+    def _look(self, *, patient: bool) -> bool:
+        """Look for what tiers lack on this machine, and settle those that need no device; return for news."""
+        found = self._settler.look(
+            self._settled, lambda: self._build_plan(self._settled, revision=0), patient=patient
+        )
+        unseen = list(self._settler.unseen(self._settled))
+        return bool([one for one in unseen if self._fix_tier(one)]) or found
 
     def _fix_labels(self, labels: Iterable[str]) -> None:
         fixed = tuple(labels)
@@ -224,36 +203,22 @@ class Job:
         _log.info("labels fixed: %d, from %r to %r", len(self._labels), self._labels[0], self._labels[-1])
 
     def _settle(self, name: str, status: Status) -> bool:
-        """Fix a tier's depth, width and fingerprint from the first device that shows them."""
+        """Fix a tier by the first device that shows what it takes."""
         configured = self._config.tiers.get(name)
-        if configured is None or name in self._settled or not (status.fingerprint and status.depth):
+        if configured is None or name in self._settled:
             return False
-        if configured.fingerprint and configured.fingerprint != status.fingerprint:
+        if configured.fingerprint and status.fingerprint and configured.fingerprint != status.fingerprint:
             return False
-        record = TierRecord(
-            tier=name,
-            align=configured.to_plan().align,
-            depth=status.depth,
-            width=status.width,
-            taps=self._taps(name, status.depth),
-            fingerprint=status.fingerprint,
-        )
-        head = self._heads.get(name)
-        if head is None and TASKS[self._config.task].generates:
+        try:
+            record = self._settler.settle(name, status, self._settled)
+        except UnsuitableTier as exc:
+            self._refused(name, str(exc))
             return False
-        if head is not None:
-            record = msgspec.structs.replace(
-                record,
-                head=head.fingerprint,
-                vocabulary=head.vocabulary,
-                backbone=configured.head or configured.backbone,
-            )
-            if head.width != status.width:
-                self._refused(name, f"its head takes width {head.width}, the backbone has {status.width}")
-                return False
-            if record.taps[-1] != status.depth:
-                self._refused(name, f"taps must end with the backbone's last layer, {status.depth}")
-                return False
+        return record is not None and self._fix_tier(record)
+
+    def _fix_tier(self, record: TierRecord) -> bool:
+        """Journal what is fixed of a tier, if a plan can be made with it."""
+        name = record.tier
         try:
             self._build_plan({**self._settled, name: record}, revision=0)
         except WireError as exc:
@@ -270,19 +235,6 @@ class Job:
     def _refused(self, tier: str, why: str) -> None:
         told = "tier %s cannot join, its devices wait: tiers.%s: %s; correct it and restart the trainer"
         _log.error(told, tier, tier, why)
-
-    def _taps(self, name: str, depth: int) -> tuple[int, ...]:
-        """As configured, unless tiers of the family were settled when fewer were known; then as they are.
-
-        A shallower tier that joins later may not move the layers that the others already tap.
-        """
-        config = self._config
-        taps, align = config.taps_of(name, depth), config.tiers[name].to_plan().align
-        family = [one for one in self._settled.values() if one.align == align and one.tier in config.tiers]
-        if config.tiers[name].taps or all(config.taps_of(one.tier, one.depth) == one.taps for one in family):
-            return taps
-        fullest = max(family, key=lambda one: (len(one.taps), one.tier))
-        return joining_taps(depth, config.side_network.blocks, fullest.taps)
 
     # --- plan ----------------------------------------------------------------------------------------
 
@@ -320,13 +272,11 @@ class Job:
             tiers={name: self._tier(name, settled.get(name)) for name in self._config.tiers},
             side_network=self._config.side_network,
             flow=self._config.flow,
-            method=METHODS[self._config.method](),
+            method=self._config.method_plan(),
         )
 
     def _tier(self, name: str, record: TierRecord | None) -> TierPlan:
-        plan = self._config.tiers[name].to_plan(self._config.task)
-        if (head := self._heads.get(name)) is not None:
-            plan = msgspec.structs.replace(plan, head=head.fingerprint, vocabulary=head.vocabulary)
+        plan = self._config.tier_plan(name)
         if record is None:
-            return plan
+            return self._settler.shown(name, plan)
         return msgspec.structs.replace(plan, **record.facts())

@@ -15,6 +15,7 @@ import msgspec
 
 from metrics.catalogue import Source, TrainerMetrics
 from side_trainer.broadcast.releases import Releases
+from side_trainer.broadcast.replies import Replies
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
@@ -29,6 +30,11 @@ _log = logging.getLogger(__name__)
 _PROGRESS_EVERY_S: Final = 5.0
 _AT_ONCE: Final = 4
 _STORAGE_RETRY_S: Final = 5.0
+_ARRIVED: Final = frozenset(
+    kind.value for kind in (RecordKind.BATCH, RecordKind.REUSE, RecordKind.UPDATE, RecordKind.UPLOAD)
+)
+_SOURCES: Final = {"idle": Source.IDLE, "serve": Source.UPLOAD, "update": Source.DEVICE}
+"""Records whose updates are counted as they come."""
 
 
 class Learner:
@@ -41,6 +47,7 @@ class Learner:
         progress: How far that is.
         checkpointer: Writes it down.
         releases: Publishes it.
+        replies: Tells devices what their batches gave.
         metrics: Counts updates.
         trace: Told what is done when.
         judge: Told of each batch's tier, stream, and loss before it was learnt.
@@ -54,6 +61,7 @@ class Learner:
         progress: Progress,
         checkpointer: Checkpointer,
         releases: Releases,
+        replies: Replies,
         *,
         metrics: TrainerMetrics,
         trace: Trace,
@@ -65,16 +73,19 @@ class Learner:
         self._progress = progress
         self._checkpointer = checkpointer
         self._releases = releases
+        self._replies = replies
         self._metrics = metrics
         self._trace = trace
         self._judge = judge
         self._wake = threading.Event()
+        self._recovered = False  # whether all that was in the journal at the start is folded
         self._last_batch_at = self._told = time.monotonic()
 
     def wake(self, connected: bool) -> None:
         """There is something new: records or a plan, or a fresh connection; for any thread."""
         if connected:
             self._releases.again()
+            self._replies.again()
         self._wake.set()
 
     def reconfigure(self, config: TrainerConfig) -> None:
@@ -91,18 +102,28 @@ class Learner:
         while not stop.is_set():
             busy = self._catch_up(stop)
             try:
-                busy = busy or self._idle()
+                busy = self._own() or busy or self._idle()
+                self._answer()
                 self._releases.publish_if_due()
             except StateError as exc:
                 _log.error("%s; trying again in %.0f s", exc, _STORAGE_RETRY_S)
                 stop.wait(_STORAGE_RETRY_S)
-            self._checkpointer.write_if_due(self._config.checkpoint_every_s, final=self._progress.final)
+            if self._replies.all_written:
+                self._checkpointer.write_if_due(self._config.checkpoint_every_s, final=self._progress.final)
             self._metrics.learner_backlog_records.set(self._progress.backlog)
             self._metrics.head_bytes.set(self._fold.method.head_bytes if self._fold.begun else 0)
             if not busy:
                 self._wake.wait(0.1)
                 self._wake.clear()
-        self._checkpointer.write()
+        if self._replies.all_written:
+            self._checkpointer.write()
+
+    def _answer(self) -> None:
+        """Write answers down and publish them; those that a restart makes again, only once it is through."""
+        self._replies.write()
+        self._recovered = self._recovered or not self._progress.backlog
+        if self._recovered:
+            self._replies.publish()
 
     def _catch_up(self, stop: threading.Event) -> bool:
         """Fold some of the records that follow; return whether there were any."""
@@ -112,6 +133,19 @@ class Learner:
                 break
             self._apply(record)
         return bool(records)
+
+    def _own(self) -> bool:
+        """Journal and apply what the method itself owes, once all there is has been folded."""
+        if self._progress.backlog or not self._fold.begun:
+            return False
+        own = self._fold.method.next_own(time.monotonic())
+        if own is None:
+            return False
+        kind, payload = own
+        offset = self._journal.append(kind.value, payload)
+        if offset == self._fold.offset + 1:
+            self._apply(self._journal.get(offset))
+        return True
 
     def _idle(self) -> bool:
         """Train a slice over the journal when nothing has arrived for a while; return whether it did."""
@@ -129,22 +163,25 @@ class Learner:
     def _apply(self, record: Record) -> None:
         started, began = time.monotonic(), self._trace.now()
         step = self._fold.apply(record)
+        self._replies.put(step.replies)
         if step.updates:
-            name = "update" if record.kind == "batch" else "idle updates"
+            name = "idle updates" if record.kind == "idle" else "update"
             self._trace.add(name, "learner", began, record=record.offset, updates=step.updates)
             self._metrics.update_seconds.observe((time.monotonic() - started) / step.updates)
             for tier, loss in step.learnt.items():
                 self._metrics.observe_loss(tier, loss, step.updates)
             self._tell()
-        if record.kind == "batch":
+        if record.kind in _ARRIVED:
             self._last_batch_at = time.monotonic()
+        if record.kind == "batch":
             self._count_batch(record, step)
-        elif record.kind == "idle":
-            self._metrics.updates.labels(Source.IDLE).inc(step.updates)
+        elif record.kind in _SOURCES:
+            self._metrics.updates.labels(_SOURCES[record.kind]).inc(step.updates)
 
     def _count_batch(self, record: Record, step: Step) -> None:
-        self._metrics.updates.labels(Source.UPLOAD).inc()
-        self._metrics.updates.labels(Source.REPLAY).inc(step.updates - 1)
+        if step.updates:
+            self._metrics.updates.labels(Source.UPLOAD).inc()
+            self._metrics.updates.labels(Source.REPLAY).inc(step.updates - 1)
         for tier, loss in step.losses.items():
             if record.stream is not None:
                 self._judge(tier, record.stream, loss)

@@ -7,18 +7,41 @@ from the settings' seed and a record's offset: the same records give the same bi
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import msgspec
+import numpy as np
 
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import IdleRecord, RecordKind, SettingsRecord, TierRecord
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.messages import GradientReply
 from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
 from sidestream.side_network.bundle import WeightsCodec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What a device is to be told of one batch, in place of whatever stands in the batch's slot."""
+
+    tier: str
+    """The device's."""
+    stream: str
+    """Of its outbox."""
+    slot: int
+    """Where it looks."""
+    message: GradientReply
+    """Versions in it are offsets of the journal; whoever publishes it adds what versions count beside."""
+
+    @property
+    def awaits(self) -> bool:
+        """Whether the device is to answer it in turn."""
+        return self.message.gradient is not None
 
 
 @prepared
@@ -31,6 +54,14 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """By tier, mean loss of an arriving batch's rows, before anything was learnt from it."""
     learnt: dict[str, float] = {}
     """By tier, mean loss of all updates' rows, each before its update: arriving, replayed, or idle."""
+    replies: tuple[Reply, ...] = ()
+    """What devices are to be told."""
+    served: dict[str, float] = {}
+    """By stream, mean loss of a batch before anything was learnt from it, where that was not in its record."""
+    gradient_norm: float | None = None
+    """Of the last update, before it was clipped."""
+    staleness: int | None = None
+    """Of a device's answer: batches that were served since the one that it answers."""
 
 
 @dataclass(kw_only=True)
@@ -101,7 +132,38 @@ class Method(ABC):
     def next_idle(self, passes: float, pass_rows: int, offset: int) -> IdleRecord:
         """The slice of training to journal next, at ``offset`` records folded."""
 
+    def next_own(self, now: float) -> tuple[RecordKind, bytes] | None:
+        """A record that the trainer itself owes as soon as it has folded all there is, with its payload.
+
+        Args:
+            now: In seconds. What is chosen may hang on it, for the choice is journaled.
+        """
+        return None
+
     # --- what others see -----------------------------------------------------------------------------
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is anything that devices can use."""
+        return self.updates > 0
+
+    @property
+    def unanswered(self) -> int:
+        """Batches that devices wait for an answer to."""
+        return 0
+
+    def moved_by(self, before: Mapping[str, Floats], now: Mapping[str, Floats]) -> float:
+        """How far weights have moved, as a share of their norm.
+
+        Args:
+            before: As :meth:`weights` gave them; never empty.
+            now: Likewise.
+        """
+        moved = sum(float(np.square(now[name] - before[name]).sum()) for name in now)
+        whole = sum(float(np.square(before[name]).sum()) for name in now)
+        if not moved:
+            return 0.0
+        return float(np.sqrt(moved / whole)) if whole else math.inf
 
     @property
     @abstractmethod
@@ -114,13 +176,16 @@ class Method(ABC):
         return 0
 
     @abstractmethod
-    def bundles(self, run: str, version: int, codec: WeightsCodec) -> Mapping[str, bytes]:
+    def bundles(
+        self, run: str, version: int, codec: WeightsCodec, *, final: bool = False
+    ) -> Mapping[str, bytes]:
         """By settled tier, what its devices get of the weights as they are now.
 
         Args:
             run: The journal's id.
             version: The number that devices will know them by.
             codec: How weights are written.
+            final: Nothing is left to learn for now.
         """
 
     @abstractmethod
@@ -154,3 +219,12 @@ class Method(ABC):
         Raises:
             DecodeError: the arrays do not fit the journal.
         """
+
+
+def foreign(method: Method, record: Record) -> Step:
+    """What a method does with a record of a kind that its journals never hold.
+
+    Raises:
+        DecodeError: always.
+    """
+    raise DecodeError(f"a {record.kind!r} record in a journal of {type(method.facts.settings.method).__name__}")

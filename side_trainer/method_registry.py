@@ -7,13 +7,27 @@ from typing import Final, get_args
 
 from side_trainer.journal.records import FACTS, RecordKind
 from side_trainer.method import Method
+from side_trainer.settling import TierSettler
 from side_trainer.side_tuning.method import SideTuningMethod
-from sidestream.contract.plan import FedMobiLLM, MethodPlan, MobiLLM
+from side_trainer.side_tuning.settling import SideTuningSettler
+from side_trainer.split_lora.frozen import SplitFrozenMethod
+from side_trainer.split_lora.method import SplitLoraMethod
+from side_trainer.split_lora.settling import SplitSettler
+from sidestream.contract.plan import FedMobiLLM, MethodPlan, MobiLLM, SplitFrozen, SplitLora
 
 METHODS: Final[Mapping[type[MethodPlan], type[Method]]] = {
     FedMobiLLM: SideTuningMethod,
     MobiLLM: SideTuningMethod,
+    SplitLora: SplitLoraMethod,
+    SplitFrozen: SplitFrozenMethod,
 }
+SETTLERS: Final[Mapping[type[MethodPlan], type[TierSettler]]] = {
+    FedMobiLLM: SideTuningSettler,
+    MobiLLM: SideTuningSettler,
+    SplitLora: SplitSettler,
+    SplitFrozen: SplitSettler,
+}
+"""How its tiers are settled."""
 
 
 def check_total(methods: Mapping[type[MethodPlan], type[Method]]) -> None:
@@ -22,8 +36,9 @@ def check_total(methods: Mapping[type[MethodPlan], type[Method]]) -> None:
     Raises:
         AssertionError: naming what lacks.
     """
-    if lacking := set(get_args(MethodPlan)) - methods.keys():
-        raise AssertionError(f"no Method for {sorted(one.__name__ for one in lacking)}")
+    for what, known in (("Method", methods), ("TierSettler", SETTLERS)):
+        if lacking := set(get_args(MethodPlan)) - known.keys():
+            raise AssertionError(f"no {what} for {sorted(one.__name__ for one in lacking)}")
     for method in methods.values():
         if (handled := method.handlers.keys()) != (wanted := set(RecordKind) - FACTS):
             raise AssertionError(f"{method.__name__} handles {sorted(handled)}, and has to {sorted(wanted)}")

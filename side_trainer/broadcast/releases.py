@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-import numpy as np
-
 from side_trainer.broadcast.publisher import Publisher, Version
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
@@ -55,6 +53,7 @@ class Releases:
         self._online = online
         self._trace = trace
         self._last = -1  # the version that is out,
+        self._last_final = False  # whether it was all that there is to learn,
         self._last_weights: Mapping[str, Floats] = {}  # what it was made of,
         self._last_tiers: Collection[str] = ()  # and who has it
         self._tried_at = 0.0
@@ -73,19 +72,19 @@ class Releases:
         None but a repeat before the last one can be everywhere.
         """
         version, now = self._progress.version, time.monotonic()
-        if self._fold.updates == 0 or version < self._progress.published:
+        if not self._fold.has_weights or version < self._progress.published:
             return
         if now - self._tried_at < self._retry_s:
             return
         again = self._again or self._fold.facts.tiers.keys() != self._last_tiers
         newer = version > self._last
-        final = self._progress.final and newer
+        final = self._progress.final and (newer or not self._last_final)
         wait_s = _RETRY_S if again else self.config.publish_every_s
         if not final and now - self._tried_at < wait_s:
             return
         if not again and now - self._published_at < self._spreading_s():
             return
-        if again or newer:
+        if again or newer or final:
             self._publish(forced=again or final)
 
     def _spreading_s(self) -> float:
@@ -112,6 +111,7 @@ class Releases:
             return
         self._pending, self._retry_s = None, 0.0
         self._last, self._last_weights, self._last_tiers = version.number, weights, version.bundles.keys()
+        self._last_final = version.final
         if version.final:
             _log.info("version %d is final: %d samples learnt", version.number, version.samples)
 
@@ -121,7 +121,9 @@ class Releases:
         if pending is None or (pending.number, pending.final) != (number, final):
             self._pending = pending = Version(
                 number=number,
-                bundles=self._fold.method.bundles(self._run, number, self.config.weights_codec),
+                bundles=self._fold.method.bundles(
+                    self._run, number, self.config.weights_codec, final=final
+                ),
                 state_digest=state_digest(weights),
                 samples=self._fold.samples,
                 final=final,
@@ -133,6 +135,4 @@ class Releases:
         before = self._last_weights
         if weights.keys() != before.keys():
             return True
-        moved = sum(float(np.sum((weights[name] - old) ** 2)) for name, old in before.items())
-        size = sum(float(np.sum(old**2)) for old in before.values())
-        return moved >= self.config.publish_change**2 * size
+        return self._fold.method.moved_by(before, weights) >= self.config.publish_change

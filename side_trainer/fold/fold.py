@@ -59,6 +59,11 @@ class Fold:
         """Distinct samples learnt from."""
         return self._method.samples if self._method is not None else 0
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is anything that devices can use."""
+        return self._method is not None and self._method.has_weights
+
     def apply(self, record: Record) -> Step:
         """Apply the record that follows the last one.
 

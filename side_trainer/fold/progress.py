@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from side_trainer.fold.fold import Fold
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import IdleRecord
@@ -15,12 +17,20 @@ class Progress:
         journal: What there is to fold.
         fold: What is folded.
         settings: How many passes are made.
+        awaited: Whether devices are still to say something to what they were answered.
     """
 
-    def __init__(self, journal: Journal, fold: Fold, settings: LearnerSettings) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        fold: Fold,
+        settings: LearnerSettings,
+        awaited: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._journal = journal
         self._fold = fold
         self._settings = settings
+        self._awaited = awaited
 
     @property
     def version(self) -> int:
@@ -45,7 +55,9 @@ class Progress:
     @property
     def final(self) -> bool:
         """Whether nothing is left to learn."""
-        return self.backlog == 0 and self._fold.samples > 0 and self.owed <= 0
+        if self.backlog or self._fold.samples <= 0 or self.owed > 0:
+            return False
+        return not self._awaited()
 
     def next_idle(self) -> IdleRecord:
         """The slice of training to journal next."""

@@ -18,7 +18,7 @@ from sidestream.contract.errors import StateError, StorageError
 from sidestream.host.state_dir import touch_private
 
 REMEDY: Final = "; restore the state directory from a backup"
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE records (
@@ -55,16 +55,27 @@ CREATE TABLE held (
     sequence INTEGER NOT NULL,
     tier TEXT NOT NULL,
     samples INTEGER NOT NULL,
+    kind TEXT NOT NULL,
     payload BLOB NOT NULL,
     digest BLOB NOT NULL,
     UNIQUE (stream, sequence)
 );
+CREATE TABLE replies (
+    tier TEXT NOT NULL,
+    device TEXT NOT NULL,
+    slot INTEGER NOT NULL,
+    ticket BLOB NOT NULL,
+    payload BLOB NOT NULL,
+    since REAL NOT NULL,
+    PRIMARY KEY (tier, device, slot)
+) WITHOUT ROWID;
 CREATE TABLE verdicts (
     device TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL
 ) WITHOUT ROWID;
 """
 """A batch that was taken has its row in ``identities`` for ever, and its samples' keys theirs in ``samples``;
-its payload is a record, is held, or, if every sample of it had come before, is nowhere."""
+its payload is a record, is held, or, if every sample of it had come before, is nowhere. ``replies`` is derived:
+what devices may still have to be told, beside the records."""
 
 
 class JournalFile:

@@ -30,10 +30,10 @@ class Holding:
 
     Args:
         file: The journal's.
-        append: Makes a record of a batch: payload, tier, stream, sequence and samples.
+        append: Makes a record of a batch: payload, tier, stream, sequence, samples and kind.
     """
 
-    def __init__(self, file: JournalFile, append: Callable[[bytes, str, str, int, int], None]) -> None:
+    def __init__(self, file: JournalFile, append: Callable[[bytes, str, str, int, int, str], None]) -> None:
         self._file = file
         self._append = append
         self._bytes: int | None = None  # counted when it is asked for
@@ -45,7 +45,15 @@ class Holding:
     # --- batches -------------------------------------------------------------------------------------
 
     def hold(
-        self, payload: bytes, tier: str, stream: str, sequence: int, samples: int, *, max_bytes: int
+        self,
+        payload: bytes,
+        tier: str,
+        stream: str,
+        sequence: int,
+        samples: int,
+        kind: str,
+        *,
+        max_bytes: int,
     ) -> None:
         """Keep a batch, within a transaction.
 
@@ -55,8 +63,9 @@ class Holding:
         if self.size_bytes + len(payload) > max_bytes:
             raise NoRoomError(f"the batches that are held take {self.size_bytes} bytes already")
         self._file.db.execute(
-            "INSERT INTO held (stream, sequence, tier, samples, payload, digest) VALUES (?, ?, ?, ?, ?, ?)",
-            (stream, sequence, tier, samples, payload, digest_of(payload)),
+            "INSERT INTO held (stream, sequence, tier, samples, kind, payload, digest) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (stream, sequence, tier, samples, kind, payload, digest_of(payload)),
         )
         self._bytes = self.size_bytes + len(payload)
 
@@ -73,7 +82,7 @@ class Holding:
                 (device,),
             ).fetchall()
             for number, _, _ in held:  # one at a time: there may be more of them than memory
-                row = "SELECT payload, tier, stream, sequence, samples, digest FROM held WHERE number = ?"
+                row = "SELECT payload, tier, stream, sequence, samples, kind, digest FROM held WHERE number = ?"
                 payload, *rest, digest = self._file.db.execute(row, (number,)).fetchone()
                 self._check(number, payload, digest)
                 self._append(payload, *rest)

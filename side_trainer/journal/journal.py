@@ -24,6 +24,7 @@ from side_trainer.journal.decoded import DecodedBatches
 from side_trainer.journal.facts import JournalFacts
 from side_trainer.journal.file import digest_of, is_whole
 from side_trainer.journal.holding import Holding
+from side_trainer.journal.replies import ReplyTable
 from sidestream.contract.wire import prepared
 
 FILE_NAME: Final = "journal.db"
@@ -68,6 +69,12 @@ class Arrived:
     """As it came."""
     select: Callable[[Sequence[int]], bytes]
     """The payload with only some of its samples."""
+    kind: str = "batch"
+    """Of the record that it becomes."""
+    counts: bool = True
+    """Whether its samples are new ones, and not those of an earlier pass, or none."""
+    repeat: bytes = b""
+    """What is journaled where all of it had come before; empty for nothing."""
 
 
 class Taken(NamedTuple):
@@ -89,15 +96,15 @@ class Record:
     offset: int
     """Its place, from 1, without gaps."""
     kind: str
-    """``settings``, ``labels``, ``tier``, ``batch`` or ``idle``."""
+    """One of :class:`~side_trainer.journal.records.RecordKind`."""
     tier: str | None
     """Of a batch or a tier record."""
     samples: int
     """In a batch."""
     payload: bytes
-    """A batch as it came over the wire, less the rows that had come before; JSON otherwise."""
+    """What a device sent as it came over the wire, less the rows that had come before; JSON otherwise."""
     stream: str | None = None
-    """Of a batch."""
+    """Of what a device sent."""
 
 
 @prepared
@@ -141,6 +148,8 @@ class Journal(JournalFacts):
         """What is decoded of the newest batches."""
         self.holding = Holding(self, self._append_batch)
         """What is held back."""
+        self.replies = ReplyTable(self)
+        """What devices may still have to be told."""
 
     def _open(self, read_only: bool) -> None:
         super()._open(read_only)
@@ -190,7 +199,10 @@ class Journal(JournalFacts):
         if fresh:
             payload = batch.payload if len(fresh) == batch.samples else batch.select(fresh)
             keep = self._hold(held_max_bytes) if held else self._append_batch
-            keep(payload, batch.tier, batch.stream, batch.sequence, len(fresh))
+            samples = len(fresh) if batch.counts else 0
+            keep(payload, batch.tier, batch.stream, batch.sequence, samples, batch.kind)
+        elif batch.repeat and not held:
+            self._insert("repeat", batch.repeat, tier=batch.tier)
         self.db.execute(
             "INSERT INTO identities VALUES (?, ?, ?, ?)",
             (batch.stream, batch.sequence, batch.content, batch.previous),
@@ -203,11 +215,13 @@ class Journal(JournalFacts):
     def _has_sample(self, key: bytes) -> bool:
         return self.db.execute("SELECT 1 FROM samples WHERE key = ?", (key,)).fetchone() is not None
 
-    def _hold(self, max_bytes: int) -> Callable[[bytes, str, str, int, int], None]:
+    def _hold(self, max_bytes: int) -> Callable[[bytes, str, str, int, int, str], None]:
         return partial(self.holding.hold, max_bytes=max_bytes)
 
-    def _append_batch(self, payload: bytes, tier: str, stream: str, sequence: int, samples: int) -> None:
-        self._insert("batch", payload, tier=tier, stream=stream, sequence=sequence, samples=samples)
+    def _append_batch(
+        self, payload: bytes, tier: str, stream: str, sequence: int, samples: int, kind: str
+    ) -> None:
+        self._insert(kind, payload, tier=tier, stream=stream, sequence=sequence, samples=samples)
         self.db.execute(
             "UPDATE streams SET batches = batches + 1, samples = samples + ?, bytes = bytes + ? "
             "WHERE stream = ?",
@@ -312,6 +326,14 @@ class Journal(JournalFacts):
         """The records of some kinds up to an offset, in order."""
         marks = ",".join("?" * len(kinds))
         return self._records(f"WHERE kind IN ({marks}) AND offset <= ? ORDER BY offset", (*kinds, upto))
+
+    def each(self, upto: int, kinds: tuple[str, ...]) -> Iterator[Record]:
+        """As :meth:`others`, a few at a time: there may be more of them than memory."""
+        after, marks = 0, ",".join("?" * len(kinds))
+        clause = f"WHERE kind IN ({marks}) AND offset > ? AND offset <= ? ORDER BY offset LIMIT 64"
+        while records := self._records(clause, (*kinds, after, upto)):
+            yield from records
+            after = records[-1].offset
 
     def _records(self, clause: str, arguments: tuple[object, ...]) -> list[Record]:
         with self.reading() as db:

@@ -1,4 +1,4 @@
-"""What the journal holds beside batches, as JSON: facts of a job, and slices of training."""
+"""What the journal holds beside what devices send, as JSON: facts of a job, and what was learnt when."""
 
 from __future__ import annotations
 
@@ -26,6 +26,18 @@ class RecordKind(str, enum.Enum):
     """An ``ActivationBatch`` as it came over the wire, less the rows that had come before."""
     IDLE = "idle"
     """:class:`IdleRecord`"""
+    REUSE = "reuse"
+    """A ``Reuse`` as it came over the wire."""
+    REPEAT = "repeat"
+    """:class:`RepeatRecord`"""
+    SERVE = "serve"
+    """:class:`ServeRecord`"""
+    UPDATE = "update"
+    """An ``AdapterGradient`` as it came over the wire."""
+    UPLOAD = "upload"
+    """An ``AdapterUpload`` as it came over the wire."""
+    ROUND = "round"
+    """:class:`RoundRecord`"""
 
 
 FACTS: Final = frozenset({RecordKind.SETTINGS, RecordKind.LABELS, RecordKind.TIER})
@@ -67,13 +79,45 @@ class TierRecord(TierFacts, frozen=True, kw_only=True):
 
 
 @prepared
+class RepeatRecord(Message, frozen=True, kw_only=True):
+    """A batch that is to be answered, and of which every row had come before."""
+
+    stream: str
+    """Of the outbox that it came from."""
+    ticket: bytes
+    """Its name."""
+    slot: int
+    """Where its device looks for the answer."""
+
+
+@prepared
+class ServeRecord(Message, frozen=True, kw_only=True):
+    """Which batches are learnt from next, all of them in one update: so the order of service is data."""
+
+    offsets: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
+    """Their records."""
+    progress: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """The share of all passes that is done, by which the learning rate falls."""
+
+
+@prepared
+class RoundRecord(Message, frozen=True, kw_only=True):
+    """Ends a round of devices' own adapters: these uploads are averaged."""
+
+    number: int
+    """The round's."""
+    uploads: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
+    """Their records."""
+
+
+@prepared
 class IdleRecord(Message, frozen=True, kw_only=True):
     """A slice of training over the journal while nothing arrives."""
 
     phase: int
     """The offset that the phase started at: its rows are those of the batches up to there."""
     position: Annotated[int, msgspec.Meta(ge=0)]
-    """The slice's first row, counted over the phase's shuffled passes."""
+    """The slice's first row, counted over the phase's shuffled passes; in a split job batches are counted."""
     rows: Annotated[int, msgspec.Meta(ge=1)]
     """Rows in the slice."""
     total: Annotated[int, msgspec.Meta(ge=1)]

@@ -3,7 +3,8 @@
 Fed MobiLLM, for a fleet, is what every setting's own default stands for. MobiLLM (arXiv 2502.20421, with the
 cached activations of PAE MobiLLM, 2507.01216) has one device and one server, which is a fleet of one: the
 same code. That device uploads every token at low bit, as the paper does, since nobody shares the uplink; its
-labels are the job's, so nobody else is waited for.
+labels are the job's, so nobody else is waited for. The split methods train adapters within the model, whatever
+the task: at lower rates, and with little decay.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from sidestream.contract.plan import METHODS
 from sidestream.contract.tasks import Task
 
-MethodName: TypeAlias = Literal["fed-mobillm", "mobillm"]
+MethodName: TypeAlias = Literal["fed-mobillm", "mobillm", "split-lora", "split-frozen"]
 Implied: TypeAlias = Mapping[str, Any]
 """Settings, and tables of settings; those of ``tiers`` are of each tier."""
 
@@ -35,20 +36,39 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
     },
     Task.REGRESSION.value: {"side_network": {"apart": 0}},  # half a number and another are not their mean
 }
+_SPLIT: Final[Implied] = {
+    "tiers": {"sampling": "all", "codec": "int8"},
+    "publish_change": 0.2,
+    "publish_every_s": 0.2,
+}
+_SPLIT_LEARNER: Final[Implied] = {
+    "learning_rate": 1e-3,
+    "weight_decay": 0.01,
+    "warmup_updates": 20,
+    "final_rate": 0.05,
+    "label_smoothing": 0.0,
+}
 _OF_METHOD: Final[Mapping[object, Implied]] = {
     "fed-mobillm": {},
     "mobillm": {"label_wait_s": 2.0, "tiers": {"sampling": "all", "codec": "nf4"}},
+    "split-lora": {**_SPLIT, "learner": {**_SPLIT_LEARNER, "prior_correction": 0.0}},
+    "split-frozen": {**_SPLIT, "learner": {**_SPLIT_LEARNER, "passes": 2.0}},
 }
+_METHOD_FIRST: Final = ("split-lora", "split-frozen")
+"""What their tasks imply beside is for side-networks."""
 if not METHODS.keys() == _OF_METHOD.keys() == set(get_args(MethodName)):  # pragma: no cover
     raise AssertionError("every method of a plan needs a name here, and what it implies")
 
 
 def with_implied(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they were given, completed by what their task and then their method imply.
+    """Settings as they were given, completed by what their task and then their method imply, or the other way.
 
     What is of a wrong type is left for the settings' own types to refuse.
     """
-    for field, implied in (("task", _OF_TASK), ("method", _OF_METHOD)):
+    order = [("task", _OF_TASK), ("method", _OF_METHOD)]
+    if settings.get("method") in _METHOD_FIRST:
+        order.reverse()
+    for field, implied in order:
         value = settings.get(field)
         settings = _completed(settings, implied.get(value, {}) if isinstance(value, str) else {})
     return settings

@@ -10,14 +10,19 @@ import msgspec
 from broker_config.settings import BrokerSettings
 from side_trainer.settings.implied import MethodName
 from sidestream.contract.errors import ConfigError, WireError
-from sidestream.contract.messages import check_labels
+from sidestream.contract.lora import MAX_RANK, LoraSpec
+from sidestream.contract.messages import MAX_SLOTS, check_labels
 from sidestream.contract.plan import (
     MAX_RUNGS,
     MAX_TIERS,
+    METHODS,
     FlowPlan,
+    MethodPlan,
     Precision,
+    RoundPlan,
     Rung,
     SideNetworkSpec,
+    Split,
     TierPlan,
     nested_taps,
     tap_layers,
@@ -74,6 +79,12 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     head: str = ""
     """In a language-model job, where this machine has the backbone, whose output head the trainer needs: a
     folder, package:NAME, or a model in the hub's cache; default: what backbone says."""
+
+    cut: Annotated[int, msgspec.Meta(ge=1, le=4096)] | Literal["auto"] = 1
+    """In a split job, how many layers the devices hold: each costs them memory and time, and saves the trainer
+    some; auto: as many as 0.6 of the free memory of the tier's first device has room for."""
+    gradient_codec: Codec = Codec.INT8
+    """How gradients travel to the devices of a split job."""
 
     def to_plan(self, task: Task = Task.TEXT_CLASSIFICATION) -> TierPlan:
         """The tier as devices see it before the first of them has come."""
@@ -135,7 +146,40 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     averaging: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99
     """Devices get a running mean of the weights with this memory an update; 0 gives them the last ones."""
     clip_norm: Positive = 1.0
-    """Gradients are clipped to this norm."""
+    """Gradients are clipped to this norm; in a split job those of devices and of the trainer each on its own."""
+    schedule: Literal["longest-tail", "fifo", "workload"] = "longest-tail"
+    """In a split job, whose batch is served next, of those that have arrived: that of the device which will
+    need longest for what then remains to it, the first to have arrived, or the one with the most work."""
+    serve_together: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """In a split job, up to so many waiting batches with the same cut share one update."""
+    staleness: Annotated[int, msgspec.Meta(ge=0)] = 512
+    """In a split job, a device's gradient is not learnt from when more batches than this were served since
+    the one that it answers."""
+
+
+@prepared
+class SplitConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a model is split and tuned; the table ``[split]``."""
+
+    rank: Annotated[int, msgspec.Meta(ge=1, le=MAX_RANK)] = 8
+    """Of the adapters: the inner width r."""
+    alpha: Annotated[float, msgspec.Meta(gt=0, le=4096)] = 16.0
+    """What an adapter adds is scaled by this over the rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear maps that get one, such as ["query", "value"]; default: peft's for the architecture."""
+    adapters: Literal["held", "local"] = "held"
+    """split-lora: who keeps the devices' adapters. held: the trainer, one set for all; local, the paper's
+    form: each device its own, averaged in rounds."""
+    upper: Literal["shared", "per-device"] = "shared"
+    """With local adapters: whether the trainer's layers have one set for all devices, or one for each."""
+    passes: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    """split-lora: how often devices send their samples."""
+    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)] = 2
+    """split-lora: batches that a device may have unanswered. 1 keeps it in step with the trainer."""
+    reuse_below: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
+    """split-lora: activations that moved by less than this share since they were sent are not sent again."""
+    round: RoundPlan = RoundPlan()
+    """With local adapters: when they are averaged."""
 
 
 @prepared
@@ -168,8 +212,12 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     task: Task = Task.TEXT_CLASSIFICATION
     """What is learnt."""
     method: MethodName = "fed-mobillm"
-    """fed-mobillm for a fleet; mobillm for one device, whose tier then sends all tokens in nf4 unless it says
-    otherwise. These two learn alike: it only decides what the settings are that the file leaves out."""
+    """How the job learns (docs/methods.md helps to choose). fed-mobillm: devices send each sample once, and a
+    side-network is learnt beside the frozen model; mobillm: the same with one device, whose tier sends all
+    tokens in nf4; split-lora: devices hold the first layers with LoRA, and every batch is answered with its
+    gradient; split-frozen: the same, but devices' layers stay as they are, and each sample is sent once."""
+    split: SplitConfig = SplitConfig()
+    """What the two split methods go by."""
     labels: tuple[str, ...] = ()
     """Label names in index order; default: those that the first devices bring, sorted."""
     label_devices: Annotated[int, msgspec.Meta(ge=1)] = 1
@@ -231,6 +279,25 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How much it says."""
     log_format: LogFormat = "text"
     """How it is logged: text, or json for an object a line."""
+
+    def method_plan(self) -> MethodPlan:
+        """The part of the plan that is the method's."""
+        kind, split = METHODS[self.method], self.split
+        given = {
+            "lora": LoraSpec(rank=split.rank, alpha=split.alpha, targets=split.targets),
+            **{name: getattr(split, name) for name in ("adapters", "upper", "passes", "window", "round")},
+            "reuse_below": split.reuse_below,
+        }
+        return kind(**{name: given[name] for name in kind.__struct_fields__})
+
+    def tier_plan(self, name: str) -> TierPlan:
+        """A tier as devices see it before the first of them has come."""
+        tier = self.tiers[name]
+        plan = tier.to_plan(self.task)
+        if not issubclass(METHODS[self.method], Split):
+            return plan
+        cut = 0 if tier.cut == "auto" else tier.cut
+        return msgspec.structs.replace(plan, layers=cut, sampling="all", ladder=(), gradient_codec=tier.gradient_codec)
 
     def checked(self) -> TrainerConfig:
         """Return itself if its parts fit together.

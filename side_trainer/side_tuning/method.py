@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 
 from side_trainer.journal.journal import Journal, Record
-from side_trainer.journal.records import IdleRecord, RecordKind, TierRecord
-from side_trainer.method import Export, Facts, Method, Step
+from side_trainer.journal.records import FACTS, IdleRecord, RecordKind, TierRecord
+from side_trainer.method import Export, Facts, Method, Step, foreign
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.batch_loss import BatchLoss
 from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
@@ -138,7 +138,11 @@ class SideTuningMethod(Method):
         self.last_idle = idle
         return Step(updates=len(losses), learnt=_mean(losses))
 
-    handlers: ClassVar = {RecordKind.BATCH: _batch, RecordKind.IDLE: _idle}
+    handlers: ClassVar = {
+        **dict.fromkeys(set(RecordKind) - FACTS, foreign),
+        RecordKind.BATCH: _batch,
+        RecordKind.IDLE: _idle,
+    }
 
     # --- while nothing arrives -----------------------------------------------------------------------
 
@@ -232,7 +236,9 @@ class SideTuningMethod(Method):
     def head_bytes(self) -> int:
         return self.heads.nbytes
 
-    def bundles(self, run: str, version: int, codec: WeightsCodec) -> Mapping[str, bytes]:
+    def bundles(
+        self, run: str, version: int, codec: WeightsCodec, *, final: bool = False
+    ) -> Mapping[str, bytes]:
         """A tier gets what it needs and no more: its own alignment map, and the blocks up to its last tap."""
         learnt, made = self._learnt(run, version), {}
         for align, blocks in {_needs(tier) for tier in self.facts.tiers.values()}:

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 from sidestream.contract.errors import ConfigError, DecodeError
-from sidestream.contract.messages import MAX_LABELS, Count, ShortText, check_labels, check_stream
+from sidestream.contract.lora import LoraSpec
+from sidestream.contract.messages import MAX_LABELS, MAX_SLOTS, Count, ShortText, check_labels, check_stream
 from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.signing import MAX_KEYS, PublicKey
 from sidestream.contract.tasks import TASKS, Task
@@ -85,6 +86,14 @@ class TierFacts(Message, frozen=True, kw_only=True):
     """Of the output head that the trainer learns with, its fingerprint; a language model's tiers have one."""
     vocabulary: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 0
     """Tokens that it can predict."""
+    whole_depth: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """Layers of the whole model, where the device has the first ``depth`` of them only; 0 where it has all."""
+    whole_fingerprint: ShortText = ""
+    """Of the whole model's weights, for devices that have room for it."""
+    whole_bytes: Count = 0
+    """What they take in f32."""
+    gradient_codec: Codec = Codec.INT8
+    """How gradients travel, where devices get any."""
 
     def facts(self) -> dict[str, Any]:
         """These, by name."""
@@ -173,6 +182,10 @@ class SideTuning(Message, frozen=True, kw_only=True):
         """Whether devices of a settled tier may compute: a language model's need a known output head too."""
         return tier.head != "" or not TASKS[task].generates
 
+    def needs_head(self, task: Task) -> bool:
+        """Whether devices load the backbone's own output head."""
+        return TASKS[task].generates
+
 
 @prepared
 class FedMobiLLM(SideTuning, frozen=True, kw_only=True, tag_field="name", tag="fed-mobillm"):
@@ -184,9 +197,73 @@ class MobiLLM(SideTuning, frozen=True, kw_only=True, tag_field="name", tag="mobi
     """The same with one device (MobiLLM, arXiv 2502.20421; its cached activations: 2507.01216)."""
 
 
-MethodPlan: TypeAlias = FedMobiLLM | MobiLLM
+@prepared
+class Split(Message, frozen=True, kw_only=True):
+    """What the methods have in common that cut a model in two: the device has the embeddings and the first
+    layers, as many as its tier says, the trainer has all of it once, with LoRA and an output head."""
+
+    lora: LoraSpec = LoraSpec()
+    """The adapters."""
+
+    def is_ready(self, tier: TierPlan, task: Task) -> bool:
+        """Whether devices of a settled tier may compute."""
+        return tier.whole_depth > tier.depth
+
+    def needs_head(self, task: Task) -> bool:
+        """Whether devices load the backbone's own output head."""
+        return False
+
+
+@prepared
+class RoundPlan(Message, frozen=True, kw_only=True):
+    """When devices' own adapters are averaged (the local form of :class:`SplitLora`)."""
+
+    batches: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 8
+    """Steps that a device makes between two averagings, or as many as it has left."""
+    devices: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1
+    """Wait for so many at least."""
+    quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
+    """Once the deadline has passed: wait until uploads are of this share of the round's samples."""
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    """From a round's first upload on, wait so long for the other devices that take part in it."""
+
+
+@prepared
+class SplitLora(Split, frozen=True, kw_only=True, tag_field="name", tag="split-lora"):
+    """Memory-efficient split federated LoRA (arXiv 2506.02940): every batch is answered with the gradient at
+    the cut."""
+
+    adapters: Literal["held", "local"] = "held"
+    """Who keeps the devices' adapters. ``held``: the trainer, one set for all; a device returns their
+    gradient. ``local``, the paper's form: each device its own, and they are averaged in rounds."""
+    upper: Literal["shared", "per-device"] = "shared"
+    """In the local form: whether the trainer's adapters are one set, or one for each device, averaged with
+    the devices' (the paper's)."""
+    passes: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    """How often a device sends its samples."""
+    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)] = 2
+    """Batches that a device may have unanswered. With 1 it waits for the adapter that its last answer is in."""
+    reuse_below: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
+    """From the second pass on, activations that have moved by less than this share of their norm since they
+    were sent are not sent again; 0 to send all."""
+    round: RoundPlan = RoundPlan()
+    """In the local form: when adapters are averaged."""
+
+
+@prepared
+class SplitFrozen(Split, frozen=True, kw_only=True, tag_field="name", tag="split-frozen"):
+    """The device's layers stay as they are (SplitFrozen, arXiv 2503.18986): each sample is sent once, and the
+    trainer learns the layers above the cut from its journal."""
+
+
+MethodPlan: TypeAlias = FedMobiLLM | MobiLLM | SplitLora | SplitFrozen
 """The part of a plan that belongs to its training method, by ``name``."""
-METHODS: Final[dict[str, type[MethodPlan]]] = {"fed-mobillm": FedMobiLLM, "mobillm": MobiLLM}
+METHODS: Final[dict[str, type[MethodPlan]]] = {
+    "fed-mobillm": FedMobiLLM,
+    "mobillm": MobiLLM,
+    "split-lora": SplitLora,
+    "split-frozen": SplitFrozen,
+}
 
 
 @prepared

@@ -54,15 +54,18 @@ class Scope:
     """What a message is for; a signature for one scope is none for another."""
 
     kind: str
-    """``plan``, ``weights`` or ``status``."""
+    """``plan``, ``weights``, ``status`` or ``gradient``."""
     job: str
     """The job's name."""
     tier: str = ""
     """The tier; empty where it is for all."""
+    device: str = ""
+    """The device; empty where it is for a whole tier."""
 
     def prefix(self) -> bytes:
         """What is signed before the message: each part with its length, so that no two scopes are alike."""
         parts = [_DOMAIN, *(part.encode() for part in (self.kind, self.job, self.tier))]
+        parts += [self.device.encode()] if self.device else []
         return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
 
 

@@ -2,8 +2,8 @@
 
 Direction stands before tier and device, so that an access list can fence a device in, topic by topic
 (:mod:`broker_config.access`): it writes only its own below ``up/``, and reads the plan, the trainer's status,
-its tier's weights and flow, and its own receipts, status and echo. ``down/<its tier>/#`` would show it its
-neighbours' receipts, too.
+its tier's weights and flow, and its own receipts, gradients, status and echo. ``down/<its tier>/#`` would show
+it its neighbours' receipts and gradients, too: an access list never has that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sidestream.contract.errors import ConfigError, DecodeError
 ROOT: Final = "sidestream/v1"
 MAX_NAME_CHARS: Final = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_UP_KINDS: Final = ("activations", "status", "telemetry")
+_UP_KINDS: Final = ("activations", "adapter", "status", "telemetry")
 
 
 def check_name(field: str, name: str) -> str:
@@ -50,7 +50,7 @@ class Uplink:
     device: str
     """The device's id."""
     kind: str
-    """``activations``, ``status`` or ``telemetry``."""
+    """``activations``, ``adapter``, ``status`` or ``telemetry``."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,18 @@ class Topics:
 
     def activations(self, tier: str, device: str) -> str:
         return f"{self.base}/up/{tier}/{device}/activations"
+
+    def adapter(self, tier: str, device: str) -> str:
+        """Where a device of a split job sends what goes into its outbox beside activations."""
+        return f"{self.base}/up/{tier}/{device}/adapter"
+
+    def gradient(self, tier: str, device: str, slot: int) -> str:
+        """Where a device finds the answer to a batch."""
+        return f"{self.base}/down/{tier}/device/{device}/gradient/{slot}"
+
+    def gradients_filter(self, tier: str, device: str) -> str:
+        """The filter for all answers to one device."""
+        return f"{self.base}/down/{tier}/device/{device}/gradient/+"
 
     def status(self, tier: str, device: str) -> str:
         return f"{self.base}/up/{tier}/{device}/status"

@@ -24,7 +24,7 @@ from sidestream.contract.plan import MAX_TIERS, SideNetworkSpec
 from sidestream.contract.tasks import TASKS, Scale, Task
 from sidestream.contract.tensors import Floats
 from sidestream.contract.topics import check_name
-from sidestream.contract.wire import Message, brief, prepared
+from sidestream.contract.wire import M, Message, brief, prepared
 
 MAX_BUNDLE_BYTES: Final = 2**31
 MAX_HEADER_BYTES: Final = 2**20
@@ -103,7 +103,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     """By parameter name, float32."""
 
 
-def encode_bundle(about: About, tensors: Mapping[str, Floats], *, codec: WeightsCodec = "f32") -> bytes:
+def encode_bundle(about: Message, tensors: Mapping[str, Floats], *, codec: WeightsCodec = "f32") -> bytes:
     """Write a bundle; what float16 cannot hold is clipped. Equal input gives equal bytes."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, array in sorted(tensors.items()):
@@ -132,6 +132,16 @@ def decode_bundle(data: bytes) -> Bundle:
     Raises:
         DecodeError: whatever the bytes are, if they are no bundle or hold NaN or infinite values.
     """
+    about, tensors = decode_weights(data, About)
+    return Bundle(about=about, tensors=tensors)
+
+
+def decode_weights(data: bytes, kind: type[M]) -> tuple[M, dict[str, Floats]]:
+    """Read any file that :func:`encode_bundle` wrote: what it says of itself, and its tensors as float32.
+
+    Raises:
+        DecodeError: as :func:`decode_bundle`.
+    """
     try:
         header_bytes = int.from_bytes(data[:_LENGTH_BYTES], "little")
         if len(data) < _LENGTH_BYTES or header_bytes > len(data) - _LENGTH_BYTES:
@@ -139,10 +149,10 @@ def decode_bundle(data: bytes) -> Bundle:
         if header_bytes > MAX_HEADER_BYTES or len(data) > MAX_BUNDLE_BYTES:
             raise DecodeError(f"{len(data)} bytes with a header of {header_bytes}: too large for a bundle")
         header = msgspec.json.decode(data[_LENGTH_BYTES : _LENGTH_BYTES + header_bytes], type=_Header)
-        about = msgspec.json.decode(header.metadata.sidestream, type=About)
+        about = msgspec.json.decode(header.metadata.sidestream, type=kind)
         arrays = load(data)
     except (SafetensorError, msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError) as exc:
-        raise DecodeError(f"not a side-network bundle: {type(exc).__name__}: {brief(exc)}") from exc
+        raise DecodeError(f"not a bundle of weights: {type(exc).__name__}: {brief(exc)}") from exc
     tensors = {
         name: _to_float(name, array, arrays) for name, array in arrays.items() if not name.endswith(_SCALE)
     }
@@ -150,7 +160,7 @@ def decode_bundle(data: bytes) -> Bundle:
         raise DecodeError("the bundle holds scales of no int8 tensor")
     if not all(np.isfinite(array).all() for array in tensors.values()):
         raise DecodeError("the bundle holds NaN or infinite weights")
-    return Bundle(about=about, tensors=tensors)
+    return about, tensors
 
 
 def _to_float(name: str, array: npt.NDArray[Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Floats:

@@ -17,6 +17,20 @@ from sidestream.contract.messages.fields import (
     check_stream,
     to_bin,
 )
+from sidestream.contract.messages.split import (
+    MAX_SLOTS,
+    AdapterGradient,
+    AdapterMessage,
+    AdapterUpload,
+    GradientReply,
+    Reuse,
+    SplitPart,
+    context_of,
+    derived_key,
+    is_adapter_message,
+    ticket_of,
+    unpack_adapter,
+)
 from sidestream.contract.messages.trainer import (
     HIGHEST_FENCE,
     Flow,
@@ -29,8 +43,10 @@ from sidestream.contract.messages.trainer import (
 )
 
 __all__ = [
-    "COUNTERS", "HIGHEST_FENCE", "MAX_LABELS", "MAX_LABEL_CHARS", "MAX_ROWS", "MAX_STREAMS",
-    "ActivationBatch", "Count", "Flow", "Receipt", "Rejection", "ShortText", "Status", "Telemetry",
-    "TrainerClaim", "TrainerStatus", "WeightsChunk", "WeightsManifest",
-    "check_labels", "check_stream", "content_digest", "to_bin", "with_floor",
+    "COUNTERS", "HIGHEST_FENCE", "MAX_LABELS", "MAX_LABEL_CHARS", "MAX_ROWS", "MAX_SLOTS",
+    "MAX_STREAMS", "ActivationBatch", "AdapterGradient", "AdapterMessage", "AdapterUpload", "Count",
+    "Flow", "GradientReply", "Receipt", "Rejection", "Reuse", "ShortText", "SplitPart", "Status",
+    "Telemetry", "TrainerClaim", "TrainerStatus", "WeightsChunk", "WeightsManifest", "check_labels",
+    "check_stream", "content_digest", "context_of", "derived_key", "is_adapter_message", "ticket_of",
+    "to_bin", "unpack_adapter", "with_floor",
 ]  # fmt: skip

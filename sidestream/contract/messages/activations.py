@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from sidestream.contract.errors import DecodeError
 from sidestream.contract.messages.fields import MAX_ROWS, Place, ShortText, check_stream
+from sidestream.contract.messages.split import AdapterMessage, SplitPart, context_of
 from sidestream.contract.tasks import PER_VECTOR, TargetForm, Targets, read_targets, select_targets
 from sidestream.contract.tensors import Tensor, take
 from sidestream.contract.wire import Message, pack, prepared
@@ -58,6 +59,8 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
     keys: bytes = b""
     """u64[K]: by which the trainer knows a sample that comes again, in whatever batch of whatever stream.
     They are hashes under a secret of the device's, and say nothing of the samples' content."""
+    split: SplitPart | None = None
+    """Where the trainer answers the batch, what it needs to know for that."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
@@ -82,6 +85,10 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
         if self.keys and (len(self.keys) != 8 * rows or len(set(self.sample_keys)) != rows):
             raise DecodeError(f"keys must be u64 for each of the {rows} samples, and no two the same")
         read_targets(self.target_form, self.targets, rows=rows, vectors=vectors)
+        if self.split is not None:
+            if not rows <= self.split.rows:
+                raise DecodeError(f"{rows} rows are more than the {self.split.rows} that the batch was made of")
+            context_of(self.split, rows)
 
     @property
     def sample_ids(self) -> npt.NDArray[Any]:
@@ -121,7 +128,13 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
             targets=select_targets(self.targets, picked, count),
             activations=take(self.activations, vectors),
             keys=b"".join(self.sample_keys[row] for row in rows) if self.keys else b"",
+            split=self.split and _select_context(self.split, list(rows), len(lengths)),
         )
+
+
+def _select_context(split: SplitPart, rows: list[int], count: int) -> SplitPart:
+    context = context_of(split, count)[rows].astype("<u2").tobytes() if split.context else b""
+    return msgspec.structs.replace(split, context=context)
 
 
 def with_floor(payload: bytes, floor: int) -> bytes:
@@ -137,8 +150,8 @@ def with_floor(payload: bytes, floor: int) -> bytes:
     return payload[:start] + packed + payload[head.tell() :]
 
 
-def content_digest(batch: ActivationBatch | bytes) -> str:
-    """What a batch is known by beside its place: 32 hex digits, the same whatever ``floor`` it was sent with.
+def content_digest(batch: ActivationBatch | AdapterMessage | bytes) -> str:
+    """What a message of an outbox is known by beside its place: 32 hex digits, whatever ``floor`` it has.
 
     Both ends take it. It covers ``previous``, and so every batch before it in the stream.
 

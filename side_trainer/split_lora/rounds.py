@@ -1,0 +1,123 @@
+"""Rounds of devices' own adapters (the local form): who takes part, when one is over, what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from side_trainer.journal.journal import Record
+from side_trainer.journal.records import RoundRecord
+from side_trainer.split_lora.local import OwnUppers, Upload, averaged
+from side_trainer.split_lora.tickets import Ticket
+from sidestream.contract.messages import AdapterUpload, unpack_adapter
+from sidestream.contract.tensors import Floats, decode
+
+if TYPE_CHECKING:
+    from side_trainer.split_lora.method import SplitLoraMethod
+
+_NEVER: Final = float("inf")
+
+
+class Rounds:
+    """Belongs to its method.
+
+    Args:
+        method: Has the model.
+    """
+
+    def __init__(self, method: SplitLoraMethod) -> None:
+        self.number = 0
+        """Of the round that is on: how many have been averaged."""
+        self._method = method
+        self._uppers: OwnUppers | None = None
+        self._rows: dict[str, int] = {}  # by device, rows served in this round
+        self._uploads: dict[str, tuple[int, int]] = {}  # by device, record and samples
+        self._since_s = _NEVER
+
+    @property
+    def own_uppers(self) -> bool:
+        """Whether each device has a set of its own above its cut."""
+        return self._method.is_local and self._method.plan.upper == "per-device"
+
+    @contextmanager
+    def computing_for(self, device: str) -> Iterator[None]:
+        """Have the model compute with what is the device's above its cut."""
+        if not self.own_uppers:
+            yield
+            return
+        uppers = self._sets()
+        common = uppers.swap_in(device)
+        try:
+            yield
+        finally:
+            uppers.swap_out(device, common)
+
+    def served(self, ticket: Ticket) -> None:
+        """A batch was learnt from."""
+        if ticket.part.round == self.number:
+            self._rows[ticket.device] = self._rows.get(ticket.device, 0) + ticket.part.rows
+
+    def uploaded(self, offset: int, device: str, message: AdapterUpload) -> None:
+        """A device's adapters have come; those of a round that is over are of no use any more."""
+        if message.round == self.number:
+            self._uploads[device] = offset, message.samples
+
+    def due(self, now: float) -> RoundRecord | None:
+        """The end of the round, if it is over."""
+        plan = self._method.plan.round
+        if not self._uploads or len(self._uploads) < plan.devices:
+            self._since_s = _NEVER
+            return None
+        self._since_s = min(self._since_s, now)
+        if not self._rows.keys() <= self._uploads.keys():
+            if now - self._since_s < plan.deadline_s:
+                return None
+            samples = sum(samples for _, samples in self._uploads.values())
+            if samples < plan.quorum * sum(self._rows.values()):
+                return None
+        offsets = sorted(offset for offset, _ in self._uploads.values())
+        return RoundRecord(number=self.number, uploads=tuple(offsets))
+
+    def end(self, record: Record) -> None:
+        """Average, and begin the next."""
+        ended = msgspec.json.decode(record.payload, type=RoundRecord)
+        method = self._method
+        uploads = [self._read(offset) for offset in ended.uploads]
+        common = method.model.arrays()
+        method.model.load(averaged(uploads, common, self._uppers if self.own_uppers else None))
+        self.begin_next()
+
+    def begin_next(self) -> None:
+        """What was of a round that has been averaged is over."""
+        self.number += 1
+        self._rows, self._uploads, self._since_s = {}, {}, _NEVER
+        if self._uppers is not None:
+            self._uppers.clear()
+
+    def arrays(self) -> dict[str, Floats]:
+        """For a checkpoint."""
+        return self._uppers.arrays() if self._uppers is not None else {}
+
+    def restore(self, arrays: Mapping[str, Floats]) -> None:
+        """Return to what :meth:`arrays` gave; the rest is in the records."""
+        if self.own_uppers and self._method.has_weights:
+            self._sets().restore(arrays)
+
+    def _sets(self) -> OwnUppers:
+        if self._uppers is None:
+            self._uppers = OwnUppers(self._method.model.parameters, self._method.optimiser)
+        return self._uppers
+
+    def _read(self, offset: int) -> Upload:
+        record = self._method.journal.get(offset)
+        message = unpack_adapter(record.payload)
+        assert isinstance(message, AdapterUpload)
+        return Upload(
+            offset=offset,
+            device=self._method.owner(record),
+            samples=message.samples,
+            tensors={name: decode(one) for name, one in message.tensors.items()},
+        )

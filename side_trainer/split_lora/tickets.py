@@ -1,0 +1,91 @@
+"""What has become of every batch of a split job: waiting, served, or answered by its device. Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sidestream.contract.messages import SplitPart
+
+
+class Stage(enum.IntEnum):
+    """How far a batch is."""
+
+    WAITING = 0
+    """It is in the journal, and nothing was learnt from it."""
+    SERVED = 1
+    """The trainer has learnt from it, and its device has the gradient, or will have."""
+    DONE = 2
+    """What the device made of that has come, or nothing is to come."""
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One batch."""
+
+    offset: int
+    """Its record."""
+    source: int
+    """The record that has its activations: its own, or an earlier batch's that stands for it."""
+    tier: str
+    """Of its device."""
+    device: str
+    """Whose it is."""
+    stream: str
+    """Of the device's outbox."""
+    part: SplitPart
+    """What it said of itself."""
+    stage: Stage = Stage.WAITING
+    served: int = 0
+    """How many batches had been served with it."""
+
+
+class Tickets:
+    """Every batch, by its device and its ticket."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, bytes], Ticket] = {}
+        self._waiting: dict[int, Ticket] = {}
+        self._answered: set[tuple[str, bytes]] = set()  # before they were served: the journal was set back
+        self.served = 0
+        """Batches that were learnt from."""
+
+    def get(self, device: str, ticket: bytes) -> Ticket | None:
+        """A batch, if it has come."""
+        return self._known.get((device, ticket))
+
+    @property
+    def waiting(self) -> Mapping[int, Ticket]:
+        """Batches that nothing was learnt from, by their records, in the order of their coming."""
+        return self._waiting
+
+    def arrived(self, ticket: Ticket) -> None:
+        """A batch has come; of two with one ticket, which no honest device sends, the first counts."""
+        key = ticket.device, ticket.part.ticket
+        if key not in self._known:
+            self._known[key] = self._waiting[ticket.offset] = ticket
+
+    def serve(self, offsets: Iterable[int]) -> list[Ticket]:
+        """These are learnt from now, in this order.
+
+        Raises:
+            KeyError: one does not wait.
+        """
+        found = [self._waiting.pop(offset) for offset in offsets]
+        for one in found:
+            self.served += 1
+            one.served = self.served
+            one.stage = Stage.DONE if (one.device, one.part.ticket) in self._answered else Stage.SERVED
+        return found
+
+    def answer(self, device: str, ticket: bytes) -> bool:
+        """What a device made of a batch has come; return whether for the first time."""
+        key = device, ticket
+        known = self._known.get(key)
+        if known is None or known.stage is Stage.WAITING:
+            before = key in self._answered
+            self._answered.add(key)
+            return not before
+        before, known.stage = known.stage is Stage.DONE, Stage.DONE
+        return not before

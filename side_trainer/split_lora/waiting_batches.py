@@ -1,0 +1,41 @@
+"""Batches that wait to be served: decoded as they arrive while there is room, from the journal later."""
+
+from __future__ import annotations
+
+from side_trainer.journal.journal import Journal, Record
+from side_trainer.split_lora.served_batch import ServedBatch
+from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.wire import unpack
+
+
+class WaitingBatches:
+    """Belongs to the learner.
+
+    Args:
+        journal: Where they are.
+        max_bytes: Memory for those that are decoded.
+    """
+
+    def __init__(self, journal: Journal, max_bytes: int) -> None:
+        self._journal = journal
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._decoded: dict[int, ServedBatch] = {}
+
+    def arrived(self, record: Record) -> ActivationBatch:
+        """Take in a batch; return it as it was sent."""
+        handed = self._journal.decoded.take(record.offset)
+        if handed is None:
+            return unpack(ActivationBatch, record.payload)
+        if self._bytes + handed.values.nbytes <= self._max_bytes:
+            self._decoded[record.offset] = ServedBatch.of(handed)
+            self._bytes += handed.values.nbytes
+        return handed.batch
+
+    def take(self, offset: int, source: int) -> ServedBatch:
+        """The batch of a record, to be served now; its activations are in the record ``source``."""
+        found = self._decoded.pop(offset, None)
+        if found is not None:
+            self._bytes -= found.states.nbytes
+            return found
+        return ServedBatch.read(self._journal.get(source).payload)
