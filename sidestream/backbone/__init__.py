@@ -1,3 +1,3 @@
 """The frozen model behind one interface that knows no runtime: tokens, taps, which vectors are sampled."""
 
-__all__ = ["backbone", "commands", "language_model", "runtimes", "sampled", "text", "windows"]
+__all__ = ["backbone", "commands", "language_model", "runtimes", "sampled", "text", "text_input", "windows"]

@@ -59,11 +59,12 @@ class TextInput:
         self._name = name
         self.rows = rows
         """Tokens that it has an embedding for; 0 if that is not known."""
-        self._segments = segments
+        self.segments = segments
+        """Texts that it tells apart by segment ids; 0 if it takes none."""
 
     def read(self, texts: Sequence[Text], max_tokens: int) -> Tokens:
         """Tokenise texts; longer ones are cut, also to what the model can take."""
-        pairs = self._segments > 0 and any(isinstance(text, tuple) for text in texts)
+        pairs = self.segments > 0 and any(isinstance(text, tuple) for text in texts)
         encoded = self._encoded(texts, max_tokens, **({"return_token_type_ids": True} if pairs else {}))
         tokens = self.padded(encoded["input_ids"])
         if not pairs:
@@ -72,7 +73,7 @@ class TextInput:
             given if isinstance(text, tuple) else [0] * len(given)
             for text, given in zip(texts, encoded["token_type_ids"], strict=True)
         ]
-        return tokens._replace(segments=np.minimum(padded(rows, 0)[0], self._segments - 1))
+        return tokens._replace(segments=np.minimum(padded(rows, 0)[0], self.segments - 1))
 
     def read_words(self, texts: Sequence[Text], max_tokens: int, *, last: bool) -> tuple[Tokens, Words]:
         """Tokenise texts whose words stand between white space; of a pair the first text only.

@@ -6,6 +6,7 @@ The ground floor of the house. It opens no socket, reads no clock, touches no fi
 __all__ = [
     "enrolment",
     "errors",
+    "lora",
     "plan",
     "quality",
     "sampling",

@@ -1,9 +1,9 @@
 """LoRA as both ends must agree on it: which linear maps of a frozen model get an adapter, and how large.
 
 After LoRA (arXiv 2106.09685): beside a frozen map W [out, in] two small ones are trained, A [rank, in] and
-B [out, rank], and it gives ``W x + (alpha / rank)·B A x``; B starts at zero. A tensor's name is the map's path
-within the backbone and ``.lora_A`` or ``.lora_B``, as ``encoder.layer.0.attention.self.query.lora_A``. The
-output head's are ``head.weight`` and ``head.bias``.
+B [out, rank], and it gives ``W x + (alpha / rank)·B A x``; B starts at zero. A tensor's name is the map's
+path within the backbone and ``.lora_A`` or ``.lora_B``, as ``encoder.layer.0.attention.self.query.lora_A``.
+The output head's are ``head.weight`` and ``head.bias``.
 """
 
 from __future__ import annotations

@@ -1,3 +1,3 @@
 """The frozen model in torch and transformers."""
 
-__all__ = ["export", "runtime", "tuned"]
+__all__ = ["backbone", "export", "language_model", "runtime", "tuned"]

@@ -10,6 +10,7 @@ Legend: K texts, T tokens of the longest, L layers, d hidden size.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,14 @@ from transformers import AutoModel
 
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.text_input import TextInput, Tokens
-from sidestream.backbone.torch_runtime.fingerprint import fingerprint_of
-from sidestream.backbone.torch_runtime.layer_stack import Stack, longest_input, segments_of, text_config
+from sidestream.backbone.torch_runtime.fingerprint import digests_of, fingerprint_of
+from sidestream.backbone.torch_runtime.layer_stack import (
+    Stack,
+    is_above,
+    longest_input,
+    segments_of,
+    text_config,
+)
 from sidestream.backbone.torch_runtime.mapped_weights import MappedWeights
 from sidestream.backbone.torch_runtime.precision import to_bf16, to_int8
 from sidestream.backbone.torch_runtime.saved_model import read_model
@@ -82,7 +89,7 @@ class TorchBackbone(Backbone):
             longest, segments = longest_input(self._model, tokenizer), segments_of(self._model)
             rows = _rows(self._model)
             super().__init__(name, TextInput(tokenizer, name, rows=rows, longest=longest, segments=segments))
-            given = self._trial_texts()
+            given = _given(self.trial_tokens())
             self._stack = find_stack(self._model, layers, given, name)
             self.depth = len(self._stack.layers)
             self.width = int(text_config(self._model).hidden_size)
@@ -90,7 +97,10 @@ class TorchBackbone(Backbone):
             self.is_decoder = not self._sees_ahead()
             # Reading every weight is for this alone: most tokens of a vocabulary may never be met.
             weights = MappedWeights(one for _, one in self.parameters()).sparing(self.parameters())
-            self.fingerprint = fingerprint_of(weights, tokenizer, self._model)
+            self._digests = digests_of(weights)
+            self.fingerprint = self.fingerprint_of_first(self.depth)
+        self.precision: Precision = precision
+        """How it is kept."""
         self._convert(precision)
 
     @classmethod
@@ -124,6 +134,39 @@ class TorchBackbone(Backbone):
         """Every weight in use, by name."""
         return self._model.named_parameters()
 
+    def fingerprint_of_first(self, layers: int) -> str:
+        """What the fingerprint is where only the first so many layers are loaded, in whatever precision."""
+        above = is_above(self._model, layers)
+        kept = (digest for name, digest in self._digests.items() if not above(name))
+        return fingerprint_of(kept, self.text_input.tokenizer, self._model)
+
+    def twin(self: T) -> T:
+        """The same weights in modules of its own, to which something may be added; no weight is copied.
+
+        Both take turns where texts are read, for the tokenizer is the same one.
+        """
+        # What a pass in inference mode left behind can take part in no other: of that there is a copy.
+        buffers = (one for one in self._model.buffers() if not one.is_inference())
+        shared = {id(one): one for one in (*self._model.parameters(), *buffers)}
+        found = copy.copy(self)
+        found._model = copy.deepcopy(self._model, shared)
+        layers = found._model.get_submodule(self.stack_path)
+        assert isinstance(layers, nn.ModuleList)
+        found._stack = self._stack._replace(layers=layers)
+        return found
+
+    @property
+    def stack_path(self) -> str:
+        """Where in the model its layers are, as parameters' names have it."""
+        found: str
+        (found,) = (path for path, module in self._model.named_modules() if module is self._stack.layers)
+        return found
+
+    def trial_tokens(self) -> Tokens:
+        """Two texts of unequal length, of tokens from all over the vocabulary: to try the model with."""
+        ids = some_ids(self.text_input.tokenizer, LONG + SHORT)
+        return self.text_input.padded([ids[:LONG], ids[LONG:]])
+
     def _convert(self, precision: Precision) -> None:
         """Change the weights' precision in place, and see that the model still runs."""
         if precision == "f32":
@@ -148,15 +191,6 @@ class TorchBackbone(Backbone):
             states = self._last_state(torch.tensor([[a, b], [a, c]]))
         return not torch.allclose(states[0, 0], states[1, 0], rtol=1e-5, atol=1e-6)
 
-    def _trial_texts(self) -> Given:
-        """Two texts of unequal length: tokens from all over the vocabulary."""
-        ids = some_ids(self.text_input.tokenizer, LONG + SHORT)
-        return self._given([ids[:LONG], ids[LONG:]])
-
-    def _given(self, rows: Sequence[Sequence[int]]) -> Given:
-        ids, mask, _ = self.text_input.padded(rows)
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask).long()}
-
     def _try(self, given: Given) -> None:
         """See that passes of all kinds give what they should, while the weights are as they were loaded.
 
@@ -166,11 +200,14 @@ class TorchBackbone(Backbone):
         check_padding(self._every_state, given, self._model, self.name)
         usual = self._repeated(min(self.text_input.longest, _USUAL))
         check_padding(
-            self._every_state, self._given([usual, usual[: 2 * len(usual) // 3]]), self._model, self.name
+            self._every_state,
+            _given(self.text_input.padded([usual, usual[: 2 * len(usual) // 3]])),
+            self._model,
+            self.name,
         )
         full = torch.tensor([self._repeated(min(self.text_input.longest, _FILLED))])
         with torch.inference_mode():
-            self._read(full, torch.ones_like(full, dtype=torch.bool), [1], lambda state: None)
+            self.read(full, torch.ones_like(full, dtype=torch.bool), [1], lambda state: None)
 
     def _repeated(self, length: int) -> list[int]:
         """A text of so many tokens, of a few: others would fetch their embeddings into memory."""
@@ -181,13 +218,13 @@ class TorchBackbone(Backbone):
         """[K, T] -> L of [K, T, d]."""
         states: list[Tensor] = []
         with torch.inference_mode():
-            self._read(ids, mask, range(1, self.depth + 1), lambda state: states.append(state.clone()))
+            self.read(ids, mask, range(1, self.depth + 1), lambda state: states.append(state.clone()))
         return states
 
     def _last_state(self, ids: Tensor) -> Tensor:
         """[K, T] of real tokens -> [K, T, d] at the last layer."""
         states: list[Tensor] = []
-        self._read(ids, torch.ones_like(ids, dtype=torch.bool), [self.depth], states.append)
+        self.read(ids, torch.ones_like(ids, dtype=torch.bool), [self.depth], states.append)
         return states[0]
 
     def _run(self, tokens: Tokens, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
@@ -195,9 +232,9 @@ class TorchBackbone(Backbone):
         more = {} if segments is None else {"token_type_ids": torch.from_numpy(segments)}
         ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
         with torch.inference_mode():
-            self._read(ids, mask, taps, lambda tap: take(tap.float().numpy()), **more)
+            self.read(ids, mask, taps, lambda tap: take(tap.float().numpy()), **more)
 
-    def _read(
+    def read(
         self,
         ids: Tensor,
         mask: Tensor,
@@ -205,7 +242,18 @@ class TorchBackbone(Backbone):
         take: Callable[[Tensor], None],
         **options: Any,
     ) -> None:
-        """Hand each tap to ``take`` as soon as it is computed, and compute nothing beyond the last one."""
+        """Hand each tap [K, T, d] to ``take`` as soon as it is computed, and compute nothing beyond the last.
+
+        Args:
+            ids: [K, T].
+            mask: [K, T] bool, which are real.
+            taps: Layers to read, ascending.
+            take: Is given what the layer gave, in the graph if one is kept.
+            options: What else the model is called with.
+
+        Raises:
+            BackboneError: it does not come to the last of the taps.
+        """
 
         def hand_on(output: Any) -> None:
             take(self._stack.states(output, ids.shape[1]))
@@ -231,6 +279,11 @@ def _rows(model: nn.Module) -> int:
     except NotImplementedError:
         return 0
     return int(getattr(embedding, "num_embeddings", 0))
+
+
+def _given(tokens: Tokens) -> Given:
+    ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
+    return {"input_ids": ids, "attention_mask": mask.long()}
 
 
 def _reader(take: Callable[[Any], None], *, is_last: bool) -> Callable[[Any, Any, Any], None]:

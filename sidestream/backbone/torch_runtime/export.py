@@ -29,8 +29,7 @@ from sidestream.backbone.onnx_runtime.backbone import OnnxBackbone
 from sidestream.backbone.onnx_runtime.folder import ExportedBackbone, ExportPrecision, TokenizerFacts
 from sidestream.backbone.text import Text
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
-from sidestream.backbone.torch_runtime.fingerprint import fingerprint_of
-from sidestream.backbone.torch_runtime.layer_stack import Stack, segments_of, truncate
+from sidestream.backbone.torch_runtime.layer_stack import Stack, segments_of
 from sidestream.backbone.vocabulary import some_ids
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.tensors import Floats
@@ -220,18 +219,8 @@ def _about(
         ),
         digests={path.name: folder.digest(path) for path in sorted(part.iterdir())},
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
-        fingerprints=_fingerprints(backbone),
+        fingerprints=tuple(map(backbone.fingerprint_of_first, range(1, backbone.depth + 1))),
     )
-
-
-def _fingerprints(backbone: TorchBackbone) -> tuple[str, ...]:
-    """Those of the model cut to 1, 2, … layers; it is left with one."""
-    found = [backbone.fingerprint]
-    for keep in range(backbone.depth - 1, 0, -1):
-        truncate(backbone.model, keep)
-        tokenizer = backbone.text_input.tokenizer
-        found.append(fingerprint_of(backbone.parameters(), tokenizer, backbone.model))
-    return tuple(reversed(found))
 
 
 def _texts(tokenizer: Any, backbone: Backbone) -> list[Text]:

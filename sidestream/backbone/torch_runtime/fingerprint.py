@@ -39,14 +39,19 @@ _IRRELEVANT_PARTS: Final = ("drop", "initializer", "init_", "token_id", "summary
 _ROPE: Final = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"})
 
 
-def fingerprint_of(parameters: Iterable[tuple[str, Tensor]], tokenizer: Any, model: nn.Module) -> str:
-    """A hash of every weight's type, shape and bytes, of what the tokenizer does, and of the configuration.
+def digests_of(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, bytes]:
+    """By name, a hash of each weight's type, shape and bytes."""
+    return {name: _tensor_digest(parameter) for name, parameter in parameters}
+
+
+def fingerprint_of(digests: Iterable[bytes], tokenizer: Any, model: nn.Module) -> str:
+    """A hash of every weight's digest, of what the tokenizer does, and of the configuration.
 
     Neither parameter names nor the tokenizer's file go in: both change between versions of transformers while
     the model stays the same. Of the configuration goes in what changes what the model computes.
     """
     total = hashlib.blake2b(digest_size=16, person=b"sidestream-model")
-    for digest in sorted(_tensor_digest(parameter) for _, parameter in parameters):
+    for digest in sorted(digests):
         total.update(digest)
     vocabulary = "\0".join(f"{token}\1{index}" for token, index in sorted(tokenizer.get_vocab().items()))
     total.update(hashlib.blake2b(vocabulary.encode(errors="replace")).digest())

@@ -123,7 +123,7 @@ class TorchDecoding:
         self._seen += len(tokens)
         read: list[Tensor] = []
         with self._model._lock, torch.inference_mode():
-            self._model._read(
+            self._model.read(
                 torch.tensor([list(tokens)]),
                 torch.ones(1, self._seen, dtype=torch.bool),
                 self._taps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
@@ -77,6 +78,19 @@ def truncate(model: nn.Module, keep: int) -> None:
             if getattr(parent, counter, None) == count:
                 setattr(parent, counter, keep)
     config.num_hidden_layers = keep  # some models count by it
+
+
+def is_above(model: nn.Module, keep: int) -> Callable[[str], bool]:
+    """Tells of a weight's name whether it would be gone with the layers after the first ``keep``."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    lists = tuple(f"{paths[id(stack)]}." for _, _, stack in _placed(model))
+
+    def above(name: str) -> bool:
+        return any(
+            name.startswith(path) and int(name.removeprefix(path).partition(".")[0]) >= keep for path in lists
+        )
+
+    return above
 
 
 def longest_input(model: nn.Module, tokenizer: Any) -> int:
