@@ -94,6 +94,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     runtime: RuntimeChoice = "auto"
     """What computes the backbone: torch, or onnx (onnxruntime) for an exported folder, which takes neither
     torch nor transformers; auto goes by what the backbone is."""
+    whole_model: Literal["auto", "always", "never"] = "auto"
+    """In a split job, whether the device may load all layers to measure and predict with the final weights:
+    auto where it has twice their memory free. It trains in any case, with its own layers only."""
     state_dir: str = ""
     """Folder for the outbox and the adopted weights. Empty: below ~/.local/state/sidestream."""
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0

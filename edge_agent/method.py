@@ -7,14 +7,16 @@ backbone, keeps the threads and hears the network; what these are for is the met
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from edge_agent.context import AgentContext
 from edge_agent.samples.source import SampleSource
 from edge_agent.uplink.link_state import LinkState
 from edge_agent.weights.adoption import Adopter
 from sidestream.backbone.backbone import Backbone
+from sidestream.contract.errors import DecodeError
 from sidestream.contract.plan import Plan, TierPlan
+from sidestream.contract.topics import Topics
 
 
 class DeviceMethod(ABC):
@@ -49,6 +51,18 @@ class DeviceMethod(ABC):
     def tier(self) -> TierPlan:
         """What the plan says of this device's tier."""
         return self.plan.tiers[self.context.tier]
+
+    def topics(self, topics: Topics) -> Sequence[str]:
+        """What the method listens to beside weights, as filters."""
+        return ()
+
+    def on_message(self, topic: str, payload: bytes) -> None:
+        """A message came on one of :meth:`topics`; on the session's thread.
+
+        Raises:
+            DecodeError: it is none.
+        """
+        raise DecodeError(f"not a topic of this device's: {topic[:200]!r}")
 
     @abstractmethod
     def make_adopter(self) -> Adopter:

@@ -14,12 +14,12 @@ import msgspec
 
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import LabelsRecord, SettingsRecord, TierRecord
+from side_trainer.method_registry import SETTLERS
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.settling import UnsuitableTier
-from side_trainer.method_registry import SETTLERS
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.messages import Status, check_labels
-from sidestream.contract.plan import METHODS, Plan, TierPlan
+from sidestream.contract.plan import METHODS, MethodPlan, Plan, RoundPlan, SideTuning, Split, TierPlan
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 15.0
@@ -42,12 +42,26 @@ def check(config: TrainerConfig, journal: Journal) -> None:
         raise Contradiction(
             "side_network", "differs from the one that this state_dir has trained; start a new state_dir"
         )
+    if _form(last.method) != _form(config.method_plan()):
+        raise Contradiction(
+            "method", "or what it fixes differs from the one of this state_dir; start a new state_dir"
+        )
     if labels and config.labels and config.labels != labels:
         raise Contradiction(
             "labels", f"differ from the {len(labels)} that this state_dir has fixed; start a new state_dir"
         )
     if last.job != config.job:
         raise Contradiction("job", f"is {config.job!r}, but this state_dir belongs to {last.job!r}")
+
+
+def _form(method: MethodPlan) -> object:
+    """What of a method's part stays as it is for a journal's life: the rest may change between two starts."""
+    if isinstance(method, SideTuning):
+        return SideTuning
+    free = {"passes": 1, "window": 1, "reuse_below": 0.0, "round": RoundPlan()}
+    return msgspec.structs.replace(
+        method, **{name: value for name, value in free.items() if name in method.__struct_fields__}
+    )
 
 
 def _recalled(journal: Journal) -> tuple[SettingsRecord | None, tuple[str, ...], dict[str, TierRecord]]:
@@ -279,4 +293,5 @@ class Job:
         plan = self._config.tier_plan(name)
         if record is None:
             return self._settler.shown(name, plan)
-        return msgspec.structs.replace(plan, **record.facts())
+        split = {"layers": record.depth} if isinstance(self._config.method_plan(), Split) else {}
+        return msgspec.structs.replace(plan, **record.facts(), **split)

@@ -227,4 +227,6 @@ def foreign(method: Method, record: Record) -> Step:
     Raises:
         DecodeError: always.
     """
-    raise DecodeError(f"a {record.kind!r} record in a journal of {type(method.facts.settings.method).__name__}")
+    raise DecodeError(
+        f"a {record.kind!r} record in a journal of {type(method.facts.settings.method).__name__}"
+    )

@@ -29,9 +29,7 @@ class TierSettler(ABC):
         """Grows by tiers."""
         self.journal = journal
 
-    def look(
-        self, settled: Mapping[str, TierRecord], check: Callable[[], object], *, patient: bool
-    ) -> bool:
+    def look(self, settled: Mapping[str, TierRecord], check: Callable[[], object], *, patient: bool) -> bool:
         """Look on this machine for what tiers need that are not settled yet; return whether more is known.
 
         Args:

@@ -22,6 +22,7 @@ from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.broadcast.presence import Presence, offline_status
 from side_trainer.broadcast.publisher import Publisher
 from side_trainer.broadcast.releases import Releases
+from side_trainer.broadcast.replies import Replies
 from side_trainer.broadcast.retained import Retained
 from side_trainer.broadcast.signing import load_signer
 from side_trainer.figures import Figures
@@ -182,7 +183,12 @@ class Parts:
         )
         self.figures = Figures(config, journal, self._judge, link)
         self._fold = Fold(journal, cache_bytes=config.cache_mib * 2**20)
-        self._progress = Progress(journal, self._fold, config.learner)
+        self._replies = Replies(
+            *(journal, link, topics, signer, self.figures.metrics),
+            keep_s=config.reply_keep_h * 3600,
+            patience_s=config.reply_patience_s,
+        )
+        self._progress = Progress(journal, self._fold, config.learner, awaited=lambda: self._replies.awaited)
         self._retained = Retained()
         self._downlink = downlink = Downlink(link, topics, journal, self.figures.metrics)
         self.presence = Presence(election, journal, link, downlink, topics, signer, self._progress, gone)
@@ -198,7 +204,7 @@ class Parts:
         )
         checkpointer = Checkpointer(directory, fold, journal, metrics)
         return Learner(
-            *(config, journal, fold, self._progress, checkpointer, releases),
+            *(config, journal, fold, self._progress, checkpointer, releases, self._replies),
             metrics=metrics,
             trace=self._trace,
             judge=self._judge.on_loss,

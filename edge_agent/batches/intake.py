@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
+from typing import Protocol
 
 from edge_agent.batches.batch_maker import Ready
 from edge_agent.batches.patience import Patience
-from edge_agent.batches.rungs import Rungs
 from edge_agent.batches.targets import Unusable
 from edge_agent.samples.sample import Sample, is_held_out
 from edge_agent.store.outbox import Consumed, Outbox
@@ -16,6 +16,21 @@ from edge_agent.store.outbox import Consumed, Outbox
 _SAVE_EVERY = 256  # samples set aside between two transactions
 _TOLD = 5  # reasons why samples are skipped that are named in the log
 log = logging.getLogger(__name__)
+
+
+class Prepares(Protocol):
+    """Says what of a sample is to be computed."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether samples without a label are kept until one comes."""
+
+    def ready(self, sample: Sample) -> Sequence[Ready]:
+        """What of a sample is to be computed.
+
+        Raises:
+            Unusable: the job can do nothing with it.
+        """
 
 
 class Intake:
@@ -28,7 +43,7 @@ class Intake:
         held_out_share: Share of the samples that is set aside.
     """
 
-    def __init__(self, outbox: Outbox, rungs: Rungs, patience: Patience, held_out_share: float) -> None:
+    def __init__(self, outbox: Outbox, rungs: Prepares, patience: Patience, held_out_share: float) -> None:
         self.keeps_unlabelled = rungs.needs_labels and outbox.unlabelled_max_bytes > 0
         """Whether samples without a label are kept until one comes."""
         self._outbox = outbox
@@ -60,7 +75,7 @@ class Intake:
             self._set_aside(sample, "samples_held_out")
             return []
         try:
-            ready = [waiting(sample)] if waits else self._rungs.maker.ready(sample)
+            ready = [waiting(sample)] if waits else self._rungs.ready(sample)
         except Unusable as exc:
             self._tell_unusable(str(exc))
             self.skip(sample, exc.counter)

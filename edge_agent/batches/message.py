@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from edge_agent.store.streams import Slot
-from sidestream.contract.messages import ActivationBatch, to_bin
+from sidestream.contract.messages import ActivationBatch, SplitPart, to_bin
 from sidestream.contract.plan import Plan, labels_id
 from sidestream.contract.tasks import TASKS, TargetForm
 from sidestream.contract.tensors import Tensor
@@ -53,6 +53,7 @@ class Letterhead:
         targets: bytes,
         activations: Tensor,
         keys: Sequence[bytes],
+        split: SplitPart | None = None,
     ) -> bytes:
         """The whole message, for its place in the stream."""
         rows = len(lengths)
@@ -72,5 +73,6 @@ class Letterhead:
                 activations=activations,
                 previous=slot.previous,
                 keys=b"".join(keys),
+                split=split,
             )
         )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from edge_agent.batches import coded
 from edge_agent.batches.batch_maker import Ready
 from edge_agent.batches.token_maker import maker_of
+from edge_agent.samples.sample import Sample
 from edge_agent.store.streams import Slot
 from edge_agent.uplink.budget import Ladder, LinkBudget, SampleBudget
 from sidestream.backbone.backbone import Backbone
@@ -64,6 +65,14 @@ class Rungs:
             link=link,
             backlog=backlog,
         )
+
+    def ready(self, sample: Sample) -> Sequence[Ready]:
+        """What of a sample is to be computed.
+
+        Raises:
+            Unusable: the job can do nothing with it.
+        """
+        return self.maker.ready(sample)
 
     def compute(self, batch: Sequence[Ready]) -> Sampled:
         """The one forward pass of a batch; what is known of its length chooses the rung before it is made."""

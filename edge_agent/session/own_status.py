@@ -18,6 +18,7 @@ from sidestream.backbone.backbone import Backbone
 from sidestream.contract.messages import Status
 from sidestream.contract.plan import Plan
 from sidestream.contract.wire import pack, unpack
+from sidestream.host.memory import free_memory_bytes
 from sidestream.version import version
 
 
@@ -116,4 +117,5 @@ class OwnStatus:
             reason=reason,
             instance=self._context.instance,
             kept_streams=outbox.streams.earlier(),
+            memory_bytes=free_memory_bytes(),
         )

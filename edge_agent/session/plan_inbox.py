@@ -16,7 +16,6 @@ from sidestream.backbone.backbone import Backbone
 from sidestream.contract.errors import BackboneError, ConfigError, DecodeError, UntrustedError
 from sidestream.contract.messages import HIGHEST_FENCE
 from sidestream.contract.plan import METHODS, Plan, TierPlan
-from sidestream.contract.tasks import TASKS
 
 _WAITING_S = 10.0  # how often it says what it waits for
 _STANDS_S = 20.0  # a plan that is older than another one, and is what stands after so long, is in force again
@@ -199,7 +198,8 @@ class PlanInbox:
         if self.plan is None:
             trouble = f"one came, but {self._refused}" if self._refused else "is its trainer running?"
             return f"for the plan of job {self._job!r}: {trouble}"
-        if TASKS[self.plan.task].generates and self.tier is not None and not self.tier.head:
+        heads = self.plan.method.needs_head(self.plan.task)
+        if heads and self.tier is not None and not self.tier.head:
             return (
                 "until the trainer has the output head of this tier's backbone; its log says what is missing"
             )
@@ -224,5 +224,9 @@ class PlanInbox:
         """What no session outlives a change of."""
         tier = plan.tiers.get(self._tier)
         if working:
-            return (plan.run, tier, plan.task, plan.labels, plan.side_network)
-        return (plan.run, plan.task, tier and (tier.backbone, tier.layers, tier.precision, tier.head))
+            return (plan.run, tier, plan.task, plan.labels, plan.side_network, plan.method)
+        cut = tier is not None and plan.method.awaits_cut(tier)
+        return (
+            *(plan.run, plan.task, type(plan.method)),
+            tier and (tier.backbone, cut or tier.layers, tier.precision, tier.head),
+        )

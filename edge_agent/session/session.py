@@ -66,7 +66,7 @@ class Session:
         sender = Sender(
             outbox,
             self._transport,
-            topics.activations(tier, name),
+            *(topics.activations(tier, name), topics.adapter(tier, name)),
             link=link,
             in_flight=self._in_flight,
             trace=context.trace,
@@ -79,6 +79,7 @@ class Session:
             link,
             plans=self._plans,
             weights=self._weights,
+            subscribe=self._transport.subscribe,
             on_backbone=self._status.tell_backbone,
             on_news=self._on_news,
         )
@@ -207,6 +208,8 @@ class Session:
             self._on_manifest(payload)
         elif event.topic == topics.trainer_status:
             self._link.trainer_online = unpack(TrainerStatus, payload).state == "online"
+        elif not event.topic.startswith(f"{topics.weights(tier)}/"):
+            self._work.on_message(event.topic, payload)
         else:
             topics.parse_weights_chunk(event.topic)
             self._weights.on_chunk(unpack(WeightsChunk, payload))

@@ -21,6 +21,8 @@ from edge_agent.weights.adoption import InUse
 from edge_agent.weights.weights_inbox import WeightsInbox
 from sidestream.backbone.backbone import Backbone
 from sidestream.contract.plan import Plan, TierPlan
+from sidestream.contract.tasks import Task
+from sidestream.contract.topics import Topics
 
 _TICK_S = 0.1
 _ADOPT_FIRST_S = 2.0  # loading the backbone waits so long for retained weights: it would hold them up
@@ -37,6 +39,7 @@ class Work:
         link: Told how fast the plan has it send; says how large they may be.
         plans: The plan in force.
         weights: Told when versions are wanted.
+        subscribe: Listens to a topic.
         on_backbone: Called on a thread of the work's own once the backbone is loaded.
         on_news: Likewise, when there is something to report: an adoption, a measurement, the end of the data.
     """
@@ -50,6 +53,7 @@ class Work:
         *,
         plans: PlanInbox,
         weights: WeightsInbox,
+        subscribe: Callable[[str], None],
         on_backbone: Callable[[Backbone], None],
         on_news: Callable[[], None],
     ) -> None:
@@ -63,6 +67,7 @@ class Work:
         self._link = link
         self._plans = plans
         self._weights = weights
+        self._subscribe = subscribe
         self._on_backbone = on_backbone
         self._on_news = on_news
         self._method: DeviceMethod | None = None
@@ -88,6 +93,15 @@ class Work:
         if self._plans.ready and not self.begun:
             self._begin(plan)
 
+    def on_message(self, topic: str, payload: bytes) -> None:
+        """A message that is the method's.
+
+        Raises:
+            DecodeError: it is none.
+        """
+        if self._method is not None:
+            self._method.on_message(topic, payload)
+
     def stop(self) -> None:
         """End the threads, and wait for them a while."""
         self._closing.set()
@@ -107,6 +121,8 @@ class Work:
             self._context, plan, self._link, stopped=self._stopped, on_adopted=self._on_adopted
         )
         self._ready.set()
+        for topic in self._method.topics(Topics(plan.job)):
+            self._subscribe(topic)
         self._start(self._method.adopter.run, "adopter")
         self._start(self._sender.run, "sender")
         for name, side_work in self._method.side_work():
@@ -124,7 +140,14 @@ class Work:
         tier = plan.tiers[context.tier]
         if self._plans.ready and self._weights.newest is not None:
             self._adopted.wait(_ADOPT_FIRST_S)
-        backbone = context.load_backbone(self._reference(tier), tier.layers, tier.precision, plan.task)
+        while plan.method.awaits_cut(tier):  # the trainer decides how much of the model this device has
+            if self._stopped():
+                return
+            time.sleep(_TICK_S)
+            plan = self._plans.plan or plan
+            tier = plan.tiers.get(context.tier, tier)
+        purpose = plan.task if plan.method.needs_head(plan.task) else Task.TEXT_CLASSIFICATION
+        backbone = context.load_backbone(self._reference(tier), tier.layers, tier.precision, purpose)
         backbone.check_head(tier.head)
         backbone.check_texts(self._source.first_texts())
         self._on_backbone(backbone)

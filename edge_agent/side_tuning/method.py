@@ -11,6 +11,7 @@ from edge_agent.batches.rungs import Rungs
 from edge_agent.batches.token_maker import TokenMaker, maker_of
 from edge_agent.method import DeviceMethod
 from edge_agent.samples.source import SampleSource
+from edge_agent.side_tuning.reading import read_side_network
 from edge_agent.weights.adoption import Adopter
 from edge_agent.weights.evaluation import EvaluationSet
 from edge_agent.weights.token_evaluation import TokenEvaluation
@@ -28,6 +29,7 @@ class SideTuningDevice(DeviceMethod):
             self.plan,
             context.tier,
             backbone=context.config.backbone or self.tier.backbone,
+            read=partial(read_side_network, plan=self.plan, tier=context.tier),
             on_change=self.on_adopted,
             on_refused=partial(context.outbox.count, "weights_refused", 1),
             metrics=context.metrics,

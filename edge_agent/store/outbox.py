@@ -168,13 +168,17 @@ class Outbox:
     # --- batches -----------------------------------------------------------------------------------------
 
     def append_all(
-        self, batches: Sequence[tuple[Callable[[Slot], bytes], int]], taken: Consumed
+        self,
+        batches: Sequence[tuple[Callable[[Slot], bytes], int]],
+        taken: Consumed,
+        also: Callable[[sqlite3.Connection], None] = lambda db: None,
     ) -> list[int]:
         """Add batches and consume their samples in one transaction: after a crash all is there, or nothing.
 
         Args:
             batches: What makes each payload, for the place in the stream that it gets, and samples in it.
             taken: Their samples' keys among others, and counts.
+            also: What else is written in that transaction.
 
         Returns:
             The batches' sequence numbers.
@@ -185,7 +189,22 @@ class Outbox:
                 sequences.append(self.streams.append(db, pack, samples))
                 self._make_room(db)
             self._consume(db, taken)
+            also(db)
         return sequences
+
+    def value(self, name: str) -> str:
+        """A named value that a method keeps; empty if it was never set."""
+        return self._file.value(name)
+
+    def set_value(self, name: str, value: str) -> None:
+        """Set it, within a transaction of the outbox's."""
+        self._file.set_value(name, value)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """To look at them."""
+        with self._file.reading() as db:
+            yield db
 
     def refuse(self, stream: str, sequence: int, digest: str) -> bool:
         """Give up a batch that the trainer will never take, and count it; return whether it was there."""

@@ -25,7 +25,7 @@ _REMEDY: Final = (
     "; put a copy of the state directory, however old, in its place. From an empty one every sample is sent "
     "again, and counts once more"
 )
-_SCHEMA_VERSION: Final = 2
+_SCHEMA_VERSION: Final = 3
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
@@ -43,6 +43,14 @@ CREATE TABLE IF NOT EXISTS batches (
     floor INTEGER NOT NULL, samples INTEGER NOT NULL, digest TEXT NOT NULL, state INTEGER NOT NULL,
     bytes INTEGER NOT NULL, payload BLOB NOT NULL, UNIQUE (stream, sequence)
 );
+CREATE TABLE IF NOT EXISTS split_batches (
+    id INTEGER PRIMARY KEY, samples INTEGER NOT NULL, body BLOB NOT NULL, passes INTEGER NOT NULL DEFAULT 0,
+    shuffle INTEGER NOT NULL, first BLOB NOT NULL DEFAULT x'', sketch BLOB NOT NULL DEFAULT x''
+);
+CREATE INDEX IF NOT EXISTS split_turns ON split_batches (passes, shuffle);
+CREATE TABLE IF NOT EXISTS flights (
+    ticket BLOB PRIMARY KEY, batch INTEGER NOT NULL, slot INTEGER NOT NULL, adapter INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS batch_states ON batches (state, stream, sequence, bytes);
 """
 

@@ -30,9 +30,12 @@ from edge_agent.store.outbox_file import OutboxFile
 from sidestream.contract.messages import (
     MAX_STREAMS,
     ActivationBatch,
+    AdapterMessage,
     Receipt,
     content_digest,
+    is_adapter_message,
     to_bin,
+    unpack_adapter,
     with_floor,
 )
 from sidestream.contract.wire import pack, unpack
@@ -355,15 +358,23 @@ class Streams:
                 if found is None:
                     return count
                 number, samples, payload = found
-                batch = unpack(ActivationBatch, payload)
+                batch = read_sent(payload)
                 with self._file.transaction() as db:
                     self.append(db, partial(moved, batch), samples)
                     _empty(db, number, BatchState.GIVEN_UP)
                 count += 1
 
 
-def moved(batch: ActivationBatch, slot: Slot) -> bytes:
+def read_sent(payload: bytes) -> ActivationBatch | AdapterMessage:
+    """What an outbox holds."""
+    return unpack_adapter(payload) if is_adapter_message(payload) else unpack(ActivationBatch, payload)
+
+
+def moved(batch: ActivationBatch | AdapterMessage, slot: Slot) -> bytes:
     """The message of a batch that gets another place."""
+    if not isinstance(batch, ActivationBatch):
+        place = {"stream": slot.stream, "sequence": slot.sequence, "floor": slot.floor}
+        return pack(msgspec.structs.replace(batch, **place, previous=slot.previous))
     numbers = np.arange(slot.first_sample, slot.first_sample + len(batch.sample_ids))
     return pack(
         msgspec.structs.replace(

@@ -11,14 +11,13 @@ import time
 from broker_config.errors import NotConnected, PublishTimeout, TooLarge
 from broker_config.transport import Transport
 from edge_agent.store.outbox import Outbox
-from edge_agent.store.streams import Waiting
+from edge_agent.store.streams import Waiting, read_sent
 from edge_agent.uplink.budget import LinkBudget
 from edge_agent.uplink.in_flight import InFlight
 from edge_agent.uplink.link_state import LinkState
 from edge_agent.uplink.recut import recut
 from sidestream.contract.errors import BrokerError, StorageError
-from sidestream.contract.messages import ActivationBatch
-from sidestream.contract.wire import unpack
+from sidestream.contract.messages import ActivationBatch, is_adapter_message
 from sidestream.host.trace import Trace
 
 _IDLE_S = 0.5
@@ -33,7 +32,8 @@ class Sender:
     Args:
         outbox: What to send.
         transport: Where to.
-        topic: On what topic.
+        topic: Of activations,
+        adapter_topic: and of what else goes into the outbox of a split job.
         link: Whether and how fast; wakes it.
         in_flight: Told what is sent.
         trace: Told what is done when.
@@ -45,6 +45,7 @@ class Sender:
         outbox: Outbox,
         transport: Transport,
         topic: str,
+        adapter_topic: str,
         *,
         link: LinkState,
         in_flight: InFlight,
@@ -54,6 +55,7 @@ class Sender:
         self._outbox = outbox
         self._transport = transport
         self._topic = topic
+        self._adapter_topic = adapter_topic
         self._link = link
         self._in_flight = in_flight
         self._trace = trace
@@ -134,7 +136,8 @@ class Sender:
             started = self._trace.now()
             in_flight.begin(batch.sequence, started)
         try:
-            self._transport.publish(self._topic, payload, qos=1)
+            topic = self._adapter_topic if is_adapter_message(payload) else self._topic
+            self._transport.publish(topic, payload, qos=1)
         except (NotConnected, PublishTimeout) as exc:
             log.debug("batch %d was not sent: %s", batch.sequence, exc)
             with self._link.changed:
@@ -160,8 +163,8 @@ class Sender:
         Raises:
             BrokerError: it is one row and cannot be cut.
         """
-        message = unpack(ActivationBatch, batch.payload)
-        if len(message.sample_ids) == 1:
+        message = read_sent(batch.payload)
+        if not isinstance(message, ActivationBatch) or not _divisible(message):
             raise BrokerError(f"batch {batch.sequence} cannot be sent: {why}") from why
         with self._link.changed:
             self._in_flight.failed(batch.sequence)
@@ -181,3 +184,8 @@ class Sender:
             "batch %d has %d bytes, and the broker takes %d: it is cut into %d batches and goes last",
             *(batch.sequence, why.size, why.limit, len(parts)),
         )
+
+
+def _divisible(batch: ActivationBatch) -> bool:
+    """Whether it can be cut: a batch that is answered is answered as it was made."""
+    return len(batch.sample_ids) > 1 and batch.split is None

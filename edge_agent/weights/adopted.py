@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from sidestream.contract.errors import StateError, StorageError, WireError
-from sidestream.contract.plan import TierPlan
+from sidestream.contract.plan import FedMobiLLM, MethodPlan, TierPlan
 from sidestream.contract.wire import prepared
 from sidestream.host.state_dir import write_atomically
 from sidestream.side_network.bundle import Bundle, decode_bundle, digest
@@ -39,13 +39,28 @@ class Adopted(msgspec.Struct, frozen=True, kw_only=True):
     """What the job's plan said of the tier."""
     backbone: str
     """Where this device has the backbone."""
+    method: MethodPlan = FedMobiLLM()
+    """How the job learns."""
 
 
 class AdoptedWeights(NamedTuple):
     """Adopted weights as read from disk."""
 
     adopted: Adopted
-    bundle: Bundle
+    data: bytes
+    """The bundle, as its method reads it."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """A side-network's.
+
+        Raises:
+            StateError: it is none.
+        """
+        try:
+            return decode_bundle(self.data)
+        except WireError as exc:
+            raise StateError(f"the adopted weights cannot be used: {exc}") from exc
 
 
 def save_adopted(state_dir: Path, adopted: Adopted, bundle: bytes) -> None:
@@ -93,10 +108,7 @@ def load_adopted(state_dir: Path) -> AdoptedWeights | None:
         raise StateError(
             f"{folder}: the adopted bundle is damaged; remove the folder and let the agent adopt anew"
         )
-    try:
-        return AdoptedWeights(adopted, decode_bundle(data))
-    except WireError as exc:
-        raise StateError(f"{folder}: {exc}") from exc
+    return AdoptedWeights(adopted, data)
 
 
 def _bundle_name(adopted: Adopted) -> str:

@@ -1,4 +1,4 @@
-"""New side-network weights: checked against the plan, swapped in, saved, measured. The newest one only.
+"""New weights: checked against the plan, swapped in, saved, measured. The newest one only.
 
 Runs on a thread of its own. A bundle that fails a check is refused and logged, and the old one stays.
 """
@@ -10,20 +10,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
-
-import msgspec
+from typing import Any, NamedTuple, Protocol
 
 from edge_agent.weights.adopted import Adopted, load_adopted, save_adopted
-from edge_agent.weights.evaluation import EvaluationSet, Score
+from edge_agent.weights.evaluation import Score
 from edge_agent.weights.trust import Trust
 from metrics.catalogue import AgentMetrics
 from sidestream.contract.errors import DecodeError, MismatchError, StateError, StorageError, WireError
 from sidestream.contract.messages import WeightsManifest
 from sidestream.contract.plan import Plan
 from sidestream.host.trace import Trace
-from sidestream.side_network.bundle import Bundle, decode_bundle, digest
-from sidestream.side_network.inference import InferenceNetwork
+from sidestream.side_network.bundle import digest
 
 _PACE = 10  # versions other than the final one may take up a tenth of the time
 _MOST_PAUSE_S = 60.0
@@ -36,9 +33,34 @@ class InUse(NamedTuple):
     run: str
     version: int
     bundle_digest: str
-    network: InferenceNetwork
+    network: Any
+    """What the method's bundles are used as."""
     score: Score | None
     """None until measured."""
+
+
+class Opened(NamedTuple):
+    """A bundle, opened."""
+
+    run: str
+    """The journal,"""
+    version: int
+    """and the version that it says it is of."""
+    network: Any
+    """What it is used as."""
+
+
+Reader = Callable[[bytes], Opened]
+
+
+class Evaluation(Protocol):
+    """The device's evaluation samples."""
+
+    def extend(self) -> None:
+        """Do with samples that are new what can be done before a version is there."""
+
+    def measure(self, network: Any, align: str) -> Score | None:
+        """How well a version answers; None if stopped meanwhile."""
 
 
 class _Offer(NamedTuple):
@@ -54,6 +76,7 @@ class Adopter:
         plan: The job, ready for the tier.
         tier: This device's tier.
         backbone: Where this device has its backbone, for ``predict``.
+        read: Opens a bundle; raises a WireError where it is not the plan's.
         on_change: Called after each adoption and each measurement.
         on_refused: Called after each version that failed a check.
         metrics: Counts them.
@@ -68,6 +91,7 @@ class Adopter:
         tier: str,
         *,
         backbone: str,
+        read: Reader,
         on_change: Callable[[], None],
         on_refused: Callable[[], None],
         metrics: AgentMetrics,
@@ -78,13 +102,14 @@ class Adopter:
         self._plan = plan
         self._tier = tier
         self._backbone = backbone
+        self._read = read
         self._on_change = on_change
         self._on_refused = on_refused
         self._metrics = metrics
         self._trace = trace
         self._trust = trust
         self._in_use: InUse | None = None
-        self._evaluation: EvaluationSet | None = None
+        self._evaluation: Evaluation | None = None
         self._offer: _Offer | None = None
         self._earliest_s = 0.0
         self._stopped = False
@@ -98,7 +123,11 @@ class Adopter:
 
     def wants(self, manifest: WeightsManifest) -> bool:
         """Whether a version is newer than the one in use."""
-        return self._in_use is None or manifest.version > self._in_use.version
+        in_use = self._in_use
+        if in_use is None or manifest.version > in_use.version:
+            return True
+        # What was not final may be so now, with nothing learnt in between.
+        return manifest.version == in_use.version and manifest.bundle_digest != in_use.bundle_digest
 
     def offer(self, manifest: WeightsManifest, bundle: bytes) -> None:
         """Offer a version of the plan's run; one that is still waiting is forgotten for it."""
@@ -106,7 +135,7 @@ class Adopter:
             self._offer = _Offer(manifest, bundle)
             self._changed.notify()
 
-    def evaluate_with(self, evaluation: EvaluationSet) -> None:
+    def evaluate_with(self, evaluation: Evaluation) -> None:
         """The backbone is there: measure the version in use, and all later ones."""
         with self._changed:
             self._evaluation = evaluation
@@ -156,7 +185,7 @@ class Adopter:
             return
         started = self._trace.now()
         try:
-            network = _checked(manifest, data, self._plan, self._tier)
+            network = _opened(manifest, data, self._read)
         except WireError as exc:
             log.error("weights version %d refused: %s", manifest.version, exc)
             self._on_refused()
@@ -204,6 +233,7 @@ class Adopter:
             state_digest=manifest.state_digest,
             tier=self._tier,
             tier_plan=self._plan.tiers[self._tier],
+            method=self._plan.method,
             backbone=self._backbone,
         )
 
@@ -216,7 +246,7 @@ class Adopter:
             if kept.adopted.run != self._plan.run:
                 log.info("the weights adopted before are of another run of the trainer; waiting for new ones")
                 return
-            network = _network(kept.bundle, self._plan, self._tier)
+            network = self._read(kept.data).network
         except (StateError, WireError) as exc:
             log.warning("the weights adopted before cannot be used: %s", exc)
             return
@@ -225,31 +255,11 @@ class Adopter:
         )
 
 
-def _checked(manifest: WeightsManifest, data: bytes, plan: Plan, tier: str) -> InferenceNetwork:
-    """The side-network in a bundle, if it is the one that the manifest announces."""
+def _opened(manifest: WeightsManifest, data: bytes, read: Reader) -> Any:
+    """What a bundle is used as, if it is the one that the manifest announces."""
     if len(data) != manifest.bundle_bytes or digest(data) != manifest.bundle_digest:
         raise DecodeError("the bundle is not the one that the manifest announces")
-    bundle = decode_bundle(data)
-    about = bundle.about
-    if (about.run, about.version) != (manifest.run, manifest.version):
-        raise MismatchError(f"the bundle is version {about.version} of run {about.run[:8]}")
-    return _network(bundle, plan, tier)
-
-
-def _network(bundle: Bundle, plan: Plan, tier: str) -> InferenceNetwork:
-    """The side-network, if it is the one that the plan describes."""
-    about, wanted = bundle.about, plan.tiers[tier]
-    blocks = about.side_network.blocks
-    if (
-        about.job != plan.job
-        or (about.task, about.labels) != (plan.task, plan.labels)
-        or about.side_network != msgspec.structs.replace(plan.side_network, blocks=blocks)
-    ):
-        raise MismatchError("the bundle's job, task, labels or side-network are not the plan's")
-    if not len(wanted.taps) <= blocks <= plan.side_network.blocks:
-        raise MismatchError(
-            f"the bundle's {blocks} blocks are not enough for the tier's {len(wanted.taps)} taps"
-        )
-    if about.tiers.get(tier) != wanted.align or about.aligns.get(wanted.align) != wanted.width:
-        raise MismatchError(f"the bundle does not serve tier {tier!r} of width {wanted.width}")
-    return InferenceNetwork(bundle)
+    opened = read(data)
+    if (opened.run, opened.version) != (manifest.run, manifest.version):
+        raise MismatchError(f"the bundle is version {opened.version} of run {opened.run[:8]}")
+    return opened.network

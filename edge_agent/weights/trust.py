@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from sidestream.contract.errors import ConfigError, StateError, UntrustedError
-from sidestream.contract.messages import WeightsManifest
+from sidestream.contract.messages import GradientReply, WeightsManifest
 from sidestream.contract.plan import Plan
 from sidestream.contract.signing import Scope, key_id, open_signed, read_public_keys
 from sidestream.contract.wire import prepared, unpack
@@ -107,6 +107,19 @@ class Trust:
                 f"version {manifest.version} is older than {before}, which this device has had"
             )
         return manifest
+
+    def open_reply(self, payload: bytes, device: str) -> GradientReply:
+        """Decode the answer to a batch of this device, if it is the trainer's.
+
+        Raises:
+            UntrustedError: it is not.
+            DecodeError: it is none.
+        """
+        if not self._checks:
+            return unpack(GradientReply, payload)
+        plan, tier = self._plan_scope, self._weights_scope.tier
+        scope = Scope(kind="gradient", job=plan.job, tier=tier, device=device)
+        return open_signed(GradientReply, payload, scope, self._kept.keys)
 
     def adopted_plan(self, plan: Plan) -> None:
         """A plan from :meth:`open_plan` is in force: nothing older from now on, and its keys."""

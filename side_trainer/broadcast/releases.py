@@ -121,9 +121,7 @@ class Releases:
         if pending is None or (pending.number, pending.final) != (number, final):
             self._pending = pending = Version(
                 number=number,
-                bundles=self._fold.method.bundles(
-                    self._run, number, self.config.weights_codec, final=final
-                ),
+                bundles=self._fold.method.bundles(self._run, number, self.config.weights_codec, final=final),
                 state_digest=state_digest(weights),
                 samples=self._fold.samples,
                 final=final,

@@ -148,9 +148,7 @@ class Replies:
             version=message.version and base + message.version,
             applied=message.applied and base + message.applied,
         )
-        return StoredReply(
-            reply.tier, state.device, reply.slot, message.ticket, pack(message), self._clock()
-        )
+        return StoredReply(reply.tier, state.device, reply.slot, message.ticket, pack(message), self._clock())
 
     def _expire(self) -> None:
         """Take what nobody has wanted for so long off the broker."""

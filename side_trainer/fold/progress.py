@@ -57,7 +57,7 @@ class Progress:
         """Whether nothing is left to learn."""
         if self.backlog or self._fold.samples <= 0 or self.owed > 0:
             return False
-        return not self._awaited()
+        return self._fold.method.unanswered == 0 and not self._awaited()
 
     def next_idle(self) -> IdleRecord:
         """The slice of training to journal next."""

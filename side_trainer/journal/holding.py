@@ -82,7 +82,9 @@ class Holding:
                 (device,),
             ).fetchall()
             for number, _, _ in held:  # one at a time: there may be more of them than memory
-                row = "SELECT payload, tier, stream, sequence, samples, kind, digest FROM held WHERE number = ?"
+                row = (
+                    "SELECT payload, tier, stream, sequence, samples, kind, digest FROM held WHERE number = ?"
+                )
                 payload, *rest, digest = self._file.db.execute(row, (number,)).fetchone()
                 self._check(number, payload, digest)
                 self._append(payload, *rest)

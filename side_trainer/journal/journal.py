@@ -210,7 +210,8 @@ class Journal(JournalFacts):
         self.db.executemany("INSERT OR IGNORE INTO samples VALUES (?)", [(key,) for key in batch.keys])
         self._advance(batch.stream, batch.floor)
         whole = not held and len(fresh) == batch.samples
-        return Taken(claim, len(fresh), batch.samples - len(fresh), self._offset if whole else 0)
+        counted = (len(fresh), batch.samples - len(fresh)) if batch.counts else (0, 0)
+        return Taken(claim, *counted, self._offset if whole else 0)
 
     def _has_sample(self, key: bytes) -> bool:
         return self.db.execute("SELECT 1 FROM samples WHERE key = ?", (key,)).fetchone() is not None

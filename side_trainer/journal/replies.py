@@ -46,7 +46,9 @@ class ReplyTable:
             StorageError: the file cannot be written to.
         """
         with self._file.transaction():
-            self._file.db.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)", list(replies))
+            self._file.db.executemany(
+                "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)", list(replies)
+            )
 
     def remove(self, replies: Iterable[StoredReply]) -> None:
         """Forget messages, if they are still what is in their slots."""

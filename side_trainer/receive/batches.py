@@ -7,18 +7,19 @@ import time
 from typing import NamedTuple
 
 from broker_config.transport import Received
-from metrics.catalogue import TrainerMetrics
+from metrics.catalogue import Kind, TrainerMetrics
 from side_trainer.broadcast.downlink import Downlink
 from side_trainer.job import Job
 from side_trainer.journal.decoded import Decoded
 from side_trainer.journal.journal import Claim, Journal, Taken
 from side_trainer.quarantine.judge import Judge
+from side_trainer.receive.adapter_messages import examine_adapter
 from side_trainer.receive.inbox import Examined, Refused, arrived, examine
 from side_trainer.receive.refusals import Refusals
 from side_trainer.receive.setbacks import Setbacks
 from side_trainer.receive.shut_out import ShutOut
 from sidestream.contract.errors import NoRoomError
-from sidestream.contract.messages import content_digest
+from sidestream.contract.messages import ActivationBatch, content_digest
 from sidestream.contract.topics import Uplink
 from sidestream.host.trace import Trace
 
@@ -89,7 +90,10 @@ class Batches:
 
     def _admit(self, uplink: Uplink, event: Received) -> _Admitted | None:
         try:
-            found = examine(event.payload, uplink.tier, self._job.plan, self._job.policies)
+            if uplink.kind == Kind.ADAPTER.value:
+                found = examine_adapter(event.payload, uplink.tier, self._job.plan)
+            else:
+                found = examine(event.payload, uplink.tier, self._job.plan, self._job.policies)
         except Refused as exc:
             self._refusals.refuse(uplink, event, exc)
             return None
@@ -144,6 +148,8 @@ class Batches:
         elif not self._judge.holds(device):
             self._metrics.messages_journaled.labels(tier).inc()
             self._metrics.samples_journaled.labels(tier).inc(taken.samples)
-            if taken.offset:
-                self._journal.decoded.put(taken.offset, Decoded(one.examined.batch, one.examined.values))
-            self._judge.on_batch(tier, device, one.examined.batch, one.examined.means)
+            batch, values, means = one.examined
+            if isinstance(batch, ActivationBatch) and values is not None and means is not None:
+                if taken.offset:
+                    self._journal.decoded.put(taken.offset, Decoded(batch, values))
+                self._judge.on_batch(tier, device, batch, means)

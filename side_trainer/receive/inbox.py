@@ -19,10 +19,11 @@ import numpy.typing as npt
 from broker_config.transport import Event, Received
 from metrics.catalogue import Reason
 from side_trainer.journal.journal import Arrived
+from side_trainer.receive.adapter_arrived import adapter_arrived, misplaced, repeat_of
 from side_trainer.receive.penalty import PenaltyBox
 from sidestream.contract.errors import ConfigError, DecodeError
-from sidestream.contract.messages import ActivationBatch, content_digest
-from sidestream.contract.plan import Plan, TierPlan, labels_id
+from sidestream.contract.messages import ActivationBatch, AdapterMessage, content_digest
+from sidestream.contract.plan import Plan, Split, TierPlan, labels_id
 from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.tasks import TASKS, Task, check_targets
 from sidestream.contract.tensors import Floats, decode
@@ -50,7 +51,9 @@ class Refused(Exception):  # noqa: N818 - not an error of ours: the sender's mes
         batch: The message, if it could be decoded: its device can then be told.
     """
 
-    def __init__(self, reason: Reason, text: str, batch: ActivationBatch | None = None) -> None:
+    def __init__(
+        self, reason: Reason, text: str, batch: ActivationBatch | AdapterMessage | None = None
+    ) -> None:
         super().__init__(text)
         self.reason = reason
         self.batch = batch
@@ -169,13 +172,13 @@ Policies: TypeAlias = Mapping[str, AbstractSet[str]]
 
 
 class Examined(NamedTuple):
-    """A batch that passed."""
+    """What a device's outbox held, and passed."""
 
-    batch: ActivationBatch
+    batch: ActivationBatch | AdapterMessage
     """As it was sent."""
-    values: Floats
-    """[B, T, d]: its activations, dequantised."""
-    means: Floats
+    values: Floats | None = None
+    """[B, T, d]: its activations, dequantised, if it has any."""
+    means: Floats | None = None
     """[B, K, d]: each row's mean vector at each tap, the same whatever policy made the vectors."""
 
 
@@ -202,8 +205,8 @@ def examine(payload: bytes, tier_name: str, plan: Plan, earlier: Policies = _NON
     return Examined(batch, values, row_means(values, batch.row_lengths))
 
 
-def arrived(batch: ActivationBatch, payload: bytes, tier: str, device: str) -> Arrived:
-    """A batch as the journal sees it.
+def arrived(batch: ActivationBatch | AdapterMessage, payload: bytes, tier: str, device: str) -> Arrived:
+    """What a device sent as the journal sees it.
 
     Args:
         batch: What came,
@@ -211,6 +214,9 @@ def arrived(batch: ActivationBatch, payload: bytes, tier: str, device: str) -> A
         tier: Where it came from,
         device: and from whom.
     """
+    if not isinstance(batch, ActivationBatch):
+        return adapter_arrived(batch, payload, tier, device)
+    part = batch.split
     return Arrived(
         tier=tier,
         device=device,
@@ -223,6 +229,8 @@ def arrived(batch: ActivationBatch, payload: bytes, tier: str, device: str) -> A
         keys=batch.sample_keys,
         payload=payload,
         select=lambda rows: pack(batch.select(rows)),
+        counts=part is None or part.pass_number == 0,
+        repeat=repeat_of(batch.stream, part) if part is not None else b"",
     )
 
 
@@ -259,6 +267,7 @@ def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan, earlier: Abs
             f"taps {list(batch.taps[:16])}, width {width}: the plan has {list(tier.taps)}, {tier.width}",
             batch,
         )
+    _check_split(batch, plan)
     if batch.target_form is not TASKS[plan.task].form:
         raise Refused(
             Reason.MISMATCH, f"{batch.target_form.value} are no targets for {plan.task.value}", batch
@@ -269,6 +278,18 @@ def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan, earlier: Abs
     except DecodeError as exc:
         raise Refused(Reason.MISMATCH, str(exc), batch) from exc
     _check_sampling(batch, tier, plan.task, earlier)
+
+
+def _check_split(batch: ActivationBatch, plan: Plan) -> None:
+    """That a batch says what a split job needs to know of it, and nothing of the kind in another."""
+    if isinstance(plan.method, Split) != (batch.split is not None):
+        raise Refused(Reason.MISMATCH, "a batch of another method than the plan's", batch)
+    if batch.split is None:
+        return
+    if why := misplaced(batch.split, plan):
+        raise Refused(Reason.MISMATCH, why, batch)
+    if len(batch.sample_keys) != len(batch.sample_ids):
+        raise Refused(Reason.MISMATCH, "a split job's rows each have a key", batch)
 
 
 def _check_sampling(batch: ActivationBatch, tier: TierPlan, task: Task, earlier: AbstractSet[str]) -> None:

@@ -14,7 +14,7 @@ from side_trainer.broadcast.downlink import Downlink
 from side_trainer.receive.inbox import Refused
 from side_trainer.receive.penalty import PenaltyBox
 from side_trainer.receive.rate_limit import RateLimit
-from sidestream.contract.messages import ActivationBatch, Rejection, content_digest
+from sidestream.contract.messages import ActivationBatch, AdapterMessage, Rejection, content_digest
 from sidestream.contract.topics import Topics, Uplink
 from sidestream.contract.wire import pack
 
@@ -78,7 +78,9 @@ class Refusals:
                 reason=str(refusal)[:500],
             )
 
-    def have_wait(self, uplink: Uplink, event: Received, batch: ActivationBatch, room_bytes: int) -> None:
+    def have_wait(
+        self, uplink: Uplink, event: Received, batch: ActivationBatch | AdapterMessage, room_bytes: int
+    ) -> None:
         """Tell a quarantined device to keep what finds no room here."""
         why = (
             f"{uplink.device} is quarantined, and there is no room for more of what such devices send: "
@@ -93,7 +95,7 @@ class Refusals:
         event: Received,
         reason: Reason,
         text: str,
-        batch: ActivationBatch | None = None,
+        batch: ActivationBatch | AdapterMessage | None = None,
     ) -> None:
         """Count a refused message and tell the operators; its content goes nowhere."""
         kind = Kind(uplink.kind) if uplink else Kind.ACTIVATIONS
@@ -114,7 +116,12 @@ class Refusals:
         self._tell(uplink, event, kind, f"{reason.value}: {text}"[:500], batch)
 
     def _tell(
-        self, uplink: Uplink, event: Received, kind: Kind, why: str, batch: ActivationBatch | None
+        self,
+        uplink: Uplink,
+        event: Received,
+        kind: Kind,
+        why: str,
+        batch: ActivationBatch | AdapterMessage | None,
     ) -> None:
         """Publish a rejection, unless there were too many: they must not hold up what is worth taking."""
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Final
 
 from broker_config.transport import Connected, Disconnected, Event, Received
 from metrics.broker_figures import BrokerFigures
@@ -15,6 +16,9 @@ from side_trainer.receive.reports import Reports
 from side_trainer.receive.setbacks import Setbacks
 from sidestream.contract.errors import DecodeError, StorageError
 from sidestream.contract.topics import Topics, Uplink
+
+_SENT: Final = frozenset({Kind.ACTIVATIONS.value, Kind.ADAPTER.value})
+"""What comes from devices' outboxes."""
 
 
 class Router:
@@ -111,7 +115,7 @@ class Router:
             self._refusals.reject(None, event, Reason.UNDECODABLE, str(exc))
             return None
         self._metrics.messages_received.labels(Kind(uplink.kind)).inc()
-        if uplink.kind != Kind.ACTIVATIONS.value:
+        if uplink.kind not in _SENT:
             self._reports.on_report(uplink, event, now)
             return None
         self._reports.on_batch(uplink, now)

@@ -242,6 +242,10 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_down_mib_s: Annotated[float, msgspec.Meta(ge=0)] = 16.0
     """A version waits until the one before it can have reached every online device at this rate, all of them
     together; 0 for no limit. It is the broker's uplink that this protects."""
+    reply_keep_h: Annotated[float, msgspec.Meta(gt=0)] = 24.0
+    """In a split job: how long the answer to a batch waits on the broker for a device that is away."""
+    reply_patience_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    """In a split job: for how long such a device holds up the version that is called final."""
     checkpoint_every_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     """Seconds of learning that a crash may cost (never data: it is learnt again from the journal)."""
     idle_after_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
@@ -297,7 +301,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if not issubclass(METHODS[self.method], Split):
             return plan
         cut = 0 if tier.cut == "auto" else tier.cut
-        return msgspec.structs.replace(plan, layers=cut, sampling="all", ladder=(), gradient_codec=tier.gradient_codec)
+        return msgspec.structs.replace(
+            plan, layers=cut, sampling="all", ladder=(), gradient_codec=tier.gradient_codec
+        )
 
     def checked(self) -> TrainerConfig:
         """Return itself if its parts fit together.

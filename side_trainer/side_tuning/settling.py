@@ -34,9 +34,7 @@ class SideTuningSettler(TierSettler):
         super().__init__(config, journal)
         self._heads: dict[str, HeadFacts] = {}
 
-    def look(
-        self, settled: Mapping[str, TierRecord], check: Callable[[], object], *, patient: bool
-    ) -> bool:
+    def look(self, settled: Mapping[str, TierRecord], check: Callable[[], object], *, patient: bool) -> bool:
         """Find the output heads of tiers that have none yet; a settled tier's is in the journal's folder."""
         config, before = self.config, len(self._heads)
         if not TASKS[config.task].generates:

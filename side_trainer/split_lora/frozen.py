@@ -11,12 +11,13 @@ from typing import ClassVar, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, IdleRecord, RecordKind, TierRecord
 from side_trainer.method import Facts, Step, foreign
-from side_trainer.split_lora.served_batch import ServedBatch, told_vectors
+from side_trainer.split_lora.served_batch import told_vectors
 from side_trainer.split_lora.split import SplitMethod
 from side_trainer.split_lora.waiting_batches import WaitingBatches
 from sidestream.contract.messages import ActivationBatch
@@ -52,7 +53,9 @@ class SplitFrozenMethod(SplitMethod):
         idle = msgspec.json.decode(record.payload, type=IdleRecord)
         total = sum(1 for offset, _, _ in self._kept if offset <= idle.phase)
         places = np.arange(idle.position, idle.position + idle.rows)
-        order = {number: self._shuffled(idle.phase, number, total) for number in set(places // total)}
+        order = {
+            number: self._shuffled(idle.phase, number, total) for number in set((places // total).tolist())
+        }
         steps = [
             self._learn_from(
                 [int(order[place // total][place % total])], self.falling((place + 1) / idle.total)
@@ -88,8 +91,13 @@ class SplitFrozenMethod(SplitMethod):
         total = self.owed(passes)
         return IdleRecord(phase=offset, position=0, rows=min(_SLICE, total), total=total)
 
+    @property
+    def has_weights(self) -> bool:
+        """Devices have no use for a version that is not all there is: none before the passes are over."""
+        return bool(self._kept) and self.owed(self.settings.passes) <= 0
+
     def moved_by(self, before: Mapping[str, Floats], now: Mapping[str, Floats]) -> float:
-        """Devices have no use for a version that is not all there is."""
+        """See :attr:`has_weights`."""
         return 0.0
 
     def recall(self, offset: int) -> None:
@@ -115,12 +123,10 @@ class SplitFrozenMethod(SplitMethod):
         batch = self._batches.take(offset, offset)
         learnt = self.learn(self.cut_of(tier), [batch], [stream], rate)
         losses = {tier: learnt.losses[0]}
-        return Step(
-            updates=1, losses=losses if fresh else {}, learnt=losses, gradient_norm=learnt.norm
-        )
+        return Step(updates=1, losses=losses if fresh else {}, learnt=losses, gradient_norm=learnt.norm)
 
-    def _shuffled(self, phase: int, number: int, total: int) -> np.ndarray:  # type: ignore[type-arg]
-        generator = np.random.default_rng([self.settings.seed, _IDLE_STREAM, phase, int(number)])
+    def _shuffled(self, phase: int, number: int, total: int) -> npt.NDArray[np.int64]:
+        generator = np.random.default_rng([self.settings.seed, _IDLE_STREAM, phase, number])
         return generator.permutation(total)
 
     def _before_export(self, tier: TierRecord) -> None:
@@ -136,6 +142,4 @@ class SplitFrozenMethod(SplitMethod):
     ) -> Mapping[str, Floats]:
         """Devices get what is above their cut, and nothing before all of it is learnt."""
         layers = {name: self.model.layer_of(name) for name in weights}
-        return {
-            name: weights[name] for name, layer in layers.items() if layer is None or layer >= tier.depth
-        }
+        return {name: weights[name] for name, layer in layers.items() if layer is None or layer >= tier.depth}

@@ -40,10 +40,7 @@ from sidestream.contract.tensors import Floats, Tensor, decode, encode
 from sidestream.contract.wire import unpack
 from sidestream.side_network.bundle import WeightsCodec
 
-_SENT: Final = tuple(
-    kind.value
-    for kind in set(RecordKind) - FACTS - {RecordKind.IDLE, RecordKind.REPEAT}
-)
+_SENT: Final = tuple(kind.value for kind in set(RecordKind) - FACTS - {RecordKind.IDLE, RecordKind.REPEAT})
 
 
 class SplitLoraMethod(SplitMethod):
@@ -127,18 +124,12 @@ class SplitLoraMethod(SplitMethod):
         message = GradientReply(
             run=self.journal.run, ticket=found.ticket, version=record.offset, refused="it had come before"
         )
-        return Step(
-            replies=(Reply(tier=record.tier, stream=found.stream, slot=found.slot, message=message),)
-        )
+        return Step(replies=(Reply(tier=record.tier, stream=found.stream, slot=found.slot, message=message),))
 
     def _refused(self, record: Record, part: SplitPart, why: str) -> Step:
         assert record.tier is not None and record.stream is not None
-        message = GradientReply(
-            run=self.journal.run, ticket=part.ticket, version=record.offset, refused=why
-        )
-        return Step(
-            replies=(Reply(tier=record.tier, stream=record.stream, slot=part.slot, message=message),)
-        )
+        message = GradientReply(run=self.journal.run, ticket=part.ticket, version=record.offset, refused=why)
+        return Step(replies=(Reply(tier=record.tier, stream=record.stream, slot=part.slot, message=message),))
 
     # --- what the trainer does -----------------------------------------------------------------------
 
@@ -165,9 +156,7 @@ class SplitLoraMethod(SplitMethod):
         assert all(self.cut_of(one.tier) == cut for one in served)
         batches = [self._batches.take(one.offset, one.source) for one in served]
         with self.averaging.computing_for(served[0].device):
-            learnt = self.learn(
-                cut, batches, [one.stream for one in served], self.falling(serve.progress)
-            )
+            learnt = self.learn(cut, batches, [one.stream for one in served], self.falling(serve.progress))
         replies = []
         for ticket, batch, loss, gradient in zip(
             served, batches, learnt.losses, learnt.gradients, strict=True
@@ -223,12 +212,8 @@ class SplitLoraMethod(SplitMethod):
         norm: float | None = None
         if not refused:
             norm = self._step_below(message.tensors)
-        replies = ()
-        if ticket is not None and fresh:
-            replies = (self._settled(record, ticket, refused),)
-        return Step(
-            updates=0 if refused else 1, replies=replies, gradient_norm=norm, staleness=late
-        )
+        replies = [self._settled(record, ticket, refused)] if ticket is not None and fresh else []
+        return Step(updates=0 if refused else 1, replies=tuple(replies), gradient_norm=norm, staleness=late)
 
     def _why_not(self, tier: str, tensors: Mapping[str, Tensor], late: int) -> str:
         """Why a device's tensors are of no use; empty if they are."""

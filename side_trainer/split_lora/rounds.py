@@ -103,7 +103,7 @@ class Rounds:
 
     def restore(self, arrays: Mapping[str, Floats]) -> None:
         """Return to what :meth:`arrays` gave; the rest is in the records."""
-        if self.own_uppers and self._method.has_weights:
+        if self.own_uppers and self._method.is_known:
             self._sets().restore(arrays)
 
     def _sets(self) -> OwnUppers:

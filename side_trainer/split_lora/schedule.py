@@ -44,9 +44,7 @@ def order(arrivals: Sequence[Arrival], tails_s: Mapping[str, float], policy: Pol
     if policy == "workload":
         return sorted(arrivals, key=lambda one: (-one.work, one.offset))
     usual_s = sum(tails_s.values()) / len(tails_s) if tails_s else 1.0
-    return sorted(
-        arrivals, key=lambda one: (-one.remaining * tails_s.get(one.device, usual_s), one.offset)
-    )
+    return sorted(arrivals, key=lambda one: (-one.remaining * tails_s.get(one.device, usual_s), one.offset))
 
 
 def together(ordered: Sequence[Arrival], most: int) -> list[Arrival]:

@@ -19,9 +19,7 @@ _log = logging.getLogger(__name__)
 class SplitSettler(TierSettler):
     """See the module. The model is loaded for this once, where there is a tier to settle, and let go of."""
 
-    def look(
-        self, settled: Mapping[str, TierRecord], check: Callable[[], object], *, patient: bool
-    ) -> bool:
+    def look(self, settled: Mapping[str, TierRecord], check: Callable[[], object], *, patient: bool) -> bool:
         """See that every tier's backbone can be cut, before any device comes.
 
         Raises:
@@ -41,7 +39,7 @@ class SplitSettler(TierSettler):
         whole = WholeModel(references.pop(), config.task)
         whole.check(method)
         for name in fresh:
-            if (cut := config.tiers[name].cut) != "auto":
+            if isinstance(cut := config.tiers[name].cut, int):
                 whole.facts(cut, _field(name))
         return False
 
@@ -51,13 +49,12 @@ class SplitSettler(TierSettler):
         fixed = {
             name: tier.cut
             for name, tier in config.tiers.items()
-            if name not in settled and tier.cut != "auto"
+            if name not in settled and isinstance(tier.cut, int)
         }
         if not fixed:
             return
         whole = self._whole()
         for name, cut in fixed.items():
-            assert cut != "auto"
             yield self._record(name, whole, cut)
 
     def settle(self, name: str, status: Status, settled: Mapping[str, TierRecord]) -> TierRecord | None:

@@ -93,13 +93,18 @@ class SplitMethod(Method):
 
     @property
     def has_weights(self) -> bool:
-        """Devices begin with adapters that nothing has been learnt into: labels and a tier are enough."""
+        """Devices begin with adapters that nothing has been learnt into."""
+        return self.is_known
+
+    @property
+    def is_known(self) -> bool:
+        """Whether labels and a tier are fixed, which is all that the model takes."""
         known = bool(self.facts.labels) or not TASKS[self.facts.settings.task].named
         return known and bool(self.facts.tiers)
 
     @property
     def model(self) -> SplitModel:
-        """Loaded when it is first asked for, once :attr:`has_weights`.
+        """Loaded when it is first asked for, once :attr:`is_known`.
 
         Raises:
             BackboneError: it is not on this machine, or another one.
@@ -137,7 +142,9 @@ class SplitMethod(Method):
         states, lengths = joined(batches)
         self.optimiser.forget_gradients()
         answers = model.answers(cut, states, lengths)
-        parts = answers.split([len(one.told if model.head is not None else one.lengths) for one in batches])
+        parts = torch.split(
+            answers, [len(one.told if model.head is not None else one.lengths) for one in batches]
+        )
         each = [
             losses.of(model, part, batch, self._adjustment(stream))
             for part, batch, stream in zip(parts, batches, streams, strict=True)
@@ -150,7 +157,7 @@ class SplitMethod(Method):
         self.updates += 1
         norm = self.optimiser.step(rate * self.warmth)
         assert states.grad is not None
-        gradients = (len(batches) * states.grad).split([len(one.states) for one in batches])
+        gradients = torch.split(len(batches) * states.grad, [len(one.states) for one in batches])
         return Learnt(
             losses=[float(one.detach()) for one in each],
             gradients=[one.numpy() for one in gradients],
@@ -273,10 +280,10 @@ class SplitMethod(Method):
     # --- checkpoints ---------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, Floats]:
-        return self.model.arrays() if self.has_weights else {}
+        return self.model.arrays() if self.is_known else {}
 
     def state(self) -> dict[str, Floats]:
-        if not self.has_weights:
+        if not self.is_known:
             return {}
         steps = np.array([self.steps], np.float32)
         weights = {f"current/{name}": array for name, array in self.model.arrays().items()}
@@ -285,7 +292,7 @@ class SplitMethod(Method):
     def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
         self.updates = updates
         self.recall(offset)
-        if self.has_weights and arrays:
+        if self.is_known and arrays:
             prefix = "current/"
             self.model.load(
                 {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from torch import Tensor
+
 from side_trainer.journal.records import SettingsRecord
 from sidestream.backbone.runtimes import load_backbone
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
@@ -113,5 +115,5 @@ def learning_model(settings: SettingsRecord, reference: str, fingerprint: str, l
     return SplitModel(backbone, settings.method.lora, task=settings.task, labels=labels, seed=seed)
 
 
-def _bytes(parameters: Iterable[object]) -> int:
-    return sum(int(one.numel()) * 4 for one in parameters)  # type: ignore[attr-defined]
+def _bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(one.numel() * 4 for one in parameters)

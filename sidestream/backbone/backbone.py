@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from sidestream.backbone.sampled import Ints, Sampled
 from sidestream.backbone.text import Text, seeds_of
 from sidestream.backbone.text_input import TextInput, Tokens, Words
@@ -89,6 +91,13 @@ class Backbone(ABC):
                 words=None if found is None else found.numbers.ravel()[sampler.places],
                 seconds=time.perf_counter() - started,
             )
+
+    def states(self, tokens: Tokens, layer: int) -> Floats:
+        """[N, d]: what a layer gives for the real tokens, row by row; 1 is the first layer's output."""
+        found: list[Floats] = []
+        with self._lock:
+            self._run(tokens, [layer], lambda tap: found.append(tap[tokens.mask].astype(np.float32)))
+        return found[0]
 
     def check(self, fingerprint: str) -> None:
         """Refuse to be used where another backbone is wanted.

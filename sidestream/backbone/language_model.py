@@ -16,7 +16,7 @@ from sidestream.backbone.sampled import Bools, Ints, Sampled
 from sidestream.backbone.text import seeds_of
 from sidestream.backbone.text_input import Tokens, padded
 from sidestream.backbone.token_sampler import TokenSampler
-from sidestream.backbone.windows import Window, cut
+from sidestream.backbone.windows import Window, windows_of
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.tasks import NO_TARGET
 from sidestream.contract.tensors import Floats
@@ -82,11 +82,8 @@ class LanguageModel(Backbone):
     def windows(self, text: str, completion: str | None, max_tokens: int) -> list[Window]:
         """A sample as the model takes it: a plain text, or a prompt and the completion that ends it."""
         longest = min(max_tokens, self.longest)
-        if completion is None:
-            return cut([], self.tokens(text), longest)
-        tokenizer = self.text_input.tokenizer
-        answer = self._within(tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"])
-        return cut(self.tokens(text), [*answer, *self.ends[:1]], longest)
+        tokenizer, known = self.text_input.tokenizer, self.vocabulary
+        return windows_of(tokenizer, text, completion, longest, vocabulary=known, ends=self.ends)
 
     def forward_windows(self, windows: Sequence[Window], taps: Sequence[int], choose: Choose) -> Sampled:
         """Run K windows through the layers; of the tokens with a target, sample each tap as it is reached.

@@ -8,7 +8,7 @@ each window that begins within the prompt showing as much of it as there is room
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sidestream.contract.tasks import NO_TARGET
 
@@ -41,3 +41,27 @@ def cut(prompt: Sequence[int], rest: Sequence[int], longest: int) -> list[Window
         windows.append(Window(ids[start:end], targets))
         start, told = end, end + 1
     return windows
+
+
+def windows_of(
+    tokenizer: Any, text: str, completion: str | None, longest: int, *, vocabulary: int, ends: Sequence[int]
+) -> list[Window]:
+    """A sample as a language model takes it: a plain text, or a prompt and the completion that ends it.
+
+    Args:
+        tokenizer: The model's.
+        text: The text, or the prompt.
+        completion: What is to follow it, if it is a prompt.
+        longest: Tokens that the model may see at once, 2 or more.
+        vocabulary: How many tokens it has; special ones beyond become its last one.
+        ends: Tokens that end a text.
+    """
+
+    def within(tokens: Sequence[int]) -> list[int]:
+        return [min(token, vocabulary - 1) for token in tokens]
+
+    given = within(tokenizer(text, verbose=False)["input_ids"])
+    if completion is None:
+        return cut([], given, longest)
+    answer = within(tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"])
+    return cut(given, [*answer, *ends[:1]], longest)

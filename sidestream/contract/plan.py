@@ -186,6 +186,10 @@ class SideTuning(Message, frozen=True, kw_only=True):
         """Whether devices load the backbone's own output head."""
         return TASKS[task].generates
 
+    def awaits_cut(self, tier: TierPlan) -> bool:
+        """Whether it has yet to be said how many layers devices load."""
+        return False
+
 
 @prepared
 class FedMobiLLM(SideTuning, frozen=True, kw_only=True, tag_field="name", tag="fed-mobillm"):
@@ -200,7 +204,8 @@ class MobiLLM(SideTuning, frozen=True, kw_only=True, tag_field="name", tag="mobi
 @prepared
 class Split(Message, frozen=True, kw_only=True):
     """What the methods have in common that cut a model in two: the device has the embeddings and the first
-    layers, as many as its tier says, the trainer has all of it once, with LoRA and an output head."""
+    layers, as many as its tier says, the trainer has all of it once, with LoRA and an output head.
+    """
 
     lora: LoraSpec = LoraSpec()
     """The adapters."""
@@ -212,6 +217,10 @@ class Split(Message, frozen=True, kw_only=True):
     def needs_head(self, task: Task) -> bool:
         """Whether devices load the backbone's own output head."""
         return False
+
+    def awaits_cut(self, tier: TierPlan) -> bool:
+        """Whether it has yet to be said how many layers devices load."""
+        return tier.layers == 0 and tier.depth == 0
 
 
 @prepared
@@ -226,12 +235,21 @@ class RoundPlan(Message, frozen=True, kw_only=True):
     """Once the deadline has passed: wait until uploads are of this share of the round's samples."""
     deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     """From a round's first upload on, wait so long for the other devices that take part in it."""
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
+    """Of devices' own AdamW, which begins anew with every round."""
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.01
+    """Likewise."""
+    clip_norm: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Devices' gradients are clipped to this norm."""
+    final_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    """The learning rate falls to this share of itself over a device's passes."""
 
 
 @prepared
 class SplitLora(Split, frozen=True, kw_only=True, tag_field="name", tag="split-lora"):
     """Memory-efficient split federated LoRA (arXiv 2506.02940): every batch is answered with the gradient at
-    the cut."""
+    the cut.
+    """
 
     adapters: Literal["held", "local"] = "held"
     """Who keeps the devices' adapters. ``held``: the trainer, one set for all; a device returns their
@@ -253,7 +271,8 @@ class SplitLora(Split, frozen=True, kw_only=True, tag_field="name", tag="split-l
 @prepared
 class SplitFrozen(Split, frozen=True, kw_only=True, tag_field="name", tag="split-frozen"):
     """The device's layers stay as they are (SplitFrozen, arXiv 2503.18986): each sample is sent once, and the
-    trainer learns the layers above the cut from its journal."""
+    trainer learns the layers above the cut from its journal.
+    """
 
 
 MethodPlan: TypeAlias = FedMobiLLM | MobiLLM | SplitLora | SplitFrozen

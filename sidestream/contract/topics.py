@@ -2,8 +2,8 @@
 
 Direction stands before tier and device, so that an access list can fence a device in, topic by topic
 (:mod:`broker_config.access`): it writes only its own below ``up/``, and reads the plan, the trainer's status,
-its tier's weights and flow, and its own receipts, gradients, status and echo. ``down/<its tier>/#`` would show
-it its neighbours' receipts and gradients, too: an access list never has that.
+its tier's weights and flow, and its own receipts, gradients, status and echo. ``down/<its tier>/#`` would
+show it its neighbours' receipts and gradients, too: an access list never has that.
 """
 
 from __future__ import annotations

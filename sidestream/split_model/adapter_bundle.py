@@ -1,4 +1,4 @@
-"""Adapters as bytes: what devices of a split job get, in a safetensors file that says what it is. No torch."""
+"""Adapters as bytes: what devices of a split job get, in a safetensors file that says what it is."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Legend: K texts, T tokens of the longest, B taps, M states, d hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from sidestream.contract.errors import BackboneError, DecodeError
 from sidestream.contract.plan import Precision
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.output_head import OutputHead, find_head
+
+_HEAD: Final = "head."
 
 
 class TorchLanguageModel(TorchBackbone, LanguageModel):
@@ -79,7 +81,10 @@ class TorchLanguageModel(TorchBackbone, LanguageModel):
             yield name, parameter
         for name, parameter in self.head.named_parameters():
             if id(parameter) not in known:
-                yield f"head.{name}", parameter
+                yield f"{_HEAD}{name}", parameter
+
+    def _is_head(self, name: str) -> bool:
+        return name.startswith(_HEAD)
 
     def judge(self, states: Floats, targets: Ints) -> tuple[Floats, Bools]:
         losses, hits = self.head.judge(torch.from_numpy(states), torch.from_numpy(targets))

@@ -87,7 +87,9 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
         read_targets(self.target_form, self.targets, rows=rows, vectors=vectors)
         if self.split is not None:
             if not rows <= self.split.rows:
-                raise DecodeError(f"{rows} rows are more than the {self.split.rows} that the batch was made of")
+                raise DecodeError(
+                    f"{rows} rows are more than the {self.split.rows} that the batch was made of"
+                )
             context_of(self.split, rows)
 
     @property

@@ -54,6 +54,8 @@ class Status(Message, frozen=True, kw_only=True):
     """The process's random name, by which two agents under one device's name are told apart."""
     kept_streams: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_STREAMS)] = ()
     """Earlier streams of the outbox of which it still keeps receipted batches."""
+    memory_bytes: Count = 0
+    """Memory that the machine has free; 0 from an agent that does not tell."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
@@ -150,6 +152,16 @@ class Telemetry(Message, frozen=True, kw_only=True):
             "Samples skipped whose activations were not finite, or too large to send",
             "samples_skipped_activations_total",
         ),
+    ] = 0
+    batches_reused: Annotated[
+        Count, _counter("Batches of a split job whose earlier activations stood for them")
+    ] = 0
+    backward_passes: Annotated[Count, _counter("Backward passes of a split job")] = 0
+    replies_stale: Annotated[
+        Count, _counter("Answers to batches that came again, or for batches that nothing waits for")
+    ] = 0
+    gradients_lost: Annotated[
+        Count, _counter("Steps of a device's own adapters that came into no average")
     ] = 0
 
     def __post_init__(self) -> None:

@@ -1,0 +1,126 @@
+"""Batches on their way: put into the outbox, counted, and known to wait for an answer, in one transaction."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from edge_agent.batches.patience import Patience
+from edge_agent.context import AgentContext
+from edge_agent.split_lora.sketch import moved_share, sketch_of
+from edge_agent.split_lora.stored_batches import Flight, StoredBatch, StoredBatches
+from edge_agent.split_lora.writing import Writer
+from edge_agent.store.outbox import Consumed
+from sidestream.contract.messages import SplitPart
+from sidestream.contract.tensors import Floats
+
+log = logging.getLogger(__name__)
+
+
+class Departures:
+    """Belongs to one thread.
+
+    Args:
+        context: The agent's.
+        batches: What is sent.
+        writer: Writes messages.
+        reuse_below: States that moved by less are not sent again; 0 to send all.
+        patience: Writes to the outbox.
+        on_batch: Called after each message.
+    """
+
+    def __init__(
+        self,
+        context: AgentContext,
+        batches: StoredBatches,
+        writer: Writer,
+        *,
+        reuse_below: float,
+        patience: Patience,
+        on_batch: Callable[[], None],
+    ) -> None:
+        self._context = context
+        self._batches = batches
+        self._writer = writer
+        self._reuse_below = reuse_below
+        self._patience = patience
+        self._on_batch = on_batch
+
+    def depart(
+        self,
+        batch: StoredBatch,
+        states: Floats,
+        seconds: float,
+        *,
+        slot: int = 0,
+        adapter: int = 0,
+        number: int = 0,
+        ended: bool,
+        answered: bool,
+    ) -> bytes:
+        """Send a batch; return its ticket, empty if nothing came of it.
+
+        Args:
+            batch: Which.
+            states: [N, d].
+            seconds: That the forward pass took.
+            slot: Where its answer is looked for.
+            adapter: The weights version of the pass.
+            number: The round of averaging that is on.
+            ended: Whether no sample can come any more.
+            answered: Whether it waits for an answer.
+        """
+        if not np.isfinite(states).all():
+            self._refuse(batch)
+            return b""
+        ticket, rows = self._writer.ticket(batch), len(batch.body.ids)
+        part = SplitPart(
+            ticket=ticket,
+            slot=slot,
+            adapter=adapter,
+            pass_number=batch.passes,
+            progress=self.progress(ended),
+            rows=rows,
+            context=self._writer.context(batch),
+            round=number,
+        )
+        sketch = sketch_of(states) if self._reuse_below else b""
+        again = bool(batch.first) and moved_share(batch.sketch, sketch) < self._reuse_below
+        if again:
+            packed, sketch = self._writer.reuse(part, batch.first), batch.sketch
+        else:
+            packed = self._writer.batch(batch, states, part)
+        taken = Consumed(forward_seconds=seconds)
+        fresh = 0 if batch.passes else rows
+        taken.counts.update({"samples_read": fresh, "samples_forwarded": fresh, "batches_reused": int(again)})
+
+        def also(db: sqlite3.Connection) -> None:
+            self._batches.sent(db, batch, ticket, sketch)
+            if answered:
+                self._batches.depart(db, Flight(ticket, batch.id, slot, adapter))
+
+        append = partial(self._context.outbox.append_all, [(packed, fresh)], taken, also)
+        if not self._patience.write(append):
+            return b""
+        self._on_batch()
+        return ticket
+
+    def progress(self, ended: bool) -> float:
+        """The share of all sendings that is done with the next one; 0 as long as samples may come."""
+        if not ended:
+            return 0.0
+        done, left = self._batches.done + 1, max(0, self._batches.left - 1)
+        return done / (done + left)
+
+    def _refuse(self, batch: StoredBatch) -> None:
+        rows = len(batch.body.ids)
+        log.warning("%d samples skipped: their activations are not finite", rows)
+        taken = Consumed()
+        if not batch.passes:
+            taken.counts.update({"samples_read": rows, "samples_skipped": rows, "skipped_activations": rows})
+        drop = partial(self._batches.drop, batch=batch.id)
+        self._patience.write(partial(self._context.outbox.append_all, [], taken, drop))

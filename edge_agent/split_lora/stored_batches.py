@@ -1,0 +1,129 @@
+"""Batches that a device of a split job sends again and again, and those of them that wait for an answer.
+
+Tables in the outbox's file, so that a batch is in the outbox, on its way and counted in one transaction, or
+not at all. Knows no tensors and no network.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from edge_agent.split_lora.prepared import StoredBody
+from edge_agent.store.outbox import Outbox
+
+_SHUFFLES: Final = 2**31
+
+
+class StoredBatch(NamedTuple):
+    """A batch."""
+
+    id: int
+    body: StoredBody
+    passes: int
+    """How often it has been sent."""
+    first: bytes
+    """Its ticket in the first pass; empty before that."""
+    sketch: bytes
+    """What its states were like when they were last sent."""
+
+
+class Flight(NamedTuple):
+    """A batch that waits for an answer."""
+
+    ticket: bytes
+    batch: int
+    slot: int
+    adapter: int
+    """The weights version of its forward pass."""
+
+
+class StoredBatches:
+    """The tables. Belongs to one thread.
+
+    Args:
+        outbox: Has the file.
+        passes: How often each batch is sent.
+    """
+
+    def __init__(self, outbox: Outbox, passes: int) -> None:
+        self._outbox = outbox
+        self._passes = passes
+
+    def add(self, db: sqlite3.Connection, body: StoredBody) -> None:
+        """Keep a batch, within a transaction."""
+        db.execute(
+            "INSERT INTO split_batches (samples, body, shuffle) VALUES (?, ?, ?)",
+            (len(body.ids), msgspec.msgpack.encode(body), random.randrange(_SHUFFLES)),
+        )
+
+    def next(self) -> StoredBatch | None:
+        """One that has been sent least often, chosen by lot; None if all have been sent often enough."""
+        with self._outbox.reading() as db:
+            row = db.execute(
+                "SELECT id, body, passes, first, sketch FROM split_batches WHERE passes < ? AND id NOT IN "
+                "(SELECT batch FROM flights) ORDER BY passes, shuffle LIMIT 1",
+                (self._passes,),
+            ).fetchone()
+        return None if row is None else _batch(*row)
+
+    def get(self, batch: int) -> StoredBatch:
+        """One of them."""
+        query = "SELECT id, body, passes, first, sketch FROM split_batches WHERE id = ?"
+        with self._outbox.reading() as db:
+            return _batch(*db.execute(query, (batch,)).fetchone())
+
+    def sent(self, db: sqlite3.Connection, batch: StoredBatch, ticket: bytes, sketch: bytes) -> None:
+        """A batch was put into the outbox once more, within that transaction."""
+        db.execute(
+            "UPDATE split_batches SET passes = passes + 1, shuffle = ?, sketch = ?, "
+            "first = CASE WHEN first = x'' THEN ? ELSE first END WHERE id = ?",
+            (random.randrange(_SHUFFLES), sketch, ticket, batch.id),
+        )
+
+    def drop(self, db: sqlite3.Connection, batch: int) -> None:
+        """Nothing can be made of a batch."""
+        db.execute("DELETE FROM split_batches WHERE id = ?", (batch,))
+
+    @property
+    def left(self) -> int:
+        """Sendings that are still to come."""
+        return self._sum("max(? - passes, 0)")
+
+    @property
+    def done(self) -> int:
+        """Those that have been."""
+        return self._sum("min(?, passes)")
+
+    def _sum(self, what: str) -> int:
+        with self._outbox.reading() as db:
+            row = db.execute(f"SELECT coalesce(sum({what}), 0) FROM split_batches", (self._passes,))
+            return int(row.fetchone()[0])
+
+    # --- on their way --------------------------------------------------------------------------------
+
+    def depart(self, db: sqlite3.Connection, flight: Flight) -> None:
+        """A batch waits for an answer from now on, within a transaction."""
+        db.execute("INSERT OR REPLACE INTO flights VALUES (?, ?, ?, ?)", flight)
+
+    def arrive(self, db: sqlite3.Connection, ticket: bytes) -> None:
+        """It has been answered, and that is dealt with."""
+        db.execute("DELETE FROM flights WHERE ticket = ?", (ticket,))
+
+    def flight(self, ticket: bytes) -> Flight | None:
+        """A batch that waits; None if it does not any more."""
+        return next((one for one in self.flights() if one.ticket == ticket), None)
+
+    def flights(self) -> Sequence[Flight]:
+        """Those that wait."""
+        with self._outbox.reading() as db:
+            rows = db.execute("SELECT ticket, batch, slot, adapter FROM flights ORDER BY ticket").fetchall()
+        return [Flight(*row) for row in rows]
+
+
+def _batch(number: int, body: bytes, passes: int, first: bytes, sketch: bytes) -> StoredBatch:
+    return StoredBatch(number, msgspec.msgpack.decode(body, type=StoredBody), passes, first, sketch)

@@ -1,0 +1,40 @@
+"""The check that what comes on a device's adapter topic must pass. Pure."""
+
+from __future__ import annotations
+
+from metrics.catalogue import Reason
+from side_trainer.receive.adapter_arrived import misplaced
+from side_trainer.receive.inbox import Examined, Refused
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.messages import Reuse, unpack_adapter
+from sidestream.contract.plan import Plan, SplitLora
+from sidestream.contract.tensors import decode
+from sidestream.contract.wire import MAX_MESSAGE_BYTES
+
+
+def examine_adapter(payload: bytes, tier_name: str, plan: Plan) -> Examined:
+    """Decode a message and hold it against the plan. What its tensors fit only the model knows, which folds it.
+
+    Raises:
+        Refused: whatever the payload is, if it is nothing that the journal may keep.
+    """
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise Refused(Reason.OVERSIZE, f"{len(payload)} bytes; a message holds at most {MAX_MESSAGE_BYTES}")
+    try:
+        message = unpack_adapter(payload)
+    except DecodeError as exc:
+        raise Refused(Reason.UNDECODABLE, str(exc)) from exc
+    if tier_name not in plan.tiers:
+        raise Refused(Reason.UNKNOWN_TIER, f"the plan has no tier {tier_name!r}")
+    if not isinstance(plan.method, SplitLora) or not plan.ready_for(tier_name):
+        raise Refused(Reason.MISMATCH, "the plan's method takes no such messages", message)
+    if isinstance(message, Reuse):
+        if why := misplaced(message.split, plan):
+            raise Refused(Reason.MISMATCH, why, message)
+        return Examined(message)
+    try:
+        for one in message.tensors.values():
+            decode(one)
+    except DecodeError as exc:
+        raise Refused(Reason.NONFINITE, str(exc), message) from exc
+    return Examined(message)
