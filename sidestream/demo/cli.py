@@ -25,12 +25,13 @@ with its own share of the data. Watch it learn, and see what it cost.
   sidestream demo --data train.csv --eval test.csv      your own texts and labels
   sidestream demo --devices 6 --alpha 0.1 --seed 3      fewer devices, more skewed
   sidestream demo --method mobillm                      one device, and a timeline of it with --trace FILE
+  sidestream demo --method split-lora                   LoRA on the first layers, split between both ends
   sidestream demo --keep /tmp/fleet                     keep everything, then try
       sidestream agent predict --state-dir /tmp/fleet/devices/full-01/state "dim the lights"
 """
 
 
-_DEVICES: Final = {"fed-mobillm": 12, "mobillm": 1}
+_DEVICES: Final = {"fed-mobillm": 12, "mobillm": 1, "split-lora": 12, "split-frozen": 12}
 """By method: how many agents."""
 
 
@@ -48,7 +49,9 @@ def add_parser(subparsers: Any) -> None:
         "--method",
         choices=list(_DEVICES),
         default="fed-mobillm",
-        help="fed-mobillm: a fleet; mobillm: one device, all its tokens (default: fed-mobillm)",
+        help="fed-mobillm: a fleet, a side-network; mobillm: one device, all its tokens; split-lora: devices hold "
+        "the first layers with LoRA, and are answered with gradients; split-frozen: without gradients "
+        "(default: fed-mobillm; docs/methods.md compares them)",
     )
     add("--data", default="", metavar="TRAIN", help="training data: JSONL, CSV or TSV")
     add("--eval", default="", metavar="EVAL", help="evaluation data, in the same columns")

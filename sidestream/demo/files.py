@@ -17,6 +17,7 @@ from edge_agent.batches.targets import Unusable, names_in, targets_of
 from edge_agent.config import DataConfig
 from edge_agent.samples.sources import open_source
 from sidestream.contract.errors import ConfigError, DataError
+from sidestream.contract.plan import METHODS, Split
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.wire import prepared
 from sidestream.demo.shards import Example, deal, groups_of
@@ -151,8 +152,14 @@ class FleetFiles:
             "trace_path": self._trace_path("trainer"),
             "broker": {"url": url},
             "learner": {"seed": self._settings.seed},
-            "tiers": {tier: {"backbone": BACKBONE, "layers": TIERS[tier]} for tier in self.devices},
+            "tiers": {tier: {"backbone": BACKBONE, **self._share(tier)} for tier in self.devices},
         }
+
+    def _share(self, tier: str) -> dict[str, int]:
+        """How much of the model a tier's devices have: all of a small one, or the first layers of a whole one."""
+        if issubclass(METHODS[self._settings.method], Split):
+            return {"cut": 1 + list(TIERS).index(tier)}
+        return {"layers": TIERS[tier]}
 
     def _trace_path(self, name: str) -> str:
         return str(self.traces[name]) if self._settings.trace else ""
