@@ -166,6 +166,11 @@ class Method(ABC):
         return float(np.sqrt(moved / whole)) if whole else math.inf
 
     @property
+    def unverified(self) -> str:
+        """What of the weights no journal could give again, in words; empty for nothing."""
+        return ""
+
+    @property
     @abstractmethod
     def samples(self) -> int:
         """Distinct samples learnt from."""

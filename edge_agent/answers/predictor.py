@@ -15,12 +15,15 @@ from typing import Any
 
 from edge_agent.answers.answer import Answer, answers_of
 from edge_agent.answers.generator import Generator, read_options
+from edge_agent.answers.split_predictor import SplitPredictor
+from edge_agent.answers.texts import check_texts
 from edge_agent.weights.adopted import Adopted, load_adopted
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.language_model import LanguageModel
 from sidestream.backbone.runtimes import shared_backbone
 from sidestream.backbone.text import Text
 from sidestream.contract.errors import StateError
+from sidestream.contract.plan import Split
 from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.tasks import Task
 from sidestream.side_network.bundle import Bundle
@@ -29,7 +32,7 @@ from sidestream.side_network.inference import InferenceNetwork
 _ROWS = 32
 
 
-def load(state_dir: str | Path, *, backbone: str = "") -> Predictor:
+def load(state_dir: str | Path, *, backbone: str = "") -> Predictor | SplitPredictor:
     """Load what an agent has adopted in its state directory; the agent may be running.
 
     Args:
@@ -48,6 +51,8 @@ def load(state_dir: str | Path, *, backbone: str = "") -> Predictor:
         raise StateError(
             f"{folder}: no weights have been adopted yet; run the agent until it logs that it did"
         )
+    if isinstance(kept.adopted.method, Split):
+        return SplitPredictor(kept, backbone)
     reference = backbone or kept.adopted.backbone
     tier, task = kept.adopted.tier_plan, kept.bundle.about.task
     frozen = shared_backbone(reference, tier.layers, tier.precision, task)
@@ -85,8 +90,7 @@ class Predictor:
         Raises:
             TypeError: ``texts`` is a single text, or holds something else than texts and pairs.
         """
-        if isinstance(texts, str) or not all(map(_is_text, texts)):
-            raise TypeError('predict takes a list of texts: predict(["dim the lights"])')
+        check_texts(texts)
         if isinstance(self._backbone, LanguageModel):
             raise StateError("the adopted weights are a language model's; use generate")
         answers: list[Answer] = []
@@ -125,8 +129,3 @@ class Predictor:
         )
         numbers = self._network.predict(tier.align, sampled.vectors, sampled.lengths)
         return answers_of(self.task, self.labels, numbers, sampled, texts, self._network.scale)
-
-
-def _is_text(value: object) -> bool:
-    pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)
-    return pair or isinstance(value, str)

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from edge_agent.weights.adopted import AdoptedWeights
 from edge_agent.weights.adoption import Opened
-from sidestream.contract.errors import MismatchError
+from sidestream.contract.errors import MismatchError, StateError, WireError
 from sidestream.contract.plan import Plan, Split
-from sidestream.split_model.adapter_bundle import decode_adapters
+from sidestream.split_model.adapter_bundle import AdapterBundle, decode_adapters
+
+
+def bundle_of(kept: AdoptedWeights) -> AdapterBundle:
+    """What a device of a split job adopted.
+
+    Raises:
+        StateError: it is damaged.
+    """
+    try:
+        return decode_adapters(kept.data)
+    except WireError as exc:
+        raise StateError(f"the adopted weights cannot be used: {exc}") from exc
 
 
 def read_adapters(data: bytes, *, plan: Plan, tier: str) -> Opened:

@@ -40,6 +40,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the journal gives."""
     held_batches: int = 0
     """Read through as well: those that are kept of quarantined devices and not learnt from."""
+    unverified: str = ""
+    """What of the weights no journal could give again, if there is any such thing."""
 
     @property
     def matches(self) -> bool:
@@ -127,18 +129,19 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
             checkpoint_digest=about.weights_digest,
             refold_digest=fold.digest(),
             held_batches=journal.holding.check(),
+            unverified=fold.method.unverified if fold.begun else "",
         )
     finally:
         journal.close()
 
 
-def export(state_dir: Path, out: Path, form: str = "bundle", tier: str = "") -> Export:
+def export(state_dir: Path, out: Path, form: str = "", tier: str = "") -> Export:
     """Write the newest checkpoint's weights as files.
 
     Args:
         state_dir: The trainer's.
         out: The file, or the folder, to write.
-        form: One of the formats that the job's method has.
+        form: One of the formats that the job's method has; empty for its first.
         tier: Whose weights, where the format is of one tier; empty for the method's own choice.
 
     Raises:
@@ -150,6 +153,7 @@ def export(state_dir: Path, out: Path, form: str = "bundle", tier: str = "") -> 
         fold.restore(checkpoint.about.offset, checkpoint.about.updates, checkpoint.arrays)
         if not fold.weights():
             raise StateError("nothing to export: the job's labels are not fixed yet")
+        form = form or fold.method.formats[0]
         if form not in fold.method.formats:
             raise StateError(f"--format {form}: the job's method writes {', '.join(fold.method.formats)}")
         made = fold.method.export(form, journal.run, journal.version_base + fold.offset, tier)

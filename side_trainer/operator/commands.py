@@ -113,11 +113,14 @@ def _add_looks(commands: Any) -> None:
     exports = _of_state(
         commands, "export", export, "write the weights with their spec as one safetensors file"
     )
-    text = "file to write; a folder for hf"
+    text = "file to write; a folder for hf and peft"
     exports.add_argument("--out", metavar="PATH", type=Path, required=True, help=text)
-    text = "hf: a language model for transformers; load it with edge_agent.load_tuned(PATH)"
-    exports.add_argument("--format", choices=("bundle", "hf"), default="bundle", help=text)
-    text = "for hf: whose backbone (default: the deepest)"
+    text = (
+        "bundle: one file; hf: a language model for transformers, which edge_agent.load_tuned(PATH) loads; "
+        "peft: adapters of a split job (default: the first that the job's method has)"
+    )
+    exports.add_argument("--format", choices=("bundle", "hf", "peft"), default="", help=text)
+    text = "for hf: whose backbone (default: the deepest); for peft: whose cut (default: the lowest)"
     exports.add_argument("--tier", metavar="NAME", default="", help=text)
     text = "print offsets, versions and what every device contributed"
     shows = _of_state(commands, "status", status, text)
@@ -216,6 +219,8 @@ def verify(args: argparse.Namespace) -> int:
     print(f"records {verdict.offset}, samples {verdict.samples}")
     print(f"checkpoint {verdict.checkpoint_digest}")
     print(f"re-fold    {verdict.refold_digest}")
+    if verdict.unverified:
+        print(f"not verified: {verdict.unverified}")
     if verdict.held_batches:
         print(f"{verdict.held_batches} batches of quarantined devices are held, as they came")
     print(

@@ -16,6 +16,7 @@ What that means exactly:
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sqlite3
@@ -27,6 +28,7 @@ from typing import Final
 import msgspec
 
 from side_trainer.fold.checkpoint import newest_files
+from side_trainer.journal.file import digest_of
 from side_trainer.journal.journal import FILE_NAME, Journal
 from sidestream.contract.errors import ConfigError, StateError
 from sidestream.contract.wire import prepared
@@ -109,17 +111,13 @@ def _take_out(db: sqlite3.Connection, without: Sequence[str], base: int) -> tupl
         f"SELECT count(*), coalesce(sum(samples), 0) FROM records WHERE {theirs}", without
     ).fetchone()
     db.execute(
-        "INSERT INTO held (stream, sequence, tier, samples, payload, digest) "
-        "SELECT stream, sequence, tier, samples, payload, digest FROM records "
+        "INSERT INTO held (stream, sequence, tier, samples, kind, payload, digest) "
+        "SELECT stream, sequence, tier, samples, kind, payload, digest FROM records "
         f"WHERE {theirs} ORDER BY offset",
         without,
     )
-    db.execute(f"DELETE FROM records WHERE kind = 'idle' OR {theirs}", without)
-    # Ever lower numbers, one after another: no two records ever have the same one.
-    for place, (offset,) in enumerate(
-        db.execute("SELECT offset FROM records ORDER BY offset").fetchall(), start=1
-    ):
-        db.execute("UPDATE records SET offset = ? WHERE offset = ?", (place, offset))
+    db.execute(f"DELETE FROM records WHERE kind IN ('idle', 'repeat') OR {theirs}", without)
+    _renumber(db)
     db.execute(f"UPDATE streams SET batches = 0, samples = 0, bytes = 0 WHERE device IN ({marks})", without)
     for device in without:
         db.execute(
@@ -128,3 +126,34 @@ def _take_out(db: sqlite3.Connection, without: Sequence[str], base: int) -> tupl
         )
     db.execute("INSERT OR REPLACE INTO meta VALUES ('version_base', ?)", (str(base),))
     return batches, samples
+
+
+def _renumber(db: sqlite3.Connection) -> None:
+    """Close the gaps. Records that name others name what is left of them, or go if nothing is."""
+    kept = {offset for (offset,) in db.execute("SELECT offset FROM records")}
+    for offset, kind, payload in db.execute(
+        "SELECT offset, kind, payload FROM records WHERE kind IN ('serve', 'round')"
+    ).fetchall():
+        field = "offsets" if kind == "serve" else "uploads"
+        named = json.loads(payload)[field]
+        if not kept.intersection(named):
+            db.execute("DELETE FROM records WHERE offset = ?", (offset,))
+    places = {
+        offset: place
+        for place, (offset,) in enumerate(
+            db.execute("SELECT offset FROM records ORDER BY offset").fetchall(), start=1
+        )
+    }
+    # Ever lower numbers, one after another: no two records ever have the same one.
+    for offset, place in places.items():
+        db.execute("UPDATE records SET offset = ? WHERE offset = ?", (place, offset))
+    for offset, kind, payload in db.execute(
+        "SELECT offset, kind, payload FROM records WHERE kind IN ('serve', 'round')"
+    ).fetchall():
+        field, said = "offsets" if kind == "serve" else "uploads", json.loads(payload)
+        said[field] = [places[one] for one in said[field] if one in places]
+        written = json.dumps(said).encode()
+        db.execute(
+            "UPDATE records SET payload = ?, digest = ? WHERE offset = ?",
+            (written, digest_of(written), offset),
+        )

@@ -195,7 +195,7 @@ class SampleCounts(NamedTuple):
 
 def count_samples(journal: Journal, upto: int, *, trained: int) -> SampleCounts:
     """Count in one reading of the batches up to ``upto``; a checkpoint includes those up to ``trained``."""
-    batches = journal.batches(upto)
+    batches = [one for one in journal.batches(upto) if one[2]]  # others are of a later pass of a split job
     all_seen: set[tuple[str, int]] = set()
     trained_seen = 0
     for offset, _, _ in batches:

@@ -283,6 +283,15 @@ class SplitLoraMethod(SplitMethod):
         return self.averaging.number
 
     @property
+    def unverified(self) -> str:
+        if not self.is_local:
+            return ""
+        return (
+            f"devices keep their own steps between {self.rounds} averagings to themselves; what they uploaded "
+            "was taken as it came, and averaged again here"
+        )
+
+    @property
     def unanswered(self) -> int:
         return len(self.tickets.waiting)
 

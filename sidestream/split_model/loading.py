@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.language_model import LanguageModel
 from sidestream.backbone.sampled import Bools, Ints
-from sidestream.backbone.text_input import Tokens
+from sidestream.backbone.text_input import TextInput, Tokens
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.lora import LoraSpec
 from sidestream.contract.plan import RoundPlan
@@ -65,6 +66,13 @@ class Whole(Protocol):
 
     def answers(self, tokens: Tokens) -> Floats:
         """[K, C]: logits, or numbers."""
+
+    @property
+    def text_input(self) -> TextInput:
+        """The tokenizer."""
+
+    def language_model(self, *, frozen: bool = False) -> LanguageModel:
+        """The decoder with the adapters in it, or as it was before anything was learnt."""
 
 
 def lower_half(backbone: Backbone, lora: LoraSpec) -> Lower:

@@ -84,6 +84,11 @@ class SplitModel:
             self._try()
 
     @property
+    def view(self) -> TorchBackbone:
+        """The model with the adapters in it, as a backbone of its own."""
+        return self._view
+
+    @property
     def depth(self) -> int:
         """Layers."""
         return self._backbone.depth

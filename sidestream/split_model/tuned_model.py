@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from sidestream.backbone.sampled import Bools, Ints
-from sidestream.backbone.text_input import Tokens
+from sidestream.backbone.text_input import TextInput, Tokens
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
+from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.errors import DecodeError
 from sidestream.contract.lora import LoraSpec
 from sidestream.contract.tasks import NO_TARGET, Task
@@ -38,6 +39,7 @@ class TunedModel:
     def __init__(
         self, backbone: TorchBackbone, lora: LoraSpec, task: Task, labels: int, arrays: Mapping[str, Floats]
     ) -> None:
+        self._backbone = backbone
         self.model = SplitModel(backbone, lora, task=task, labels=labels, seed=0)
         """With the adapters in it."""
         own = self.model.arrays()
@@ -46,6 +48,17 @@ class TunedModel:
             raise DecodeError("the weights are not all that this model's answers take")
         idle = {name: np.zeros_like(array) for name, array in own.items() if name not in arrays}
         self.model.load({**idle, **arrays})
+
+    @property
+    def text_input(self) -> TextInput:
+        """The tokenizer."""
+        return self._backbone.text_input
+
+    def language_model(self, *, frozen: bool = False) -> TorchLanguageModel:
+        """The decoder with the adapters in it, or as it was before anything was learnt."""
+        found = self._backbone if frozen else self.model.view
+        assert isinstance(found, TorchLanguageModel)
+        return found
 
     def answers(self, tokens: Tokens) -> Floats:
         """[K, C]: logits, or numbers."""
