@@ -28,7 +28,9 @@ from benchmarks.steps import STEPS
 from benchmarks.table import render
 
 _COPIES: Final = {"agent": 1.3, "trainer": 1.3, "lora": 1.6, "full": 4.3, "split-lora": 1.6}
+_LEAST: Final = 1.6
 """Memory that a method may need, in models: weights, gradients, the optimiser's two moments."""
+_DEFAULT: Final = ["agent", "lora", "full", "split-lora"]
 _ACTIVATIONS_BYTES: Final = 2**30
 _HEADINGS: Final = (
     *("shape", "tokens", "method", "CPU ms/sample", "of LoRA's", "peak MiB", "of LoRA's"),
@@ -115,7 +117,7 @@ def _ratio(value: float | None) -> str:
 
 def _lacking(shape: str, method: str) -> str:
     """Why a measurement does not fit into memory, or nothing."""
-    needed = 4 * SHAPES[shape][0] * _COPIES[method.removeprefix("lm-")] + (
+    needed = 4 * SHAPES[shape][0] * _COPIES.get(method.removeprefix("lm-"), _LEAST) + (
         _ACTIVATIONS_BYTES if not shape.startswith("tiny") else 0
     )
     for line in Path("/proc/meminfo").read_text().splitlines():
@@ -132,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seq", nargs="+", type=int, default=[64, 256], help="tokens a sample")
     add("--batch", type=int, default=8, help="samples a step")
     add("--steps", type=int, default=5, help="measured, after one that is not")
-    add("--methods", nargs="+", choices=[*STEPS, *LM_STEPS], default=list(STEPS))
+    add("--methods", nargs="+", choices=[*STEPS, *LM_STEPS], default=_DEFAULT)
     add("--json", type=Path, metavar="FILE", help="write everything there")
     return parser
 

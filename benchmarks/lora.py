@@ -1,9 +1,10 @@
-"""LoRA by peft, which only the benchmarks need."""
+"""LoRA by peft on a whole model, which methods are compared with."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, Final
+
+import peft
 
 from sidestream.contract.errors import ConfigError
 
@@ -15,12 +16,8 @@ def add_lora(model: Any) -> None:
     """Add LoRA, r = 8, to attention's queries and values; nothing else of the model is trained then.
 
     Raises:
-        ConfigError: if peft is missing, or the model's attention is not known.
+        ConfigError: if the model's attention is not known.
     """
-    try:
-        peft = importlib.import_module("peft")
-    except ImportError as exc:
-        raise ConfigError("--rows", "LoRA needs peft; install it with: pip install peft") from exc
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     targets = next((list(pair) for pair in _ATTENTION if set(pair) <= names), None)
     if targets is None:

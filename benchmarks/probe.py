@@ -102,7 +102,7 @@ def main() -> int:
 def _probe(request: Request) -> Cost:
     step = _step(request)
     step.warm([" ".join(request.batches[0][0].split()[:4])])
-    loaded = _settle()
+    loaded = settle()
     seconds, up, down, samples = [], 0, 0, 0
     for batch in request.batches:
         began = time.process_time()
@@ -111,7 +111,7 @@ def _probe(request: Request) -> Cost:
         up, down, samples = up + traffic.up, down + traffic.down, samples + len(batch)
     return Cost(
         cpu_s_per_sample=median(seconds[1:] or seconds),
-        peak_bytes=max(0, _memory("VmHWM") - loaded),
+        peak_bytes=max(0, memory("VmHWM") - loaded),
         model_bytes=loaded,
         up_bytes_per_sample=up / samples,
         down_bytes_per_sample=down / samples,
@@ -139,16 +139,16 @@ def _load(request: Request) -> TorchBackbone:
     return TorchBackbone.load(request.backbone, request.layers)
 
 
-def _settle() -> int:
+def settle() -> int:
     """Give freed memory back, forget the peak so far, and return resident memory."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    return _memory("VmRSS")
+    return memory("VmRSS")
 
 
-def _memory(field: str) -> int:
+def memory(field: str) -> int:
     found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024

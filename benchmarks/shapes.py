@@ -53,6 +53,7 @@ SHAPES: Final[Mapping[str, tuple[int, Callable[[], Any]]]] = {
     "tiny": (200_000, lambda: _bert(32, 4, 4, 64, 1001)),
     "tiny-projected": (1_800_000, lambda: _opt(64, 4, 4, projected=32)),
     "minilm": (22_600_000, lambda: _bert(384, 6, 12, 1536, 30522)),
+    "bert-base": (109_500_000, lambda: _bert(768, 12, 12, 3072, 30522)),
     "opt-125m": (125_000_000, lambda: _opt(768, 12, 12)),
     "opt-350m": (331_000_000, lambda: _opt(1024, 24, 16, projected=512)),
     "opt-1.3b": (1_316_000_000, lambda: _opt(2048, 24, 32)),

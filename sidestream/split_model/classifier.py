@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sidestream.backbone.torch_runtime.backbone import TorchBackbone
+
 HEAD = "head"
 """The map's name in the model."""
 
@@ -26,7 +28,7 @@ class Classifier(nn.Module):
 
     Args:
         backbone: A model of transformers, whole.
-        width: d.
+        width: d of its last states.
         outputs: C.
         is_decoder: Whether the last token carries the sentence.
     """
@@ -58,3 +60,11 @@ class Classifier(nn.Module):
             return states[torch.arange(len(states)), places.argmax(dim=1)]
         real = mask[:, :, None]
         return states.masked_fill(~real, 0.0).sum(dim=1) / real.sum(dim=1)
+
+
+def classifier_over(backbone: TorchBackbone, outputs: int) -> Classifier:
+    """For C ``outputs``. Some models end narrower than their layers are, so one token goes through it."""
+    token = torch.from_numpy(backbone.trial_tokens().ids[:1, :1])
+    with torch.no_grad():
+        last = backbone.model(input_ids=token, attention_mask=torch.ones_like(token)).last_hidden_state
+    return Classifier(backbone.model, last.shape[-1], outputs, is_decoder=backbone.is_decoder)

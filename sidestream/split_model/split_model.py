@@ -33,7 +33,7 @@ from sidestream.split_model.adapters import (
     refusing,
     to_arrays,
 )
-from sidestream.split_model.classifier import HEAD, Classifier
+from sidestream.split_model.classifier import HEAD, Classifier, classifier_over
 from sidestream.split_model.exported import write_export
 from sidestream.split_model.skipping import starting_at
 from sidestream.split_model.trial import check_cuts, check_gradients, watch
@@ -66,16 +66,15 @@ class SplitModel:
         self._backbone = backbone
         self._task = task
         self._view = backbone.twin()
-        model = self._view.model
         self.head: OutputHead | None = getattr(backbone, "head", None) if TASKS[task].generates else None
         """A language model's, frozen: from last states [M, d] to logits [M, V], in chunks if wanted."""
         self._classifier: Classifier | None = None
         more: dict[str, Any] = {"task_type": "CAUSAL_LM"}
         if self.head is None:
-            outputs = TASKS[task].outputs(labels)
-            self._classifier = Classifier(model, backbone.width, outputs, is_decoder=backbone.is_decoder)
+            with refusing(backbone):
+                self._classifier = classifier_over(self._view, TASKS[task].outputs(labels))
             more = {"modules_to_save": [HEAD]}
-        outer = self._classifier or _Within(model)
+        outer = self._classifier or _Within(self._view.model)
         config = lora_config(backbone, lora, base_model_name_or_path=backbone.name, **more)
         self._adapters = Adapters(self._view, lambda: self._wrap(outer, config), seed=seed)
         self.parameters: dict[str, nn.Parameter] = self._adapters.parameters | self._head_parameters()

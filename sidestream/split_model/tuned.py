@@ -22,7 +22,7 @@ import msgspec
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.contract.errors import StateError
 from sidestream.contract.tasks import TASKS
-from sidestream.split_model.classifier import Classifier
+from sidestream.split_model.classifier import Classifier, classifier_over
 from sidestream.split_model.exported import ABOUT, ExportedSplit
 
 
@@ -49,5 +49,4 @@ def load_base(folder: str | Path, *, backbone: str = "") -> tuple[Classifier, An
         raise StateError(f"{place}: is a language model; give peft transformers' AutoModelForCausalLM")
     frozen = TorchBackbone.load(backbone or about.backbone)
     frozen.check(about.fingerprint)
-    made = Classifier(frozen.model, frozen.width, about.outputs, is_decoder=frozen.is_decoder)
-    return made.eval(), frozen.text_input.tokenizer
+    return classifier_over(frozen, about.outputs).eval(), frozen.text_input.tokenizer

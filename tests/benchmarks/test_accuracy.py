@@ -87,7 +87,6 @@ def test_a_backbone_for_a_tier_that_is_none_is_refused(
 
 
 def test_the_backbone_itself_is_tuned_for_comparison(arguments: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("peft")
     few = ("--seeds", "0", "--rounds", "2", "--lora-epochs", "1", "--full-epochs", "1")
     found = _run(arguments, tmp_path, "--rows", "lora,full,fedavg-lora", *few)
     by_row = {result["row"]: result for result in found["results"]}

@@ -9,21 +9,20 @@ import pytest
 
 from benchmarks.device_cost import main
 from benchmarks.shapes import random_backbone, random_texts
-from benchmarks.steps import STEPS, layers_on_device
+from benchmarks.steps import CUTS, STEPS, layers_on_device
 
 
 @pytest.mark.parametrize("shape", ["tiny", "tiny-projected"])
 @pytest.mark.parametrize("method", STEPS)
 def test_every_step_runs(method: str, shape: str) -> None:
     """Also on a backbone like OPT-350M's, whose embeddings are narrower than its layers."""
-    if method != "agent":
-        pytest.importorskip("peft")
     backbone = random_backbone(shape, lambda depth: layers_on_device(method, depth))
     step = STEPS[method](backbone, 16)
     step.warm(["w1 w2"])
     traffic = step.run(random_texts(4, 16))
-    assert (traffic.up > 0) == (method in ("agent", "split-lora"))
-    assert (traffic.down > 0) == (method == "split-lora")
+    is_half = method == "split-lora" or method in CUTS
+    assert (traffic.up > 0) == (method == "agent" or is_half)
+    assert (traffic.down > 0) == is_half
     assert (step.trainable == 0) == (method == "agent")
 
 

@@ -49,7 +49,6 @@ def _run(arguments: list[str], tmp_path: Path, *more: str) -> dict[str, Any]:
 def test_the_model_itself_is_tuned_for_comparison(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("peft")
     few = ("--lora-epochs", "1", "--full-epochs", "1", "--full-rate", "0.002")
     found = _run(arguments, tmp_path, "--rows", "frozen,lora,full", *few)
     by_row = {result["row"]: result for result in found["results"]}
@@ -76,8 +75,6 @@ def test_side_networks_learn_centrally_and_in_a_fleet(arguments: list[str], tmp_
 
 @pytest.mark.parametrize("method", LM_STEPS)
 def test_every_step_runs(method: str) -> None:
-    if method == "lm-lora":
-        pytest.importorskip("peft")
     whole, tokenizer = random_decoder("tiny-projected")
     step = LM_STEPS[method](Loaded(whole, TorchLanguageModel(whole, tokenizer)), 16)
     step.warm(["w1 w2"])

@@ -29,14 +29,15 @@ def fleet(tmp_path: Path) -> Iterator[Processes]:
 
 def test_the_file_is_the_project_less_torch_with_the_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    without = [one for one in project["dependencies"] if not one.startswith(("torch>", "transformers>"))]
+    torch = ("torch>", "transformers>", "peft>")
+    without = [one for one in project["dependencies"] if not one.startswith(torch)]
     assert lines() == sorted([*without, *project["optional-dependencies"]["agent"]])
 
 
 def test_nothing_of_it_brings_torch() -> None:
     there = installed()
     assert {"onnxruntime", "tokenizers", "numpy", "paho-mqtt"} <= there
-    assert not there & {"torch", "transformers"} and {"torch", "transformers"} <= absent()
+    assert not there & {"torch", "transformers", "peft"} and {"torch", "transformers", "peft"} <= absent()
 
 
 @pytest.mark.slow
