@@ -104,8 +104,13 @@ class Replies:
         """
         if not self._made:
             return
-        self._journal.replies.put(self._made)
+        standing = dict(self._standing)
         for one in self._made:
+            if self._fits(one, standing.get(_place(one))):
+                standing[_place(one)] = one
+        changed = [one for place, one in standing.items() if self._standing.get(place) is not one]
+        self._journal.replies.put(changed)
+        for one in changed:
             place = _place(one)
             self._standing[place] = one
             self._unsent[place] = None
@@ -125,6 +130,13 @@ class Replies:
                 self._tried_s = time.monotonic() + _RETRY_S
                 return
             del self._unsent[place]
+
+    @staticmethod
+    def _fits(one: StoredReply, before: StoredReply | None) -> bool:
+        """Whether it may stand in its slot: that a batch is settled is no news once another one is there."""
+        if before is None or before.ticket == one.ticket:
+            return True
+        return not unpack(GradientReply, one.payload).applied
 
     def _send(self, one: StoredReply) -> bool:
         payload = one.payload
