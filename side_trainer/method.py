@@ -57,7 +57,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     replies: tuple[Reply, ...] = ()
     """What devices are to be told."""
     served: dict[str, float] = {}
-    """By stream, mean loss of a batch before anything was learnt from it, where that was not in its record."""
+    """By stream, mean loss of a served batch before anything was learnt from it."""
     gradient_norm: float | None = None
     """Of the last update, before it was clipped."""
     staleness: int | None = None

@@ -1,4 +1,4 @@
-"""A whole model with a split job's adapters answers questions, where the device has room for all its layers."""
+"""A whole model with a split job's adapters answers questions, where a device has room for it."""
 
 from __future__ import annotations
 

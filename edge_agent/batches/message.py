@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from edge_agent.store.streams import Slot
@@ -73,6 +74,6 @@ class Letterhead:
                 activations=activations,
                 previous=slot.previous,
                 keys=b"".join(keys),
-                split=split,
+                split=msgspec.UNSET if split is None else split,
             )
         )

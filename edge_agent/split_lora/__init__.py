@@ -1,3 +1,3 @@
-"""Split federated LoRA on the device: its layers' states go up, gradients come down, what they mean goes up."""
+"""Split federated LoRA on the device: its layers' states go up, gradients come down."""
 
 __all__ = ["method"]

@@ -66,6 +66,7 @@ class DeviceAdapters(ABC):
 
     def applied(self, ticket: bytes, version: int) -> None:
         """The trainer has learnt what this device made of a batch's answer, in this version."""
+        return
 
     def finish(self) -> bool:
         """Every batch is answered; return whether nothing else is to be done."""

@@ -188,4 +188,4 @@ class Sender:
 
 def _divisible(batch: ActivationBatch) -> bool:
     """Whether it can be cut: a batch that is answered is answered as it was made."""
-    return len(batch.sample_ids) > 1 and batch.split is None
+    return len(batch.sample_ids) > 1 and batch.part is None

@@ -74,8 +74,8 @@ CREATE TABLE verdicts (
 ) WITHOUT ROWID;
 """
 """A batch that was taken has its row in ``identities`` for ever, and its samples' keys theirs in ``samples``;
-its payload is a record, is held, or, if every sample of it had come before, is nowhere. ``replies`` is derived:
-what devices may still have to be told, beside the records."""
+its payload is a record, is held, or, if every sample of it had come before, is nowhere. ``replies`` is what
+devices may still have to be told, which the records give too."""
 
 
 class JournalFile:

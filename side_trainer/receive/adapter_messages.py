@@ -13,7 +13,7 @@ from sidestream.contract.wire import MAX_MESSAGE_BYTES
 
 
 def examine_adapter(payload: bytes, tier_name: str, plan: Plan) -> Examined:
-    """Decode a message and hold it against the plan. What its tensors fit only the model knows, which folds it.
+    """Decode a message and hold it against the plan; whether its tensors fit, only the fold can tell.
 
     Raises:
         Refused: whatever the payload is, if it is nothing that the journal may keep.

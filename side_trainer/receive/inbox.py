@@ -216,7 +216,7 @@ def arrived(batch: ActivationBatch | AdapterMessage, payload: bytes, tier: str, 
     """
     if not isinstance(batch, ActivationBatch):
         return adapter_arrived(batch, payload, tier, device)
-    part = batch.split
+    part = batch.part
     return Arrived(
         tier=tier,
         device=device,
@@ -282,11 +282,11 @@ def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan, earlier: Abs
 
 def _check_split(batch: ActivationBatch, plan: Plan) -> None:
     """That a batch says what a split job needs to know of it, and nothing of the kind in another."""
-    if isinstance(plan.method, Split) != (batch.split is not None):
+    if isinstance(plan.method, Split) != (batch.part is not None):
         raise Refused(Reason.MISMATCH, "a batch of another method than the plan's", batch)
-    if batch.split is None:
+    if batch.part is None:
         return
-    if why := misplaced(batch.split, plan):
+    if why := misplaced(batch.part, plan):
         raise Refused(Reason.MISMATCH, why, batch)
     if len(batch.sample_keys) != len(batch.sample_ids):
         raise Refused(Reason.MISMATCH, "a split job's rows each have a key", batch)

@@ -3,8 +3,8 @@
 Fed MobiLLM, for a fleet, is what every setting's own default stands for. MobiLLM (arXiv 2502.20421, with the
 cached activations of PAE MobiLLM, 2507.01216) has one device and one server, which is a fleet of one: the
 same code. That device uploads every token at low bit, as the paper does, since nobody shares the uplink; its
-labels are the job's, so nobody else is waited for. The split methods train adapters within the model, whatever
-the task: at lower rates, and with little decay.
+labels are the job's, so nobody else is waited for. The split methods train adapters within the model,
+whatever the task: at lower rates, and with little decay.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ if not METHODS.keys() == _OF_METHOD.keys() == set(get_args(MethodName)):  # prag
 
 
 def with_implied(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they were given, completed by what their task and then their method imply, or the other way.
+    """Settings as they were given, completed by what their task and their method imply.
 
     What is of a wrong type is left for the settings' own types to refuse.
     """

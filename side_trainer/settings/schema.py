@@ -81,8 +81,8 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     folder, package:NAME, or a model in the hub's cache; default: what backbone says."""
 
     cut: Annotated[int, msgspec.Meta(ge=1, le=4096)] | Literal["auto"] = 1
-    """In a split job, how many layers the devices hold: each costs them memory and time, and saves the trainer
-    some; auto: as many as 0.6 of the free memory of the tier's first device has room for."""
+    """In a split job, how many layers the devices hold: each costs them memory and time, and saves the
+    trainer some; auto: as many as 0.6 of the free memory of the tier's first device has room for."""
     gradient_codec: Codec = Codec.INT8
     """How gradients travel to the devices of a split job."""
 
@@ -146,7 +146,7 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     averaging: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99
     """Devices get a running mean of the weights with this memory an update; 0 gives them the last ones."""
     clip_norm: Positive = 1.0
-    """Gradients are clipped to this norm; in a split job those of devices and of the trainer each on its own."""
+    """Gradients are clipped to this norm; in a split job devices' and the trainer's, each on their own."""
     schedule: Literal["longest-tail", "fifo", "workload"] = "longest-tail"
     """In a split job, whose batch is served next, of those that have arrived: that of the device which will
     need longest for what then remains to it, the first to have arrived, or the one with the most work."""
@@ -166,7 +166,7 @@ class SplitConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     alpha: Annotated[float, msgspec.Meta(gt=0, le=4096)] = 16.0
     """What an adapter adds is scaled by this over the rank."""
     targets: tuple[str, ...] = ()
-    """Names of the linear maps that get one, such as ["query", "value"]; default: peft's for the architecture."""
+    """Names of the linear maps that get one, such as ["query", "value"]; default: peft's table."""
     adapters: Literal["held", "local"] = "held"
     """split-lora: who keeps the devices' adapters. held: the trainer, one set for all; local, the paper's
     form: each device its own, averaged in rounds."""

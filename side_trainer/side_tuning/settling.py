@@ -1,4 +1,4 @@
-"""How tiers are settled where a side-network is learnt: by what their first devices show of their backbones."""
+"""How tiers are settled where a side-network is learnt: by what their first devices show."""
 
 from __future__ import annotations
 

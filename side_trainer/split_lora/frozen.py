@@ -1,4 +1,4 @@
-"""Devices whose layers stay as they are (SplitFrozen, arXiv 2503.18986): batches are learnt from and replayed.
+"""Devices whose layers stay as they are (SplitFrozen, arXiv 2503.18986): batches are learnt from, replayed.
 
 One update for each batch as it is folded, then updates on the batches of shuffled passes over the journal
 while nothing arrives. Nothing is answered, and devices hold no adapters: what they compute never changes.
@@ -83,11 +83,11 @@ class SplitFrozenMethod(SplitMethod):
     def next_idle(self, passes: float, pass_rows: int, offset: int) -> IdleRecord:
         """Go on with the phase, or start one if batches have come since."""
         last = self._last_idle
-        if last is not None and last.position + last.rows < last.total:
-            if not any(at > last.phase for at, _, _ in self._kept[-1:]):
-                position = last.position + last.rows
-                rows = min(_SLICE, last.total - position)
-                return IdleRecord(phase=last.phase, position=position, rows=rows, total=last.total)
+        newest = self._kept[-1][0]
+        if last is not None and last.position + last.rows < last.total and newest <= last.phase:
+            position = last.position + last.rows
+            rows = min(_SLICE, last.total - position)
+            return IdleRecord(phase=last.phase, position=position, rows=rows, total=last.total)
         total = self.owed(passes)
         return IdleRecord(phase=offset, position=0, rows=min(_SLICE, total), total=total)
 

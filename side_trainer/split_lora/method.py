@@ -1,10 +1,10 @@
 """Memory-efficient split federated LoRA (arXiv 2506.02940): every batch is answered with its gradient.
 
-A batch in the journal changes nothing by itself. A ``serve`` record, which the trainer appends before it acts,
-says which are learnt from next: so any order of service folds again to the same bits. An ``update`` is what a
-device made of its gradient; it moves the adapters below the device's cut, which are the trainer's as well, one
-set for all (the *held* form). Where devices keep their own (the *local* form), these come as ``upload`` at the
-end of a round, and a ``round`` record says which are averaged.
+A batch in the journal changes nothing by itself. A ``serve`` record, which the trainer appends before it
+acts, says which are learnt from next: so any order of service folds again to the same bits. An ``update`` is
+what a device made of its gradient; it moves the adapters below the device's cut, which are the trainer's as
+well, one set for all (the *held* form). Where devices keep their own (the *local* form), these come as
+``upload`` at the end of a round, and a ``round`` record says which are averaged.
 """
 
 from __future__ import annotations
@@ -287,8 +287,8 @@ class SplitLoraMethod(SplitMethod):
         if not self.is_local:
             return ""
         return (
-            f"devices keep their own steps between {self.rounds} averagings to themselves; what they uploaded "
-            "was taken as it came, and averaged again here"
+            f"devices keep their own steps between {self.rounds} averagings to themselves; what they "
+            "uploaded was taken as it came, and averaged again here"
         )
 
     @property

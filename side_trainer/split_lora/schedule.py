@@ -2,8 +2,8 @@
 
 The paper's rule (arXiv 2506.02940) is the classical optimum for one machine with delivery times: the longest
 tail first, which is what a device still has to do once it is answered. Here a device has several batches to
-go, so the tail is what remains to it in all. A device's own time is measured, from the answer to what it makes
-of it, as a running mean.
+go, so the tail is what remains to it in all. A device's own time is measured, from the answer to what it
+makes of it, as a running mean.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ class ServedBatch:
 
 def part_of(batch: ActivationBatch) -> SplitPart:
     """What a batch of a split job says beside its activations; the inbox has seen that it is there."""
-    assert batch.split is not None
-    return batch.split
+    assert batch.part is not None
+    return batch.part
 
 
 def told_vectors(batch: ActivationBatch) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""How tiers are settled where a model is split: the trainer has all of it, and knows what each cut must show."""
+"""How tiers are settled where a model is split: the trainer has all of it, and knows what each must show."""
 
 from __future__ import annotations
 

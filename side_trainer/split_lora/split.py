@@ -1,7 +1,7 @@
 """What the split methods have in common: one whole model, learnt above each device's cut from its states.
 
-A step takes batches of one cut, updates the adapters from there on and the head, and gives the gradient at the
-cut. Which batches, and what becomes of that gradient, is the methods' to say.
+A step takes batches of one cut, updates the adapters from there on and the head, and gives the gradient at
+the cut. Which batches, and what becomes of that gradient, is the methods' to say.
 
 Legend: N vectors of a batch, d hidden size.
 """

@@ -63,7 +63,7 @@ class WholeModel:
         whole = self._backbone
         if cut >= whole.depth:
             raise BackboneError(
-                f"{field}: {cut} of {whole.depth} layers leave the trainer none; give {whole.depth - 1} or less"
+                f"{field}: {cut} of {whole.depth} layers leave none above; at most {whole.depth - 1}"
             )
         return CutFacts(
             cut=cut,

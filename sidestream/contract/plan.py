@@ -87,7 +87,7 @@ class TierFacts(Message, frozen=True, kw_only=True):
     vocabulary: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 0
     """Tokens that it can predict."""
     whole_depth: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
-    """Layers of the whole model, where the device has the first ``depth`` of them only; 0 where it has all."""
+    """Layers of the whole model, where the device has only the first ``depth`` of them; 0 elsewhere."""
     whole_fingerprint: ShortText = ""
     """Of the whole model's weights, for devices that have room for it."""
     whole_bytes: Count = 0
@@ -203,8 +203,10 @@ class MobiLLM(SideTuning, frozen=True, kw_only=True, tag_field="name", tag="mobi
 
 @prepared
 class Split(Message, frozen=True, kw_only=True):
-    """What the methods have in common that cut a model in two: the device has the embeddings and the first
-    layers, as many as its tier says, the trainer has all of it once, with LoRA and an output head.
+    """What the methods have in common that cut a model in two.
+
+    The device has the embeddings and the first layers, as many as its tier says; the trainer has all of it
+    once, with LoRA and an output head.
     """
 
     lora: LoraSpec = LoraSpec()
@@ -247,9 +249,7 @@ class RoundPlan(Message, frozen=True, kw_only=True):
 
 @prepared
 class SplitLora(Split, frozen=True, kw_only=True, tag_field="name", tag="split-lora"):
-    """Memory-efficient split federated LoRA (arXiv 2506.02940): every batch is answered with the gradient at
-    the cut.
-    """
+    """Memory-efficient split federated LoRA (arXiv 2506.02940): batches are answered with gradients."""
 
     adapters: Literal["held", "local"] = "held"
     """Who keeps the devices' adapters. ``held``: the trainer, one set for all; a device returns their
@@ -260,7 +260,7 @@ class SplitLora(Split, frozen=True, kw_only=True, tag_field="name", tag="split-l
     passes: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
     """How often a device sends its samples."""
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)] = 2
-    """Batches that a device may have unanswered. With 1 it waits for the adapter that its last answer is in."""
+    """Batches that a device may have unanswered. With 1 it is in step with the trainer."""
     reuse_below: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
     """From the second pass on, activations that have moved by less than this share of their norm since they
     were sent are not sent again; 0 to send all."""
@@ -270,8 +270,9 @@ class SplitLora(Split, frozen=True, kw_only=True, tag_field="name", tag="split-l
 
 @prepared
 class SplitFrozen(Split, frozen=True, kw_only=True, tag_field="name", tag="split-frozen"):
-    """The device's layers stay as they are (SplitFrozen, arXiv 2503.18986): each sample is sent once, and the
-    trainer learns the layers above the cut from its journal.
+    """The device's layers stay as they are (SplitFrozen, arXiv 2503.18986).
+
+    Each sample is sent once, and the trainer learns the layers above the cut from its journal.
     """
 
 

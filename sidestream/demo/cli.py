@@ -49,8 +49,8 @@ def add_parser(subparsers: Any) -> None:
         "--method",
         choices=list(_DEVICES),
         default="fed-mobillm",
-        help="fed-mobillm: a fleet, a side-network; mobillm: one device, all its tokens; split-lora: devices hold "
-        "the first layers with LoRA, and are answered with gradients; split-frozen: without gradients "
+        help="fed-mobillm: a fleet, a side-network; mobillm: one device, all its tokens; split-lora: devices "
+        "hold the first layers with LoRA, and are answered with gradients; split-frozen: without gradients "
         "(default: fed-mobillm; docs/methods.md compares them)",
     )
     add("--data", default="", metavar="TRAIN", help="training data: JSONL, CSV or TSV")

@@ -156,7 +156,7 @@ class FleetFiles:
         }
 
     def _share(self, tier: str) -> dict[str, int]:
-        """How much of the model a tier's devices have: all of a small one, or the first layers of a whole one."""
+        """How much of the model a tier's devices have: all of a small one, or the first layers."""
         if issubclass(METHODS[self._settings.method], Split):
             return {"cut": 1 + list(TIERS).index(tier)}
         return {"layers": TIERS[tier]}

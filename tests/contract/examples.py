@@ -18,9 +18,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sidestream.contract.messages import (
     ActivationBatch,
+    AdapterGradient,
+    AdapterUpload,
     Flow,
+    GradientReply,
     Receipt,
     Rejection,
+    Reuse,
+    SplitPart,
     Status,
     Telemetry,
     TrainerClaim,
@@ -29,7 +34,17 @@ from sidestream.contract.messages import (
     WeightsManifest,
     to_bin,
 )
-from sidestream.contract.plan import FlowPlan, Plan, Rung, SideNetworkSpec, TierPlan
+from sidestream.contract.lora import LoraSpec
+from sidestream.contract.plan import (
+    FlowPlan,
+    Plan,
+    RoundPlan,
+    Rung,
+    SideNetworkSpec,
+    SplitFrozen,
+    SplitLora,
+    TierPlan,
+)
 from sidestream.contract.quality import Tally
 from sidestream.contract.signing import Scope, Signer
 from sidestream.contract.tasks import TargetForm, write_tokens
@@ -69,6 +84,29 @@ def batch(codec: Codec = Codec.INT4, **changes: Any) -> ActivationBatch:
         **changes,
     }
     return ActivationBatch(**fields)
+
+
+def part(**changes: Any) -> SplitPart:
+    """Of a batch of three rows, in its second pass."""
+    fields: dict[str, Any] = {
+        "ticket": b"ticket 1",
+        "slot": 1,
+        "adapter": 40,
+        "pass_number": 1,
+        "progress": 0.75,
+        "rows": 3,
+        **changes,
+    }
+    return SplitPart(**fields)
+
+
+SENT: Final[dict[str, Any]] = {
+    "stream": STREAM,
+    "sequence": 8,
+    "floor": 5,
+    "previous": "c" * 32,
+    "ticket": b"ticket 1",
+}
 
 
 def plan(**changes: Any) -> Plan:
@@ -181,6 +219,60 @@ EXAMPLES: Final[dict[str, Message]] = {
         stream=STREAM, tally=Tally(units=3, correct=1, nll=5.5)
     ),
     "telemetry of a newborn, all used": Telemetry(stream=STREAM),
+    "split batch": batch(
+        Codec.INT8, taps=(2,), sampling="all", activations=encode(values((1, 6, 5)), Codec.INT8), split=part()
+    ),
+    "split batch of tokens with a prompt": batch(
+        Codec.INT8,
+        taps=(2,),
+        sampling="all",
+        activations=encode(values((1, 6, 5)), Codec.INT8),
+        target_form="tokens",
+        targets=write_tokens(np.arange(6) * 11_000, 60_000),
+        split=part(context=to_bin([1, 0, 2], "<u2"), round=2),
+    ),
+    "adapter gradient": AdapterGradient(
+        **SENT, adapter=40, samples=3, tensors={"layer.0.q.lora_A": encode(values((2, 5)), Codec.INT8)}
+    ),
+    "adapter upload": AdapterUpload(
+        **SENT, round=2, samples=48, steps=4, tensors={"layer.0.q.lora_B": encode(values((5, 2)), Codec.F16)}
+    ),
+    "reuse": Reuse(**SENT, of=b"ticket 0", split=part()),
+    "gradient reply, unsigned": GradientReply(
+        run=STREAM,
+        ticket=b"ticket 1",
+        version=44,
+        loss=0.5,
+        keys=bytes(range(16)),
+        gradient=encode(values((4, 5)), Codec.INT8),
+    ),
+    "gradient reply, settled": GradientReply(run=STREAM, ticket=b"ticket 1", applied=46),
+    "gradient reply, refused": GradientReply(run=STREAM, ticket=b"ticket 1", version=44, refused="came before"),
+    "plan of split LoRA": plan(
+        method=SplitLora(
+            lora=LoraSpec(rank=4, alpha=8.0, targets=("query",)),
+            adapters="local",
+            upper="per-device",
+            round=RoundPlan(batches=4),
+        ),
+        tiers={
+            "pi": TierPlan(
+                backbone="m",
+                layers=2,
+                sampling="all",
+                codec=Codec.INT8,
+                depth=2,
+                width=64,
+                taps=(2,),
+                fingerprint="ab",
+                whole_depth=6,
+                whole_fingerprint="cd",
+                whole_bytes=2**26,
+                gradient_codec=Codec.INT8,
+            )
+        },
+    ),
+    "plan of frozen devices": plan(method=SplitFrozen()),
     "manifest, inline, unsigned": WeightsManifest(
         run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=3, bundle=b"\x00\xff\x80"
     ),

@@ -1,9 +1,10 @@
-"""Killed anywhere, on a network that loses and repeats: each batch is served once, each answer learnt once."""
+"""Killed anywhere, on a network that loses and repeats: batches are served once, answers learnt once."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -18,8 +19,8 @@ from sidestream.contract.wire import unpack
 from tests.agent.tiny import save_tiny
 from tests.split.fleet import SplitFleet, config, fleet
 
-HELD = {"passes": 2, "window": 2, "reuse_below": 0.05}
-LOCAL = {**HELD, "adapters": "local", "round": RoundPlan(batches=2, devices=1, deadline_s=1e-6)}
+HELD: Mapping[str, object] = {"passes": 2, "window": 2, "reuse_below": 0.05}
+LOCAL: Mapping[str, object] = {**HELD, "adapters": "local", "round": RoundPlan(batches=2, devices=1, deadline_s=1e-6)}
 
 
 def expected(made: SplitFleet, passes: int) -> set[tuple[str, bytes]]:
@@ -43,7 +44,7 @@ def check(made: SplitFleet, passes: int, *, held: bool) -> None:
     answered: Counter[tuple[str, bytes]] = Counter()
     for record in trainer.journal.read(0, limit=100_000):
         if record.kind == "batch":
-            part = unpack(ActivationBatch, record.payload).split
+            part = unpack(ActivationBatch, record.payload).part
             assert part is not None
             sent[record.offset] = trainer.method.owner(record), part.ticket
         elif record.kind == "reuse":
@@ -67,7 +68,7 @@ def check(made: SplitFleet, passes: int, *, held: bool) -> None:
     assert again.digest() == trainer.fold.digest()
 
 
-def one_life(tmp_path: Path, seed: int, split: dict[str, object]) -> int:
+def one_life(tmp_path: Path, seed: int, split: Mapping[str, object]) -> int:
     """A job from the first row to the last; return how often somebody was killed."""
     backbone = tmp_path / "bert"
     if not backbone.exists():

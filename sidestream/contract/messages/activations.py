@@ -59,8 +59,8 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
     keys: bytes = b""
     """u64[K]: by which the trainer knows a sample that comes again, in whatever batch of whatever stream.
     They are hashes under a secret of the device's, and say nothing of the samples' content."""
-    split: SplitPart | None = None
-    """Where the trainer answers the batch, what it needs to know for that."""
+    split: SplitPart | msgspec.UnsetType = msgspec.UNSET
+    """Where a model is split, what the trainer needs to know to answer; not written where it is not."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
@@ -85,12 +85,15 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
         if self.keys and (len(self.keys) != 8 * rows or len(set(self.sample_keys)) != rows):
             raise DecodeError(f"keys must be u64 for each of the {rows} samples, and no two the same")
         read_targets(self.target_form, self.targets, rows=rows, vectors=vectors)
-        if self.split is not None:
-            if not rows <= self.split.rows:
-                raise DecodeError(
-                    f"{rows} rows are more than the {self.split.rows} that the batch was made of"
-                )
-            context_of(self.split, rows)
+        if (part := self.part) is not None:
+            if rows > part.rows:
+                raise DecodeError(f"{rows} rows are more than the {part.rows} that the batch was made of")
+            context_of(part, rows)
+
+    @property
+    def part(self) -> SplitPart | None:
+        """What it says where a model is split; None elsewhere."""
+        return None if isinstance(self.split, msgspec.UnsetType) else self.split
 
     @property
     def sample_ids(self) -> npt.NDArray[Any]:
@@ -130,7 +133,9 @@ class ActivationBatch(Message, frozen=True, kw_only=True):
             targets=select_targets(self.targets, picked, count),
             activations=take(self.activations, vectors),
             keys=b"".join(self.sample_keys[row] for row in rows) if self.keys else b"",
-            split=self.split and _select_context(self.split, list(rows), len(lengths)),
+            split=(
+                msgspec.UNSET if self.part is None else _select_context(self.part, list(rows), len(lengths))
+            ),
         )
 
 

@@ -1,7 +1,7 @@
 """What devices and trainer exchange where a model is split between them (arXiv 2506.02940).
 
-A batch of a split job is an :class:`ActivationBatch` that has a :class:`SplitPart`. Its **ticket** names it in
-all that follows, whatever stream it travels in: the gradient that answers it, and what the device makes of
+A batch of a split job is an :class:`ActivationBatch` that has a :class:`SplitPart`. Its **ticket** names it
+in all that follows, whatever stream it travels in: the gradient that answers it, and what the device makes of
 that.
 
 Legend: K rows of a batch, T vectors in all rows together, d the backbone's hidden size.
