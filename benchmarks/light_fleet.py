@@ -64,6 +64,7 @@ class LightDevice:
             self._outbox,
             self._transport,
             self._topics.activations("small", name),
+            self._topics.adapter("small", name),
             link=self._link,
             in_flight=self._in_flight,
             trace=Trace(),

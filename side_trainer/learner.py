@@ -111,7 +111,9 @@ class Learner:
             if self._replies.all_written:
                 self._checkpointer.write_if_due(self._config.checkpoint_every_s, final=self._progress.final)
             self._metrics.learner_backlog_records.set(self._progress.backlog)
-            self._metrics.head_bytes.set(self._fold.method.head_bytes if self._fold.begun else 0)
+            if self._fold.begun:
+                self._metrics.head_bytes.set(self._fold.method.head_bytes)
+                self._metrics.unanswered.set(self._fold.method.unanswered)
             if not busy:
                 self._wake.wait(0.1)
                 self._wake.clear()
@@ -164,6 +166,10 @@ class Learner:
         started, began = time.monotonic(), self._trace.now()
         step = self._fold.apply(record)
         self._replies.put(step.replies)
+        if step.gradient_norm is not None:
+            self._metrics.gradient_norm.set(step.gradient_norm)
+        if step.staleness is not None:
+            self._metrics.staleness.set(step.staleness)
         if step.updates:
             name = "idle updates" if record.kind == "idle" else "update"
             self._trace.add(name, "learner", began, record=record.offset, updates=step.updates)
@@ -177,6 +183,9 @@ class Learner:
             self._count_batch(record, step)
         elif record.kind in _SOURCES:
             self._metrics.updates.labels(_SOURCES[record.kind]).inc(step.updates)
+
+        for tier, stream, loss in step.served:
+            self._judge(tier, stream, loss)
 
     def _count_batch(self, record: Record, step: Step) -> None:
         if step.updates:

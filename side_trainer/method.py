@@ -56,8 +56,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """By tier, mean loss of all updates' rows, each before its update: arriving, replayed, or idle."""
     replies: tuple[Reply, ...] = ()
     """What devices are to be told."""
-    served: dict[str, float] = {}
-    """By stream, mean loss of a served batch before anything was learnt from it."""
+    served: tuple[tuple[str, str, float], ...] = ()
+    """Of each served batch its tier, stream, and mean loss before anything was learnt from it."""
     gradient_norm: float | None = None
     """Of the last update, before it was clipped."""
     staleness: int | None = None

@@ -1,3 +1,14 @@
 """From samples and activations to messages."""
 
-__all__ = ["batch_maker", "coded", "late_labels", "producer", "rungs", "targets", "token_maker"]
+__all__ = [
+    "batch_maker",
+    "coded",
+    "intake",
+    "late_labels",
+    "message",
+    "patience",
+    "producer",
+    "rungs",
+    "targets",
+    "token_maker",
+]

@@ -8,6 +8,7 @@ __all__ = [
     "presence",
     "publisher",
     "releases",
+    "replies",
     "retained",
     "signing",
 ]

@@ -63,6 +63,8 @@ class SideTuningSettler(TierSettler):
 
     def settle(self, name: str, status: Status, settled: Mapping[str, TierRecord]) -> TierRecord | None:
         """Fix a tier's depth, width, taps and fingerprint."""
+        if not (status.fingerprint and status.depth):
+            return None
         configured = self.config.tiers[name]
         record = TierRecord(
             tier=name,

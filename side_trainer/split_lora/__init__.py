@@ -1,3 +1,3 @@
 """Split federated LoRA: one whole model on the trainer, its first layers on the devices, batches answered."""
 
-__all__ = ["frozen", "method", "whole_model"]
+__all__ = ["frozen", "method", "settling", "whole_model"]

@@ -175,7 +175,9 @@ class SplitLoraMethod(SplitMethod):
             losses=losses,
             learnt=losses,
             replies=tuple(replies),
-            served={one.stream: loss for one, loss in zip(served, learnt.losses, strict=True)},
+            served=tuple(
+                (one.tier, one.stream, loss) for one, loss in zip(served, learnt.losses, strict=True)
+            ),
             gradient_norm=learnt.norm,
         )
 

@@ -4,21 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import msgspec
 
-from side_trainer.journal.journal import Record
+from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import RoundRecord
 from side_trainer.split_lora.local import OwnUppers, Upload, averaged
+from side_trainer.split_lora.optimiser import Optimiser
 from side_trainer.split_lora.tickets import Ticket
 from sidestream.contract.messages import AdapterUpload, unpack_adapter
+from sidestream.contract.plan import SplitLora
 from sidestream.contract.tensors import Floats, decode
-
-if TYPE_CHECKING:
-    from side_trainer.split_lora.method import SplitLoraMethod
+from sidestream.split_model.split_model import SplitModel
 
 _NEVER: Final = float("inf")
+
+
+class Averages(Protocol):
+    """What rounds need of their method."""
+
+    journal: Journal
+
+    @property
+    def plan(self) -> SplitLora:
+        """The plan's part."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether devices keep adapters of their own."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a model."""
+
+    @property
+    def model(self) -> SplitModel:
+        """The model."""
+
+    @property
+    def optimiser(self) -> Optimiser:
+        """Of all that is trained."""
+
+    def owner(self, record: Record) -> str:
+        """The device that sent a record."""
 
 
 class Rounds:
@@ -28,7 +57,7 @@ class Rounds:
         method: Has the model.
     """
 
-    def __init__(self, method: SplitLoraMethod) -> None:
+    def __init__(self, method: Averages) -> None:
         self.number = 0
         """Of the round that is on: how many have been averaged."""
         self._method = method

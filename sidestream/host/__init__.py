@@ -7,6 +7,7 @@ __all__ = [
     "commands",
     "flags",
     "logs",
+    "memory",
     "model_folder",
     "now_and_then",
     "passwords",

@@ -170,6 +170,8 @@ def _type(kind: inspect.Type) -> str:
         return ", ".join(f"`{toml_value(value)}`" for value in kind.values)
     if isinstance(kind, inspect.EnumType):
         return ", ".join(f"`{toml_value(one)}`" for one in kind.cls)
+    if isinstance(kind, inspect.UnionType):
+        return ", or ".join(_type(one) for one in kind.types)
     if isinstance(kind, inspect.VarTupleType | inspect.ListType | inspect.TupleType):
         return "list"
     names = {

@@ -157,6 +157,7 @@ class Device:
             self.outbox,
             self.transport,
             "up",
+            "adapter",
             link=self.link,
             in_flight=self.in_flight,
             trace=Trace(),

@@ -27,7 +27,7 @@ def test_a_method_that_it_does_not_know_is_told_once_with_the_remedy(
     plans = inbox(tmp_path)
     for _ in range(3):
         assert plans.on_plan(strange, working=False) is PlanVerdict.IGNORED
-    told = "does not know (it knows fed-mobillm, mobillm); update the agent"
+    told = "does not know (it knows fed-mobillm, mobillm, split-lora, split-frozen); update the agent"
     assert caplog.text.count(told) == 1 and told in plans._waits_for(True)
 
 

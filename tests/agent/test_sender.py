@@ -55,6 +55,7 @@ class Sending:
             outbox,
             self.transport,
             trainer.topics.activations(TIER, DEVICE),
+            trainer.topics.adapter(TIER, DEVICE),
             link=self.link,
             in_flight=self.in_flight,
             trace=Trace(),

@@ -132,7 +132,7 @@ def crash_while_taking_up(outbox: Outbox) -> None:
 
         return append([(crashing, samples)], taken)
 
-    outbox.append_all = torn  # type: ignore[method-assign]
+    outbox.append_all = torn  # type: ignore[method-assign, assignment]
     with suppress(Crash):
         take_up(outbox)
     outbox.close()
@@ -149,7 +149,7 @@ def test_a_label_that_is_corrected_while_its_batch_is_made_counts(tmp_path: Path
             give(tmp_path, {"text 0": "on"})
             return append(batches, taken)
 
-        outbox.append_all = late  # type: ignore[method-assign]
+        outbox.append_all = late  # type: ignore[method-assign, assignment]
         while labels.take_up():
             pass
         batches = [unpack(ActivationBatch, one.payload) for one in outbox.streams.waiting(0, 9)]

@@ -247,7 +247,9 @@ EXAMPLES: Final[dict[str, Message]] = {
         gradient=encode(values((4, 5)), Codec.INT8),
     ),
     "gradient reply, settled": GradientReply(run=STREAM, ticket=b"ticket 1", applied=46),
-    "gradient reply, refused": GradientReply(run=STREAM, ticket=b"ticket 1", version=44, refused="came before"),
+    "gradient reply, refused": GradientReply(
+        run=STREAM, ticket=b"ticket 1", version=44, refused="came before"
+    ),
     "plan of split LoRA": plan(
         method=SplitLora(
             lora=LoraSpec(rank=4, alpha=8.0, targets=("query",)),

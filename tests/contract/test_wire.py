@@ -136,7 +136,7 @@ def test_a_missing_required_key_is_refused_and_named(kind: type[Message]) -> Non
     example = next(message for message in EXAMPLES.values() if type(message) is kind)
     for field in msgspec.structs.fields(kind):
         body = msgpack.unpackb(pack(example))
-        del body[field.name]
+        body.pop(field.name, None)  # what is absent is not written
         if field.required:
             with pytest.raises(DecodeError, match=field.name):
                 unpack(kind, msgpack.packb(body))

@@ -113,7 +113,12 @@ class _FatefulTrace(Trace):
 def config(folder: Path, backbone: Path, *, cuts: Sequence[int] = (1,), **changes: Any) -> TrainerConfig:
     """Settings of a job whose tiers hold so many layers; by default all in f32, without clipping or decay."""
     split = {"passes": 1, "window": 1, "reuse_below": 0.0, **changes.pop("split", {})}
-    learner = {"learning_rate": 5e-3, "weight_decay": 0.01, "warmup_updates": 0, "final_rate": 1.0}
+    learner: dict[str, Any] = {
+        "learning_rate": 5e-3,
+        "weight_decay": 0.01,
+        "warmup_updates": 0,
+        "final_rate": 1.0,
+    }
     learner |= {"label_smoothing": 0.0, "prior_correction": 0.0, "clip_norm": 1e9}
     learner |= changes.pop("learner", {})
     codec = changes.pop("codec", Codec.F32)

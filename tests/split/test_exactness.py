@@ -120,7 +120,9 @@ def test_the_papers_form_is_fedavg_with_as_many_local_steps(tmp_path: Path, seed
                     optimiser.step()
                 locals_.append(model.arrays())
             common = {
-                name: np.asarray(np.mean([one[name] for one in locals_], axis=0, dtype=np.float64), np.float32)
+                name: np.asarray(
+                    np.mean([one[name] for one in locals_], axis=0, dtype=np.float64), np.float32
+                )
                 for name in common
             }
         found = made.trainer.method.weights()

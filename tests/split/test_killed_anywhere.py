@@ -20,7 +20,11 @@ from tests.agent.tiny import save_tiny
 from tests.split.fleet import SplitFleet, config, fleet
 
 HELD: Mapping[str, object] = {"passes": 2, "window": 2, "reuse_below": 0.05}
-LOCAL: Mapping[str, object] = {**HELD, "adapters": "local", "round": RoundPlan(batches=2, devices=1, deadline_s=1e-6)}
+LOCAL: Mapping[str, object] = {
+    **HELD,
+    "adapters": "local",
+    "round": RoundPlan(batches=2, devices=1, deadline_s=1e-6),
+}
 
 
 def expected(made: SplitFleet, passes: int) -> set[tuple[str, bytes]]:

@@ -183,7 +183,8 @@ def test_tokens_outside_the_vocabulary_and_other_targets_are_refused(
     with pytest.raises(Refused, match=f"outside the vocabulary of {VOCABULARY}"):
         examine(pack(outside), "full", job.plan)
     wide = msgspec.structs.replace(good, targets=write_tokens(tokens * 0 + 3, 2**20))
-    assert examine(pack(wide), "full", job.plan).batch.read_targets().tolist() == [3] * len(tokens)
+    taken = examine(pack(wide), "full", job.plan).batch
+    assert isinstance(taken, ActivationBatch) and taken.read_targets().tolist() == [3] * len(tokens)
     labels = msgspec.structs.replace(
         good, target_form="labels", targets=to_bin([0] * len(good.sample_ids), "<u2")
     )

@@ -12,13 +12,17 @@ from prometheus_client import CollectorRegistry
 
 from metrics.catalogue import TrainerMetrics
 from side_trainer.broadcast.publisher import Publisher, Version
+from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.broadcast.releases import Releases
+from side_trainer.broadcast.replies import Replies
+from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
 from side_trainer.learner import Learner
+from sidestream.contract.topics import Topics
 from sidestream.host.trace import Trace
 from tests.trainer.conftest import append, config, devices, settle
 from tests.until import until
@@ -40,6 +44,12 @@ class Slow:
         return len(self.published) != 2
 
 
+def no_replies(journal: Journal, metrics: TrainerMetrics) -> Replies:
+    """Of a method that answers nothing."""
+    link, signer = cast(LeaderTransport, None), TrainerSigner("colours")
+    return Replies(journal, link, Topics("colours"), signer, metrics, keep_s=1.0, patience_s=1.0)
+
+
 @pytest.mark.slow
 def test_a_connection_that_comes_up_while_publishing_gets_the_weights_too(
     journal: Journal, tmp_path: Path
@@ -55,7 +65,9 @@ def test_a_connection_that_comes_up_while_publishing_gets_the_weights_too(
     checkpointer = Checkpointer(tmp_path, fold, journal, metrics)
     releases = Releases(settings, fold, progress, journal.run, publisher, online=dict, trace=trace)
     slow.learner = Learner(
-        *(settings, journal, fold, progress, checkpointer, releases), metrics=metrics, trace=trace
+        *(settings, journal, fold, progress, checkpointer, releases, no_replies(journal, metrics)),
+        metrics=metrics,
+        trace=trace,
     )
     stop = threading.Event()
     thread = threading.Thread(target=slow.learner.run, args=(stop,))
@@ -84,6 +96,7 @@ def test_the_loss_that_is_shown_moves_while_nothing_arrives_and_the_log_has_the_
     learner = Learner(
         *(settings, journal, fold, progress, Checkpointer(tmp_path, fold, journal, metrics)),
         Releases(settings, fold, progress, journal.run, cast(Publisher, Slow()), online=dict, trace=trace),
+        no_replies(journal, metrics),
         metrics=metrics,
         trace=trace,
         judge=lambda tier, stream, loss: judged.append(loss),
