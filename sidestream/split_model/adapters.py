@@ -28,6 +28,18 @@ _ADAPTER: Final = "default"
 _REMEDY: Final = "use another model (docs/models.md), or a method that does not split"
 
 
+class Shell(nn.Module):
+    """Has a model where one with a head has it, for peft writes names by the place.
+
+    It has no ``config``: peft would take it for a model of transformers, and its targets for those of older
+    versions of it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.add_module(model.base_model_prefix or "model", model)
+
+
 class Adapters:
     """The adapters of one model, by the names that travel, layer by layer.
 
@@ -78,12 +90,18 @@ class Adapters:
         self._places[name].weight = nn.Parameter(values)
 
 
-def lora_config(backbone: TorchBackbone, lora: LoraSpec, **more: Any) -> Any:
+def lora_config(backbone: TorchBackbone, lora: LoraSpec, *, every: bool, **more: Any) -> Any:
     """What peft has to know.
+
+    Args:
+        backbone: The model.
+        lora: What the plan says.
+        every: Whether each target has to be there; in the first layers some may be missing, if not all.
+        more: For peft.
 
     Raises:
         BackboneError: peft's table has no targets for the architecture, and the plan names none; or it names
-            one that no layer has.
+            such as no layer has.
     """
     kind = str(getattr(backbone.model.config, "model_type", ""))
     targets = lora.targets or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
@@ -92,9 +110,9 @@ def lora_config(backbone: TorchBackbone, lora: LoraSpec, **more: Any) -> Any:
             f"{backbone.name}: peft names no targets for {kind}; name some, as in lora.targets"
         )
     modules = dict(backbone.stack.layers.named_modules())
-    for target in lora.targets:
-        if not any(f".{path}".endswith(f".{target}") for path in modules):
-            raise BackboneError(f"{backbone.name}: targets: its layers have no map called {target!r}")
+    lacking = [one for one in lora.targets if not any(f".{path}".endswith(f".{one}") for path in modules)]
+    if lacking and (every or len(lacking) == len(lora.targets)):
+        raise BackboneError(f"{backbone.name}: targets: its layers have no map called {lacking[0]!r}")
     transposed = any(
         type(module).__name__ == "Conv1D" and path.rpartition(".")[2] in targets
         for path, module in modules.items()

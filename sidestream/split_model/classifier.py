@@ -26,6 +26,8 @@ class Answer(NamedTuple):
 class Classifier(nn.Module):
     """Mean over the real tokens, or the last of them in a decoder; then one linear map, zero at first.
 
+    It has no ``config``, as :class:`.adapters.Shell`.
+
     Args:
         backbone: A model of transformers, whole.
         width: d of its last states.
@@ -36,8 +38,6 @@ class Classifier(nn.Module):
     def __init__(self, backbone: nn.Module, width: int, outputs: int, *, is_decoder: bool) -> None:
         super().__init__()
         self.backbone = backbone
-        self.config: Any = backbone.config
-        """The backbone's."""
         self.head = nn.utils.skip_init(nn.Linear, width, outputs)  # type: ignore[no-untyped-call]
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)

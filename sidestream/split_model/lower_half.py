@@ -20,6 +20,7 @@ from sidestream.contract.lora import LoraSpec
 from sidestream.contract.tensors import Floats
 from sidestream.split_model.adapters import (
     Adapters,
+    Shell,
     check_precision,
     lora_config,
     not_cut,
@@ -42,10 +43,10 @@ class LowerHalf:
     def __init__(self, backbone: TorchBackbone, lora: LoraSpec) -> None:
         check_precision(backbone)
         self._view = backbone.twin()
-        config = lora_config(backbone, lora)
+        config = lora_config(backbone, lora, every=False)
         self._adapters = Adapters(
             self._view,
-            lambda: peft.inject_adapter_in_model(config, self._view.model, low_cpu_mem_usage=True),
+            lambda: peft.inject_adapter_in_model(config, Shell(self._view.model), low_cpu_mem_usage=True),
             seed=0,
         )
         self.cut = backbone.depth

@@ -27,6 +27,7 @@ from sidestream.contract.tensors import Floats
 from sidestream.side_network.output_head import OutputHead
 from sidestream.split_model.adapters import (
     Adapters,
+    Shell,
     check_arrays,
     check_precision,
     lora_config,
@@ -74,8 +75,8 @@ class SplitModel:
             with refusing(backbone):
                 self._classifier = classifier_over(self._view, TASKS[task].outputs(labels))
             more = {"modules_to_save": [HEAD]}
-        outer = self._classifier or _Within(self._view.model)
-        config = lora_config(backbone, lora, base_model_name_or_path=backbone.name, **more)
+        outer = self._classifier or Shell(self._view.model)
+        config = lora_config(backbone, lora, every=True, base_model_name_or_path=backbone.name, **more)
         self._adapters = Adapters(self._view, lambda: self._wrap(outer, config), seed=seed)
         self.parameters: dict[str, nn.Parameter] = self._adapters.parameters | self._head_parameters()
         """What is trained, by name: adapters layer by layer, then the head. They stay the same objects."""
@@ -191,15 +192,6 @@ class SplitModel:
         adapters = self._adapters
         above = {name: one for name, one in adapters.parameters.items() if adapters.layer_of(name) >= cut}
         check_gradients(self._view, seen, cut, self._upper, above)
-
-
-class _Within(nn.Module):
-    """Has a model where a causal language model of its kind has it, for peft writes names by the place."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.add_module(model.base_model_prefix, model)
-        self.config = model.config
 
 
 def _check_task(backbone: TorchBackbone, task: Task) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import numpy as np
@@ -191,7 +192,7 @@ def test_a_model_that_cannot_be_cut_exactly_is_refused_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("targets", "told"),
     [
-        (("query", "attention.nothing"), "targets: its layers have no map called 'attention.nothing'"),
+        (("nothing", "attention.nothing"), "targets: its layers have no map called 'nothing'"),
         (("LayerNorm",), "LayerNorm"),
         (("word_embeddings",), "no map called 'word_embeddings'"),
         (("dense",), "targets: pooler.dense is in none of its layers"),
@@ -211,6 +212,13 @@ def test_targets_that_are_none_of_its_maps_are_refused(
     with pytest.raises(BackboneError, match=told) as refused:
         make()
     assert "\n" not in str(refused.value) and str(refused.value).startswith("bert: ")
+
+
+def test_every_target_has_to_be_somewhere_in_the_whole_model_and_one_of_them_in_the_half() -> None:
+    lora = LoraSpec(targets=("query", "nothing"))
+    with pytest.raises(BackboneError, match="no map called 'nothing'"):
+        SplitModel(backbone("bert"), lora, task=Task.TEXT_CLASSIFICATION, labels=2, seed=0)
+    assert all(".query." in name for name in LowerHalf(backbone("bert", 1), lora).names)
 
 
 def test_an_architecture_without_usual_targets_asks_for_some() -> None:
@@ -236,11 +244,15 @@ def test_every_model_that_can_be_a_backbone_is_cut_exactly_or_refused(kind: str)
         upper = SplitModel(whole, lora, task=Task.TEXT_CLASSIFICATION, labels=LABELS, seed=0)
         lower = LowerHalf(TorchBackbone(model_of(kind), tokenizer(), layers=2, name=kind), lora)
     except BackboneError as exc:
-        assert kind not in CUT_EXACTLY and "\n" not in str(exc) and "use another model" in str(exc)
+        assert kind not in CUT_EXACTLY and re.fullmatch(r"\w+: .*(use another model|targets: ).*", str(exc))
         return
     upper.load(scattered(upper))
     lower.load(lower_part(upper, 2))
     tokens = tokens_of(whole, 4, 1)
     passed = lower.forward(tokens)
     answers = upper.answers(2, torch.from_numpy(passed.states), passed.lengths)
-    assert torch.equal(answers, upper.whole(tokens)) and np.isfinite(answers.detach().numpy()).all()
+    whole_answers = upper.whole(tokens)
+    assert np.isfinite(answers.detach().numpy()).all()
+    # Mixtures of experts sum in another order where padding, which does not travel, was with other experts.
+    torch.testing.assert_close(answers, whole_answers, rtol=1e-4, atol=1e-5)
+    assert kind not in CUT_EXACTLY or torch.equal(answers, whole_answers)

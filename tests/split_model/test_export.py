@@ -49,7 +49,7 @@ def read(model: SplitModel) -> tuple[Tokens, dict[str, Any]]:
     return tokens, {"input_ids": torch.from_numpy(tokens.ids), "attention_mask": mask}
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "mixtral"])
 def test_a_language_model_needs_nothing_of_ours(kind: str, tmp_path: Path) -> None:
     ours, base, out = trained(kind, Task.CAUSAL_LM, tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(base)

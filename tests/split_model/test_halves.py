@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.shapes import random_backbone
 from benchmarks.zoo import tokenizer
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.contract.errors import BackboneError, ConfigError, DecodeError
@@ -223,6 +224,20 @@ def test_a_task_decides_how_many_numbers_are_an_answer(task: Task, outputs: int)
     upper = SplitModel(backbone("bert"), LoraSpec(), task=task, labels=5, seed=0)
     assert upper.whole(tokens_of(backbone("bert"), 2, 0)).shape == (2, outputs)
     assert upper.head is None
+
+
+def test_a_model_may_end_narrower_than_its_layers_are() -> None:
+    upper = SplitModel(
+        random_backbone("tiny-projected"), LoraSpec(), task=Task.TEXT_CLASSIFICATION, labels=3, seed=0
+    )
+    lower = LowerHalf(random_backbone("tiny-projected", lambda depth: 1), LoraSpec())
+    upper.load(scattered(upper))
+    lower.load(lower_part(upper, 1))
+    assert (upper.width, upper.parameters["head.weight"].shape) == (64, (3, 32))
+    tokens = random_backbone("tiny-projected").text_input.read(["w1 w2 w3", "w4"], 8)
+    passed = lower.forward(tokens)
+    answers = upper.answers(1, torch.from_numpy(passed.states), passed.lengths)
+    assert torch.equal(answers, upper.whole(tokens)) and answers.abs().sum() > 0
 
 
 def test_a_language_models_head_gives_its_own_logits() -> None:
