@@ -113,5 +113,5 @@ def averaged(
         above = uppers.of(one.device) if uppers is not None else common
         for name, shared in common.items():
             part = one.tensors.get(name, above[name]).astype(np.float64)
-            sums[name] = sums.get(name, np.zeros(shared.shape)) + one.samples / total * part
-    return {name: value.astype(np.float32) for name, value in sums.items()}
+            sums[name] = sums.get(name, np.zeros(shared.shape)) + one.samples * part
+    return {name: (value / total).astype(np.float32) for name, value in sums.items()}

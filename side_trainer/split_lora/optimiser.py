@@ -27,7 +27,7 @@ class Optimiser:
         matrices = [one for one in parameters.values() if one.dim() > 1]
         vectors = [one for one in parameters.values() if one.dim() <= 1]
         groups = [{"params": matrices, "decays": True}, {"params": vectors, "decays": False}]
-        self._adamw = torch.optim.AdamW([group for group in groups if group["params"]], foreach=True)
+        self._adamw = torch.optim.AdamW([group for group in groups if group["params"]])
         self.configure(settings)
 
     def configure(self, settings: LearnerSettings) -> None:
