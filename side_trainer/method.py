@@ -33,6 +33,8 @@ class Reply:
     """The device's."""
     stream: str
     """Of its outbox."""
+    sequence: int
+    """The batch's place there."""
     slot: int
     """Where it looks."""
     message: GradientReply

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sidestream.contract.lora import LoraSpec
 from sidestream.contract.messages import (
     ActivationBatch,
     AdapterGradient,
@@ -34,7 +35,6 @@ from sidestream.contract.messages import (
     WeightsManifest,
     to_bin,
 )
-from sidestream.contract.lora import LoraSpec
 from sidestream.contract.plan import (
     FlowPlan,
     Plan,
