@@ -25,18 +25,21 @@ from side_trainer.method import Export, Facts, Method, Step
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.batch_loss import BatchLoss
 from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
+from side_trainer.side_tuning.linear_starts import fit_starts, is_due
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser
 from side_trainer.side_tuning.output_heads import Heads
 from side_trainer.side_tuning.training_rows import MiniBatch, RowStore, StoredBatch, gather
-from sidestream.contract.tasks import TASKS, Scale, Targets
+from sidestream.contract.tasks import TASKS, Scale, Targets, Task
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
+from sidestream.side_network.form import starts_among
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 
 _BATCH_STREAM: Final = 1
 _IDLE_STREAM: Final = 2
+_START_STREAM: Final = 3
 _SLICE_UPDATES: Final = 16
 
 
@@ -106,7 +109,10 @@ class SideTuningMethod(Method):
         settings = self._learner
         stored = self.rows.decode(record)
         self._count(record.tier, stored.targets)
+        before = len(self.rows)
         self.rows.add(record.offset, record.samples)
+        if is_due(before, len(self.rows)):
+            self._fit_starts(record.offset)
         generator = self._generator(_BATCH_STREAM, record.offset)
         with self._seeded(record.offset):
             fresh = gather([(stored, row) for row in range(record.samples)], self._align_of)
@@ -120,6 +126,8 @@ class SideTuningMethod(Method):
         settings = self._learner
         idle = msgspec.json.decode(record.payload, type=IdleRecord)
         total = self.rows.rows_before(idle.phase + 1)
+        if not idle.position:
+            self._fit_starts(record.offset)
         chosen = np.concatenate(
             [
                 self._shuffled(idle.phase, position // total, total)[position % total :][: idle.rows]
@@ -143,8 +151,16 @@ class SideTuningMethod(Method):
     # --- while nothing arrives -----------------------------------------------------------------------
 
     def owed(self, passes: float) -> int:
-        """Each new row brings ``passes`` new ones."""
-        return int(passes * len(self.rows)) - self.idle_rows
+        """Each new row brings ``passes`` new ones, and few rows as many as make up ``least_updates``."""
+        if not passes or not len(self.rows):
+            return 0
+        settings, last, left, known = self._learner, self.last_idle, 0, 0
+        if last is not None:
+            left, known = last.total - last.position - last.rows, self.rows.rows_before(last.phase + 1)
+        fresh = (len(self.rows) - known) / len(self.rows)
+        done = self.rows.batches_after(last.phase if last is not None else 0) * (1 + settings.replay)
+        lacking = max(0, int((settings.least_updates * fresh - done) * settings.pass_rows))
+        return max(int(passes * len(self.rows)) - self.idle_rows, left + lacking)
 
     def next_idle(self, passes: float, pass_rows: int, offset: int) -> IdleRecord:
         """Go on with the phase, or start one if rows have come since."""
@@ -170,6 +186,21 @@ class SideTuningMethod(Method):
             tier: float(np.mean([value for value, of in zip(shown, batch.tiers, strict=True) if of == tier]))
             for tier in sorted(set(batch.tiers))
         }
+
+    def _fit_starts(self, offset: int) -> None:
+        """Fit the linear starts anew, to all rows so far; none where the task has no label a row."""
+        facts = self.facts
+        if facts.settings.task is not Task.TEXT_CLASSIFICATION or not self._learner.linear_start:
+            return
+        assert self.average is not None
+        found = fit_starts(
+            self.rows, facts.tiers, len(facts.labels), self._generator(_START_STREAM, offset), self._weights_of
+        )
+        for (align, _), start in found.items():
+            self.average.set_start(align, start.weight, start.bias)
+
+    def _weights_of(self, offset: int) -> Floats:
+        return np.ones(len(self.rows.batch(offset).targets), np.float32)
 
     def _count(self, tier: str, targets: Targets) -> None:
         self._counts[tier] += self._objective.count(targets, len(self.facts.labels))
@@ -270,7 +301,11 @@ class SideTuningMethod(Method):
             self._count(tier, StoredBatch.read_targets(self.journal.get(at).payload))
         if self.network is not None and self.average is not None and self._optimiser is not None:
             self.network.load_arrays(_below("current", arrays))
-            self.average.load_arrays(_below("average", arrays))
+            average = _below("average", arrays)
+            for align, counts in starts_among(average).items():
+                for taps in counts:
+                    self.average.add_start(align, taps)
+            self.average.load_arrays(average)
             self._optimiser.restore(arrays)
         self.updates = updates
 

@@ -128,6 +128,10 @@ class RowStore:
         position = bisect_left(self._offsets, offset)
         return self._ends[position - 1] if position else 0
 
+    def batches_after(self, offset: int) -> int:
+        """How many batches stand after ``offset``."""
+        return len(self._offsets) - bisect_right(self._offsets, offset)
+
     def locate(self, rows: Ints) -> list[tuple[int, int]]:
         """Row numbers -> ``(offset, row within the batch)``."""
         positions = [bisect_right(self._ends, row) for row in rows.tolist()]
