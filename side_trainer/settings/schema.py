@@ -124,6 +124,9 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     least_updates: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 400
     """Updates that few rows get at least, those that came with them included, before nothing is owed; as many
     passes are made. Of rows that join others they get their part."""
+    device_share: Share = 0.25
+    """The most that one device's rows count, of all rows' weight, however many it sends; no device is held to
+    less than twice its equal share. 1 for no bound."""
     linear_start: bool = True
     """Whether labels a row have, beside the side-network, a linear answer in closed form."""
     final_rate: Share = 0.02

@@ -24,8 +24,10 @@ from side_trainer.journal.records import IdleRecord, RecordKind, TierRecord
 from side_trainer.method import Export, Facts, Method, Step
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.batch_loss import BatchLoss
+from side_trainer.side_tuning.device_weights import DeviceWeights
+from side_trainer.side_tuning.drawn_rows import draw
 from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
-from side_trainer.side_tuning.linear_starts import fit_starts, is_due
+from side_trainer.side_tuning.linear_starts import fit_starts
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser
 from side_trainer.side_tuning.output_heads import Heads
@@ -39,7 +41,9 @@ from sidestream.side_network.output_head import OutputHead
 
 _BATCH_STREAM: Final = 1
 _IDLE_STREAM: Final = 2
-_START_STREAM: Final = 3
+_SURVEY_STREAM: Final = 3
+_EARLY: Final = 512  # rows up to which starts are fitted while they come, and not only when none does
+_FIRST_LOOK: Final = 16
 _SLICE_UPDATES: Final = 16
 
 
@@ -63,6 +67,7 @@ class SideTuningMethod(Method):
         self.heads = Heads(journal.folder)
         """Backbones' output heads, those that the task goes by."""
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
+        self._devices = DeviceWeights(self._device_of)
         self._optimiser: Optimiser | None = None
         self._counts: dict[str, Counts] = {}
         self._made_loss: BatchLoss | None = None  # until settings, tiers or counts change
@@ -109,13 +114,12 @@ class SideTuningMethod(Method):
         settings = self._learner
         stored = self.rows.decode(record)
         self._count(record.tier, stored.targets)
-        before = len(self.rows)
-        self.rows.add(record.offset, record.samples)
-        if is_due(before, len(self.rows)):
-            self._fit_starts(record.offset)
+        self._add(record)
+        if _doubled(len(self.rows) - record.samples, len(self.rows)):
+            self._survey(record.offset, starts=len(self.rows) < _EARLY)
         generator = self._generator(_BATCH_STREAM, record.offset)
         with self._seeded(record.offset):
-            fresh = gather([(stored, row) for row in range(record.samples)], self._align_of)
+            fresh = self._gather((stored, row) for row in range(record.samples))
             losses = [self._update(fresh)]
             for _ in range(settings.replay):
                 drawn = generator.integers(len(self.rows), size=settings.replay_rows)
@@ -127,7 +131,7 @@ class SideTuningMethod(Method):
         idle = msgspec.json.decode(record.payload, type=IdleRecord)
         total = self.rows.rows_before(idle.phase + 1)
         if not idle.position:
-            self._fit_starts(record.offset)
+            self._survey(record.offset, starts=True)
         chosen = np.concatenate(
             [
                 self._shuffled(idle.phase, position // total, total)[position % total :][: idle.rows]
@@ -187,20 +191,37 @@ class SideTuningMethod(Method):
             for tier in sorted(set(batch.tiers))
         }
 
-    def _fit_starts(self, offset: int) -> None:
-        """Fit the linear starts anew, to all rows so far; none where the task has no label a row."""
-        facts = self.facts
-        if facts.settings.task is not Task.TEXT_CLASSIFICATION or not self._learner.linear_start:
+    def _survey(self, offset: int, *, starts: bool) -> None:
+        """Weigh the devices anew by all rows so far, and with ``starts`` fit the linear starts to them.
+
+        Only where rows have a label each is there anything to weigh by but their number, or a start.
+        """
+        facts, settings, drawn = self.facts, self._learner, {}
+        if facts.settings.task is Task.TEXT_CLASSIFICATION:
+            generator = self._generator(_SURVEY_STREAM, offset)
+            drawn = draw(self.rows, facts.tiers, generator, self._devices.number_of)
+        self._devices.weigh(drawn.values(), settings.device_share)
+        if not starts or not settings.linear_start:
             return
         assert self.average is not None
-        found = fit_starts(
-            self.rows, facts.tiers, len(facts.labels), self._generator(_START_STREAM, offset), self._weights_of
-        )
+        exits = {
+            align: sorted({len(tier.taps) for tier in facts.tiers.values() if tier.align == align})
+            for align in drawn
+        }
+        found = fit_starts(drawn, exits, len(facts.labels), self._devices.values, len(self.rows))
         for (align, _), start in found.items():
             self.average.set_start(align, start.weight, start.bias)
 
-    def _weights_of(self, offset: int) -> Floats:
-        return np.ones(len(self.rows.batch(offset).targets), np.float32)
+    def _add(self, record: Record) -> None:
+        """Number a batch's rows, and know whose they are."""
+        assert record.stream is not None
+        self.rows.add(record.offset, record.samples)
+        self._devices.add(record.stream, record.samples)
+
+    def _device_of(self, stream: str) -> str:
+        known = self.journal.stream(stream)
+        assert known is not None
+        return known.device
 
     def _count(self, tier: str, targets: Targets) -> None:
         self._counts[tier] += self._objective.count(targets, len(self.facts.labels))
@@ -220,8 +241,10 @@ class SideTuningMethod(Method):
         return self._objective.scale(sum(self._counts.values(), none))
 
     def _mini_batch(self, rows: npt.NDArray[np.int64]) -> MiniBatch:
-        picks = ((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))
-        return gather(picks, self._align_of)
+        return self._gather((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))
+
+    def _gather(self, picks: Iterable[tuple[StoredBatch, int]]) -> MiniBatch:
+        return gather(picks, self._align_of, self._devices.of)
 
     def _align_of(self, tier: str) -> str:
         return self.facts.tiers[tier].align
@@ -290,15 +313,18 @@ class SideTuningMethod(Method):
         if self.network is not None and self._optimiser is not None:
             arrays |= {f"current/{name}": array for name, array in self.network.arrays().items()}
             arrays |= self._optimiser.arrays()
+        if len(self._devices.values):
+            arrays["devices/weights"] = self._devices.values
         return arrays
 
     def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
         for record in self.journal.others(offset, (RecordKind.IDLE.value,)):
             self.last_idle = msgspec.json.decode(record.payload, type=IdleRecord)
             self.idle_rows += self.last_idle.rows
-        for at, tier, samples in self.journal.batches(offset):
-            self.rows.add(at, samples)
-            self._count(tier, StoredBatch.read_targets(self.journal.get(at).payload))
+        for at, tier, _ in self.journal.batches(offset):
+            record = self.journal.get(at)
+            self._add(record)
+            self._count(tier, StoredBatch.read_targets(record.payload))
         if self.network is not None and self.average is not None and self._optimiser is not None:
             self.network.load_arrays(_below("current", arrays))
             average = _below("average", arrays)
@@ -307,6 +333,7 @@ class SideTuningMethod(Method):
                     self.average.add_start(align, taps)
             self.average.load_arrays(average)
             self._optimiser.restore(arrays)
+        self._devices.values = arrays.get("devices/weights", self._devices.values)
         self.updates = updates
 
 
@@ -326,6 +353,11 @@ def _needs(tier: TierRecord) -> tuple[str, int]:
 def _below(key: str, arrays: Mapping[str, Floats]) -> dict[str, Floats]:
     prefix = f"{key}/"
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _doubled(before: int, rows: int) -> bool:
+    """Whether the rows have doubled, counted from the first look."""
+    return rows >= _FIRST_LOOK and (before < _FIRST_LOOK or before.bit_length() < rows.bit_length())
 
 
 def _parts(position: int, rows: int, total: int) -> Iterable[int]:

@@ -1,9 +1,9 @@
-"""A linear answer in closed form: ridge regression of one-hot labels, its strength chosen by leaving rows out.
+"""A linear answer in closed form: ridge regression of one-hot labels, as strong as rows left out ask for.
 
-What a row was answered by a fit that had not seen it is known without a second fit (the residual over one less
-the row's leverage), so strength and temperature are chosen by the loss of such answers: there is
-nothing to hold out, and ten rows are enough. A strong ridge answers by class means, a weak one by least
-squares. Pure, and the same bits for the same rows with the same number of threads.
+What a fit that has not seen a row says of it is known without a second fit (the residual over one less the
+row's leverage), so strength and temperature are chosen by the loss of such answers: nothing has to be held
+out, and ten rows are enough. A strong ridge answers by class means, a weak one by least squares. Pure, and
+the same bits for the same rows with the same number of threads.
 
 Legend: N rows, F features, C labels.
 """
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-STRENGTHS: Final = tuple(10.0 ** (power / 2) for power in range(-7, 8))
+STRENGTHS: Final[tuple[float, ...]] = tuple(10.0 ** (power / 2) for power in range(-7, 8))
 """Of the ridge, in mean squared lengths of a row."""
 TEMPERATURES: Final = tuple(2.0 * 1.5**step for step in range(11))
 """What the answers, shares of one, are multiplied by to be logits."""
@@ -110,7 +110,8 @@ def _choose(
         losses.append(torch.stack(_losses(unseen, targets, weights)).min())
     if nothing:
         losses.append(torch.stack(_losses(start, targets, weights)).min())
-    return (*STRENGTHS, 0.0)[int(torch.stack(losses).argmin())]
+    best = int(torch.stack(losses).argmin())
+    return STRENGTHS[best] if best < len(STRENGTHS) else 0.0
 
 
 def _losses(unseen: Tensor, targets: Tensor, weights: Tensor) -> list[Tensor]:

@@ -18,6 +18,7 @@ from sidestream.side_network.bundle import About, Bundle
 
 APART_SHARE: Final = 0.5
 """How much of what a block that stands apart says is added."""
+_OF_A_MAP: Final = ("aligns", "outs", "starts")
 Shape = tuple[int, ...]
 
 
@@ -39,31 +40,37 @@ def align_name(key: str) -> str:
 def align_of(parameter: str) -> str | None:
     """The alignment map that a parameter belongs to, or None if all tiers share it."""
     level, _, rest = parameter.partition(".")
-    return align_name(rest.partition(".")[0]) if level in ("aligns", "outs", "starts") else None
+    return align_name(rest.partition(".")[0].partition("/")[0]) if level in _OF_A_MAP else None
+
+
+def start_key(align: str, taps: int) -> str:
+    """How a linear start of so many taps is called within a parameter's name; map names hold no '/'."""
+    return f"{align_key(align)}/{taps}"
 
 
 def starts_among(parameters: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Which linear starts there are: by alignment map, the numbers of taps."""
+    """Which linear starts are among some parameters: by alignment map, of how many taps."""
     found: dict[str, set[int]] = {}
     for name in parameters:
-        level, *path = name.split(".")
+        level, _, rest = name.partition(".")
         if level == "starts":
-            found.setdefault(align_name(path[0]), set()).add(int(path[1]))
+            align, _, taps = rest.partition(".")[0].partition("/")
+            found.setdefault(align_name(align), set()).add(int(taps))
     return {align: tuple(sorted(taps)) for align, taps in sorted(found.items())}
 
 
 def first_blocks(tensors: Mapping[str, Floats], blocks: int) -> dict[str, Floats]:
     """The parameters of the same network with its first ``blocks`` blocks only.
 
-    A row of so many taps leaves there, so the deeper blocks have no part in its answer, nor has a linear start
-    of another number of taps.
+    A row of so many taps leaves there, so the deeper blocks have no part in its answer, nor has a linear
+    start of another number of taps.
     """
     kept: dict[str, Floats] = {}
     for name, array in tensors.items():
         part, _, rest = name.partition(".")
         if part in ("adapters", "steps") and int(rest.partition(".")[0]) >= blocks:
             continue
-        if part == "starts" and int(rest.split(".")[1]) != blocks:
+        if part == "starts" and int(rest.partition(".")[0].partition("/")[2]) != blocks:
             continue
         kept[name] = array[: {"aligns": blocks, "gates": blocks - 1}.get(part)]
     return kept
@@ -99,8 +106,8 @@ def shapes_of(about: About) -> Iterator[tuple[str, Shape]]:
             yield f"outs.{align_key(name)}.weight", (d, r)
     for name, counts in about.starts.items():
         for taps in counts:
-            yield f"starts.{align_key(name)}.{taps}.weight", (taps, about.aligns[name], outputs)
-            yield f"starts.{align_key(name)}.{taps}.bias", (outputs,)
+            yield f"starts.{start_key(name, taps)}.weight", (taps, about.aligns[name], outputs)
+            yield f"starts.{start_key(name, taps)}.bias", (outputs,)
     if task.generates:
         yield from _norm("norm", r)
     else:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from sidestream.contract.tasks import TASKS
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import Bundle
-from sidestream.side_network.form import APART_SHARE, align_key, check_parameters, stands_apart
+from sidestream.side_network.form import APART_SHARE, align_key, check_parameters, stands_apart, start_key
 
 _EPS: Final = 1e-5
 _ERF_SLOPE: Final = 0.3275911 / 2**0.5
@@ -71,8 +71,8 @@ class InferenceNetwork:
         return self._start(align, [_normed(tap) for tap in vectors], _means(lengths))
 
     def _start(self, align: str, normed: Sequence[Floats], means: Floats) -> Floats | None:
-        """[K, C]"""
-        name = f"starts.{align_key(align)}.{len(normed)}"
+        """Of normalised taps, and what makes means of them: [K, C]."""
+        name = f"starts.{start_key(align, len(normed))}"
         if f"{name}.weight" not in self._tensors:
             return None
         pairs = zip(normed, self._tensors[f"{name}.weight"], strict=True)

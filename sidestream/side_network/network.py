@@ -55,7 +55,7 @@ from sidestream.contract.plan import SideNetworkSpec
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import Bundle
-from sidestream.side_network.form import APART_SHARE, align_key, align_name, stands_apart
+from sidestream.side_network.form import APART_SHARE, align_key, align_name, stands_apart, start_key
 
 
 class _Align(nn.Module):
@@ -187,19 +187,26 @@ class SideNetwork(nn.Module):
 
     def add_start(self, name: str, taps: int) -> None:
         """Add a linear start, of zeros, for rows of so many taps that go by the alignment map ``name``."""
-        width = self.aligns[align_key(name)].weight.shape[1]
-        if align_key(name) not in self.starts:
-            self.starts[align_key(name)] = nn.ModuleDict()
-        self.starts[align_key(name)][str(taps)] = _Start(taps, width, self._outputs)
+        align = self.aligns[align_key(name)]
+        assert isinstance(align, _Align)
+        self.starts[start_key(name, taps)] = _Start(taps, align.weight.shape[1], self._outputs)
 
     def set_start(self, name: str, weight: Floats, bias: Floats) -> None:
         """Give a linear start its weights [B, d, C] and bias [C]; there may have been others."""
-        taps = len(weight)
-        if not self._has_start(name, taps):
-            self.add_start(name, taps)
-        start = self.starts[align_key(name)][str(taps)]
+        if self._start(name, len(weight)) is None:
+            self.add_start(name, len(weight))
+        start = self._start(name, len(weight))
+        assert start is not None
         start.weight.copy_(torch.from_numpy(weight))
         start.bias.copy_(torch.from_numpy(bias))
+
+    def _start(self, name: str, taps: int) -> _Start | None:
+        key = start_key(name, taps)
+        if key not in self.starts:
+            return None
+        found = self.starts[key]
+        assert isinstance(found, _Start)
+        return found
 
     @property
     def align_names(self) -> list[str]:
@@ -227,7 +234,7 @@ class SideNetwork(nn.Module):
     def answers(
         self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int] = ()
     ) -> Answers:
-        """What is learnt: as :meth:`forward`, without linear starts, with what blocks say that stand apart."""
+        """What is learnt: as :meth:`forward` without linear starts, and what blocks say that stand apart."""
         wanted = {*exits, *(len(taps) for _, taps in families)}
         found, answer = Answers({}, {}), None
         for taps, hidden in self.trunk(families, range(1, self.spec.blocks + 1)):
@@ -241,21 +248,17 @@ class SideNetwork(nn.Module):
         return found
 
     def _started(self, families: Sequence[tuple[str, Tensor]], mask: Tensor, taps: int) -> Tensor | float:
-        """[K_b, C]: what the linear starts say of the rows with ``taps`` taps or more, 0 where there is none."""
+        """[K_b, C]: what linear starts say of the rows with ``taps`` taps or more, 0 where there is none."""
         if not self.starts:
             return 0.0
         parts, first = [], 0
         for name, values in families:
             if len(values) < taps:
                 break
-            rows = slice(first, first := first + values.shape[1])
-            start = self.starts[align_key(name)][str(taps)] if self._has_start(name, taps) else None
+            rows, start = slice(first, first := first + values.shape[1]), self._start(name, taps)
             none = values.new_zeros(values.shape[1], self._outputs)
             parts.append(none if start is None else start(values[:taps], mask[rows]))
         return torch.cat(parts)
-
-    def _has_start(self, name: str, taps: int) -> bool:
-        return align_key(name) in self.starts and str(taps) in self.starts[align_key(name)]
 
     def trunk(
         self, families: Sequence[tuple[str, Tensor]], exits: Collection[int] = ()
