@@ -176,7 +176,8 @@ def shares_of(counts: npt.NDArray[np.float64], most: float) -> npt.NDArray[np.fl
         bound = share * falling[held:].sum() / (1 - share * held)
         if falling[held] <= bound:
             break
-    return np.minimum(1.0, bound / np.maximum(counts, 1e-9))
+    kept: npt.NDArray[np.float64] = np.minimum(1.0, bound / np.maximum(counts, 1e-9))
+    return kept
 
 
 def _sums(features: Floats, targets: Ints, labels: int) -> Floats:

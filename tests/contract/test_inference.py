@@ -37,7 +37,9 @@ def trained(spec: SideNetworkSpec, task: Task, codec: Any, taps: int, seed: int)
     network = SideNetwork(spec, labels=len(labels), seed=seed, task=task)
     for name, width in ALIGNS.items():
         network.add_align(name, width)
-    starts = {"wide": (taps,), "nar.row": (taps,)} if task is Task.TEXT_CLASSIFICATION else {}
+    starts: dict[str, tuple[int, ...]] = {}
+    if task is Task.TEXT_CLASSIFICATION:
+        starts = dict.fromkeys(ALIGNS, (taps,))
     for name in starts:
         network.add_start(name, taps)
     with torch.no_grad():
