@@ -22,7 +22,7 @@ from torch import Tensor
 
 from side_trainer.side_tuning.drawn_rows import Drawn
 from side_trainer.side_tuning.objectives import OBJECTIVES
-from side_trainer.side_tuning.ridge import ridge, temperature
+from side_trainer.side_tuning.ridge import calibrated, ridge
 from side_trainer.side_tuning.views import trust
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Floats
@@ -30,7 +30,9 @@ from sidestream.contract.tensors import Floats
 FULL_SHARE_ROWS: Final = 320
 """Up to so many rows the start counts as much as the side-network, and less the more there are,"""
 LEAST_SHARE: Final = 0.25
-"""but no less than this of it."""
+"""but no less than this of it,"""
+UNSURE_SHARE: Final = 2.5
+"""nor less than this, times how unsure it is."""
 _LEAST_ROWS: Final = 4
 _DEEPER: Final = 2**0.5
 _BALANCE: Final = 0.5
@@ -46,9 +48,15 @@ class LinearStart(NamedTuple):
     """[C]"""
 
 
-def share_of(rows: int) -> float:
-    """What a start counts beside the side-network."""
-    return max(LEAST_SHARE, min(1.0, FULL_SHARE_ROWS / max(1, rows)))
+def share_of(rows: int, unsure: float) -> float:
+    """What a start counts beside the side-network.
+
+    Args:
+        rows: How many there are.
+        unsure: The loss of what it says of rows left out, as a share of guessing's: high where labels are noisy
+            or hard, and a side-network would learn its rows by heart.
+    """
+    return min(1.0, max(LEAST_SHARE, FULL_SHARE_ROWS / max(1, rows), UNSURE_SHARE * unsure))
 
 
 def fit_starts(
@@ -66,11 +74,14 @@ def fit_starts(
     Returns:
         By alignment map and number of taps; scaled by what they count in the answer.
     """
-    share = np.float32(share_of(rows) * sum(len(one.targets) for one in drawn.values()) / max(1, rows))
-    return {
-        (align, taps): LinearStart(start.weight * share, start.bias * share)
+    found = {
+        (align, taps): start
         for align, one in drawn.items()
         for taps, start in _chain(one, weights[one.owners], exits[align], labels)
+    }
+    drawn_of_all = np.float32(sum(len(one.targets) for one in drawn.values()) / max(1, rows))
+    return {
+        key: LinearStart(weight * drawn_of_all, bias * drawn_of_all) for key, (weight, bias) in found.items()
     }
 
 
@@ -100,7 +111,8 @@ def _chain(
         before = 0.0 if said is None else (1 - share) * said[seen]
         said = torch.zeros(len(targets), labels, dtype=torch.float64)
         said[seen] = share * fitted.unseen + before
-        heat = temperature(said[seen], targets[seen], given)
+        heat, loss = calibrated(said[seen], targets[seen], given)
+        heat *= share_of(len(weights), loss / np.log(labels))
         weight = (slopes * heat).reshape(taps, -1, labels)
         yield taps, LinearStart(weight.float().numpy(), (bias * heat).float().numpy())
 

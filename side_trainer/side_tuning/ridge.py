@@ -89,9 +89,11 @@ def ridge(
     return Ridge(slopes, bias, start + _without_itself(said, wanted, leverage))
 
 
-def temperature(unseen: Tensor, targets: Tensor, weights: Tensor) -> float:
-    """What answers are to be multiplied by, so that the right label is likely."""
-    return TEMPERATURES[int(torch.stack(_losses(unseen, targets, weights)).argmin())]
+def calibrated(unseen: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, float]:
+    """What answers are to be multiplied by to be logits, and their loss then, in nats a row."""
+    losses = torch.stack(_losses(unseen, targets, weights))
+    best = int(losses.argmin())
+    return TEMPERATURES[best], float(losses[best])
 
 
 def _choose(

@@ -97,8 +97,12 @@ def test_each_tier_gets_the_start_of_its_own_taps_and_all_rows_teach_the_shallow
 
 
 def test_a_start_counts_the_less_the_more_rows_there_are_and_never_nothing() -> None:
-    assert share_of(10) == share_of(320) == 1
-    assert share_of(640) == 0.5 and share_of(100_000) == share_of(10**7) == 0.25
+    assert share_of(10, 0) == share_of(320, 0) == 1
+    assert share_of(640, 0) == 0.5 and share_of(100_000, 0) == share_of(10**7, 0.1) == 0.25
+
+
+def test_a_start_counts_more_where_rows_left_out_leave_it_unsure() -> None:
+    assert share_of(100_000, 0.2) == 0.5 and share_of(100_000, 0.4) == share_of(100_000, 1) == 1
 
 
 def test_few_rows_get_as_many_updates_as_asked_for(journal: Journal, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from side_trainer.side_tuning.ridge import Ridge, ridge, temperature
+from side_trainer.side_tuning.ridge import Ridge, calibrated, ridge
 
 
 def rows(count: int, features: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -88,4 +88,5 @@ def test_sure_answers_get_a_higher_temperature() -> None:
     sure = torch.nn.functional.one_hot(targets, 3).double()
     unsure = sure + torch.randn(30, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weights = torch.ones(30, dtype=torch.float64)
-    assert temperature(sure, targets, weights) > temperature(unsure, targets, weights)
+    (hot, little), (cold, much) = (calibrated(one, targets, weights) for one in (sure, unsure))
+    assert hot > cold and little < 0.01 < much
