@@ -53,8 +53,8 @@ def share_of(rows: int, unsure: float) -> float:
 
     Args:
         rows: How many there are.
-        unsure: The loss of what it says of rows left out, as a share of guessing's: high where labels are noisy
-            or hard, and a side-network would learn its rows by heart.
+        unsure: The loss of what it says of rows left out, as a share of guessing's: high where labels are
+            noisy or hard, and a side-network would learn its rows by heart.
     """
     return min(1.0, max(LEAST_SHARE, FULL_SHARE_ROWS / max(1, rows), UNSURE_SHARE * unsure))
 

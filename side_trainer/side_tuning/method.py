@@ -67,7 +67,8 @@ class SideTuningMethod(Method):
         self.heads = Heads(journal.folder)
         """Backbones' output heads, those that the task goes by."""
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
-        self._devices = DeviceWeights(self._device_of)
+        self.devices = DeviceWeights(self._device_of)
+        """What each device counts in learning."""
         self._optimiser: Optimiser | None = None
         self._counts: dict[str, Counts] = {}
         self._made_loss: BatchLoss | None = None  # until settings, tiers or counts change
@@ -199,8 +200,8 @@ class SideTuningMethod(Method):
         facts, settings, drawn = self.facts, self._learner, {}
         if facts.settings.task is Task.TEXT_CLASSIFICATION:
             generator = self._generator(_SURVEY_STREAM, offset)
-            drawn = draw(self.rows, facts.tiers, generator, self._devices.number_of)
-        self._devices.weigh(drawn.values(), settings.device_share)
+            drawn = draw(self.rows, facts.tiers, generator, self.devices.number_of)
+        self.devices.weigh(drawn.values(), settings.device_share)
         if not starts or not settings.linear_start:
             return
         assert self.average is not None
@@ -208,7 +209,7 @@ class SideTuningMethod(Method):
             align: sorted({len(tier.taps) for tier in facts.tiers.values() if tier.align == align})
             for align in drawn
         }
-        found = fit_starts(drawn, exits, len(facts.labels), self._devices.values, len(self.rows))
+        found = fit_starts(drawn, exits, len(facts.labels), self.devices.values, len(self.rows))
         for (align, _), start in found.items():
             self.average.set_start(align, start.weight, start.bias)
 
@@ -216,7 +217,7 @@ class SideTuningMethod(Method):
         """Number a batch's rows, and know whose they are."""
         assert record.stream is not None
         self.rows.add(record.offset, record.samples)
-        self._devices.add(record.stream, record.samples)
+        self.devices.add(record.stream, record.samples)
 
     def _device_of(self, stream: str) -> str:
         known = self.journal.stream(stream)
@@ -244,7 +245,7 @@ class SideTuningMethod(Method):
         return self._gather((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))
 
     def _gather(self, picks: Iterable[tuple[StoredBatch, int]]) -> MiniBatch:
-        return gather(picks, self._align_of, self._devices.of)
+        return gather(picks, self._align_of, self.devices.of)
 
     def _align_of(self, tier: str) -> str:
         return self.facts.tiers[tier].align
@@ -313,8 +314,8 @@ class SideTuningMethod(Method):
         if self.network is not None and self._optimiser is not None:
             arrays |= {f"current/{name}": array for name, array in self.network.arrays().items()}
             arrays |= self._optimiser.arrays()
-        if len(self._devices.values):
-            arrays["devices/weights"] = self._devices.values
+        if len(self.devices.values):
+            arrays["devices/weights"] = self.devices.values
         return arrays
 
     def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
@@ -333,7 +334,7 @@ class SideTuningMethod(Method):
                     self.average.add_start(align, taps)
             self.average.load_arrays(average)
             self._optimiser.restore(arrays)
-        self._devices.values = arrays.get("devices/weights", self._devices.values)
+        self.devices.values = arrays.get("devices/weights", self.devices.values)
         self.updates = updates
 
 

@@ -146,7 +146,7 @@ def test_devices_with_wrong_labels_are_left_out_and_the_others_learn_as_without_
     job = journaled(journal, tmp_path, devices=8, batches=10, wrong=2)
     fold = Fold(journal)
     idle(journal, fold)
-    weights = learnt(fold)._devices.values
+    weights = learnt(fold).devices.values
     assert weights[:2].tolist() == [0, 0] and (weights[2:] == 1).all()
     assert min(accuracy(fold, job, tier) for tier in ("big", "small")) > 0.9
 
@@ -159,7 +159,7 @@ def test_a_device_that_sends_more_than_its_share_counts_for_no_more(journal: Jou
         assert append(journal, eager, eager.batch(job.plan))
     fold = Fold(journal)
     idle(journal, fold)
-    weight = float(learnt(fold)._devices.values[0])
+    weight = float(learnt(fold).devices.values[0])
     rows = 22 * 8 * weight
     assert rows / (rows + 7 * 16) == pytest.approx(0.3)
 
