@@ -31,7 +31,7 @@ FULL_SHARE_ROWS: Final = 320
 """Up to so many rows the start counts as much as the side-network, and less the more there are,"""
 LEAST_SHARE: Final = 0.25
 """but no less than this of it,"""
-UNSURE_SHARE: Final = 2.5
+UNSURE_SHARE: Final = 2.0
 """nor less than this, times how unsure it is."""
 _LEAST_ROWS: Final = 4
 _DEEPER: Final = 2**0.5

@@ -102,7 +102,7 @@ def test_a_start_counts_the_less_the_more_rows_there_are_and_never_nothing() -> 
 
 
 def test_a_start_counts_more_where_rows_left_out_leave_it_unsure() -> None:
-    assert share_of(100_000, 0.2) == 0.5 and share_of(100_000, 0.4) == share_of(100_000, 1) == 1
+    assert share_of(100_000, 0.25) == 0.5 and share_of(100_000, 0.5) == share_of(100_000, 1) == 1
 
 
 def test_few_rows_get_as_many_updates_as_asked_for(journal: Journal, tmp_path: Path) -> None:
