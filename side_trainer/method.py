@@ -31,6 +31,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """By tier, mean loss of an arriving batch's rows, before anything was learnt from it."""
     learnt: dict[str, float] = {}
     """By tier, mean loss of all updates' rows, each before its update: arriving, replayed, or idle."""
+    doubted: dict[str, float] = {}
+    """Devices whose rows were found to count for less than half, with what they count, 0 to 1."""
 
 
 @dataclass(kw_only=True)

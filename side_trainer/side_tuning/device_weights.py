@@ -27,6 +27,7 @@ NOTHING_BELOW: Final = 0.35
 """A device whose skill is this share of the others' counts for nothing,"""
 ALL_ABOVE: Final = 0.65
 """one with this share or more for all that it is; between them it rises."""
+_DOUBTED: Final = 0.5
 _SPREADS: Final = 2.0
 _ROUNDS: Final = 3
 _LEAST_OF_OTHERS: Final = 2  # devices, and rows of each label
@@ -55,6 +56,7 @@ class DeviceWeights:
         self._numbers: dict[str, int] = {}
         self._of_stream: dict[str, int] = {}
         self._rows: list[int] = []
+        self._doubted: set[str] = set()  # told already; a restart tells again
         self.values: Floats = np.ones(0, np.float32)
         """[D]"""
 
@@ -75,12 +77,15 @@ class DeviceWeights:
         """What a row of a stream counts."""
         return float(self.values[self._of_stream[stream]])
 
-    def weigh(self, drawn: Iterable[Drawn], most: float) -> None:
+    def weigh(self, drawn: Iterable[Drawn], most: float) -> dict[str, float]:
         """Weigh devices anew.
 
         Args:
             drawn: Rows of each family; none where rows have no label each.
             most: The share of all rows' weight that one device may have; two devices' fair shares at least.
+
+        Returns:
+            Devices whose labels make them count for less than half and were not known to; what they count.
         """
         trusts = np.ones(len(self._rows))
         for one in drawn:
@@ -89,6 +94,10 @@ class DeviceWeights:
             trusts = np.minimum(trusts, trusts_of(features, one.targets, one.owners, len(trusts)))
         counts = np.array(self._rows, np.float64) * trusts
         self.values = (trusts * shares_of(counts, most)).astype(np.float32)
+        found = {name: float(trusts[at]) for name, at in self._numbers.items() if trusts[at] < _DOUBTED}
+        fresh = {name: trust for name, trust in found.items() if name not in self._doubted}
+        self._doubted = set(found)
+        return fresh
 
 
 def trusts_of(features: Floats, targets: Ints, owners: Ints, devices: int) -> npt.NDArray[np.float64]:

@@ -116,8 +116,9 @@ class SideTuningMethod(Method):
         stored = self.rows.decode(record)
         self._count(record.tier, stored.targets)
         self._add(record)
+        doubted = {}
         if _doubled(len(self.rows) - record.samples, len(self.rows)):
-            self._survey(record.offset, starts=len(self.rows) < _EARLY)
+            doubted = self._survey(record.offset, starts=len(self.rows) < _EARLY)
         generator = self._generator(_BATCH_STREAM, record.offset)
         with self._seeded(record.offset):
             fresh = self._gather((stored, row) for row in range(record.samples))
@@ -125,14 +126,13 @@ class SideTuningMethod(Method):
             for _ in range(settings.replay):
                 drawn = generator.integers(len(self.rows), size=settings.replay_rows)
                 losses.append(self._update(self._mini_batch(drawn)))
-        return Step(updates=len(losses), losses=losses[0], learnt=_mean(losses))
+        return Step(updates=len(losses), losses=losses[0], learnt=_mean(losses), doubted=doubted)
 
     def _idle(self, record: Record) -> Step:
         settings = self._learner
         idle = msgspec.json.decode(record.payload, type=IdleRecord)
         total = self.rows.rows_before(idle.phase + 1)
-        if not idle.position:
-            self._survey(record.offset, starts=True)
+        doubted = {} if idle.position else self._survey(record.offset, starts=True)
         chosen = np.concatenate(
             [
                 self._shuffled(idle.phase, position // total, total)[position % total :][: idle.rows]
@@ -149,7 +149,7 @@ class SideTuningMethod(Method):
             ]
         self.idle_rows += idle.rows
         self.last_idle = idle
-        return Step(updates=len(losses), learnt=_mean(losses))
+        return Step(updates=len(losses), learnt=_mean(losses), doubted=doubted)
 
     handlers: ClassVar = {RecordKind.BATCH: _batch, RecordKind.IDLE: _idle}
 
@@ -192,18 +192,19 @@ class SideTuningMethod(Method):
             for tier in sorted(set(batch.tiers))
         }
 
-    def _survey(self, offset: int, *, starts: bool) -> None:
+    def _survey(self, offset: int, *, starts: bool) -> dict[str, float]:
         """Weigh the devices anew by all rows so far, and with ``starts`` fit the linear starts to them.
 
-        Only where rows have a label each is there anything to weigh by but their number, or a start.
+        Only where rows have a label each is there anything to weigh by but their number, or a start. Returns
+        whom it found to count for less than half.
         """
         facts, settings, drawn = self.facts, self._learner, {}
         if facts.settings.task is Task.TEXT_CLASSIFICATION:
             generator = self._generator(_SURVEY_STREAM, offset)
             drawn = draw(self.rows, facts.tiers, generator, self.devices.number_of)
-        self.devices.weigh(drawn.values(), settings.device_share)
+        doubted = self.devices.weigh(drawn.values(), settings.device_share)
         if not starts or not settings.linear_start:
-            return
+            return doubted
         assert self.average is not None
         exits = {
             align: sorted({len(tier.taps) for tier in facts.tiers.values() if tier.align == align})
@@ -212,6 +213,7 @@ class SideTuningMethod(Method):
         found = fit_starts(drawn, exits, len(facts.labels), self.devices.values, len(self.rows))
         for (align, _), start in found.items():
             self.average.set_start(align, start.weight, start.bias)
+        return doubted
 
     def _add(self, record: Record) -> None:
         """Number a batch's rows, and know whose they are."""

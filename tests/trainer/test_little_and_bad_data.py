@@ -144,8 +144,11 @@ def test_devices_with_wrong_labels_are_left_out_and_the_others_learn_as_without_
     journal: Journal, tmp_path: Path
 ) -> None:
     job = journaled(journal, tmp_path, devices=8, batches=10, wrong=2)
-    fold = Fold(journal)
+    fold, doubted = Fold(journal), list[str]()
+    for record in journal.read(0, limit=journal.tail):
+        doubted += fold.apply(record).doubted
     idle(journal, fold)
+    assert sorted(doubted) == ["dev-0", "dev-1"], "each is told of once"
     weights = learnt(fold).devices.values
     assert weights[:2].tolist() == [0, 0] and (weights[2:] == 1).all()
     assert min(accuracy(fold, job, tier) for tier in ("big", "small")) > 0.9
