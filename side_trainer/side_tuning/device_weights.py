@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from side_trainer.side_tuning.drawn_rows import Drawn, Ints
 from sidestream.contract.tensors import Floats
@@ -146,7 +147,7 @@ def _skill(
         return None
     judged = np.isin(targets, asked)
     chosen = means[among]
-    scores = rows[judged] @ chosen.T - 0.5 * np.square(chosen).sum(axis=1)
+    scores = _product(rows[judged], np.ascontiguousarray(chosen.T)) - 0.5 * np.square(chosen).sum(axis=1)
     right = (among[scores.argmax(axis=1)] == targets[judged]).astype(np.float64)
     by_label = 1 / np.bincount(targets[judged])[targets[judged]]
     weights = np.sqrt(by_label)  # between rows and labels
@@ -191,6 +192,10 @@ def shares_of(counts: npt.NDArray[np.float64], most: float) -> npt.NDArray[np.fl
 
 def _sums(features: Floats, targets: Ints, labels: int) -> Floats:
     """[C, F]: of the rows of each label."""
-    sums = np.zeros((labels, features.shape[1]), np.float32)
-    np.add.at(sums, targets, features)
-    return sums
+    return _product((targets == np.arange(labels)[:, None]).astype(np.float32), features)
+
+
+def _product(left: Floats, right: Floats) -> Floats:
+    """By torch: NumPy's own might take as many threads as there are processors, and then give other bits."""
+    product: Floats = (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
+    return product

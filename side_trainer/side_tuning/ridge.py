@@ -19,7 +19,7 @@ STRENGTHS: Final[tuple[float, ...]] = tuple(10.0 ** (power / 2) for power in ran
 """Of the ridge, in mean squared lengths of a row."""
 TEMPERATURES: Final = tuple(2.0 * 1.5**step for step in range(11))
 """What the answers, shares of one, are multiplied by to be logits."""
-CHOSEN_BY: Final = 512
+CHOSEN_BY: Final = 384
 """Rows that the strength is chosen by: the first ones."""
 
 
