@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from metrics.broker_figures import BrokerFigures
 from metrics.catalogue import Kind, TrainerMetrics, total, values
-from metrics.fleet_page.board import Board
+from metrics.fleet_page.board import Board, Surroundings
 from metrics.fleet_page.device_series import DeviceSeries
 from metrics.fleet_page.fleet import Fleet
 from metrics.fleet_page.server import PortInUseError, serve_page
@@ -19,6 +19,8 @@ from metrics.fleet_page.view import RefusedView, TrainerView
 from metrics.server import serve
 from metrics.telemetry import FleetExporter
 from side_trainer.broadcast.leader_transport import LeaderTransport
+from side_trainer.fold.progress import Progress
+from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
 from side_trainer.quarantine.judge import Judge
 from side_trainer.settings.schema import TrainerConfig
@@ -35,9 +37,19 @@ class Figures:
         journal: What there is.
         judge: Says whose batches are kept and not learnt from.
         link: Says whether there is a connection.
+        job: Its plan has labels and backbones.
+        progress: What is left to learn.
     """
 
-    def __init__(self, config: TrainerConfig, journal: Journal, judge: Judge, link: LeaderTransport) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        journal: Journal,
+        judge: Judge,
+        link: LeaderTransport,
+        job: Job,
+        progress: Progress,
+    ) -> None:
         self.metrics = TrainerMetrics(CollectorRegistry())
         """Counts everything."""
         self.fleet = Fleet(config.tiers)
@@ -52,6 +64,8 @@ class Figures:
         self._journal = journal
         self._judge = judge
         self._link = link
+        self._job = job
+        self._progress = progress
         self._exporter = FleetExporter(self.metrics, config.task)
         self.metrics.set_tiers(config.tiers)
         self.metrics.registry.register(self.broker)
@@ -89,9 +103,19 @@ class Figures:
             self._view(status, published),
             now=now,
             unix_s=time.time(),
-            held=self._judge.holds,
+            around=self._surroundings(),
         )
         self.online = {name: tier.devices_online for name, tier in summaries.items()}
+
+    def _surroundings(self) -> Surroundings:
+        plan, reasons = self._job.plan, dict[str, str]()
+        if self._judge.count:
+            reasons = {device: reason for device, _, reason, _ in self._journal.holding.verdicts()}
+        return Surroundings(
+            held=lambda device: reasons.get(device, "") if self._judge.holds(device) else None,
+            fingerprints={name: tier.fingerprint for name, tier in plan.tiers.items()},
+            labels=plan.labels,
+        )
 
     def _view(self, status: TrainerStatus, published: int) -> TrainerView:
         metrics = self.metrics
@@ -114,4 +138,6 @@ class Figures:
             bytes_down=int(total(metrics.down_bytes)),
             inbox_dropped=int(total(metrics.inbox_dropped)),
             loss=metrics.loss,
+            passes=self._config.learner.passes,
+            owed_rows=max(0, self._progress.owed),
         )

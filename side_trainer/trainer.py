@@ -180,9 +180,9 @@ class Parts:
             by_labels=TASKS[config.task].form is TargetForm.LABELS,
             held_max_bytes=config.quarantine_max_mib * 2**20,
         )
-        self.figures = Figures(config, journal, self._judge, link)
         self._fold = Fold(journal, cache_bytes=config.cache_mib * 2**20)
         self._progress = Progress(journal, self._fold, config.learner)
+        self.figures = Figures(config, journal, self._judge, link, self._job, self._progress)
         self._retained = Retained()
         self._downlink = downlink = Downlink(link, topics, journal, self.figures.metrics)
         self.presence = Presence(election, journal, link, downlink, topics, signer, self._progress, gone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from broker_config.transport import Received
 from metrics.catalogue import Kind, Reason
@@ -64,7 +65,7 @@ class Reports:
 
     def on_batch(self, uplink: Uplink, now: float) -> None:
         """A batch came, whatever is in it."""
-        _warn_of(uplink, self._absences.on_batch(uplink.tier, uplink.device, now))
+        self._warn_of(uplink, self._absences.on_batch(uplink.tier, uplink.device, now))
 
     def disconnected(self) -> None:
         """Nothing is heard for a while, and that is not the devices' fault."""
@@ -92,8 +93,8 @@ class Reports:
         return True
 
     def _on_telemetry(self, uplink: Uplink, told: Telemetry, now: float) -> None:
-        self._fleet.on_telemetry(uplink.tier, uplink.device, told, now)
-        _warn_of(uplink, self._absences.on_telemetry(uplink.tier, uplink.device, told.batches_sent, now))
+        self._fleet.on_telemetry(uplink.tier, uplink.device, told, now, unix_s=time.time())
+        self._warn_of(uplink, self._absences.on_telemetry(uplink.tier, uplink.device, told.batches_sent, now))
         self._setbacks.on_telemetry(uplink, told)
 
     def _on_status(self, uplink: Uplink, status: Status, now: float) -> None:
@@ -110,10 +111,11 @@ class Reports:
             self._downlink.receipt(uplink, stream, retain=False)
         self._downlink.receipt(uplink, status.stream)
 
-
-def _warn_of(uplink: Uplink, why: str) -> None:
-    if why:
-        _log.warning("device %s (%s) %s", uplink.device, uplink.tier, why, extra=_about(uplink))
+    def _warn_of(self, uplink: Uplink, why: str) -> None:
+        tier, device = uplink.tier, uplink.device
+        if why:
+            _log.warning("device %s (%s) %s", device, tier, why, extra=_about(uplink))
+        self._fleet.set_undelivered(tier, device, self._absences.wrong(tier, device))
 
 
 def _about(uplink: Uplink) -> dict[str, str]:
