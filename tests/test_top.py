@@ -115,6 +115,7 @@ def test_what_is_read_and_not_used_stands_out_with_its_reason() -> None:
 
 def test_it_tells_the_same_reasons_as_the_page_and_what_is_left_to_learn() -> None:
     crowd, picture = Crowd(4), Picture()
+    crowd.now = 20.0
     crowd.tell(2, samples_read=7, temperature_celsius=91.0, trouble="waits for\x1b[2J the plan")
     crowd.status(3, "offline")
     crowd.update(TrainerView(samples=100, passes=8.0, owed_rows=350, backlog=2))

@@ -21,6 +21,8 @@ REFUSED_LATELY_S: Final = 600.0
 """A refused message counts as trouble for so long."""
 NO_DATA_AFTER_S: Final = 60.0
 """A device that has read nothing for so long after it came has no data."""
+WAITS_AFTER_S: Final = 15.0
+"""Whoever has just come may wait a little: a plan takes a moment."""
 OUTBOX_FULL: Final = 0.8
 """An outbox this full is about to stop its device."""
 SLOW_RECEIPT_S: Final = 10.0
@@ -159,7 +161,7 @@ def _of_its_machine(device: Device, told: Telemetry, about: Circumstances) -> di
         found["behind"] = (
             f"a newer version has been out for {_span(about.outdated_s)}, and it has not taken it up"
         )
-    if told.trouble:
+    if told.trouble and about.now - device.first_heard > WAITS_AFTER_S:
         found["waiting"] = told.trouble
     return found
 

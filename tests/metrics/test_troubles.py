@@ -63,6 +63,7 @@ def words(crowd: Crowd, kind: str) -> str:
 def test_what_a_device_says_is_told_as_trouble(figures: dict[str, Any], kind: str, says: str) -> None:
     crowd = Crowd(1)
     crowd.status(1, "online")
+    crowd.now = 20.0
     told = Telemetry(stream=f"{1:032x}", **figures)
     crowd.fleet.on_telemetry("big", "d1", told, crowd.now, unix_s=T0)
     assert kinds(crowd) == [kind]
@@ -76,6 +77,7 @@ def test_what_a_device_says_is_told_as_trouble(figures: dict[str, Any], kind: st
         {"samples_read": 7, "receipt_s": 9.0, "outbox_batches": 9},
         {"samples_read": 7, "temperature_celsius": 79.0},
         {"samples_read": 7, "unix_s": T0 + 50},
+        {"trouble": "waits for the plan, as anybody does who has just come"},
         {"samples_read": 7, "outbox_bytes": 70, "outbox_max_bytes": 100},
         {},
     ],
