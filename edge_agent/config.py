@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,15 +32,32 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def is_encoding(name: str) -> bool:
+    """Whether text can be written in what has that name."""
+    try:
+        codecs.lookup(name)
+        return bool("a".encode(name))
+    except (LookupError, ValueError, TypeError):
+        return False
+
+
 @prepared
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the device's samples come from: the ``[data]`` table."""
 
     path: str = ""
-    """A JSONL, CSV or TSV file, a folder of such files, or - for standard input. Empty: no data of its own;
-    the device only receives weights and predicts."""
-    format: Literal["auto", "jsonl", "csv", "tsv"] = "auto"
-    """How rows are written; auto goes by the file's name, or by the first line of standard input."""
+    """A file (JSON lines, a JSON array, CSV, TSV, packed by gzip or not, or Parquet), a folder of such files,
+    a folder that datasets saved, or - for standard input. Empty: no data of its own; the device only receives
+    weights and predicts."""
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
+    """How rows are written; auto goes by the file's name, or by the first line of standard input. jsonl takes
+    arrays and whole documents too."""
+    delimiter: str = ""
+    """What stands between the columns of CSV and TSV: one character, or tab. Empty: it is found by the
+    header."""
+    encoding: str = "auto"
+    """What the text is written in, such as cp1252 or utf-16-le; auto goes by the file's mark, and takes UTF-8
+    where it has none."""
     text_column: Annotated[str, msgspec.Meta(min_length=1)] = "text"
     """The column (JSONL: key) that holds the text. In JSONL it may be a list of words."""
     label_column: str = "label"
@@ -66,6 +84,10 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def __post_init__(self) -> None:
         parse_part(self.evaluation_part)
+        if self.delimiter not in ("", "tab") and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
+            raise ConfigError("data.delimiter", f"{self.delimiter!r} is not one character, nor tab")
+        if self.encoding != "auto" and not is_encoding(self.encoding):
+            raise ConfigError("data.encoding", f"{self.encoding!r} is no encoding of text; such as cp1252")
         if self.plugin and self.path:
             raise ConfigError("data.plugin", "a plug-in replaces data.path; give one of the two")
 

@@ -35,6 +35,8 @@ _SHORT: Final = {
     "broker.url": "--broker",
     "data.path": "--data",
     "data.format": "--format",
+    "data.delimiter": "--delimiter",
+    "data.encoding": "--encoding",
     "data.text_column": "--text-column",
     "data.label_column": "--label-column",
     "data.watch": "--watch",

@@ -42,7 +42,7 @@ class Crowd:
         status = Status(state=state, birth=1, stream=f"{number:032x}", reason="lost")
         self.fleet.on_status(self.tier(number), f"d{number}", status, self.now)
 
-    def tell(self, number: int, **figures: float) -> None:
+    def tell(self, number: int, **figures: float | str) -> None:
         told = Telemetry(
             stream=f"{number:032x}",
             **{
