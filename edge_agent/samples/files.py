@@ -16,6 +16,7 @@ from edge_agent.samples.source import FIRST_TEXTS, NamesIn, NamingSource, listab
 from edge_agent.samples.tables import TableReader, is_dataset
 from sidestream.backbone.text import Text
 from sidestream.contract.errors import DataError
+from sidestream.contract.spelling import Spellings
 
 BLOCK_BYTES = 256 * 1024
 _FORMATS: Mapping[str, Format] = {
@@ -46,6 +47,7 @@ class FileSource(NamingSource):
         self._many = self._path.is_dir() and not is_dataset(self._path)
         self._labels: tuple[str, ...] | None = None
         self._first: Sequence[Text] = ()
+        self._spellings = Spellings()
         self._survey(lambda label: ())
 
     @property
@@ -111,12 +113,20 @@ class FileSource(NamingSource):
                     continue
                 rows += 1
                 first += [row.input] if len(first) < FIRST_TEXTS and row.text.strip() else []
-                labels.update(names_in(row.label) if row.label is not None else ())
+                if row.label is not None:
+                    labels.update(names_in(row.label))
+                    self._warn_of(row.label)
         if not rows and not self._config.watch:
             raise DataError(f"data.path: no usable row in {self._path}")
         self._readers.clear()
         self._first = first
         return listable(labels)
+
+    def _warn_of(self, label: str) -> None:
+        """Of labels in the data that look alike, or hold what is not seen; a list is many."""
+        if not label.startswith("["):
+            for odd in self._spellings.add([label], "the data"):
+                log.warning("%s: %s", self._path, odd)
 
 
 def reader_of(path: Path, config: DataConfig) -> _FileReader | TableReader:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +19,7 @@ from edge_agent.samples.decoding import AUTO, Decoder
 from edge_agent.samples.json_lines import JsonLines
 from edge_agent.samples.sample import BrokenRow, Row
 from sidestream.contract.errors import DataError
+from sidestream.contract.spelling import normal
 
 MAX_ROW_BYTES = 1024 * 1024
 _USUAL = {"_text_column": "text", "_label_column": "label"}
@@ -314,7 +314,7 @@ def _label_of(value: Any) -> str:
 
 def _name_of(value: Any) -> str:
     """A label's name: what is equal in Unicode's normal form is one label."""
-    return unicodedata.normalize("NFC", _plain(value)).strip()
+    return normal(_plain(value))
 
 
 def _plain(value: Any) -> str:

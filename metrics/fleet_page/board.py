@@ -132,6 +132,12 @@ class Board:
             known = (refusal.tier, refusal.device) in self._shown.devices
             self._log.refuse(refusal, self._revision, known=known)
 
+    def tell(self, kind: str, words: str) -> None:
+        """Something happened to the job as a whole."""
+        with self._lock:
+            self._revision += 1
+            self._note(kind, words)
+
     def view(self, *, board: str = "", since: int = 0) -> FleetView:
         """Everything; or, for who names this board and a revision of it, what is new."""
         with self._lock:
@@ -232,10 +238,11 @@ class Board:
         if trainer.final != before.final:
             words.append("all is learnt" if trainer.final else "learns again: there is something new")
         for said in words:
-            at_unix_s = round(self._now_unix_s, 1)
-            self._log.note(
-                EventView(at_unix_s=at_unix_s, kind="trainer", words=said, revision=self._revision)
-            )
+            self._note("trainer", said)
+
+    def _note(self, kind: str, words: str) -> None:
+        at_unix_s = round(self._now_unix_s, 1)
+        self._log.note(EventView(at_unix_s=at_unix_s, kind=kind, words=words, revision=self._revision))
 
     def _point(self, unix_s: float) -> Point:
         trainer, tiers = self._shown.trainer, self._shown.tiers

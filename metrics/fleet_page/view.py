@@ -215,7 +215,8 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at_unix_s: float
     """When; where it happened often, when it last did."""
     kind: str
-    """A kind of trouble, ``well`` when one has passed, ``state``, ``version``, ``refused`` or ``trainer``."""
+    """A kind of trouble, ``well`` when one has passed, or ``state``, ``version``, ``refused``, ``labels``,
+    ``trainer``."""
     words: str
     """What."""
     tier: str = ""

@@ -16,6 +16,7 @@ from side_trainer.receive.setbacks import Setbacks
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.errors import DecodeError, MismatchError, StorageError
 from sidestream.contract.messages import Status, Telemetry
+from sidestream.contract.spelling import Spellings
 from sidestream.contract.topics import Uplink
 from sidestream.contract.wire import unpack
 
@@ -44,6 +45,7 @@ class Reports:
         self._refusals = refusals
         self._absences = Absences()
         self._births: dict[tuple[str, str], Status] = {}
+        self._spellings = Spellings()
 
     def on_report(self, uplink: Uplink, event: Received, now: float) -> None:
         """A status or telemetry message; an empty status takes the device off the list."""
@@ -103,6 +105,9 @@ class Reports:
         if status.state == "online":
             _log.info("device %s (%s) is online", uplink.device, uplink.tier, extra=_about(uplink))
             self._births[uplink.tier, uplink.device] = status
+            for odd in self._spellings.add(status.labels, f"device {uplink.device}"):
+                _log.warning("%s", odd, extra=_about(uplink))
+                self._figures.board.tell("labels", odd)
         else:
             where = (uplink.device, uplink.tier, status.reason)
             _log.info("device %s (%s) is offline: %s", *where, extra=_about(uplink))

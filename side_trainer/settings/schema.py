@@ -23,6 +23,7 @@ from sidestream.contract.plan import (
     tap_layers,
 )
 from sidestream.contract.sampling import TOKEN_KINDS, parse_sampling
+from sidestream.contract.spelling import normal
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Codec
 from sidestream.contract.topics import check_name
@@ -273,6 +274,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             except WireError as exc:
                 raise ConfigError(f"tiers.{name}", str(exc)) from exc
         try:
+            msgspec.structs.force_setattr(self, "labels", tuple(map(normal, self.labels)))
             check_labels(self.labels)
         except WireError as exc:
             raise ConfigError("labels", str(exc)) from exc

@@ -10,6 +10,7 @@ __all__ = [
     "quality",
     "sampling",
     "signing",
+    "spelling",
     "tasks",
     "tensors",
     "topics",
