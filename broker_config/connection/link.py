@@ -14,6 +14,7 @@ on any broker.
 """
 
 import logging
+import os
 import selectors
 import socket
 import ssl
@@ -32,6 +33,7 @@ from broker_config.connection import reasons
 from broker_config.connection.link_filters import LinkFilters
 from broker_config.connection.link_plan import Ending, LinkPlan, unsent_bytes
 from broker_config.connection.wakeup import Wakeup
+from broker_config.connection.web_client import WebClient
 from broker_config.connection.window import InFlightWindow
 from broker_config.errors import NotConnected
 from broker_config.transport import Connected, ProtocolVersion, Received, packet_overhead_bytes
@@ -138,15 +140,19 @@ class Link:
 
     def _new_client(self) -> Client:
         plan = self._plan
-        client = Client(
+        kind = WebClient if plan.endpoint.web_path else Client
+        client = kind(
             CallbackAPIVersion.VERSION2,
             client_id=plan.client_id,
             clean_session=True if self._protocol == "3.1.1" else None,
             protocol=_PROTOCOLS[self._protocol],
+            transport="websockets" if plan.endpoint.web_path else "tcp",
             reconnect_on_failure=False,
         )
         client.connect_timeout = plan.settings.connect_timeout_s
         client.max_inflight_messages_set(0)  # the window is ours: paho ignores the broker's limit
+        if plan.endpoint.web_path:
+            client.ws_set_options(path=plan.endpoint.web_path)
         if plan.endpoint.username:
             client.username_pw_set(plan.endpoint.username, plan.endpoint.password or None)
         if plan.tls is not None:
@@ -196,7 +202,8 @@ class Link:
             self._end(Ending(reason="closed" if self._leaving else "connection lost"))
             return False
         _watch(selector, sock, client.want_write())
-        buffered = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        buffered = not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket)
+        buffered = buffered and sock.pending() > 0
         ready = {key.fileobj: mask for key, mask in selector.select(0 if buffered else self._tick_s())}
         readable = buffered or bool(ready.get(sock, 0) & selectors.EVENT_READ)
         woken = self._wakeup.receiver in ready
@@ -223,10 +230,9 @@ class Link:
             sock.close()
         self._wakeup.close()
 
-    def _socket(self) -> socket.socket | None:
-        sock = self._client.socket()
-        assert sock is None or isinstance(sock, socket.socket)
-        return sock
+    def _socket(self) -> Any:
+        """A socket, or paho's wrapper round one, through which web sockets go; None if there is none."""
+        return self._client.socket()
 
     def _end(self, ending: Ending) -> None:
         if self._ending is None:
@@ -249,7 +255,8 @@ class Link:
     # Paho's callbacks; all on the network loop's thread.
 
     def _tune_socket(self, _client: Client, _userdata: Any, sock: Any) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with socket.socket(fileno=os.dup(sock.fileno())) as same:  # paho's wrapper has no options
+            same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _answered(
         self, _client: Client, _userdata: Any, _flags: ConnectFlags, code: ReasonCode, said: Properties | None
@@ -258,6 +265,9 @@ class Link:
             reason = reasons.why_refused(code.value, str(code), self._plan.endpoint)
             unsupported = code.value == reasons.UNSUPPORTED_PROTOCOL
             self._end(Ending(reason=reason, unsupported_protocol=unsupported))
+            return
+        if lacking := reasons.what_lacks(said, self._plan.endpoint):
+            self._end(Ending(reason=lacking))
             return
         receive_maximum = getattr(said, "ReceiveMaximum", _DEFAULT_RECEIVE_MAXIMUM)
         limit = min(self.window.max_packet_bytes, getattr(said, "MaximumPacketSize", sys.maxsize))

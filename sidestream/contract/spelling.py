@@ -58,8 +58,8 @@ class Spellings:
             self._told.add(key)
             other, of = next(iter(spelt.items()))
             found.append(
-                f"labels {ascii_or(other)} ({of}) and {ascii_or(label)} ({source}) are two labels that "
-                "differ in no more than case, spaces or how a number is written: write them alike to make them one"
+                f"labels {ascii_or(other)} ({of}) and {ascii_or(label)} ({source}) are two: they differ in "
+                "no more than case, spaces or how a number is written: write them alike to make them one"
             )
         return found
 
