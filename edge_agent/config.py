@@ -106,7 +106,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """PEM file of the trainer's public keys: no plan and no weights are adopted but what one of them signed.
     Enrolment writes it. Empty: the device adopts whatever the broker delivers."""
     device: str = ""
-    """This device's name in the fleet. Empty: a hash of the board's serial number or the machine id."""
+    """This device's name in the fleet. Empty: its host's name, with a few digits of the machine's id where
+    others are called the same."""
     tier: str = ""
     """Its hardware tier, one of those in the plan. Empty: detected from the board (pi4, pi5, jetson-orin, …;
     generic where it is none of these)."""

@@ -21,11 +21,12 @@ from side_trainer.operator.forget import forget
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.topics import check_name
-from sidestream.host.commands import Handler, add_command, add_group, add_state_dir
+from sidestream.host.commands import Handler, add_command, add_group
 from sidestream.host.flags import add_flags, overrides
 from sidestream.host.logs import say, set_up
 from sidestream.host.settings_init import write_settings
 from sidestream.host.signals import set_on_hangup, stop_event
+from sidestream.host.state_choice import add_state_dir
 
 _SHORT: Final = {"broker.url": "--broker", "learner.seed": "--seed", "metrics_port": "--metrics-port"}
 _SECRET: Final = ("broker.username", "broker.password")
@@ -235,7 +236,7 @@ def back_up(args: argparse.Namespace) -> int:
 
 def quarantine_list(args: argparse.Namespace) -> int:
     """Print the verdicts."""
-    from side_trainer.operator.audit import quarantined
+    from side_trainer.operator.status import quarantined
 
     found = quarantined(args.state_dir)
     if args.json:
@@ -253,7 +254,7 @@ def quarantine_list(args: argparse.Namespace) -> int:
 
 def quarantine_decide(args: argparse.Namespace) -> int:
     """Release or exclude a device."""
-    from side_trainer.operator.audit import decide
+    from side_trainer.operator.status import decide
 
     decide(args.state_dir, args.device, "released" if args.action == "release" else "excluded")
     print(f"{args.device} is {args.action}d; a running trainer follows within seconds")
@@ -284,7 +285,7 @@ def export(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Sum up the state directory."""
-    from side_trainer.operator.audit import read_state
+    from side_trainer.operator.status import read_state
 
     state = read_state(args.state_dir)
     if args.json:

@@ -14,6 +14,7 @@ __all__ = [
     "settings_init",
     "settings_text",
     "signals",
+    "state_choice",
     "state_dir",
     "toml",
     "trace",
