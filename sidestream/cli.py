@@ -21,7 +21,7 @@ import sidestream.top.cli
 from sidestream.contract.errors import SidestreamError
 from sidestream.host.logs import fail
 from sidestream.host.signals import INTERRUPTED
-from sidestream.host.state_choice import find_state_dir
+from sidestream.service.state_choice import find_state_dir
 from sidestream.version import version
 
 _DESCRIPTION = """\

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidestream.contract.errors import ConfigError
-from sidestream.host.state_choice import add_state_dir, find_state_dir
+from sidestream.service.state_choice import add_state_dir, find_state_dir
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,11 @@ COMMANDS = {
     "agent samples": ["--json", "--predict", "--config", "--job", "--state-dir", "--unlabelled"],
     "agent uninstall": ["--root", "--user"],
     "backbone export": ["--layers", "--out", "--precision"],
+    "broker install": [
+        *("--dry-run", "--host", "--port", "--root", "--run-as", "--state-dir", "--user"),
+    ],
     "broker render": ["--out"],
+    "broker uninstall": ["--root", "--user"],
     "broker run": ["--data-dir", "--host", "--kind", "--log-format", "--log-level", "--port"],
     "demo": [
         *("--alpha", "--broker", "--data", "--devices", "--eval", "--json", "--keep", "--label-column"),
@@ -58,6 +62,8 @@ COMMANDS = {
     "trainer quarantine release": ["--config", "--job", "--state-dir"],
     "trainer rebuild": ["--config", "--job", "--state-dir", "--without"],
     "trainer init": None,
+    "trainer install": ["--dry-run", "--root", "--run-as", "--state-dir", "--user"],
+    "trainer uninstall": ["--root", "--user"],
     "trainer run": None,
     "trainer status": ["--json", "--config", "--job", "--state-dir"],
     "trainer verify": ["--config", "--job", "--state-dir", "--threads"],

@@ -23,7 +23,7 @@ from sidestream.contract.errors import DataError, StateError
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.host.commands import Handler, add_command
 from sidestream.host.logs import set_up
-from sidestream.host.state_choice import add_state_dir
+from sidestream.service.state_choice import add_state_dir
 
 if TYPE_CHECKING:
     from edge_agent.answers.answer import Answer

@@ -26,7 +26,9 @@ from sidestream.host.flags import add_flags, overrides
 from sidestream.host.logs import say, set_up
 from sidestream.host.settings_init import write_settings
 from sidestream.host.signals import set_on_hangup, stop_event
-from sidestream.host.state_choice import add_state_dir
+from sidestream.service.install import add_install, put_in_place
+from sidestream.service.state_choice import add_state_dir
+from sidestream.service.systemd import Service, state_by_hand, system_state
 
 _SHORT: Final = {"broker.url": "--broker", "learner.seed": "--seed", "metrics_port": "--metrics-port"}
 _SECRET: Final = ("broker.username", "broker.password")
@@ -46,6 +48,12 @@ A smallest trainer.toml:
 """
 
 
+_INSTALL_HELP: Final = """\
+Have systemd run the trainer, now and after every start of the machine, as a service with few rights. It runs
+as the owner of the settings, or as --run-as says, and goes on with the state of the same trainer run by hand.
+
+    sudo sidestream trainer install /etc/sidestream/trainer.toml
+"""
 _FORGET_HELP: Final = """\
 Take a device that is out of service off the list on page, top and in metrics: what stands of it on the broker
 is cleared. The trainer may run. What the device sent stays learnt, and if it comes back it is listed again.
@@ -64,6 +72,10 @@ def add_parser(subparsers: Any) -> None:
     )
     _add_run(commands)
     _add_init(commands)
+    installs = add_install(commands, "trainer", install, _INSTALL_HELP)
+    installs.add_argument(
+        "config", metavar="CONFIG", type=Path, help="the job's settings, such as trainer.toml"
+    )
     _add_looks(commands)
     _add_quarantine(commands)
     about = (
@@ -197,6 +209,25 @@ def run(args: argparse.Namespace) -> int:
     with stop_event() as stop, set_on_hangup(file.asked):
         run_trainer(config, stop, started=started, settings_file=file, take_over=args.take_over)
     return 0
+
+
+def install(args: argparse.Namespace) -> int:
+    """Write the unit and start it, or show it."""
+    settings = args.config.expanduser().absolute()
+    config = SettingsFile(settings, {}).load()
+    probe = Service(
+        part="trainer",
+        words=(),
+        settings=settings,
+        state=system_state("trainer"),
+        for_user=args.user,
+        run_as=args.run_as,
+        root=args.root,
+    )
+    state = args.state_dir or state_by_hand("trainer", config.state_dir, config.job, probe)
+    state = state.expanduser().absolute()
+    words = ("trainer", "run", str(settings), "--state-dir", str(state))
+    return put_in_place(msgspec.structs.replace(probe, words=words, state=state), dry_run=args.dry_run)
 
 
 def forget_device(args: argparse.Namespace) -> int:

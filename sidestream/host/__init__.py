@@ -14,7 +14,6 @@ __all__ = [
     "settings_init",
     "settings_text",
     "signals",
-    "state_choice",
     "state_dir",
     "toml",
     "trace",
