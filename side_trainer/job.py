@@ -237,17 +237,13 @@ class Job:
             width=status.width,
             taps=self._taps(name, status.depth),
             fingerprint=status.fingerprint,
+            backbone=configured.head or configured.backbone,
         )
         head = self._heads.get(name)
         if head is None and TASKS[self._config.task].generates:
             return False
         if head is not None:
-            record = msgspec.structs.replace(
-                record,
-                head=head.fingerprint,
-                vocabulary=head.vocabulary,
-                backbone=configured.head or configured.backbone,
-            )
+            record = msgspec.structs.replace(record, head=head.fingerprint, vocabulary=head.vocabulary)
             if head.width != status.width:
                 self._refused(name, f"its head takes width {head.width}, the backbone has {status.width}")
                 return False

@@ -35,6 +35,7 @@ from sidestream.contract.errors import ConfigError, DataError
 
 _STDIN = "standard input"
 PLUGIN_GROUP = "sidestream.sources"
+_REGISTERED: dict[str, Callable[[DataConfig], Iterable[Any]]] = {}
 _PEEKED_ROWS = 10_000  # of standard input, for its label names
 
 
@@ -166,7 +167,14 @@ def _format_of(head: bytes) -> Format:
     return "tsv" if b"\t" in line else "csv"
 
 
+def register(name: str, factory: Callable[[DataConfig], Iterable[Any]]) -> None:
+    """Make a plug-in known in this process, as an installed one is by its entry point."""
+    _REGISTERED[name] = factory
+
+
 def _find_plugin(name: str) -> Callable[[DataConfig], Iterable[Any]]:
+    if name in _REGISTERED:
+        return _REGISTERED[name]
     plugins = {point.name: point for point in entry_points(group=PLUGIN_GROUP)}
     if name not in plugins:
         known = ", ".join(sorted(plugins)) or "none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from side_trainer.operator.status import open_journal
 from sidestream.contract.errors import StateError
 from sidestream.contract.wire import prepared
 from sidestream.host.state_dir import write_atomically
+from sidestream.side_network.exported import INDEX, Exported
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 2.0
@@ -114,6 +116,7 @@ def export(state_dir: Path, out: Path, form: str = "bundle", tier: str = "") -> 
         if form not in fold.method.formats:
             raise StateError(f"--format {form}: the job's method writes {', '.join(fold.method.formats)}")
         made = fold.method.export(form, journal.run, journal.version_base + fold.offset, tier)
+        made = _with_sampling(made, journal)
     if "" not in made.files:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -122,6 +125,20 @@ def export(state_dir: Path, out: Path, form: str = "bundle", tier: str = "") -> 
     for name, data in made.files.items():
         _write(out / name if name else out, data)
     return made
+
+
+def _with_sampling(made: Export, journal: Journal) -> Export:
+    """An export that says how the tier's devices sample tokens, by which they measure and predict."""
+    if INDEX not in made.files:
+        return made
+    exported = msgspec.json.decode(made.files[INDEX], type=Exported)
+    policies = sorted(journal.policies.get(exported.tier, ()))
+    if exported.tier_plan.vocabulary or not policies:
+        return made
+    plan = msgspec.structs.replace(exported.tier_plan, sampling=policies[0])
+    exported = msgspec.structs.replace(exported, tier_plan=plan)
+    index = msgspec.json.format(msgspec.json.encode(exported), indent=2)
+    return dataclasses.replace(made, files={**made.files, INDEX: index})
 
 
 def _write(path: Path, data: bytes) -> None:

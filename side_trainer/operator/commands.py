@@ -128,7 +128,7 @@ def _add_looks(commands: Any) -> None:
     )
     text = "file to write; a folder for hf"
     exports.add_argument("--out", metavar="PATH", type=Path, required=True, help=text)
-    text = "hf: a language model for transformers; load it with edge_agent.load_tuned(PATH)"
+    text = "hf: a folder that sidestream.load(PATH) answers with; a language model also for transformers"
     exports.add_argument("--format", choices=("bundle", "hf"), default="bundle", help=text)
     text = "for hf: whose backbone (default: the deepest)"
     exports.add_argument("--tier", metavar="NAME", default="", help=text)
