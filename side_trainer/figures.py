@@ -18,6 +18,7 @@ from metrics.fleet_page.server import PortInUseError, serve_page
 from metrics.fleet_page.view import RefusedView, TrainerView
 from metrics.server import serve
 from metrics.telemetry import FleetExporter
+from metrics.trackers.tracking import Trackers
 from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.fold.progress import Progress
 from side_trainer.job import Job
@@ -64,6 +65,7 @@ class Figures:
         self._journal = journal
         self._judge = judge
         self._link = link
+        self._trackers = Trackers((), config.job)
         self._job = job
         self._progress = progress
         self._exporter = FleetExporter(self.metrics, config.task)
@@ -79,6 +81,7 @@ class Figures:
     def serve(self, stack: ExitStack) -> tuple[str, str]:
         """Serve metrics and page until the stack is unwound; return their URLs, empty where there is none."""
         config, metrics_url = self._config, ""
+        self._trackers = stack.enter_context(Trackers(config.trackers, config.job))
         if config.metrics_port >= 0:
             served = serve(self.metrics.registry, config.metrics_port, config.metrics_host)
             metrics_url = stack.enter_context(served).url
@@ -105,6 +108,7 @@ class Figures:
             unix_s=time.time(),
             around=self._surroundings(),
         )
+        self._trackers.offer(*self.board.newest())
         self.online = {name: tier.devices_online for name, tier in summaries.items()}
 
     def _surroundings(self) -> Surroundings:

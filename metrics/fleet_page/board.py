@@ -169,6 +169,11 @@ class Board:
             _, found = self._shown.devices.get((tier, name), (None, None))
             return DeviceDetail(device=found, events=self._log.of(tier, name))
 
+    def newest(self) -> tuple[Point, str, int]:
+        """The last point of the curves, what their quality is, and the version folded by then."""
+        with self._lock:
+            return self._point(self._now_unix_s), HEADLINE[self.task], self._shown.trainer.version
+
     def oldest(self, most: int) -> tuple[list[DeviceView], int]:
         """The ``most`` devices that have been known longest, and how many more there are."""
         with self._lock:

@@ -16,6 +16,7 @@ import msgspec
 
 from broker_config.connection.connection import Connection
 from broker_config.connection.tls import tls_context
+from metrics.trackers.tracking import check_trackers
 from side_trainer.broadcast.signing import load_signer
 from side_trainer.operator.forget import forget
 from side_trainer.settings.reload import SettingsFile
@@ -196,6 +197,7 @@ def run(args: argparse.Namespace) -> int:
         if endpoint.tls:
             tls_context(config.broker)
         load_signer(config.job, config.signing)
+        check_trackers(config.trackers)
         print(f"the settings are right: job {config.job!r}, broker {endpoint.address}")
         return 0
     set_up(config.log_level, config.log_format, job=config.job)

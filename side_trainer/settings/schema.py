@@ -216,6 +216,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Threads of an update. The same number gives the same bits; another may differ in the last one."""
     metrics_host: str = "127.0.0.1"
     """Where metrics are served."""
+    trackers: tuple[str, ...] = ()
+    """Where else to write the page's curves, by version: tensorboard:DIR, mlflow:URI, or another NAME:WHERE
+    of an installed tracker."""
     metrics_port: Annotated[int, msgspec.Meta(ge=-1, le=65535)] = 9464
     """Prometheus scrapes this port; 0 for a free one, -1 for none."""
     metrics_devices: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50

@@ -40,10 +40,16 @@ def test_an_export_of_any_task_answers_as_the_device_does(task: str, tmp_path: P
     with sidestream.broker() as broker:
         common = {"broker": broker.url, "job": "colours"}
         learner = {**common, **settings, "task": task, "tiers": tiers, "learner": {"passes": 2.0}}
-        device: dict[str, Any] = {**common, "tier": "pi", "device": "d", "data": {"plugin": "rows"}, "exit_when_done": True}
+        device: dict[str, Any] = {
+            **common,
+            "tier": "pi",
+            "device": "d",
+            "data": {"plugin": "rows"},
+            "exit_when_done": True,
+        }
         with (
             sidestream.trainer(**learner, state_dir=tmp_path / "t", idle_after_s=0.3),
-            sidestream.agent(**device, state_dir=tmp_path / "a") as agent,
+            sidestream.agent(**device, state_dir=tmp_path / "a", exit_when_done=True) as agent,
         ):
             assert agent.wait(120)
     export(tmp_path / "t", tmp_path / "out", "hf")
