@@ -151,6 +151,13 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     port shows the whole fleet."""
     metrics_host: str = "127.0.0.1"
     """Where they are served; 0.0.0.0 lets other machines scrape."""
+    serve_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9470
+    """Where sidestream agent serve answers over HTTP; 0 takes any free port."""
+    serve_host: str = "127.0.0.1"
+    """On which address. Anything but loopback is open to whoever reaches it: there are no passwords."""
+    serve_mqtt: bool = False
+    """Whether it answers over MQTT too: requests on ask/TIER/DEVICE of the job, with MQTT 5's response topic
+    and correlation data. Whoever the broker's access list lets write there is answered."""
     trace_path: str = ""
     """Append what is done when to this file, a JSON object a line, for a timeline; empty: do not."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

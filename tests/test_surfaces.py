@@ -33,6 +33,7 @@ COMMANDS = {
     "agent predict": ["--backbone", "--file", "--json", "--pair", "--config", "--job", "--state-dir"],
     "agent run": None,
     "agent samples": ["--json", "--predict", "--config", "--job", "--state-dir", "--unlabelled"],
+    "agent serve": ["--backbone", "--config", "--host", "--job", "--port", "--state-dir"],
     "agent uninstall": ["--root", "--user"],
     "backbone export": ["--layers", "--out", "--precision"],
     "broker install": [

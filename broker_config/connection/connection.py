@@ -144,6 +144,28 @@ class Connection:
             raise NotConnected("the connection is closed")
         self._publish(topic, payload, qos, retain, timeout_s)
 
+    def answer(self, request: Received, payload: bytes, *, timeout_s: float = 10.0) -> None:
+        """Answer a message that wants one; as :meth:`publish`, with QoS 1.
+
+        Raises:
+            ValueError: it wants none: it came by MQTT 3.1.1, or names no topic.
+        """
+        if not request.response_topic:
+            raise ValueError("the message names no topic for an answer")
+        check_topic(request.response_topic)
+        self._refuse_event_thread()
+        link = self._live
+        if link is None:
+            raise NotConnected(self._last_error or f"not connected to {self._plan.endpoint.address} yet")
+        link.publish(
+            request.response_topic,
+            payload,
+            qos=1,
+            retain=False,
+            timeout_s=timeout_s,
+            correlation=request.correlation,
+        )
+
     def flush(self, timeout_s: float) -> bool:
         """See :class:`~broker_config.transport.Transport`."""
         self._refuse_event_thread()

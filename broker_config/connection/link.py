@@ -26,6 +26,7 @@ from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -107,14 +108,23 @@ class Link:
 
     # From any thread.
 
-    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, timeout_s: float) -> None:
-        """See :meth:`broker_config.transport.Transport.publish`."""
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        retain: bool,
+        timeout_s: float,
+        correlation: bytes | None = None,
+    ) -> None:
+        """See :meth:`broker_config.transport.Transport.publish`; an answer carries its ``correlation``."""
         size = packet_overhead_bytes(topic) + len(payload)
         self.window.acquire(timeout_s, size)
         counted = size if qos else 0  # that QoS 0 was sent shows nothing
         self.window.handed(counted)
         # From here on, on_publish gives the place back, perhaps before publish() has returned.
-        handed = self._client.publish(topic, payload, qos, retain)
+        handed = self._client.publish(topic, payload, qos, retain, properties=_answering(correlation))
         if handed.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self.window.release()
             raise NotConnected("the connection broke while a message was handed to it")
@@ -305,6 +315,8 @@ class Link:
                 retained=message.retain,
                 qos=message.qos,
                 epoch=self.epoch,
+                response_topic=str(getattr(message.properties, "ResponseTopic", "")),
+                correlation=bytes(getattr(message.properties, "CorrelationData", b"")),
             )
         )
 
@@ -341,6 +353,16 @@ class Link:
                     taken_over=from_broker and code.value == reasons.TAKEN_OVER,
                 )
             )
+
+
+def _answering(correlation: bytes | None) -> Properties | None:
+    """What makes a message an answer."""
+    if correlation is None:
+        return None
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if correlation:
+        properties.CorrelationData = correlation
+    return properties
 
 
 def _watch(selector: selectors.BaseSelector, sock: socket.socket, writing: bool) -> None:
