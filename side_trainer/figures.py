@@ -13,12 +13,13 @@ from metrics.broker_figures import BrokerFigures
 from metrics.catalogue import Kind, TrainerMetrics, total, values
 from metrics.fleet_page.board import Board, Surroundings
 from metrics.fleet_page.device_series import DeviceSeries
-from metrics.fleet_page.fleet import Fleet
+from metrics.fleet_page.fleet import MAX_DEVICES, Fleet
 from metrics.fleet_page.server import PortInUseError, serve_page
 from metrics.fleet_page.view import RefusedView, TrainerView
 from metrics.server import serve
 from metrics.telemetry import FleetExporter
 from metrics.trackers.tracking import Trackers
+from side_trainer.broadcast.home_assistant import HomeAssistant
 from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.fold.progress import Progress
 from side_trainer.job import Job
@@ -26,6 +27,8 @@ from side_trainer.journal.journal import Journal
 from side_trainer.quarantine.judge import Judge
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.messages import TrainerStatus
+from sidestream.contract.quality import HEADLINE
+from sidestream.contract.topics import Topics
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +69,8 @@ class Figures:
         self._judge = judge
         self._link = link
         self._trackers = Trackers((), config.job)
+        prefix = config.broker.endpoint().topic_prefix
+        self._home = HomeAssistant(link, Topics(config.job), config.home_assistant, prefix)
         self._job = job
         self._progress = progress
         self._exporter = FleetExporter(self.metrics, config.task)
@@ -109,6 +114,9 @@ class Figures:
             around=self._surroundings(),
         )
         self._trackers.offer(*self.board.newest())
+        if self._config.home_assistant:
+            devices, _ = self.board.oldest(MAX_DEVICES)
+            self._home.tell(devices, HEADLINE[self._config.task], now)
         self.online = {name: tier.devices_online for name, tier in summaries.items()}
 
     def _surroundings(self) -> Surroundings:

@@ -130,6 +130,8 @@ def test_topics_are_these() -> None:
         topics.receipt("t", "d"),
         topics.flow("t"),
         topics.rejected("t", "d"),
+        topics.question("t", "d"),
+        topics.home("t", "d"),
         topics.echo("t", "d"),
         topics.trainer_echo,
     ] == [
@@ -144,6 +146,8 @@ def test_topics_are_these() -> None:
         "sidestream/v1/job/down/t/device/d/receipt",
         "sidestream/v1/job/down/t/flow",
         "sidestream/v1/job/rejected/t/d",
+        "sidestream/v1/job/ask/t/d",
+        "sidestream/v1/job/home/t/d",
         "sidestream/v1/job/up/t/d/echo",
         "sidestream/v1/job/trainer/echo",
     ]

@@ -216,6 +216,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Threads of an update. The same number gives the same bits; another may differ in the last one."""
     metrics_host: str = "127.0.0.1"
     """Where metrics are served."""
+    home_assistant: str = ""
+    """Show each device in Home Assistant, by MQTT discovery below this prefix: homeassistant, unless yours
+    has another. Empty: do not."""
     trackers: tuple[str, ...] = ()
     """Where else to write the page's curves, by version: tensorboard:DIR, mlflow:URI, or another NAME:WHERE
     of an installed tracker."""
@@ -283,6 +286,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ConfigError("labels", str(exc)) from exc
         if self.labels and not TASKS[self.task].named:
             raise ConfigError("labels", f"{self.task.value} has none; leave them out")
+        if set(self.home_assistant) & set("+#$") or self.home_assistant.strip("/") != self.home_assistant:
+            raise ConfigError("home_assistant", f"{self.home_assistant[:80]!r} is no prefix of topics")
         if len(self.labels) == 1:
             raise ConfigError("labels", "one label leaves nothing to learn; give two or more, or none")
         return self
