@@ -11,12 +11,16 @@ import threading
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
+
 from broker_config.embedded.broker import EmbeddedBroker
 from broker_config.mosquitto import render_deployment
 from sidestream.host.commands import add_command, add_group
 from sidestream.host.logs import LogFormat, say, set_up
 from sidestream.host.signals import stop_event
 from sidestream.host.state_dir import default_dir
+from sidestream.service.install import add_install, put_in_place
+from sidestream.service.systemd import Service, state_by_hand, system_state
 
 _LOOK_S = 0.25  # how often a running broker is checked for having died
 
@@ -26,6 +30,13 @@ It listens on this machine only. To serve devices on the network for a trial, us
 no passwords then. For a real fleet, run a broker of your own: see "sidestream broker render".
 """
 
+_INSTALL_HELP = """\
+Have systemd run the embedded broker, now and after every start of the machine, as a service with few rights:
+as root, or better as --run-as says. For a real fleet, run Mosquitto's own service with the configuration that
+"sidestream fleet init" or "sidestream broker render" writes.
+
+    sudo sidestream broker install --run-as pi
+"""
 _RENDER_HELP = """\
 Write mosquitto.conf for a broker of your own, with every setting explained: packet size, queue limits,
 persistence, listeners. It starts as it is, for this machine only; the listener for the fleet is in it,
@@ -43,6 +54,7 @@ def add_parser(subparsers: Any) -> None:
     )
     _add_run(commands)
     _add_render(commands)
+    _add_install(commands)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,6 +132,29 @@ def _add_run(commands: Any) -> None:
         default="text",
         help="how we log: text, or json for an object a line (default: %(default)s)",
     )
+
+
+def _add_install(commands: Any) -> None:
+    parser = add_install(commands, "broker", install, _INSTALL_HELP)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=1883, help="TCP port (default: %(default)s)")
+
+
+def install(args: argparse.Namespace) -> int:
+    """Write the unit and start it, or show it."""
+    probe = Service(
+        part="broker",
+        words=(),
+        settings=Path("/") if not args.user else Path.home(),
+        state=system_state("broker"),
+        for_user=args.user,
+        run_as=args.run_as,
+        root=args.root,
+    )
+    state = (args.state_dir or state_by_hand("broker", "", "", probe)).expanduser().absolute()
+    where = ("--host", args.host, "--port", str(args.port), "--data-dir", str(state))
+    service = msgspec.structs.replace(probe, words=("broker", "run", *where), state=state)
+    return put_in_place(service, dry_run=args.dry_run)
 
 
 def _add_render(commands: Any) -> None:

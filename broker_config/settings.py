@@ -8,8 +8,9 @@ Opens nothing: :meth:`BrokerSettings.endpoint` only checks and takes apart. File
 import math
 import os
 from collections.abc import Mapping
-from typing import Literal
-from urllib.parse import SplitResult, unquote, urlsplit
+from ipaddress import IPv6Address
+from typing import Literal, NamedTuple
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -19,8 +20,12 @@ from sidestream.contract.wire import prepared
 PASSWORD_VARIABLE = "SIDESTREAM_BROKER_PASSWORD"
 USERNAME_VARIABLE = "SIDESTREAM_BROKER_USERNAME"
 
-_DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
-_URL_SHAPE = "write mqtt://HOST:PORT, or mqtts://HOST:PORT for TLS"
+_DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+_TLS = ("mqtts", "wss")
+_WEB_SOCKETS = ("ws", "wss")
+_URL_SHAPE = "write mqtt://HOST:PORT, or mqtts://HOST:PORT for TLS; ws:// and wss:// for web sockets"
+_WEB_PATH = "/mqtt"
+_MOST_PREFIX = 1024
 _MASK = "********"
 
 
@@ -33,11 +38,15 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     """TCP port."""
     tls: bool
-    """Whether the connection is encrypted (``mqtts://``)."""
+    """Whether the connection is encrypted (``mqtts://``, ``wss://``)."""
     username: str
     """Empty when the client is anonymous."""
     password: str
     """Empty when there is none."""
+    web_path: str = ""
+    """Of a connection through web sockets, its path; empty for plain MQTT."""
+    topic_prefix: str = ""
+    """Levels before every topic; empty for none."""
 
     def __repr__(self) -> str:
         return f"Endpoint({self.address}, tls={self.tls}, username={self.username!r})"
@@ -53,8 +62,13 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How to reach the broker. Its repr never shows a password."""
 
     url: str = "mqtt://127.0.0.1:1883"
-    """``mqtt://host:port``, or ``mqtts://host:port`` for TLS. ``user:password@`` before the host works, but
-    ends up in shell histories and process lists: prefer SIDESTREAM_BROKER_PASSWORD."""
+    """``mqtt://host:port``, or ``mqtts://host:port`` for TLS; ``ws://`` and ``wss://host:port/path`` through
+    web sockets; ``[…]`` round an IPv6 address. ``mqtts://host/prefix`` puts a prefix before all topics.
+    ``user:password@`` before the host works, with whatever is in them (a % is written %25), but ends up in
+    shell histories and process lists: prefer SIDESTREAM_BROKER_PASSWORD."""
+    topic_prefix: str = ""
+    """Levels before every topic, such as tenants/17, for brokers that give a client only a part of the tree;
+    the same on trainer and devices. Empty: the URL's, or none."""
     username: str = ""
     """User name; SIDESTREAM_BROKER_USERNAME overrides it. Empty: the URL's, or anonymous."""
     password: str = ""
@@ -92,17 +106,20 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         environ = os.environ if environ is None else environ
         self._check_numbers()
         parts = _split(self.url)
-        self._check_tls_files(parts.scheme == "mqtts")
-        username = environ.get(USERNAME_VARIABLE) or self.username or unquote(parts.username or "")
-        password = environ.get(PASSWORD_VARIABLE) or self.password or unquote(parts.password or "")
+        self._check_tls_files(parts.scheme)
+        username = environ.get(USERNAME_VARIABLE) or self.username or parts.username
+        password = environ.get(PASSWORD_VARIABLE) or self.password or parts.password
         if password and not username:
             raise ConfigError("broker.username", "there is a password but no user name; give one")
+        web = parts.scheme in _WEB_SOCKETS
         return Endpoint(
-            host=_host(parts),
+            host=_host(parts.host),
             port=_port(parts),
-            tls=parts.scheme == "mqtts",
+            tls=parts.scheme in _TLS,
             username=_credential("broker.username", username),
             password=_credential("broker.password", password),
+            web_path=(quote(parts.path, safe="/?=&%") or _WEB_PATH) if web else "",
+            topic_prefix=_prefix(self.topic_prefix or ("" if web else unquote(parts.path))),
         )
 
     def _check_numbers(self) -> None:
@@ -112,13 +129,24 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if self.protocol not in ("auto", "5", "3.1.1"):
             raise ConfigError("broker.protocol", f'is "auto", "5" or "3.1.1", not {self.protocol!r}')
 
-    def _check_tls_files(self, tls: bool) -> None:
+    def _check_tls_files(self, scheme: str) -> None:
         given = [name for name in ("ca_file", "cert_file", "key_file") if getattr(self, name)]
-        if given and not tls:
-            raise ConfigError("broker.url", f"starts with mqtt://, but {given[0]} needs mqtts://")
+        if given and scheme not in _TLS:
+            raise ConfigError("broker.url", f"starts with {scheme}://, but {given[0]} needs {scheme}s://")
         if bool(self.cert_file) != bool(self.key_file):
             missing = "key_file" if self.cert_file else "cert_file"
             raise ConfigError(f"broker.{missing}", "cert_file and key_file go together; give both or neither")
+
+
+class _Parts(NamedTuple):
+    """A URL, taken apart and not checked. User name and password are decoded."""
+
+    scheme: str
+    username: str
+    password: str
+    host: str
+    port: str
+    path: str
 
 
 def masked_url(url: str) -> str:
@@ -130,39 +158,79 @@ def masked_url(url: str) -> str:
     return f"{scheme}{separator}{userinfo.partition(':')[0]}:{_MASK}@{host}"
 
 
-def _split(url: str) -> SplitResult:
+def _split(url: str) -> _Parts:
+    """Take a URL apart; the last @ ends the user's part, whatever is in it."""
     if not url.isprintable() or " " in url:
         raise ConfigError("broker.url", f"has spaces or control characters; {_URL_SHAPE}")
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigError("broker.url", f"is not a URL ({error}); {_URL_SHAPE}") from error
-    if parts.scheme not in _DEFAULT_PORTS:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.lower() not in _DEFAULT_PORTS:
         raise ConfigError("broker.url", f"{masked_url(url)!r} does not start with mqtt://; {_URL_SHAPE}")
-    if parts.path.strip("/") or parts.query or parts.fragment:
-        raise ConfigError("broker.url", f"ends in more than a host and a port; {_URL_SHAPE}")
-    return parts
+    userinfo, _, rest = rest.rpartition("@")
+    username, _, password = userinfo.partition(":")
+    place, slash, path = rest.partition("/")
+    host, port = _host_and_port(place)
+    path = f"{slash}{path}" if path.strip("/") else ""
+    if "#" in rest or ("?" in rest and scheme.lower() not in _WEB_SOCKETS):
+        raise ConfigError("broker.url", f"ends in more than a host, a port and a path; {_URL_SHAPE}")
+    return _Parts(scheme.lower(), unquote(username), unquote(password), host, port, path)
 
 
-def _host(parts: SplitResult) -> str:
-    host = parts.hostname or ""
+def _host_and_port(place: str) -> tuple[str, str]:
+    if place.startswith("["):
+        host, closed, after = place[1:].partition("]")
+        if not closed or ":" not in host or (after and not after.startswith(":")):
+            raise ConfigError("broker.url", f"has an IPv6 address that is not in [ ]; {_URL_SHAPE}")
+        return host, after.removeprefix(":")
+    if place.count(":") > 1:
+        raise ConfigError(
+            "broker.url", f"has more than one colon: an IPv6 address stands in [ ]; {_URL_SHAPE}"
+        )
+    host, _, port = place.partition(":")
+    return host, port
+
+
+def _host(host: str) -> str:
     if not host:
         raise ConfigError("broker.url", f"names no host; {_URL_SHAPE}")
     try:
-        host.encode("idna")
-    except UnicodeError as error:
+        if ":" in host:
+            IPv6Address(host)
+        else:
+            host.encode("idna")
+    except ValueError as error:  # Unicode's errors are such
         raise ConfigError("broker.url", f"{host!r} is not a host name; {_URL_SHAPE}") from error
+    if set(host) & set('[]%?#\\"<>^`{}|') and ":" not in host:
+        raise ConfigError("broker.url", f"{host!r} is not a host name; {_URL_SHAPE}")
     return host
 
 
-def _port(parts: SplitResult) -> int:
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError("broker.url", f"the port is a number from 1 to 65535; {_URL_SHAPE}") from error
-    if port == 0:
+def _port(parts: _Parts) -> int:
+    if not parts.port:
+        return _DEFAULT_PORTS[parts.scheme]
+    if not (parts.port.isascii() and parts.port.isdecimal() and 0 <= int(parts.port[:6]) <= 65535):
+        raise ConfigError("broker.url", f"the port is a number from 1 to 65535; {_URL_SHAPE}")
+    if int(parts.port) == 0:
         raise ConfigError("broker.url", f"port 0 cannot be connected to; {_URL_SHAPE}")
-    return port or _DEFAULT_PORTS[parts.scheme]
+    return int(parts.port)
+
+
+def _prefix(text: str) -> str:
+    """Checked, without slashes at its ends."""
+    prefix = text.strip("/")
+    if not prefix:
+        return ""
+    bad = (
+        "" in prefix.split("/")
+        or prefix.startswith("$")
+        or not prefix.isprintable()
+        or set(prefix) & set("+#")
+    )
+    if bad or len(prefix) > _MOST_PREFIX:
+        raise ConfigError(
+            "broker.topic_prefix",
+            f"{prefix[:80]!r} cannot stand before topics; write levels such as tenants/17",
+        )
+    return prefix
 
 
 def _credential(name: str, text: str) -> str:

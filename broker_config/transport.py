@@ -79,6 +79,10 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
     """The QoS it was delivered with."""
     epoch: int
     """The connection it came by."""
+    response_topic: str = ""
+    """Where an answer is wanted, as the broker knows it; MQTT 5 only."""
+    correlation: bytes = b""
+    """What the answer is to carry, so that it is known for one."""
 
 
 Event: TypeAlias = Connected | Disconnected | Received

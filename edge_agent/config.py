@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,15 +32,32 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def is_encoding(name: str) -> bool:
+    """Whether text can be written in what has that name."""
+    try:
+        codecs.lookup(name)
+        return bool("a".encode(name))
+    except (LookupError, ValueError, TypeError):
+        return False
+
+
 @prepared
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the device's samples come from: the ``[data]`` table."""
 
     path: str = ""
-    """A JSONL, CSV or TSV file, a folder of such files, or - for standard input. Empty: no data of its own;
-    the device only receives weights and predicts."""
-    format: Literal["auto", "jsonl", "csv", "tsv"] = "auto"
-    """How rows are written; auto goes by the file's name, or by the first line of standard input."""
+    """A file (JSON lines, a JSON array, CSV, TSV, packed by gzip or not, or Parquet), a folder of such files,
+    a folder that datasets saved, or - for standard input. Empty: no data of its own; the device only receives
+    weights and predicts."""
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
+    """How rows are written; auto goes by the file's name, or by the first line of standard input. jsonl takes
+    arrays and whole documents too."""
+    delimiter: str = ""
+    """What stands between the columns of CSV and TSV: one character, or tab. Empty: it is found by the
+    header."""
+    encoding: str = "auto"
+    """What the text is written in, such as cp1252 or utf-16-le; auto goes by the file's mark, and takes UTF-8
+    where it has none."""
     text_column: Annotated[str, msgspec.Meta(min_length=1)] = "text"
     """The column (JSONL: key) that holds the text. In JSONL it may be a list of words."""
     label_column: str = "label"
@@ -66,6 +84,10 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def __post_init__(self) -> None:
         parse_part(self.evaluation_part)
+        if self.delimiter not in ("", "tab") and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
+            raise ConfigError("data.delimiter", f"{self.delimiter!r} is not one character, nor tab")
+        if self.encoding != "auto" and not is_encoding(self.encoding):
+            raise ConfigError("data.encoding", f"{self.encoding!r} is no encoding of text; such as cp1252")
         if self.plugin and self.path:
             raise ConfigError("data.plugin", "a plug-in replaces data.path; give one of the two")
 
@@ -84,7 +106,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """PEM file of the trainer's public keys: no plan and no weights are adopted but what one of them signed.
     Enrolment writes it. Empty: the device adopts whatever the broker delivers."""
     device: str = ""
-    """This device's name in the fleet. Empty: a hash of the board's serial number or the machine id."""
+    """This device's name in the fleet. Empty: its host's name, with a few digits of the machine's id where
+    others are called the same."""
     tier: str = ""
     """Its hardware tier, one of those in the plan. Empty: detected from the board (pi4, pi5, jetson-orin, …;
     generic where it is none of these)."""
@@ -131,6 +154,13 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     port shows the whole fleet."""
     metrics_host: str = "127.0.0.1"
     """Where they are served; 0.0.0.0 lets other machines scrape."""
+    serve_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9470
+    """Where sidestream agent serve answers over HTTP; 0 takes any free port."""
+    serve_host: str = "127.0.0.1"
+    """On which address. Anything but loopback is open to whoever reaches it: there are no passwords."""
+    serve_mqtt: bool = False
+    """Whether it answers over MQTT too: requests on ask/TIER/DEVICE of the job, with MQTT 5's response topic
+    and correlation data. Whoever the broker's access list lets write there is answered."""
     trace_path: str = ""
     """Append what is done when to this file, a JSON object a line, for a timeline; empty: do not."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from metrics.shipping import DEFAULT_TARGET, render
+from metrics.shipping import DEFAULT_TARGET, DOCS, render
 from sidestream.host.commands import add_command, add_group
 
 _RENDER_HELP: Final = """\
@@ -36,11 +36,17 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         help=f"a trainer's metrics, once for each trainer (default: {DEFAULT_TARGET})",
     )
+    renders.add_argument(
+        "--docs",
+        metavar="URL",
+        default=DOCS,
+        help="where alerts link to, such as http://TRAINER:9465/help.html (default: %(default)s)",
+    )
 
 
 def run_render(args: argparse.Namespace) -> int:
     """Write the files and say what to do with them."""
-    for path in render(args.out, args.target or (DEFAULT_TARGET,)):
+    for path in render(args.out, args.target or (DEFAULT_TARGET,), args.docs):
         print(f"wrote {path}")
     print(f"try it with: prometheus --config.file={args.out / 'prometheus.yml'}")
     return 0

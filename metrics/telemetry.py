@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
-from typing import Final
 
 from metrics.catalogue import AgentMetrics, Measure, TrainerMetrics
 from metrics.fleet_page.fleet import Counts, Fleet, TierSummary, advance
+from metrics.fleet_page.versions import VersionTimes
 from sidestream.contract.messages import COUNTERS, Telemetry
 from sidestream.contract.tasks import Task
-
-_VERSIONS_KNOWN: Final = 4096
 
 
 class FleetExporter:
@@ -27,7 +24,7 @@ class FleetExporter:
         self._metrics = metrics
         self._task = task
         self._shown: dict[str, Counts] = {}
-        self._versions: deque[tuple[int, float]] = deque(maxlen=_VERSIONS_KNOWN)
+        self._versions = VersionTimes()
 
     def update(self, fleet: Fleet, *, version: int, now: float) -> dict[str, TierSummary]:
         """Set every figure of the fleet. ``version`` is the one last published.
@@ -36,8 +33,7 @@ class FleetExporter:
             What the fleet is summed up to, by tier.
         """
         metrics = self._metrics
-        if not self._versions or version > self._versions[-1][0]:
-            self._versions.append((version, now))
+        self._versions.note(version, now)
         summaries = fleet.summaries(now)
         for tier, summary in summaries.items():
             metrics.devices_online.labels(tier).set(summary.devices_online)
@@ -50,7 +46,7 @@ class FleetExporter:
             metrics.evaluation_samples.labels(tier).set(summary.evaluation_samples)
             lag = 0 if summary.version_min is None else version - summary.version_min
             metrics.version_lag.labels(tier).set(max(0, lag))
-            metrics.version_lag_seconds.labels(tier).set(self._outdated_s(summary.version_min, now))
+            metrics.version_lag_seconds.labels(tier).set(self._versions.outdated_s(summary.version_min, now))
             metrics.devices_lost.labels(tier).set(summary.devices_lost)
             metrics.outbox_fill.labels(tier).set(summary.outbox_fill)
             metrics.outbox_bytes.labels(tier).set(summary.outbox_bytes)
@@ -64,12 +60,6 @@ class FleetExporter:
                 metrics.device_counters[name].labels(tier).inc(max(0, grown))
             self._shown[tier] = summary.counts
         return summaries
-
-    def _outdated_s(self, version: int | None, now: float) -> float:
-        """For how long there has been a version after this one, as far as this trainer saw it."""
-        if version is None:
-            return 0.0
-        return next((now - since for newer, since in self._versions if newer > version), 0.0)
 
 
 class DeviceExporter:

@@ -11,18 +11,24 @@ from prometheus_client import CollectorRegistry
 
 from metrics.broker_figures import BrokerFigures
 from metrics.catalogue import Kind, TrainerMetrics, total, values
-from metrics.fleet_page.board import Board
+from metrics.fleet_page.board import Board, Surroundings
 from metrics.fleet_page.device_series import DeviceSeries
-from metrics.fleet_page.fleet import Fleet
+from metrics.fleet_page.fleet import MAX_DEVICES, Fleet
 from metrics.fleet_page.server import PortInUseError, serve_page
 from metrics.fleet_page.view import RefusedView, TrainerView
 from metrics.server import serve
 from metrics.telemetry import FleetExporter
+from metrics.trackers.tracking import Trackers
+from side_trainer.broadcast.home_assistant import HomeAssistant
 from side_trainer.broadcast.leader_transport import LeaderTransport
+from side_trainer.fold.progress import Progress
+from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
 from side_trainer.quarantine.judge import Judge
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.messages import TrainerStatus
+from sidestream.contract.quality import HEADLINE
+from sidestream.contract.topics import Topics
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +41,19 @@ class Figures:
         journal: What there is.
         judge: Says whose batches are kept and not learnt from.
         link: Says whether there is a connection.
+        job: Its plan has labels and backbones.
+        progress: What is left to learn.
     """
 
-    def __init__(self, config: TrainerConfig, journal: Journal, judge: Judge, link: LeaderTransport) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        journal: Journal,
+        judge: Judge,
+        link: LeaderTransport,
+        job: Job,
+        progress: Progress,
+    ) -> None:
         self.metrics = TrainerMetrics(CollectorRegistry())
         """Counts everything."""
         self.fleet = Fleet(config.tiers)
@@ -52,6 +68,11 @@ class Figures:
         self._journal = journal
         self._judge = judge
         self._link = link
+        self._trackers = Trackers((), config.job)
+        prefix = config.broker.endpoint().topic_prefix
+        self._home = HomeAssistant(link, Topics(config.job), config.home_assistant, prefix)
+        self._job = job
+        self._progress = progress
         self._exporter = FleetExporter(self.metrics, config.task)
         self.metrics.set_tiers(config.tiers)
         self.metrics.registry.register(self.broker)
@@ -65,6 +86,7 @@ class Figures:
     def serve(self, stack: ExitStack) -> tuple[str, str]:
         """Serve metrics and page until the stack is unwound; return their URLs, empty where there is none."""
         config, metrics_url = self._config, ""
+        self._trackers = stack.enter_context(Trackers(config.trackers, config.job))
         if config.metrics_port >= 0:
             served = serve(self.metrics.registry, config.metrics_port, config.metrics_host)
             metrics_url = stack.enter_context(served).url
@@ -89,9 +111,23 @@ class Figures:
             self._view(status, published),
             now=now,
             unix_s=time.time(),
-            held=self._judge.holds,
+            around=self._surroundings(),
         )
+        self._trackers.offer(*self.board.newest())
+        if self._config.home_assistant:
+            devices, _ = self.board.oldest(MAX_DEVICES)
+            self._home.tell(devices, HEADLINE[self._config.task], now)
         self.online = {name: tier.devices_online for name, tier in summaries.items()}
+
+    def _surroundings(self) -> Surroundings:
+        plan, reasons = self._job.plan, dict[str, str]()
+        if self._judge.count:
+            reasons = {device: reason for device, _, reason, _ in self._journal.holding.verdicts()}
+        return Surroundings(
+            held=lambda device: reasons.get(device, "") if self._judge.holds(device) else None,
+            fingerprints={name: tier.fingerprint for name, tier in plan.tiers.items()},
+            labels=plan.labels,
+        )
 
     def _view(self, status: TrainerStatus, published: int) -> TrainerView:
         metrics = self.metrics
@@ -114,4 +150,6 @@ class Figures:
             bytes_down=int(total(metrics.down_bytes)),
             inbox_dropped=int(total(metrics.inbox_dropped)),
             loss=metrics.loss,
+            passes=self._config.learner.passes,
+            owed_rows=max(0, self._progress.owed),
         )

@@ -181,14 +181,14 @@ class Parts:
             by_labels=TASKS[config.task].form is TargetForm.LABELS,
             held_max_bytes=config.quarantine_max_mib * 2**20,
         )
-        self.figures = Figures(config, journal, self._judge, link)
         self._fold = Fold(journal, cache_bytes=config.cache_mib * 2**20)
+        self._progress = Progress(journal, self._fold, config.learner, awaited=lambda: self._replies.awaited)
+        self.figures = Figures(config, journal, self._judge, link, self._job, self._progress)
         self._replies = Replies(
             *(journal, link, topics, signer, self.figures.metrics),
             keep_s=config.reply_keep_h * 3600,
             patience_s=config.reply_patience_s,
         )
-        self._progress = Progress(journal, self._fold, config.learner, awaited=lambda: self._replies.awaited)
         self._retained = Retained()
         self._downlink = downlink = Downlink(link, topics, journal, self.figures.metrics)
         self.presence = Presence(election, journal, link, downlink, topics, signer, self._progress, gone)

@@ -13,6 +13,7 @@ import edge_agent.commands.agent
 import metrics.cli
 import side_trainer.operator.commands
 import sidestream.backbone.commands
+import sidestream.completion
 import sidestream.demo.cli
 import sidestream.doctor.cli
 import sidestream.fleet.cli
@@ -20,6 +21,7 @@ import sidestream.top.cli
 from sidestream.contract.errors import SidestreamError
 from sidestream.host.logs import fail
 from sidestream.host.signals import INTERRUPTED
+from sidestream.service.state_choice import find_state_dir
 from sidestream.version import version
 
 _DESCRIPTION = """\
@@ -54,7 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"sidestream {version()}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.set_defaults(handler=lambda args: parser.print_help())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for room in (
         sidestream.demo.cli,
         sidestream.fleet.cli,
@@ -67,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         sidestream.top.cli,
     ):
         room.add_parser(commands)
+    sidestream.completion.add_parser(commands, parser)
     return parser
 
 
@@ -78,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(arguments)
     try:
-        code: int = args.handler(args)
+        find_state_dir(args)
+        code: int = args.handler(args) or 0
         sys.stdout.flush()
     except SidestreamError as exc:
         fail(exc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import shlex
 import shutil
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.commands import service, service_state
-from edge_agent.commands.service import UNIT, Service
+from edge_agent.commands import service_state
+from edge_agent.commands.service_state import SYSTEM
+from edge_agent.commands.setup import service_of
 from edge_agent.config import AgentConfig
 from edge_agent.store.outbox_file import FILE_NAME
 from sidestream.cli import main
 from sidestream.host.state_dir import prepare
 from sidestream.host.toml import load_config
+from sidestream.service import systemd
 
 pytestmark = pytest.mark.slow  # each builds the whole command line
 
@@ -38,11 +41,11 @@ def test_a_unit_is_written_for_another_root_and_taken_away(
     root = tmp_path / "root"
     assert main(["agent", "install", str(settings), "--root", str(root), *flags]) == 0
     place = "home/pi/.config/systemd/user" if flags else "etc/systemd/system"
-    text = (root / place / UNIT).read_text()
+    text = (root / place / "sidestream-agent.service").read_text()
     assert "MALLOC_ARENA_MAX=1" in text and "Restart=on-failure" in text and str(settings) in text
     assert ("ProtectSystem=strict" in text and "User=" in text) != bool(flags)
     assert main(["agent", "uninstall", "--root", str(root), *flags]) == 0
-    assert not (root / place / UNIT).exists() and settings.exists()
+    assert not (root / place / "sidestream-agent.service").exists() and settings.exists()
     assert main(["agent", "uninstall", "--root", str(root), *flags]) == 1
 
 
@@ -124,8 +127,8 @@ def test_its_folder_is_made_for_its_owner_only(settings: Path, tmp_path: Path) -
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
 @pytest.mark.parametrize("for_user", [False, True])
 def test_systemd_finds_nothing_wrong_with_it(settings: Path, tmp_path: Path, for_user: bool) -> None:
-    unit = tmp_path / UNIT
-    unit.write_text(Service(settings=settings, for_user=for_user).text())
+    unit = tmp_path / "sidestream-agent.service"
+    unit.write_text(service_of(settings, SYSTEM, for_user=for_user).text())
     mode = ["--user"] if for_user else []
     done = subprocess.run(
         ["systemd-analyze", *mode, "verify", "--man=no", str(unit)],
@@ -138,15 +141,15 @@ def test_systemd_finds_nothing_wrong_with_it(settings: Path, tmp_path: Path, for
         },
         check=False,
     )
-    said = [line for line in (done.stdout + done.stderr).splitlines() if UNIT in line]
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "sidestream-agent.service" in line]
     assert not said and (done.returncode == 0 or not said), done.stderr
 
 
 def test_a_wrong_option_would_be_found(settings: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze")
-    unit = tmp_path / UNIT
-    text = Service(settings=settings, for_user=False).text()
+    unit = tmp_path / "sidestream-agent.service"
+    text = service_of(settings, SYSTEM, for_user=False).text()
     unit.write_text(text.replace("NoNewPrivileges=yes", "NoNewPrivilegez=yes"))
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
@@ -185,5 +188,37 @@ def test_settings_that_are_wrong_are_not_installed(
 
 
 def test_words_of_a_command_line_are_written_as_systemd_reads_them() -> None:
-    assert service._quoted("/a b/50%/$x") == '"/a b/50%%/$$x"'
-    assert service._quoted("/plain") == "/plain"
+    assert systemd._quoted("/a b/50%/$x") == '"/a b/50%%/$$x"'
+    assert systemd._quoted("/plain") == "/plain"
+
+
+@pytest.mark.parametrize("part", ["trainer", "broker"])
+def test_trainer_and_broker_get_units_of_their_own(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    settings = tmp_path / "trainer.toml"
+    settings.write_text('job = "home"\n[tiers.pi]\nbackbone = "x"\n')
+    given = [str(settings)] if part == "trainer" else ["--port", "1999", "--host", "0.0.0.0"]
+    root = tmp_path / "card"
+    assert (
+        main([part, "install", *given, "--root", str(root), "--run-as", pwd.getpwuid(os.geteuid()).pw_name])
+        == 0
+    )
+    unit = root / f"etc/systemd/system/sidestream-{part}.service"
+    text = unit.read_text()
+    state = tmp_path / "state/sidestream" / part / ("home" if part == "trainer" else "")
+    expected = {
+        "trainer": f"trainer run {settings} --state-dir {state}",
+        "broker": f"broker run --host 0.0.0.0 --port 1999 --data-dir {state}",
+    }[part]
+    assert f"Description=Sidestream {part}\n" in text and expected in text
+    assert f'"sidestream {part} uninstall"' in text and f"ReadWritePaths={state}" in text
+    if shutil.which("systemd-analyze"):
+        shutil.copy(unit, tmp_path / unit.name)
+        done = subprocess.run(
+            ["systemd-analyze", "verify", tmp_path / unit.name], capture_output=True, text=True, check=False
+        )
+        assert unit.name not in done.stderr, done.stderr
+    assert main([part, "uninstall", "--root", str(root)]) == 0 and not unit.exists()
+    assert "sidestream" in capsys.readouterr().out

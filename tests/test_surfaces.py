@@ -13,19 +13,34 @@ from sidestream.contract.topics import Topics
 
 COMMANDS = {
     "agent generate": [
-        *("--backbone", "--frozen", "--max-tokens", "--seed", "--state-dir", "--stop", "--temperature"),
+        *(
+            "--backbone",
+            "--frozen",
+            "--max-tokens",
+            "--seed",
+            "--config",
+            "--job",
+            "--state-dir",
+            "--stop",
+            "--temperature",
+        ),
         *("--top-k", "--top-p"),
     ],
     "agent enroll": ["--config-dir", "--data", "--password-file", "--replace"],
     "agent init": None,
     "agent install": ["--dry-run", "--root", "--run-as", "--state-dir", "--user"],
-    "agent label": ["--file", "--state-dir"],
-    "agent predict": ["--backbone", "--file", "--json", "--pair", "--state-dir"],
+    "agent label": ["--config", "--file", "--job", "--state-dir"],
+    "agent predict": ["--backbone", "--file", "--json", "--pair", "--config", "--job", "--state-dir"],
     "agent run": None,
-    "agent samples": ["--json", "--predict", "--state-dir", "--unlabelled"],
+    "agent samples": ["--json", "--predict", "--config", "--job", "--state-dir", "--unlabelled"],
+    "agent serve": ["--backbone", "--config", "--host", "--job", "--port", "--state-dir"],
     "agent uninstall": ["--root", "--user"],
     "backbone export": ["--layers", "--out", "--precision"],
+    "broker install": [
+        *("--dry-run", "--host", "--port", "--root", "--run-as", "--state-dir", "--user"),
+    ],
     "broker render": ["--out"],
+    "broker uninstall": ["--root", "--user"],
     "broker run": ["--data-dir", "--host", "--kind", "--log-format", "--log-level", "--port"],
     "demo": [
         *("--alpha", "--broker", "--data", "--devices", "--eval", "--json", "--keep", "--label-column"),
@@ -38,18 +53,21 @@ COMMANDS = {
     "fleet list": ["--json"],
     "fleet revoke": [],
     "fleet rotate": ["--certificates", "--finish"],
-    "metrics render": ["--out", "--target"],
-    "trainer backup": ["--out", "--state-dir"],
+    "completion": [],
+    "metrics render": ["--docs", "--out", "--target"],
+    "trainer backup": ["--out", "--config", "--job", "--state-dir"],
     "trainer forget": [],
-    "trainer export": ["--format", "--out", "--state-dir", "--tier"],
-    "trainer quarantine exclude": ["--state-dir"],
-    "trainer quarantine list": ["--json", "--state-dir"],
-    "trainer quarantine release": ["--state-dir"],
-    "trainer rebuild": ["--state-dir", "--without"],
+    "trainer export": ["--format", "--out", "--config", "--job", "--state-dir", "--tier"],
+    "trainer quarantine exclude": ["--config", "--job", "--state-dir"],
+    "trainer quarantine list": ["--json", "--config", "--job", "--state-dir"],
+    "trainer quarantine release": ["--config", "--job", "--state-dir"],
+    "trainer rebuild": ["--config", "--job", "--state-dir", "--without"],
     "trainer init": None,
+    "trainer install": ["--dry-run", "--root", "--run-as", "--state-dir", "--user"],
+    "trainer uninstall": ["--root", "--user"],
     "trainer run": None,
-    "trainer status": ["--json", "--state-dir"],
-    "trainer verify": ["--state-dir", "--threads"],
+    "trainer status": ["--json", "--config", "--job", "--state-dir"],
+    "trainer verify": ["--config", "--job", "--state-dir", "--threads"],
     "top": None,
 }
 
@@ -76,7 +94,7 @@ def test_the_commands_are_these() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [name for name, listed in COMMANDS.items() if listed is not None])
 def test_their_options_are_these(command: str) -> None:
-    assert options(leaves(build_parser())[command]) == COMMANDS[command]
+    assert options(leaves(build_parser())[command]) == sorted(COMMANDS[command] or ())
 
 
 @pytest.mark.parametrize("command", ["agent run", "trainer run"])
@@ -112,6 +130,8 @@ def test_topics_are_these() -> None:
         topics.receipt("t", "d"),
         topics.flow("t"),
         topics.rejected("t", "d"),
+        topics.question("t", "d"),
+        topics.home("t", "d"),
         topics.echo("t", "d"),
         topics.trainer_echo,
     ] == [
@@ -126,6 +146,8 @@ def test_topics_are_these() -> None:
         "sidestream/v1/job/down/t/device/d/receipt",
         "sidestream/v1/job/down/t/flow",
         "sidestream/v1/job/rejected/t/d",
+        "sidestream/v1/job/ask/t/d",
+        "sidestream/v1/job/home/t/d",
         "sidestream/v1/job/up/t/d/echo",
         "sidestream/v1/job/trainer/echo",
     ]

@@ -108,8 +108,30 @@ def test_what_is_read_and_not_used_stands_out_with_its_reason() -> None:
         "the troubled first"
     )
     assert any(line.startswith("d1 ") and " 6/12 " in line for line in lines)
-    assert "not used: 6 samples of 1 devices" in lines
-    assert "  d1 (big): 12 samples read: 6 forwarded, 0 held out, 6 unreadable" in lines
+    assert any(line.startswith("d1 ") and line.endswith("data that cannot be used") for line in lines)
+    assert "stuck: 1 devices" in lines
+    assert "  d1 (big): not used of the 12 samples read: 6 unreadable, since 0 s" in lines
+
+
+def test_it_tells_the_same_reasons_as_the_page_and_what_is_left_to_learn() -> None:
+    crowd, picture = Crowd(4), Picture()
+    crowd.now = 20.0
+    crowd.tell(2, samples_read=7, temperature_celsius=91.0, trouble="waits for\x1b[2J the plan")
+    crowd.status(3, "offline")
+    crowd.update(TrainerView(samples=100, passes=8.0, owed_rows=350, backlog=2))
+    picture.take(crowd.board.view())
+    lines = drawn(picture, width=160, height=30)
+    at = lines.index("stuck: 2 devices")
+    assert lines[at + 1].startswith("  d3 (big): its connection broke")
+    assert [line.split(", since")[0] for line in lines[at + 2 : at + 4]] == [
+        "  d2 (small): it is at 91 °C",
+        "  d2 (small): waits for?[2J the plan",
+    ]
+    assert any(line.startswith("d2 ") and line.endswith("too hot, waits") for line in lines)
+    assert "3.5 of 8 passes left, 2 records wait" in lines[1]
+    crowd.update(TrainerView(samples=100, final=True))
+    picture.take(crowd.board.view())
+    assert "nothing left to learn" in drawn(picture, width=160, height=30)[1]
 
 
 def test_a_figure_that_stays_is_drawn_in_the_middle() -> None:

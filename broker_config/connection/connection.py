@@ -11,16 +11,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from broker_config.connection.backoff import Backoff
 from broker_config.connection.link import Link
 from broker_config.connection.link_plan import STUCK_S, Ending, LinkPlan
 from broker_config.connection.packet_limit import PacketLimit
+from broker_config.connection.prefix import Prefix
 from broker_config.connection.protocol_choice import ProtocolChoice
 from broker_config.connection.tls import tls_context
 from broker_config.errors import NotConnected
 from broker_config.settings import BrokerSettings
 from broker_config.topic_filter import check_filter, check_topic
-from broker_config.transport import Connected, Disconnected, Event, Will
+from broker_config.transport import Connected, Disconnected, Event, Received, Will
 from sidestream.contract.errors import BrokerError
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ class Connection:
         if will is not None:
             check_topic(will.topic)
         endpoint = settings.endpoint()
+        self._prefix = prefix = Prefix(endpoint.topic_prefix)
         self.counters: Counter[str] = Counter()
         """What went wrong and did no harm: handler_errors, publishes_refused, subscriptions_refused,
         unsolicited; and connections, disconnections, failed_attempts, taken_over, stuck."""
@@ -67,7 +71,7 @@ class Connection:
             endpoint=endpoint,
             tls=tls_context(settings) if endpoint.tls else None,
             client_id=client_id,
-            will=will,
+            will=will and msgspec.structs.replace(will, topic=prefix.out(will.topic)),
             max_inflight=max_inflight,
             stuck_s=stuck_s,
             clock=clock,
@@ -140,6 +144,28 @@ class Connection:
             raise NotConnected("the connection is closed")
         self._publish(topic, payload, qos, retain, timeout_s)
 
+    def answer(self, request: Received, payload: bytes, *, timeout_s: float = 10.0) -> None:
+        """Answer a message that wants one; as :meth:`publish`, with QoS 1.
+
+        Raises:
+            ValueError: it wants none: it came by MQTT 3.1.1, or names no topic.
+        """
+        if not request.response_topic:
+            raise ValueError("the message names no topic for an answer")
+        check_topic(request.response_topic)
+        self._refuse_event_thread()
+        link = self._live
+        if link is None:
+            raise NotConnected(self._last_error or f"not connected to {self._plan.endpoint.address} yet")
+        link.publish(
+            request.response_topic,
+            payload,
+            qos=1,
+            retain=False,
+            timeout_s=timeout_s,
+            correlation=request.correlation,
+        )
+
     def flush(self, timeout_s: float) -> bool:
         """See :class:`~broker_config.transport.Transport`."""
         self._refuse_event_thread()
@@ -197,7 +223,7 @@ class Connection:
 
     def _wanted(self) -> dict[str, int]:
         with self._changed:
-            return dict(self._filters)
+            return {self._prefix.out(one): qos for one, qos in self._filters.items()}
 
     def _won(self, link: Link, connected: Connected) -> None:
         self.counters["connections"] += 1
@@ -254,6 +280,8 @@ class Connection:
 
     def _emit(self, event: Event) -> None:
         assert self._on_event is not None
+        if self._prefix.levels and isinstance(event, Received):
+            event = msgspec.structs.replace(event, topic=self._prefix.back(event.topic))
         try:
             self._on_event(event)
         except Exception:
@@ -270,7 +298,7 @@ class Connection:
         link = self._live
         if link is None:
             raise NotConnected(self._last_error or f"not connected to {self._plan.endpoint.address} yet")
-        link.publish(topic, payload, qos=qos, retain=retain, timeout_s=timeout_s)
+        link.publish(self._prefix.out(topic), payload, qos=qos, retain=retain, timeout_s=timeout_s)
 
     def _say(self, last_words: Sequence[tuple[str, bytes, int, bool]], deadline_s: float) -> None:
         try:

@@ -14,6 +14,7 @@ on any broker.
 """
 
 import logging
+import os
 import selectors
 import socket
 import ssl
@@ -25,6 +26,7 @@ from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -32,6 +34,7 @@ from broker_config.connection import reasons
 from broker_config.connection.link_filters import LinkFilters
 from broker_config.connection.link_plan import Ending, LinkPlan, unsent_bytes
 from broker_config.connection.wakeup import Wakeup
+from broker_config.connection.web_client import WebClient
 from broker_config.connection.window import InFlightWindow
 from broker_config.errors import NotConnected
 from broker_config.transport import Connected, ProtocolVersion, Received, packet_overhead_bytes
@@ -105,14 +108,23 @@ class Link:
 
     # From any thread.
 
-    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, timeout_s: float) -> None:
-        """See :meth:`broker_config.transport.Transport.publish`."""
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        retain: bool,
+        timeout_s: float,
+        correlation: bytes | None = None,
+    ) -> None:
+        """See :meth:`broker_config.transport.Transport.publish`; an answer carries its ``correlation``."""
         size = packet_overhead_bytes(topic) + len(payload)
         self.window.acquire(timeout_s, size)
         counted = size if qos else 0  # that QoS 0 was sent shows nothing
         self.window.handed(counted)
         # From here on, on_publish gives the place back, perhaps before publish() has returned.
-        handed = self._client.publish(topic, payload, qos, retain)
+        handed = self._client.publish(topic, payload, qos, retain, properties=_answering(correlation))
         if handed.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self.window.release()
             raise NotConnected("the connection broke while a message was handed to it")
@@ -138,15 +150,19 @@ class Link:
 
     def _new_client(self) -> Client:
         plan = self._plan
-        client = Client(
+        kind = WebClient if plan.endpoint.web_path else Client
+        client = kind(
             CallbackAPIVersion.VERSION2,
             client_id=plan.client_id,
             clean_session=True if self._protocol == "3.1.1" else None,
             protocol=_PROTOCOLS[self._protocol],
+            transport="websockets" if plan.endpoint.web_path else "tcp",
             reconnect_on_failure=False,
         )
         client.connect_timeout = plan.settings.connect_timeout_s
         client.max_inflight_messages_set(0)  # the window is ours: paho ignores the broker's limit
+        if plan.endpoint.web_path:
+            client.ws_set_options(path=plan.endpoint.web_path)
         if plan.endpoint.username:
             client.username_pw_set(plan.endpoint.username, plan.endpoint.password or None)
         if plan.tls is not None:
@@ -196,7 +212,8 @@ class Link:
             self._end(Ending(reason="closed" if self._leaving else "connection lost"))
             return False
         _watch(selector, sock, client.want_write())
-        buffered = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        buffered = not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket)
+        buffered = buffered and sock.pending() > 0
         ready = {key.fileobj: mask for key, mask in selector.select(0 if buffered else self._tick_s())}
         readable = buffered or bool(ready.get(sock, 0) & selectors.EVENT_READ)
         woken = self._wakeup.receiver in ready
@@ -223,10 +240,9 @@ class Link:
             sock.close()
         self._wakeup.close()
 
-    def _socket(self) -> socket.socket | None:
-        sock = self._client.socket()
-        assert sock is None or isinstance(sock, socket.socket)
-        return sock
+    def _socket(self) -> Any:
+        """A socket, or paho's wrapper round one, through which web sockets go; None if there is none."""
+        return self._client.socket()
 
     def _end(self, ending: Ending) -> None:
         if self._ending is None:
@@ -249,7 +265,8 @@ class Link:
     # Paho's callbacks; all on the network loop's thread.
 
     def _tune_socket(self, _client: Client, _userdata: Any, sock: Any) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with socket.socket(fileno=os.dup(sock.fileno())) as same:  # paho's wrapper has no options
+            same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _answered(
         self, _client: Client, _userdata: Any, _flags: ConnectFlags, code: ReasonCode, said: Properties | None
@@ -258,6 +275,9 @@ class Link:
             reason = reasons.why_refused(code.value, str(code), self._plan.endpoint)
             unsupported = code.value == reasons.UNSUPPORTED_PROTOCOL
             self._end(Ending(reason=reason, unsupported_protocol=unsupported))
+            return
+        if lacking := reasons.what_lacks(said, self._plan.endpoint):
+            self._end(Ending(reason=lacking))
             return
         receive_maximum = getattr(said, "ReceiveMaximum", _DEFAULT_RECEIVE_MAXIMUM)
         limit = min(self.window.max_packet_bytes, getattr(said, "MaximumPacketSize", sys.maxsize))
@@ -295,6 +315,8 @@ class Link:
                 retained=message.retain,
                 qos=message.qos,
                 epoch=self.epoch,
+                response_topic=str(getattr(message.properties, "ResponseTopic", "")),
+                correlation=bytes(getattr(message.properties, "CorrelationData", b"")),
             )
         )
 
@@ -331,6 +353,16 @@ class Link:
                     taken_over=from_broker and code.value == reasons.TAKEN_OVER,
                 )
             )
+
+
+def _answering(correlation: bytes | None) -> Properties | None:
+    """What makes a message an answer."""
+    if correlation is None:
+        return None
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if correlation:
+        properties.CorrelationData = correlation
+    return properties
 
 
 def _watch(selector: selectors.BaseSelector, sock: socket.socket, writing: bool) -> None:

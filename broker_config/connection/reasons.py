@@ -3,6 +3,8 @@
 import socket
 import ssl
 
+from paho.mqtt.client import WebsocketConnectionError
+
 from broker_config.settings import Endpoint
 
 UNSUPPORTED_PROTOCOL = 0x84
@@ -39,6 +41,11 @@ def why_unreachable(error: OSError, endpoint: Endpoint, timeout_s: float) -> str
         return f"connection refused by {address}; is the broker running?"
     if isinstance(error, socket.gaierror):
         return f"no host named {endpoint.host!r} can be found; check broker.url and the network's DNS"
+    if isinstance(error, WebsocketConnectionError):
+        return (
+            f"{address} does not take web sockets at {endpoint.web_path}: check the path in broker.url "
+            "(often /mqtt), and that the port is the one for web sockets"
+        )
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message
         return f"the certificate of {address} is not trusted ({why}); check broker.ca_file and broker.url"
@@ -47,6 +54,17 @@ def why_unreachable(error: OSError, endpoint: Endpoint, timeout_s: float) -> str
     if isinstance(error, TimeoutError):
         return f"no answer from {address} within {timeout_s:g} s; check the address and the firewalls between"
     return f"cannot reach {address}: {error.strerror or error}"
+
+
+def what_lacks(said: object, endpoint: Endpoint) -> str:
+    """What a job needs and this broker says that it does not do; empty if it has all."""
+    if getattr(said, "RetainAvailable", 1) == 0:
+        return f"the broker at {endpoint.address} keeps no retained messages, and a job lives by them"
+    if getattr(said, "MaximumQoS", 1) == 0:
+        return f"the broker at {endpoint.address} takes no messages of QoS 1, and a job needs them"
+    if getattr(said, "WildcardSubscriptionAvailable", 1) == 0:
+        return f"the broker at {endpoint.address} lets nobody subscribe by wildcards, and a job needs that"
+    return ""
 
 
 def why_refused(code: int, name: str, endpoint: Endpoint) -> str:

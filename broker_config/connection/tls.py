@@ -3,6 +3,8 @@
 import ssl
 from pathlib import Path
 
+from cryptography import x509
+
 from broker_config.settings import BrokerSettings
 from sidestream.contract.errors import ConfigError
 
@@ -32,6 +34,15 @@ def tls_context(settings: BrokerSettings) -> ssl.SSLContext:
                 "or the key needs a passphrase",
             ) from error
     return context
+
+
+def certificate_expires_unix_s(settings: BrokerSettings) -> float:
+    """When the certificate ends that is shown to the broker; 0 where there is none, or it cannot be read."""
+    try:
+        pem = Path(settings.cert_file).read_bytes() if settings.cert_file else b""
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp() if pem else 0.0
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _check_readable(name: str, path: str) -> None:

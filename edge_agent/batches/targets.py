@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from sidestream.backbone.sampled import Sampled
 from sidestream.contract.quality import Tally, tally_labels, tally_sets, tally_values
+from sidestream.contract.spelling import alike
 from sidestream.contract.tasks import TASKS, Scale, Task
 from sidestream.contract.tensors import Floats
 
@@ -207,7 +208,9 @@ def _index(index: Mapping[str, int], name: str, judge: bool) -> int:
         return found
     if judge:
         return _FOREIGN
-    raise Unusable(f"label {name[:80]!r} is not one of the job's {len(index)} labels, which are fixed")
+    near = next((known for known in index if alike(known) == alike(name)), None)
+    hint = f"; it has {near!r}: write it like that" if near is not None else ""
+    raise Unusable(f"label {name[:80]!r} is not one of the job's {len(index)} labels, which are fixed{hint}")
 
 
 def _list(label: str) -> list[str]:

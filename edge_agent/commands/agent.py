@@ -20,6 +20,7 @@ from broker_config.connection.tls import tls_context
 from edge_agent.commands import setup as setup_cli
 from edge_agent.commands.generate import add_adopted, add_generate
 from edge_agent.commands.samples import add_label, add_samples
+from edge_agent.commands.serve import add_serve
 from edge_agent.config import AgentConfig
 from edge_agent.samples.survey import Survey, survey
 from edge_agent.weights.trust import read_trusted
@@ -35,6 +36,8 @@ _SHORT: Final = {
     "broker.url": "--broker",
     "data.path": "--data",
     "data.format": "--format",
+    "data.delimiter": "--delimiter",
+    "data.encoding": "--encoding",
     "data.text_column": "--text-column",
     "data.label_column": "--label-column",
     "data.watch": "--watch",
@@ -82,6 +85,7 @@ def add_parser(subparsers: Any) -> None:
     )
     _add_run(commands)
     _add_predict(commands)
+    add_serve(commands)
     add_generate(commands)
     setup_cli.add_commands(commands, short=_SHORT, secret=_SECRET)
     add_samples(commands)

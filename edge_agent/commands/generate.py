@@ -7,9 +7,10 @@ import sys
 from typing import Any, Final
 
 from sidestream.contract.errors import DataError
-from sidestream.host.commands import add_command, add_state_dir
+from sidestream.host.commands import add_command
 from sidestream.host.logs import set_up
 from sidestream.host.signals import stop_event
+from sidestream.service.state_choice import add_state_dir
 
 _HELP: Final = """\
 Go on from a prompt with the weights that this device's agent adopted last, and print the text as it comes.

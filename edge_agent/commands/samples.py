@@ -21,8 +21,9 @@ from edge_agent.store.outbox_file import FILE_NAME, as_state_error
 from edge_agent.store.unlabelled import SCHEMA, Listed, UnlabelledStore, staying
 from sidestream.contract.errors import DataError, StateError
 from sidestream.contract.tasks import TASKS, Task
-from sidestream.host.commands import Handler, add_command, add_state_dir
+from sidestream.host.commands import Handler, add_command
 from sidestream.host.logs import set_up
+from sidestream.service.state_choice import add_state_dir
 
 if TYPE_CHECKING:
     from edge_agent.answers.answer import Answer

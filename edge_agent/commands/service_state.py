@@ -12,9 +12,10 @@ from typing import Final
 
 from edge_agent.config import AgentConfig
 from edge_agent.store.outbox_file import FILE_NAME
-from sidestream.contract.errors import ConfigError, StateError
+from sidestream.contract.errors import ConfigError
+from sidestream.service.systemd import below, system_state
 
-SYSTEM: Final = Path("/var/lib/sidestream-agent")
+SYSTEM: Final = system_state("agent")
 """The state of a machine's service whose user has no home."""
 
 
@@ -34,13 +35,13 @@ def state_of(config: AgentConfig, user: str, owner: str, *, for_user: bool, root
     hand = by_hand(config, user)
     home = Path(pwd.getpwnam(user).pw_dir)
     theirs = by_hand(config, owner)
-    if theirs != hand and _in_use(_below(root, theirs)):
+    if theirs != hand and _in_use(below(root, theirs)):
         raise ConfigError(
             "--run-as",
             f"{owner} has run this agent by hand, with its state in {theirs}, and {user} would upload "
             f"everything again; chown -R {user} {theirs}, and give --state-dir {theirs}",
         )
-    usable = for_user or bool(config.state_dir) or _below(root, home).is_dir()
+    usable = for_user or bool(config.state_dir) or below(root, home).is_dir()
     return hand if usable else SYSTEM
 
 
@@ -60,28 +61,6 @@ def by_hand(config: AgentConfig, user: str) -> Path:
     if given and not Path(given).is_absolute():
         raise ConfigError("state_dir", f"{given!r} depends on where the agent is started; write a full path")
     return Path(given) if given else home / ".local/state/sidestream/agent" / config.job
-
-
-def make_for(path: Path, user: str, root: Path) -> None:
-    """Make the directory, and those above it that are missing, the user's own.
-
-    Raises:
-        StateError: it cannot be made.
-    """
-    account = pwd.getpwnam(user)
-    place = _below(root, path)
-    missing = [one for one in (place, *place.parents) if not one.exists()]
-    try:
-        for one in reversed(missing):
-            one.mkdir(mode=0o700)
-            if os.geteuid() == 0:
-                os.chown(one, account.pw_uid, account.pw_gid)
-    except OSError as exc:
-        raise StateError(f"{path} cannot be made: {exc.strerror or exc}; give another --state-dir") from exc
-
-
-def _below(root: Path, path: Path) -> Path:
-    return root / path.relative_to("/")
 
 
 def _in_use(folder: Path) -> bool:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from edge_agent.commands.enrol import SETTINGS, default_config_dir, enrol, read_bundle
-from edge_agent.commands.service import Service
-from edge_agent.commands.service_state import state_of
+from edge_agent.commands.service_state import SYSTEM, state_of
 from edge_agent.config import AgentConfig
 from sidestream.contract.errors import ConfigError
 from sidestream.host.commands import add_command
@@ -20,6 +16,8 @@ from sidestream.host.flags import add_flags, overrides
 from sidestream.host.passwords import VARIABLE, asked_password, given_password
 from sidestream.host.settings_init import write_settings
 from sidestream.host.toml import load_config
+from sidestream.service.install import add_install, put_in_place
+from sidestream.service.systemd import Service
 
 _ENROLL_HELP: Final = f"""\
 Make this device one of a fleet, with the file that "sidestream fleet add-device" wrote: puts agent.toml, the
@@ -59,7 +57,7 @@ def add_commands(commands: Any, *, short: Mapping[str, str], secret: Collection[
     init.add_argument("config", metavar="CONFIG", type=Path, help="file to write, such as agent.toml")
     init.add_argument("--replace", action="store_true", help="replace a file that is there")
     add_flags(init, AgentConfig, short=short, hidden=secret)
-    installs = add_command(commands, "install", install, "have systemd run the agent", _INSTALL_HELP)
+    installs = add_install(commands, "agent", install, _INSTALL_HELP)
     installs.add_argument(
         "config",
         metavar="CONFIG",
@@ -67,30 +65,6 @@ def add_commands(commands: Any, *, short: Mapping[str, str], secret: Collection[
         nargs="?",
         help="the device's settings (default: where enroll put them)",
     )
-    installs.add_argument("--run-as", metavar="NAME", default="", help="the user that it runs as")
-    installs.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        type=Path,
-        help="its state directory (default: that of the agent run by hand)",
-    )
-    installs.add_argument("--dry-run", action="store_true", help="show the unit, and write nothing")
-    uninstalls = add_command(
-        commands,
-        "uninstall",
-        uninstall,
-        "stop the service and take it away; settings and state stay",
-        "Stop the service and take it away. Settings and state stay.",
-    )
-    for parser in (installs, uninstalls):
-        parser.add_argument("--user", action="store_true", help="a service of this user, not of the machine")
-        parser.add_argument(
-            "--root",
-            metavar="DIR",
-            type=Path,
-            default=Path("/"),
-            help="root folder of another machine, such as an SD card mounted here; nothing is started",
-        )
 
 
 def _add_enroll(commands: Any) -> None:
@@ -137,26 +111,20 @@ def install(args: argparse.Namespace) -> int:
     """Write the unit and start it, or show it."""
     settings = (args.config or default_config_dir() / SETTINGS).expanduser().absolute()
     config = load_config(AgentConfig, settings)
-    service = Service(settings=settings, for_user=args.user, run_as=args.run_as, root=args.root)
+    service = service_of(settings, SYSTEM, for_user=args.user, run_as=args.run_as, root=args.root)
     state = args.state_dir or state_of(
         config, service.user, service.owner, for_user=args.user, root=args.root
     )
-    service = msgspec.structs.replace(service, state=state.expanduser().absolute())
-    if args.dry_run:
-        print(f"# {service.path}\n{service.text()}", end="")
-        return 0
-    if not args.user and service.user == "root":
-        print(
-            "note: the settings belong to root, so the agent runs as root; --run-as NAME, or chown them",
-            file=sys.stderr,
-        )
-    for line in service.install():
-        print(line)
-    return 0
+    state = state.expanduser().absolute()
+    service = service_of(settings, state, for_user=args.user, run_as=args.run_as, root=args.root)
+    return put_in_place(service, dry_run=args.dry_run)
 
 
-def uninstall(args: argparse.Namespace) -> int:
-    """Take the unit away."""
-    for line in Service(settings=Path(), for_user=args.user, root=args.root).uninstall():
-        print(line)
-    return 0
+def service_of(
+    settings: Path, state: Path, *, for_user: bool, run_as: str = "", root: Path = Path("/")
+) -> Service:
+    """The agent as a service."""
+    words = ("agent", "run", str(settings), "--state-dir", str(state))
+    return Service(
+        part="agent", words=words, settings=settings, state=state, for_user=for_user, run_as=run_as, root=root
+    )

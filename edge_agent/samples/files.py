@@ -6,14 +6,17 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from edge_agent.config import DataConfig
 from edge_agent.samples.identities import Identities
 from edge_agent.samples.rows import Format
 from edge_agent.samples.sample import BrokenRow, Row, Sample
 from edge_agent.samples.source import FIRST_TEXTS, NamesIn, NamingSource, listable, parser_for
+from edge_agent.samples.tables import TableReader, is_dataset
 from sidestream.backbone.text import Text
 from sidestream.contract.errors import DataError
+from sidestream.contract.spelling import Spellings
 
 BLOCK_BYTES = 256 * 1024
 _FORMATS: Mapping[str, Format] = {
@@ -23,6 +26,7 @@ _FORMATS: Mapping[str, Format] = {
     ".csv": "csv",
     ".tsv": "tsv",
 }
+_TABLES = (".parquet", ".pq")
 log = logging.getLogger(__name__)
 
 
@@ -36,12 +40,14 @@ class FileSource(NamingSource):
     def __init__(self, config: DataConfig, identities: Identities) -> None:
         super().__init__(config, identities)
         self._path = Path(config.path).expanduser()
-        self._readers: dict[Path, _FileReader] = {}
+        self._readers: dict[Path, _FileReader | TableReader] = {}
         self._refused: set[Path] = set()
         if not self._path.exists():
             raise DataError(f"data.path: there is no file or folder {self._path}")
+        self._many = self._path.is_dir() and not is_dataset(self._path)
         self._labels: tuple[str, ...] | None = None
         self._first: Sequence[Text] = ()
+        self._spellings = Spellings()
         self._survey(lambda label: ())
 
     @property
@@ -69,18 +75,18 @@ class FileSource(NamingSource):
 
     def _rows(self, path: Path) -> Iterator[Row | BrokenRow]:
         if path not in self._readers:
-            self._readers[path] = _FileReader(path, self._config)
+            self._readers[path] = reader_of(path, self._config)
         try:
             yield from self._readers[path].read_on(final=not self._config.watch)
         except DataError as exc:
-            if not (self._path.is_dir() and self._config.watch):
+            if not (self._many and self._config.watch):
                 raise
             if path not in self._refused:
                 log.error("%s (the file is left out)", exc)
             self._refused.add(path)
 
     def _files(self) -> list[Path]:
-        if not self._path.is_dir():
+        if not self._many:
             return [self._path]
         try:
             found = sorted(path for path in self._path.iterdir() if self._is_data(path))
@@ -91,13 +97,15 @@ class FileSource(NamingSource):
     def _is_data(self, path: Path) -> bool:
         if path.name.startswith(".") or not path.is_file():
             return False
-        return self._config.format != "auto" or path.suffix.lower() in _FORMATS
+        return self._config.format != "auto" or _format_of(path) is not None
 
     def _survey(self, names_in: NamesIn) -> tuple[str, ...]:
         """Read everything once for its label names, and to find out early whether it can be read."""
         files = self._files()
         if not files and not self._config.watch:
-            raise DataError(f"data.path: no .jsonl, .csv or .tsv file in folder {self._path}")
+            raise DataError(
+                f"data.path: no .jsonl, .json, .csv, .tsv or .parquet file in folder {self._path}"
+            )
         rows, labels, first = 0, set[str](), list[Text]()
         for path in files:
             for row in self._rows(path):
@@ -105,23 +113,50 @@ class FileSource(NamingSource):
                     continue
                 rows += 1
                 first += [row.input] if len(first) < FIRST_TEXTS and row.text.strip() else []
-                labels.update(names_in(row.label) if row.label is not None else ())
+                if row.label is not None:
+                    labels.update(names_in(row.label))
+                    self._warn_of(row.label)
         if not rows and not self._config.watch:
             raise DataError(f"data.path: no usable row in {self._path}")
         self._readers.clear()
         self._first = first
         return listable(labels)
 
+    def _warn_of(self, label: str) -> None:
+        """Of labels in the data that look alike, or hold what is not seen; a list is many."""
+        if not label.startswith("["):
+            for odd in self._spellings.add([label], "the data"):
+                log.warning("%s: %s", self._path, odd)
+
+
+def reader_of(path: Path, config: DataConfig) -> _FileReader | TableReader:
+    """What reads a file, or a saved dataset.
+
+    Raises:
+        DataError: its name does not say what it is, and no setting does.
+        ConfigError: what reads it is not installed.
+    """
+    kind = config.format if config.format != "auto" else _format_of(path)
+    if path.is_dir() or kind == "parquet":
+        return TableReader(path, config)
+    if kind is None:
+        raise DataError(
+            f"data.path: {path} is neither .jsonl, .json, .csv, .tsv (.gz or not) nor .parquet by its name; "
+            "set data.format"
+        )
+    return _FileReader(path, kind, config)
+
+
+def _format_of(path: Path) -> Format | Literal["parquet"] | None:
+    """By its name; None if that does not say."""
+    suffix = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+    return "parquet" if suffix in _TABLES else _FORMATS.get(suffix)
+
 
 class _FileReader:
     """One file and how far it has been read."""
 
-    def __init__(self, path: Path, config: DataConfig) -> None:
-        kind = config.format if config.format != "auto" else _FORMATS.get(path.suffix.lower())
-        if kind is None:
-            raise DataError(
-                f"data.path: {path} is neither .jsonl, .csv nor .tsv by its name; set data.format"
-            )
+    def __init__(self, path: Path, kind: Format, config: DataConfig) -> None:
         self._path = path
         self._parser = parser_for(str(path), kind, config)
         self._offset = 0
@@ -165,10 +200,10 @@ def read_evaluation(config: DataConfig, part: tuple[int, int]) -> list[Row]:
         DataError: it cannot be read, or has no usable row.
     """
     path = Path(config.evaluation_path).expanduser()
-    if not path.is_file():
+    if not (path.is_file() or (path.is_dir() and is_dataset(path))):
         raise DataError(f"data.evaluation_path: there is no file {path}")
     index, parts = part
-    found = list(_FileReader(path, config).read_on(final=True))
+    found = list(reader_of(path, config).read_on(final=True))
     rows = [row for row in found if isinstance(row, Row) and row.text.strip()]
     if not rows:
         raise DataError(f"data.evaluation_path: no usable row in {path}")

@@ -1,7 +1,8 @@
-"""JSONL, CSV and TSV from bytes to rows, piece by piece. Knows no files: whoever feeds it reads them.
+"""JSON, CSV and TSV from bytes to rows, piece by piece. Knows no files: whoever feeds it reads them.
 
 A row is given out once it is complete; the rest waits for more bytes. A broken row is told of as such. A
 wrong column name is an error, because no row would be usable. TSV knows no quotes, CSV those of RFC 4180.
+What columns are cut at shows in the header: whatever gives the columns that are wanted.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
+from edge_agent.samples.decoding import AUTO, Decoder
+from edge_agent.samples.json_lines import JsonLines
 from edge_agent.samples.sample import BrokenRow, Row
 from sidestream.contract.errors import DataError
+from sidestream.contract.spelling import normal
 
 MAX_ROW_BYTES = 1024 * 1024
 _USUAL = {"_text_column": "text", "_label_column": "label"}
@@ -23,6 +27,7 @@ _PROMPTED = {"prompt", "completion"}  # instead of a text, for a language model
 _SHOWN = 3  # broken rows that are told of one by one
 _NAME = re.compile(r"[^\W\d][\w.-]{0,31}")  # what looks like a column's name
 _BOM = b"\xef\xbb\xbf"
+_DELIMITERS = (",", ";", "\t", "|")
 Format: TypeAlias = Literal["jsonl", "csv", "tsv"]
 log = logging.getLogger(__name__)
 
@@ -40,10 +45,20 @@ class RowParser:
         text_column: Column or key of the text.
         label_column: Column or key of the label; empty if there is none.
         pair_column: Column or key of a second text; rows need not have it.
+        delimiter: What stands between columns; empty to find it.
+        encoding: What the bytes are in.
     """
 
     def __init__(
-        self, name: str, kind: Format, text_column: str, label_column: str, pair_column: str = ""
+        self,
+        name: str,
+        kind: Format,
+        text_column: str,
+        label_column: str,
+        pair_column: str = "",
+        *,
+        delimiter: str = "",
+        encoding: str = AUTO,
     ) -> None:
         self.name = name
         self.rows = 0
@@ -53,10 +68,12 @@ class RowParser:
         self.lacking = ""
         """In words: which column was looked for, where the first object has no label."""
         self._kind = kind
+        self._decoder = Decoder(name, encoding)
+        self._json = JsonLines(name, {text_column, *_PROMPTED, "tokens"}) if kind == "jsonl" else None
+        self._delimiter = delimiter
         self._text_column = text_column
         self._label_column = label_column
         self._pair_column = pair_column
-        self._header: list[str] = []
         self._names: list[str] | None = None  # the header; of JSONL, the first object's keys
         self._tail = b""
         self._line = 1
@@ -73,6 +90,9 @@ class RowParser:
         Raises:
             DataError: a column is missing from the header (JSONL: from the first object).
         """
+        data = self._decoder.feed(data, final=final)
+        if self._json is not None:
+            data = self._json.feed(data, final=final)
         lines = self._take_lines(data, final)
         at = 0
         while at < len(lines):
@@ -117,7 +137,11 @@ class RowParser:
         try:
             if self._kind == "jsonl":
                 return self._from_json(_text(lines[at])), 1
-            cells, used = _csv_cells(lines, at, final) if self._kind == "csv" else (_tsv_cells(lines[at]), 1)
+            if not self._delimiter:
+                self._delimiter = self._found_delimiter(_text(lines[at]))
+            if self._kind == "tsv" and self._delimiter == "\t":
+                return self._from_cells(_tsv_cells(lines[at])), 1
+            cells, used = _csv_cells(lines, at, final, self._delimiter)
             return (self._from_cells(cells) if used else None), used
         except _Broken as broken:
             return self._report(str(broken), lines[at]), 1
@@ -140,6 +164,29 @@ class RowParser:
         if len(cells) != len(self._names):
             raise _Broken(f"{len(cells)} fields where the header has {len(self._names)}")
         return self._usable(dict(zip(self._names, cells, strict=True)))
+
+    def take(self, named: Mapping[str, Any]) -> Row | BrokenRow:
+        """A row by its columns' names, counted as those that are read from bytes."""
+        self._line += 1
+        try:
+            row = self._usable(named)
+        except _Broken as broken:
+            return self._report(str(broken), repr(sorted(named.items())).encode(errors="replace"))
+        self.rows += 1
+        return row
+
+    def learn_columns(self, names: list[str]) -> None:
+        """Which columns there are.
+
+        Raises:
+            DataError: one is missing.
+        """
+        self._learn_names(names)
+
+    @property
+    def columns(self) -> set[str]:
+        """Columns that matter."""
+        return {self._text_column, self._label_column, self._pair_column, *_PROMPTED} - {""}
 
     def row(self, named: Mapping[str, Any]) -> Row:
         """A row by its columns' names.
@@ -164,7 +211,6 @@ class RowParser:
         )
 
     def _learn_names(self, names: list[str]) -> None:
-        self._header = names
         for usual, of_words in (("_text_column", "tokens"), ("_label_column", "labels")):
             if getattr(self, usual) == _USUAL[usual] and _USUAL[usual] not in names and of_words in names:
                 setattr(self, usual, of_words)
@@ -185,23 +231,26 @@ class RowParser:
             self.lacking = f"{self.name}: the first object has no {column!r} ({there})"
             return
         hint = '; write "" if rows have no labels' if field == "data.label_column" else ""
-        hint = self._delimiter_hint() or hint
+        if there == "it has: …":
+            hint = f"; if its columns are cut at something else than {self._delimiter!r}, set data.delimiter"
         raise DataError(f"{field}: no column {column!r} in {self.name}; {there}{hint}")
 
-    def _delimiter_hint(self) -> str:
-        """Where the header is one column, what it may have been cut by instead."""
-        if self._kind == "jsonl" or len(self._header) != 1:
-            return ""
-        usual = {"csv": ",", "tsv": "\t"}[self._kind]
-        other = next((one for one in ";\t|," if one != usual and one in self._header[0]), None)
-        if other is None:
-            return ""
-        named = {"\t": "a tab", ",": "a comma"}
-        wanted = "save it as .tsv" if other == "\t" else "save it with commas between them"
-        return (
-            f"; its columns have {named.get(other, repr(other))} between them, and a {self._kind} file needs "
-            f"{named[usual]}: {wanted}"
-        )
+    def _found_delimiter(self, header: str) -> str:
+        """What gives the columns that are wanted; else most columns; else what is usual."""
+        usual = {"csv": ",", "tsv": "\t"}.get(self._kind, ",")
+
+        def worth(delimiter: str) -> tuple[int, int, bool]:
+            names = [
+                cell.strip() for cell in next(csv.reader([header.strip("\r\n")], delimiter=delimiter), [])
+            ]
+            text = bool({self._text_column, "tokens"} & {*names}) or {*names} >= _PROMPTED
+            label = not self._label_column or bool({self._label_column, "labels"} & {*names})
+            return text + label, len(names), delimiter == usual
+
+        best = max((usual, *(one for one in _DELIMITERS if one != usual)), key=worth)
+        if best != usual:
+            log.info("%s: its columns are cut at %r", self.name, best)
+        return best
 
     def _report(self, reason: str, content: bytes) -> BrokenRow:
         self.broken += 1
@@ -215,14 +264,14 @@ def _text(line: bytes) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as exc:
-        raise _Broken("not UTF-8") from exc
+        raise _Broken("not in the encoding that it should be (set data.encoding, such as cp1252)") from exc
 
 
 def _tsv_cells(line: bytes) -> list[str]:
     return _text(line).rstrip("\r\n").split("\t")
 
 
-def _csv_cells(lines: Sequence[bytes], at: int, final: bool) -> tuple[list[str], int]:
+def _csv_cells(lines: Sequence[bytes], at: int, final: bool, delimiter: str) -> tuple[list[str], int]:
     """The cells of the record that starts at a line, and its lines; 0 lines if a quoted field goes on."""
     used = 0
 
@@ -233,7 +282,7 @@ def _csv_cells(lines: Sequence[bytes], at: int, final: bool) -> tuple[list[str],
             yield _text(lines[index])
 
     try:
-        return next(csv.reader(following(), strict=True)), used
+        return next(csv.reader(following(), strict=True, delimiter=delimiter)), used
     except csv.Error as exc:
         if "unexpected end" not in str(exc):
             raise _Broken(str(exc)) from exc
@@ -259,8 +308,13 @@ def _label_of(value: Any) -> str:
     if isinstance(value, list):
         if any(isinstance(name, dict | list) or name is None for name in value):
             raise _Broken("a label list holds names only")
-        return json.dumps([_plain(name).strip() for name in value], ensure_ascii=False)
-    return _plain(value).strip()
+        return json.dumps([_name_of(name) for name in value], ensure_ascii=False)
+    return _name_of(value)
+
+
+def _name_of(value: Any) -> str:
+    """A label's name: what is equal in Unicode's normal form is one label."""
+    return normal(_plain(value))
 
 
 def _plain(value: Any) -> str:

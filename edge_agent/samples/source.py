@@ -96,4 +96,12 @@ def listable(labels: Iterable[str]) -> tuple[str, ...]:
 
 def parser_for(name: str, kind: Format, config: DataConfig) -> RowParser:
     """A parser with the columns that the settings name."""
-    return RowParser(name, kind, config.text_column, config.label_column, config.text_pair_column)
+    return RowParser(
+        name,
+        kind,
+        config.text_column,
+        config.label_column,
+        config.text_pair_column,
+        delimiter={"tab": "\t"}.get(config.delimiter, config.delimiter),
+        encoding=config.encoding,
+    )

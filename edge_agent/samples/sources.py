@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.config import DataConfig
+from edge_agent.samples.decoding import Decoder
 from edge_agent.samples.files import BLOCK_BYTES, FileSource
 from edge_agent.samples.identities import Identities
 from edge_agent.samples.rows import Format, RowParser
@@ -32,7 +33,9 @@ from edge_agent.samples.source import (
 from sidestream.backbone.text import Text
 from sidestream.contract.errors import ConfigError, DataError
 
+_STDIN = "standard input"
 PLUGIN_GROUP = "sidestream.sources"
+_REGISTERED: dict[str, Callable[[DataConfig], Iterable[Any]]] = {}
 _PEEKED_ROWS = 10_000  # of standard input, for its label names
 
 
@@ -95,7 +98,7 @@ class StreamSource(NamingSource):
             if not self._read_block():
                 break
         if self._at_end and self._parser is not None and not self._parser.rows:
-            raise DataError("standard input: no usable row")
+            raise DataError(f"{_STDIN}: no usable row")
         self.ended = self._at_end
 
     def give_back(self, samples: Sequence[Sample]) -> None:
@@ -114,11 +117,15 @@ class StreamSource(NamingSource):
     def _feed(self, block: bytes) -> Iterator[Row | BrokenRow]:
         if self._parser is None:
             self._head += block
-            if b"\n" not in self._head and not self._at_end:
+            # What it is shows in its first line, decoded.
+            shown = Decoder(_STDIN, self._config.encoding).feed(self._head, final=self._at_end)
+            if b"\n" not in shown and not self._at_end:
                 return iter(())
             block, kind = self._head, self._config.format
-            found = _format_of(block) if kind == "auto" else kind
-            self._parser = parser_for("standard input", found, self._config)
+            if kind == "parquet":
+                raise ConfigError("data.format", "parquet cannot be read from standard input; give a file")
+            found = _format_of(shown) if kind == "auto" else kind
+            self._parser = parser_for(_STDIN, found, self._config)
         return self._parser.read(block, final=self._at_end)
 
 
@@ -154,13 +161,20 @@ class PluginSource(NamingSource):
 
 
 def _format_of(head: bytes) -> Format:
-    line = head.lstrip().partition(b"\n")[0]
-    if line.startswith(b"{"):
+    line = head.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0]
+    if line.startswith((b"{", b"[")):
         return "jsonl"
     return "tsv" if b"\t" in line else "csv"
 
 
+def register(name: str, factory: Callable[[DataConfig], Iterable[Any]]) -> None:
+    """Make a plug-in known in this process, as an installed one is by its entry point."""
+    _REGISTERED[name] = factory
+
+
 def _find_plugin(name: str) -> Callable[[DataConfig], Iterable[Any]]:
+    if name in _REGISTERED:
+        return _REGISTERED[name]
     plugins = {point.name: point for point in entry_points(group=PLUGIN_GROUP)}
     if name not in plugins:
         known = ", ".join(sorted(plugins)) or "none"

@@ -21,7 +21,7 @@ from edge_agent.context import AgentContext, Connect, LoadBackbone
 from edge_agent.samples.files import read_evaluation
 from edge_agent.samples.sources import open_source
 from edge_agent.session.duplicate_device import await_departure
-from edge_agent.session.machine import detect_tier, machine_id
+from edge_agent.session.machine import detect_tier, device_name, keep_name, unique_name
 from edge_agent.session.outcome import Outcome
 from edge_agent.session.session import Session
 from edge_agent.store.outbox import Outbox
@@ -33,7 +33,7 @@ from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.runtimes import runtime_of, set_threads, shared_backbone
 from sidestream.contract.plan import Precision
 from sidestream.contract.tasks import Task
-from sidestream.contract.topics import Topics
+from sidestream.contract.topics import MAX_NAME_CHARS, Topics
 from sidestream.host.secret_id import secret_id
 from sidestream.host.state_dir import locked, prepare
 from sidestream.host.trace import open_trace
@@ -69,10 +69,11 @@ class Agent:
         started: Callable[[str], None] = lambda metrics_url: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name = config.device or machine_id()
+        self.name = config.device or device_name(config.state_path)
         """The device's name in the fleet."""
         self.tier = config.tier or detect_tier()
         """Its hardware tier."""
+        self._given_name = bool(config.device)
         self._config = msgspec.structs.replace(config, device=self.name, tier=self.tier)
         self._stop = stop or threading.Event()
         self._connect = connect
@@ -93,23 +94,43 @@ class Agent:
         Raises:
             SidestreamError: something that the user has to mend.
         """
+        patience_s = self._config.broker_wait_s
+        while self._stay(patience_s):
+            patience_s = 0.0
+        return 0
+
+    def _stay(self, patience_s: float) -> bool:
+        """Take part under one name; whether to go on under another."""
         config = self._config
         with ExitStack() as stack:
             folder = prepare(config.state_path)
             stack.enter_context(locked(folder, "an agent"))
+            if not self._given_name:
+                keep_name(folder, self.name)
             context = self._open(folder, stack)
             url = ""
             if config.metrics_port >= 0:
                 served = serve(context.metrics.registry, config.metrics_port, config.metrics_host)
                 url = stack.enter_context(served).url
-            outcome = Session(context).run(
-                patience_s=config.broker_wait_s, started=lambda: self._started(url)
-            )
+            outcome = Session(context).run(patience_s=patience_s, started=lambda: self._started(url))
             while outcome in (Outcome.NEW_PLAN, Outcome.DUPLICATE, Outcome.SET_BACK):
+                if outcome is Outcome.DUPLICATE and self._rename(folder):
+                    return True
                 if outcome is Outcome.DUPLICATE:
                     self._await_departure()
                 outcome = Session(context).run(patience_s=0.0, started=lambda: None)
-        return 0
+        return False
+
+    def _rename(self, folder: Path) -> bool:
+        """Take a name of its own, where its host's is another device's too; whether that was done."""
+        name = unique_name(self.name, folder)
+        if self._given_name or len(name) > MAX_NAME_CHARS or name.endswith(self.name[-7:]):
+            return False
+        log.warning("another device is called %s too: this one goes by %s from now on", self.name, name)
+        keep_name(folder, name)
+        self.name = name
+        self._config = msgspec.structs.replace(self._config, device=name)
+        return True
 
     def _open(self, folder: Path, stack: ExitStack) -> AgentContext:
         """What all sessions work with; the stack closes it."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
+import socket
+import unicodedata
 import uuid
 from pathlib import Path
+
+from sidestream.host.state_dir import write_atomically
 
 GENERIC = "generic"
 _TIERS = (
@@ -20,6 +25,13 @@ _TIERS = (
     (r"Jetson TX2", "jetson-tx2"),
     (r"Jetson Nano", "jetson-nano"),
 )
+_NAME_FILE = "device_name"
+_COMMON = re.compile(
+    r"localhost|localhost\.localdomain|raspberrypi|raspberry|raspbian|jetson|jetson-nano|nvidia|ubuntu|debian|"
+    r"armbian|dietpi|orangepi|odroid|linaro|ubuntu-desktop|tegra-ubuntu|buildroot|[0-9a-f]{12}"
+)
+"""What boards and containers are called that nobody has named."""
+_MOST = 40  # characters of a host name that are kept
 log = logging.getLogger(__name__)
 
 
@@ -27,6 +39,39 @@ def detect_tier(root: Path = Path("/")) -> str:
     """The hardware tier by the board's own name: ``pi5``, ``jetson-orin``, …, or ``generic``."""
     model = _read(root / "proc/device-tree/model")
     return next((tier for pattern, tier in _TIERS if re.search(pattern, model)), GENERIC)
+
+
+def device_name(folder: Path, root: Path = Path("/"), host: str | None = None) -> str:
+    """The device's name where its settings give none: the host's name, made unique if many have it.
+
+    Args:
+        folder: Its state directory: a name that it has taken once, it keeps.
+        root: Of the machine.
+        host: The host's name; None to ask.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if kept := (folder / _NAME_FILE).read_text("ascii").strip():
+            return kept
+    plain = _plain(socket.gethostname() if host is None else host)
+    return plain if plain and not _COMMON.fullmatch(plain) else unique_name(plain, folder, root)
+
+
+def unique_name(name: str, folder: Path, root: Path = Path("/")) -> str:
+    """A name that no other machine has, nor another agent on this one."""
+    whose = f"{machine_id(root)} {folder.absolute()}".encode()
+    digits = hashlib.blake2b(whose, digest_size=3, person=b"device name").hexdigest()
+    return f"{name or 'device'}-{digits}"
+
+
+def keep_name(folder: Path, name: str) -> None:
+    """Have the device go by a name from now on."""
+    write_atomically(folder / _NAME_FILE, f"{name}\n".encode())
+
+
+def _plain(host: str) -> str:
+    """A host's name, without its domain, as it can be part of a topic."""
+    ascii_ = unicodedata.normalize("NFKD", host.partition(".")[0]).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9_-]+", "-", ascii_.lower()).strip("-_")[:_MOST].strip("-_")
 
 
 def machine_id(root: Path = Path("/")) -> str:

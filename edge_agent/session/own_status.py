@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
+from broker_config.connection.tls import certificate_expires_unix_s
 from broker_config.transport import LastWord, Will
 from edge_agent.batches.targets import names_in
 from edge_agent.context import AgentContext
@@ -48,6 +49,7 @@ class OwnStatus:
         self._link = link
         self._birth = context.outbox.new_birth()
         self._looked_s = float("-inf")
+        self._certificate_expires_unix_s = certificate_expires_unix_s(context.config.broker)
 
     def will(self) -> Will:
         """What the broker says if we are lost."""
@@ -118,4 +120,5 @@ class OwnStatus:
             instance=self._context.instance,
             kept_streams=outbox.streams.earlier(),
             memory_bytes=free_memory_bytes(),
+            certificate_expires_unix_s=self._certificate_expires_unix_s,
         )

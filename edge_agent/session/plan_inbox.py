@@ -177,6 +177,14 @@ class PlanInbox:
         elif now - self._missing_s > _TIER_WAIT_S:
             raise ConfigError("tier", message)
 
+    def trouble(self, *, labels_known: bool) -> str:
+        """In words, what is wrong with the plan or lacks in it; empty once there is one to work by."""
+        if self._refused:
+            return f"a plan is not adopted: {self._refused}"
+        if self.plan is not None and self.tier is None:
+            return f"tier {self._tier!r} is none of the job's: {', '.join(sorted(self.plan.tiers))}"
+        return "" if self.ready else f"waits {self._waits_for(labels_known)}"
+
     def check_backbone(self, backbone: Backbone | None) -> None:
         """Refuse to work with a backbone that is not the job's.
 

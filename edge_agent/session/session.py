@@ -62,7 +62,7 @@ class Session:
             in_flight=self._in_flight,
         )
         self._mailbox = Mailbox(self._receipts.stream_of)
-        self._report = TelemetryReport(context, topics.telemetry(tier, name), self._mailbox)
+        self._report = TelemetryReport(context, topics.telemetry(tier, name), self._mailbox, self._in_flight)
         sender = Sender(
             outbox,
             self._transport,
@@ -168,9 +168,22 @@ class Session:
         unanswered_s = self._in_flight.unanswered_s if self._link.trainer_online else 0.0
         status.writes.check_batches(now, unanswered_s)
         if self._report.is_due(now):
-            word = self._report.take(now, self._work.in_use, source_ended=self._work.produced)
+            word = self._report.take(
+                now, self._work.in_use, source_ended=self._work.produced, trouble=self._trouble()
+            )
             if self._link.connected:
                 self._publish(word)
+
+    def _trouble(self) -> str:
+        """In words, what keeps the device from working, or what it waits for."""
+        link = self._link
+        if self._status.writes.trouble:
+            return self._status.writes.trouble
+        if link.waits:
+            return "the trainer has no room for what it sends"
+        if link.flow is not None and link.flow.pause:
+            return "the trainer has its tier pause"
+        return "" if self._work.begun else self._plans.trouble(labels_known=bool(self._status.labels))
 
     # --- what the network says ---------------------------------------------------------------------------
 

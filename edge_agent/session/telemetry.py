@@ -13,8 +13,10 @@ from edge_agent.context import AgentContext
 from edge_agent.session.machine import memory_bytes, temperature_celsius
 from edge_agent.session.mailbox import Mailbox
 from edge_agent.store.outbox import Outbox
+from edge_agent.uplink.in_flight import InFlight
 from edge_agent.weights.adoption import InUse
 from metrics.accounts import account
+from metrics.catalogue import total
 from metrics.telemetry import DeviceExporter
 from sidestream.contract.messages import Telemetry
 from sidestream.contract.wire import pack
@@ -31,14 +33,16 @@ class TelemetryReport:
         context: Whose figures.
         topic: Where they go.
         mailbox: Has counted some of them.
+        in_flight: Knows how long receipts take.
     """
 
-    def __init__(self, context: AgentContext, topic: str, mailbox: Mailbox) -> None:
+    def __init__(self, context: AgentContext, topic: str, mailbox: Mailbox, in_flight: InFlight) -> None:
         self.due = False
         """Whether there is news, so that it does not wait for its turn."""
         self._context = context
         self._topic = topic
         self._mailbox = mailbox
+        self._in_flight = in_flight
         self._exporter = DeviceExporter(context.metrics)
         self._next_s = 0.0
         self._said = ""
@@ -48,12 +52,28 @@ class TelemetryReport:
         """Whether it is time."""
         return self.due or now >= self._next_s
 
-    def take(self, now: float, in_use: InUse | None, *, source_ended: bool, qos: int = 0) -> LastWord:
-        """The figures now; they are shown in the metrics and, now and then, in the log."""
+    def take(
+        self, now: float, in_use: InUse | None, *, source_ended: bool, trouble: str = "", qos: int = 0
+    ) -> LastWord:
+        """The figures now; they are shown in the metrics and, now and then, in the log.
+
+        Args:
+            now: By the clock.
+            in_use: The version in use.
+            source_ended: Whether the data has ended, and all of it is computed.
+            trouble: In words, what keeps the device from working.
+            qos: Of the message.
+        """
         context, self.due = self._context, False
         for name, amount in self._mailbox.counts().items():
             context.outbox.count(name, amount)
-        telemetry = take_telemetry(context.outbox, in_use, source_ended=source_ended)
+        telemetry = msgspec.structs.replace(
+            take_telemetry(context.outbox, in_use, source_ended=source_ended),
+            unix_s=time.time(),
+            receipt_s=self._in_flight.receipt_s,
+            reconnects=int(total(context.metrics.reconnects)),
+            trouble=trouble[:500],
+        )
         measures = in_use.score.measures if in_use is not None and in_use.score is not None else {}
         self._exporter.update(telemetry, measures)
         self._log(telemetry, measures)

@@ -36,6 +36,8 @@ class WriteCheck:
         self._refused = 0
         self._told_s = float("-inf")
         self._unanswered = False
+        self.trouble = ""
+        """In a few words, what is wrong; empty: nothing is."""
 
     def said(self, now: float) -> None:
         """The status was published."""
@@ -45,7 +47,7 @@ class WriteCheck:
     def heard(self) -> None:
         """It came back."""
         self._awaited_since_s = None
-        self._metrics.writes_denied.set(0)
+        self._set("")
 
     def disconnected(self) -> None:
         """Nothing comes back from now on."""
@@ -63,7 +65,7 @@ class WriteCheck:
             return
         how = "refuses" if refused > self._refused else "acknowledges and throws away"
         self._refused = refused
-        self._metrics.writes_denied.set(1)
+        self._set(f"the broker {how} what it writes: see its access list, and the device's name and tier")
         if now - self._told_s > _TELL_EVERY_S:
             self._told_s = now
             _log.error(
@@ -72,6 +74,10 @@ class WriteCheck:
                 "(sidestream fleet list), and have the broker read its list again. Nothing is lost meanwhile",
                 *(how, self._who),
             )
+
+    def _set(self, trouble: str) -> None:
+        self.trouble = trouble
+        self._metrics.writes_denied.set(bool(trouble))
 
     def check_batches(self, now: float, unanswered_s: float) -> None:
         """Say so if batches are sent and never receipted.
@@ -82,9 +88,11 @@ class WriteCheck:
         """
         before, self._unanswered = self._unanswered, unanswered_s > UNANSWERED_S
         if before and not self._unanswered:
-            self._metrics.writes_denied.set(0)
+            self._set("")
         if self._unanswered:
-            self._metrics.writes_denied.set(1)
+            self._set(
+                "its batches are not receipted, though the trainer is online: see the broker's access list"
+            )
         if self._unanswered and now - self._told_s > _TELL_EVERY_S:
             self._told_s = now
             _log.error(

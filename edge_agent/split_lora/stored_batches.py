@@ -128,7 +128,9 @@ class StoredBatches:
     def flights(self) -> Sequence[Flight]:
         """Those that wait."""
         with self._outbox.reading() as db:
-            rows = db.execute("SELECT ticket, batch, slot, adapter, stream FROM flights ORDER BY ticket").fetchall()
+            rows = db.execute(
+                "SELECT ticket, batch, slot, adapter, stream FROM flights ORDER BY ticket"
+            ).fetchall()
         return [Flight(*row) for row in rows]
 
 

@@ -9,6 +9,8 @@ from edge_agent.uplink.link_state import LinkState
 from metrics.catalogue import AgentMetrics
 from sidestream.host.trace import Trace
 
+_NEWEST = 0.3  # what the last receipt counts in the mean
+
 
 class InFlight:
     """Belongs to whoever holds ``link.changed``; :meth:`receipted` takes it.
@@ -30,6 +32,8 @@ class InFlight:
     ) -> None:
         self.last = 0
         """Everything up to here is on its way, or receipted."""
+        self.receipt_s: float | None = None
+        """From a batch's first publish to its receipt: an exponential mean over the last few."""
         self._link = link
         self._metrics = metrics
         self._trace = trace
@@ -93,7 +97,10 @@ class InFlight:
             window = self._link.flow.window if self._link.flow is not None else 1
             for sequence in sequences:
                 if (sent := self._first_sent.pop(sequence, None)) is not None:
-                    self._metrics.receipt_seconds.observe(self._moved_s - sent[0])
+                    took_s = self._moved_s - sent[0]
+                    self._metrics.receipt_seconds.observe(took_s)
+                    mean_s = took_s if self.receipt_s is None else self.receipt_s
+                    self.receipt_s = (1 - _NEWEST) * mean_s + _NEWEST * took_s
                     # No more than a window is under way, so a lane is free again when its turn comes.
                     lane = f"in flight {1 + sequence % (window + 1)}"
                     self._trace.add("await receipt", lane, sent[1], batch=sequence)

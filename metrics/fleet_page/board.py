@@ -6,26 +6,70 @@ saw revision n is given what changed after it.
 
 from __future__ import annotations
 
-import math
 import secrets
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
-
-from metrics.accounts import account
-from metrics.fleet_page.fleet import Device, Fleet, TierSummary, outbox_fill
+from metrics.fleet_page.device_view import (
+    device_view,
+    labels_view,
+    news_of,
+    quality_of,
+    tier_view,
+    trouble_views,
+)
+from metrics.fleet_page.events import EventLog
+from metrics.fleet_page.fleet import Device, Fleet, State, TierSummary
 from metrics.fleet_page.history import History
-from metrics.fleet_page.view import DeviceView, FleetView, Point, RefusalView, TierView, TrainerView
-from sidestream.contract.messages import Telemetry
-from sidestream.contract.quality import HEADLINE, Tally
+from metrics.fleet_page.troubles import Circumstances, Held, troubles_of
+from metrics.fleet_page.versions import VersionTimes
+from metrics.fleet_page.view import (
+    DeviceDetail,
+    DeviceView,
+    EventView,
+    FleetView,
+    LabelsView,
+    Point,
+    RefusalView,
+    TierView,
+    TrainerView,
+)
+from sidestream.contract.quality import HEADLINE
 from sidestream.contract.tasks import Task
 
-MAX_REFUSALS: Final = 50
 QUARANTINED: Final = "quarantined"
 """What a device is whose batches are kept and not learnt from, whatever it is up to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a fleet is seen against."""
+
+    held: Held = lambda device: None
+    """Why a device is in quarantine; None if it is not."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Of the backbones of tiers that are settled."""
+    labels: tuple[str, ...] = ()
+    """The job's."""
+
+
+class _Shown:
+    """What was shown last: replaced whole, revision by revision."""
+
+    def __init__(self) -> None:
+        # By device what was last seen of it, and what is shown: made anew only where the former changes.
+        self.devices: dict[tuple[str, str], tuple[object, DeviceView]] = {}
+        self.shrunk_at = 0
+        """When a device was last taken off."""
+        self.trainer = TrainerView()
+        self.tiers: tuple[TierView, ...] = ()
+        self.fleet = TierView(name="")
+        self.labels: LabelsView | None = None
+        self.labels_at = 0
+        """When the labels' figures last changed."""
 
 
 class Board:
@@ -45,15 +89,10 @@ class Board:
         self._started_unix_s = self._now_unix_s = unix_s
         self._lock = threading.Lock()
         self._revision = 0
-        self._shrunk_at = 0
-        # By device what was last seen of it, and what is shown: made anew only where the former changes.
-        self._devices: dict[tuple[str, str], tuple[tuple[float, str, bool], DeviceView]] = {}
-        self._trainer = TrainerView()
-        self._tiers: tuple[TierView, ...] = ()
-        self._fleet = TierView(name="")
+        self._shown = _Shown()
+        self._versions = VersionTimes()
         self._history = History()
-        self._refusals: deque[RefusalView] = deque(maxlen=MAX_REFUSALS)
-        self._refused_at = 0
+        self._log = EventLog()
 
     def update(
         self,
@@ -63,46 +102,47 @@ class Board:
         *,
         now: float,
         unix_s: float,
-        held: Callable[[str], bool] = lambda device: False,
+        around: Surroundings = Surroundings(),
     ) -> None:
-        """Take in the fleet as it is ``now``, on the fleet's clock; ``held`` devices are in quarantine."""
-        states: dict[str, Counter[str]] = {tier: Counter() for tier in summaries}
+        """Take in the fleet as it is ``now``, on the fleet's clock."""
         with self._lock:
             self._revision += 1
             self._now_unix_s = unix_s
-            known = {(entry.tier, entry.name) for entry in fleet.by_age()}
-            for key in self._devices.keys() - known:
-                del self._devices[key]
-                self._shrunk_at = self._revision
-            for entry in fleet.by_age():
-                key, online = (entry.tier, entry.name), fleet.online(entry, now)
-                state = QUARANTINED if held(entry.name) else fleet.state(entry, now).value
-                states[entry.tier][state] += 1
-                seen = (entry.heard, state, online)
-                if key not in self._devices or self._devices[key][0] != seen:
-                    heard_unix_s = round(unix_s - (now - entry.heard), 1)
-                    self._devices[key] = seen, self._device(entry, state, online, heard_unix_s)
-            self._trainer = trainer
-            self._tiers = tuple(
-                _tier(tier, summary, states[tier], trainer.loss.get(tier), self._quality(summary))
+            self._versions.note(trainer.published, now)
+            states = self._take_devices(fleet, summaries, now, around)
+            self._take_trainer(trainer)
+            shown, whole = self._shown, fleet.summary(now)
+            shown.tiers = tuple(
+                tier_view(tier, summary, states[tier], trainer.loss.get(tier), quality_of(self.task, summary))
                 for tier, summary in summaries.items()
             )
-            whole, losses = fleet.summary(now), [tier.loss for tier in self._tiers if tier.loss is not None]
+            losses = [tier.loss for tier in shown.tiers if tier.loss is not None]
             loss = sum(losses) / len(losses) if losses else None
-            self._fleet = _tier("", whole, sum(states.values(), Counter()), loss, self._quality(whole))
+            every = sum(states.values(), Counter[str]())
+            shown.fleet = tier_view("", whole, every, loss, quality_of(self.task, whole))
+            labels = labels_view(around.labels, whole.tally)
+            if labels != shown.labels:
+                shown.labels, shown.labels_at = labels, self._revision
             self._history.add(self._point(unix_s))
 
     def refuse(self, refusal: RefusalView) -> None:
         """Note a refused message."""
         with self._lock:
             self._revision += 1
-            self._refusals.appendleft(refusal)
-            self._refused_at = self._revision
+            known = (refusal.tier, refusal.device) in self._shown.devices
+            self._log.refuse(refusal, self._revision, known=known)
+
+    def tell(self, kind: str, words: str) -> None:
+        """Something happened to the job as a whole."""
+        with self._lock:
+            self._revision += 1
+            self._note(kind, words)
 
     def view(self, *, board: str = "", since: int = 0) -> FleetView:
         """Everything; or, for who names this board and a revision of it, what is new."""
         with self._lock:
-            least = max(self._shrunk_at, self._history.thinned_at)
+            shown, log = self._shown, self._log
+            least = max(shown.shrunk_at, self._history.restarted_at)
             whole = board != self._id or not least <= since <= self._revision
             since = -1 if whole else since
             return FleetView(
@@ -112,69 +152,105 @@ class Board:
                 now_unix_s=self._now_unix_s,
                 started_unix_s=self._started_unix_s,
                 measure=HEADLINE[self.task],
-                trainer=self._trainer,
-                fleet=self._fleet,
-                tiers=self._tiers,
+                trainer=shown.trainer,
+                fleet=shown.fleet,
+                tiers=shown.tiers,
                 whole=whole,
-                devices=tuple(one for _, one in self._devices.values() if one.revision > since),
+                devices=tuple(one for _, one in shown.devices.values() if one.revision > since),
                 points=tuple(one for one in self._history.points if one.revision > since),
-                refusals=tuple(self._refusals) if self._refused_at > since else None,
+                refusals=tuple(log.refusals) if log.refused_at > since else None,
+                events=log.since(since),
+                labels=shown.labels if shown.labels_at > since else None,
             )
+
+    def detail(self, tier: str, name: str) -> DeviceDetail:
+        """One device at length."""
+        with self._lock:
+            _, found = self._shown.devices.get((tier, name), (None, None))
+            return DeviceDetail(device=found, events=self._log.of(tier, name))
+
+    def newest(self) -> tuple[Point, str, int]:
+        """The last point of the curves, what their quality is, and the version folded by then."""
+        with self._lock:
+            return self._point(self._now_unix_s), HEADLINE[self.task], self._shown.trainer.version
 
     def oldest(self, most: int) -> tuple[list[DeviceView], int]:
         """The ``most`` devices that have been known longest, and how many more there are."""
         with self._lock:
-            devices = [view for _, view in self._devices.values()]
+            devices = [view for _, view in self._shown.devices.values()]
         return devices[:most], max(0, len(devices) - most)
 
-    def _headline(self, tally: Tally | None) -> float | None:
-        """The measure that the task is judged by first; None if it is not known, or not defined."""
-        value = (tally or Tally()).measures(self.task).get(HEADLINE[self.task])
-        return value if value is not None and math.isfinite(value) else None
+    # --- with the lock -----------------------------------------------------------------------------------
 
-    def _quality(self, told: Telemetry | TierSummary) -> float | None:
-        """The headline; of agents that do not count yet, their accuracy where that is the headline."""
-        quality = self._headline(told.tally)
-        return told.accuracy if quality is None and HEADLINE[self.task] == "accuracy" else quality
+    def _take_devices(
+        self, fleet: Fleet, summaries: Mapping[str, TierSummary], now: float, around: Surroundings
+    ) -> dict[str, Counter[str]]:
+        """Show every device; return how many of each tier are in which state."""
+        shown, states = self._shown, {tier: Counter[str]() for tier in summaries}
+        known = {(entry.tier, entry.name) for entry in fleet.by_age()}
+        for key in shown.devices.keys() - known:
+            del shown.devices[key]
+            self._log.forget(*key)
+            shown.shrunk_at = self._revision
+        for entry in fleet.by_age():
+            about = self._circumstances(fleet, entry, now, around)
+            state = about.state.value if about.held is None else QUARANTINED
+            states[entry.tier][state] += 1
+            seen = (entry.heard, state, about.online, about.refusal, about.held)
+            before = shown.devices.get((entry.tier, entry.name))
+            if before is None or before[0] != seen:
+                self._show(entry, state, about, seen, None if before is None else before[1])
+        return states
 
-    def _device(self, device: Device, state: str, online: bool, heard_unix_s: float) -> DeviceView:
-        known = DeviceView(
-            tier=device.tier,
-            name=device.name,
+    def _circumstances(self, fleet: Fleet, entry: Device, now: float, around: Surroundings) -> Circumstances:
+        told = entry.telemetry
+        version = told.weights_version if told is not None else None
+        return Circumstances(
+            state=fleet.state(entry, now),
+            online=fleet.online(entry, now),
+            now=now,
+            unix_s=self._now_unix_s,
+            fingerprint=around.fingerprints.get(entry.tier, ""),
+            held=around.held(entry.name),
+            refusal=self._log.last_refusal(entry.tier, entry.name),
+            outdated_s=self._versions.outdated_s(version, now),
+        )
+
+    def _show(
+        self, entry: Device, state: str, about: Circumstances, seen: object, before: DeviceView | None
+    ) -> None:
+        heard_unix_s = round(self._now_unix_s - (about.now - entry.heard), 1)
+        since_unix_s = heard_unix_s if about.state in (State.LOST, State.SILENT) else self._now_unix_s
+        found = troubles_of(entry, about)
+        view = device_view(
+            entry,
             state=state,
-            online=online,
+            online=about.online,
             heard_unix_s=heard_unix_s,
-            reason=device.reason,
-            software=device.software,
+            troubles=trouble_views(found, before.troubles if before is not None else (), since_unix_s),
+            task=self.task,
             revision=self._revision,
         )
-        told = device.telemetry
-        if told is None:
-            return known
-        quality, taken = self._quality(told), account(told)
-        return msgspec.structs.replace(
-            known,
-            samples_read=taken.read,
-            samples=taken.forwarded,
-            samples_unused=taken.unused,
-            unused_why=taken.reasons,
-            account=str(taken),
-            samples_dropped=told.samples_dropped,
-            samples_lost=told.samples_lost,
-            batches_refused=told.batches_refused,
-            bytes_up=told.bytes_up,
-            bytes_down=told.bytes_down,
-            outbox_bytes=told.outbox_bytes,
-            outbox_fill=round(outbox_fill(told), 3),
-            weights_version=told.weights_version,
-            quality=None if quality is None else round(quality, 4),
-            evaluation_samples=told.evaluation_samples,
-            rss_bytes=told.rss_bytes,
-            temperature_celsius=told.temperature_celsius,
-        )
+        for event, minor in news_of(before, view, self._now_unix_s):
+            self._log.note(event, minor=minor)
+        self._shown.devices[entry.tier, entry.name] = seen, view
+
+    def _take_trainer(self, trainer: TrainerView) -> None:
+        before, self._shown.trainer = self._shown.trainer, trainer
+        words = []
+        if trainer.connected != before.connected:
+            words.append("has its broker" if trainer.connected else "has lost its broker")
+        if trainer.final != before.final:
+            words.append("all is learnt" if trainer.final else "learns again: there is something new")
+        for said in words:
+            self._note("trainer", said)
+
+    def _note(self, kind: str, words: str) -> None:
+        at_unix_s = round(self._now_unix_s, 1)
+        self._log.note(EventView(at_unix_s=at_unix_s, kind=kind, words=words, revision=self._revision))
 
     def _point(self, unix_s: float) -> Point:
-        trainer = self._trainer
+        trainer, tiers = self._shown.trainer, self._shown.tiers
         return Point(
             at_unix_s=round(unix_s, 1),
             samples=trainer.samples,
@@ -182,35 +258,9 @@ class Board:
             refused=sum(one.count for one in trainer.refused),
             bytes_up=trainer.bytes_up,
             bytes_down=trainer.bytes_down,
-            online=self._fleet.online,
-            loss={tier.name: round(tier.loss, 4) for tier in self._tiers if tier.loss is not None},
-            quality={tier.name: round(tier.quality, 4) for tier in self._tiers if tier.quality is not None},
+            online=self._shown.fleet.online,
+            loss={tier.name: round(tier.loss, 4) for tier in tiers if tier.loss is not None},
+            quality={tier.name: round(tier.quality, 4) for tier in tiers if tier.quality is not None},
+            versions={tier.name: tier.version_max for tier in tiers if tier.version_max is not None},
             revision=self._revision,
         )
-
-
-def _tier(
-    name: str, summary: TierSummary, states: Counter[str], loss: float | None, quality: float | None
-) -> TierView:
-    taken = account(summary.counts)
-    return TierView(
-        name=name,
-        states=dict(states),
-        online=summary.devices_online,
-        samples_read=taken.read,
-        samples=taken.forwarded,
-        samples_unused=taken.unused,
-        unused_why=taken.reasons,
-        account=str(taken),
-        samples_dropped=summary.counts["samples_dropped"],
-        samples_lost=summary.counts["samples_lost"],
-        bytes_up=summary.counts["bytes_up"],
-        bytes_down=summary.counts["bytes_down"],
-        outbox_bytes=summary.outbox_bytes,
-        version_min=summary.version_min,
-        version_max=summary.version_max,
-        quality=quality,
-        evaluation_samples=summary.evaluation_samples,
-        loss=loss,
-        probe_accuracy=None if summary.probe_accuracy is None else round(summary.probe_accuracy, 4),
-    )

@@ -65,6 +65,8 @@ class Device:
     """Its id."""
     heard: float
     """When it last sent something."""
+    first_heard: float = 0.0
+    """When it first did, in its present life."""
     announced: bool = False
     """Whether its last valid Status said online."""
     birth: int = -1
@@ -77,6 +79,14 @@ class Device:
     """Why it went offline."""
     telemetry: Telemetry | None = None
     """The last."""
+    clock_off_s: float = 0.0
+    """How far its clock was ahead of ours when it said that, where it tells the time."""
+    fingerprint: str = ""
+    """Of its backbone, as it said last."""
+    undelivered: str = ""
+    """What is said to be sent and does not arrive, in words."""
+    certificate_expires_unix_s: float = 0.0
+    """When its certificate ends; 0 without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,22 +176,35 @@ class Fleet:
         entry = self._entry(tier, device, now)
         entry.announced = status.state == "online"
         self._file(entry)
+        if entry.announced and (entry.birth, entry.stream) != (status.birth, status.stream):
+            entry.first_heard = now
         entry.birth, entry.stream = status.birth, status.stream
         entry.software, entry.reason = status.software, status.reason
+        entry.fingerprint = status.fingerprint or entry.fingerprint
+        entry.certificate_expires_unix_s = status.certificate_expires_unix_s
         return True
 
-    def on_telemetry(self, tier: str, device: str, telemetry: Telemetry, now: float) -> None:
-        """Take a device's report.
+    def on_telemetry(
+        self, tier: str, device: str, telemetry: Telemetry, now: float, *, unix_s: float = 0.0
+    ) -> None:
+        """Take a device's report; ``unix_s`` is the time, where it is to be held against the device's.
 
         Raises:
             MismatchError: if the plan has no such tier.
         """
-        self._entry(tier, device, now).telemetry = telemetry
+        entry = self._entry(tier, device, now)
+        entry.telemetry = telemetry
+        entry.clock_off_s = telemetry.unix_s - unix_s if telemetry.unix_s and unix_s else 0.0
         seen = self._seen.setdefault((tier, telemetry.stream), Counts())
         self._seen.move_to_end((tier, telemetry.stream))
         if len(self._seen) > 2 * self._max_devices:
             self._seen.popitem(last=False)
         advance(self._totals[tier], seen, telemetry)
+
+    def set_undelivered(self, tier: str, device: str, what: str) -> None:
+        """Note what of a device does not arrive; nothing, if all does."""
+        if (entry := self._devices.get((tier, device))) is not None:
+            entry.undelivered = what
 
     def online(self, device: Device, now: float) -> bool:
         """Whether a device is there."""
@@ -261,7 +284,7 @@ class Fleet:
             if len(self._devices) >= self._max_devices:
                 oldest = self._longest_gone(now)
                 self.forget(oldest.tier, oldest.name)
-            entry = self._devices[tier, device] = Device(tier=tier, name=device, heard=now)
+            entry = self._devices[tier, device] = Device(tier=tier, name=device, heard=now, first_heard=now)
         entry.heard = max(entry.heard, now)
         self._file(entry)
         return entry

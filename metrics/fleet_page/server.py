@@ -38,6 +38,10 @@ _FILES: Final = {
     "fleet.js": "text/javascript",
     "format.js": "text/javascript",
     "table.js": "text/javascript",
+    "address.js": "text/javascript",
+    "device.js": "text/javascript",
+    "trouble.js": "text/javascript",
+    "help.html": "text/html",
     "icon.svg": "image/svg+xml",
 }
 _HEADERS: Final = {
@@ -75,7 +79,7 @@ class _Guarded:
 
 
 def application(board: Board, *, loopback: bool = True) -> Starlette:
-    """The page's routes: its files, and ``api/fleet``."""
+    """The page's routes: its files, ``api/fleet``, and ``api/device?tier=…&name=…``."""
     folder = importlib.resources.files("metrics.fleet_page") / "page"
     contents = {name: (folder / name).read_bytes() for name in _FILES}
 
@@ -87,6 +91,11 @@ def application(board: Board, *, loopback: bool = True) -> Starlette:
         )
         return Response(msgspec.json.encode(view), media_type="application/json")
 
+    async def device(request: Request) -> Response:
+        named = request.query_params
+        detail = board.detail(named.get("tier", ""), named.get("name", ""))
+        return Response(msgspec.json.encode(detail), media_type="application/json")
+
     async def file(request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
         if name not in contents:
@@ -94,7 +103,12 @@ def application(board: Board, *, loopback: bool = True) -> Starlette:
         return Response(contents[name], media_type=_FILES[name])
 
     return Starlette(
-        routes=[Route("/", file), Route("/api/fleet", fleet), Route("/{name}", file)],
+        routes=[
+            Route("/", file),
+            Route("/api/fleet", fleet),
+            Route("/api/device", device),
+            Route("/{name}", file),
+        ],
         middleware=[Middleware(_Guarded, loopback=loopback), Middleware(GZipMiddleware, compresslevel=1)],
     )
 

@@ -11,6 +11,22 @@ from sidestream.contract.wire import prepared
 
 
 @prepared
+class TroubleView(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that is the matter with a device."""
+
+    kind: str
+    """One of :data:`metrics.fleet_page.troubles.TITLES`."""
+    title: str
+    """What it is called."""
+    words: str
+    """What is known of it."""
+    severe: bool
+    """Whether nothing of the device is learnt because of it."""
+    since_unix_s: float
+    """Since when."""
+
+
+@prepared
 class DeviceView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One device."""
 
@@ -62,6 +78,26 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Resident memory of the agent."""
     temperature_celsius: float | None = None
     """Of the board."""
+    troubles: tuple[TroubleView, ...] = ()
+    """What is the matter with it, the worst first."""
+    samples_held_out: int = 0
+    """Samples that measure there."""
+    samples_waiting: int = 0
+    """Samples that wait for a label."""
+    left_out: dict[str, int] = {}
+    """Samples that are not used, by reason."""
+    peak_rss_bytes: int = 0
+    """The most that the agent ever took."""
+    receipt_s: float | None = None
+    """From a batch's first publish to its receipt, of late."""
+    reconnects: int = 0
+    """Connections to the broker after the first."""
+    clock_off_s: float = 0.0
+    """How far its clock is ahead."""
+    certificate_expires_unix_s: float = 0.0
+    """When its certificate ends; 0 without one."""
+    backbone_fingerprint: str = ""
+    """Of its backbone."""
     revision: int = 0
     """The board's revision that brought the last change."""
 
@@ -168,6 +204,77 @@ class TrainerView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Messages that found the inbox full."""
     loss: dict[str, float] = {}
     """By tier."""
+    passes: float = 0.0
+    """Passes over the journal that are made while nothing arrives."""
+    owed_rows: int = 0
+    """Rows that those passes still owe."""
+
+
+@prepared
+class EventView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that happened."""
+
+    at_unix_s: float
+    """When; where it happened often, when it last did."""
+    kind: str
+    """A kind of trouble, ``well`` when one has passed, or ``state``, ``version``, ``refused``, ``labels``,
+    ``trainer``."""
+    words: str
+    """What."""
+    tier: str = ""
+    """Of the device."""
+    device: str = ""
+    """To which; empty for the trainer."""
+    count: int = 1
+    """How often."""
+    revision: int = 0
+    """The board's revision that brought it."""
+
+
+@prepared
+class DeviceDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """One device at length."""
+
+    device: DeviceView | None
+    """None if there is none of that name."""
+    events: tuple[EventView, ...]
+    """The last ten, the newest first."""
+
+
+@prepared
+class LabelView(msgspec.Struct, frozen=True, kw_only=True):
+    """How a label fares on held-out samples of devices that are there."""
+
+    name: str
+    """The label."""
+    actual: int
+    """How often it was true."""
+    answered: int
+    """How often it was answered."""
+    right: int
+    """How often rightly."""
+
+
+@prepared
+class ConfusionView(msgspec.Struct, frozen=True, kw_only=True):
+    """One label that was taken for another."""
+
+    actual: str
+    """The true one."""
+    answered: str
+    """The one that was answered."""
+    count: int
+    """How often."""
+
+
+@prepared
+class LabelsView(msgspec.Struct, frozen=True, kw_only=True):
+    """Which labels are hard."""
+
+    labels: tuple[LabelView, ...]
+    """All of them, in the job's order."""
+    confused: tuple[ConfusionView, ...]
+    """The pairs that are confused most often, the most frequent first; rare ones may be missing."""
 
 
 @prepared
@@ -192,6 +299,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """By tier."""
     quality: dict[str, float] = {}
     """By tier."""
+    versions: dict[str, int] = {}
+    """By tier, the newest version in use on a device that is there: what ``quality`` is of."""
     revision: int = 0
     """The board's revision that brought it."""
 
@@ -226,3 +335,7 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """Oldest first."""
     refusals: tuple[RefusalView, ...] | None
     """The newest first; None if there are no new ones."""
+    events: tuple[EventView, ...] = ()
+    """What happened since, the oldest first."""
+    labels: LabelsView | None = None
+    """None where a task has no labels, and where nothing has changed."""

@@ -3,6 +3,7 @@
 __all__ = [
     "announcements",
     "downlink",
+    "home_assistant",
     "leader_election",
     "leader_transport",
     "presence",

@@ -10,18 +10,20 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from side_trainer.fold.fold import Fold
 from sidestream.contract.errors import DecodeError, StateError
 from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
 from sidestream.host.state_dir import write_atomically
 from sidestream.side_network.bundle import state_digest
+
+if TYPE_CHECKING:  # status reads checkpoints, and loads no torch for that
+    from side_trainer.fold.fold import Fold
 
 _log = logging.getLogger(__name__)
 _KEEP: Final = 2

@@ -75,7 +75,7 @@ class TierRecord(TierFacts, frozen=True, kw_only=True):
     tier: str
     """Its name."""
     backbone: str = ""
-    """Where the trainer's machine has a language model, for exports."""
+    """Where the trainer's settings say that it is, for exports."""
 
 
 @prepared

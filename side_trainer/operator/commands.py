@@ -16,16 +16,20 @@ import msgspec
 
 from broker_config.connection.connection import Connection
 from broker_config.connection.tls import tls_context
+from metrics.trackers.tracking import check_trackers
 from side_trainer.broadcast.signing import load_signer
 from side_trainer.operator.forget import forget
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.topics import check_name
-from sidestream.host.commands import Handler, add_command, add_group, add_state_dir
+from sidestream.host.commands import Handler, add_command, add_group
 from sidestream.host.flags import add_flags, overrides
 from sidestream.host.logs import say, set_up
 from sidestream.host.settings_init import write_settings
 from sidestream.host.signals import set_on_hangup, stop_event
+from sidestream.service.install import add_install, put_in_place
+from sidestream.service.state_choice import add_state_dir
+from sidestream.service.systemd import Service, state_by_hand, system_state
 
 _SHORT: Final = {"broker.url": "--broker", "learner.seed": "--seed", "metrics_port": "--metrics-port"}
 _SECRET: Final = ("broker.username", "broker.password")
@@ -45,6 +49,12 @@ A smallest trainer.toml:
 """
 
 
+_INSTALL_HELP: Final = """\
+Have systemd run the trainer, now and after every start of the machine, as a service with few rights. It runs
+as the owner of the settings, or as --run-as says, and goes on with the state of the same trainer run by hand.
+
+    sudo sidestream trainer install /etc/sidestream/trainer.toml
+"""
 _FORGET_HELP: Final = """\
 Take a device that is out of service off the list on page, top and in metrics: what stands of it on the broker
 is cleared. The trainer may run. What the device sent stays learnt, and if it comes back it is listed again.
@@ -63,6 +73,10 @@ def add_parser(subparsers: Any) -> None:
     )
     _add_run(commands)
     _add_init(commands)
+    installs = add_install(commands, "trainer", install, _INSTALL_HELP)
+    installs.add_argument(
+        "config", metavar="CONFIG", type=Path, help="the job's settings, such as trainer.toml"
+    )
     _add_looks(commands)
     _add_quarantine(commands)
     about = (
@@ -116,8 +130,8 @@ def _add_looks(commands: Any) -> None:
     text = "file to write; a folder for hf and peft"
     exports.add_argument("--out", metavar="PATH", type=Path, required=True, help=text)
     text = (
-        "bundle: one file; hf: a language model for transformers, which edge_agent.load_tuned(PATH) loads; "
-        "peft: adapters of a split job (default: the first that the job's method has)"
+        "bundle: one file; hf: a folder that sidestream.load(PATH) answers with, a language model also for "
+        "transformers; peft: adapters of a split job (default: the first that the job's method has)"
     )
     exports.add_argument("--format", choices=("bundle", "hf", "peft"), default="", help=text)
     text = "for hf: whose backbone (default: the deepest); for peft: whose cut (default: the lowest)"
@@ -186,6 +200,7 @@ def run(args: argparse.Namespace) -> int:
         if endpoint.tls:
             tls_context(config.broker)
         load_signer(config.job, config.signing)
+        check_trackers(config.trackers)
         print(f"the settings are right: job {config.job!r}, broker {endpoint.address}")
         return 0
     set_up(config.log_level, config.log_format, job=config.job)
@@ -199,6 +214,25 @@ def run(args: argparse.Namespace) -> int:
     with stop_event() as stop, set_on_hangup(file.asked):
         run_trainer(config, stop, started=started, settings_file=file, take_over=args.take_over)
     return 0
+
+
+def install(args: argparse.Namespace) -> int:
+    """Write the unit and start it, or show it."""
+    settings = args.config.expanduser().absolute()
+    config = SettingsFile(settings, {}).load()
+    probe = Service(
+        part="trainer",
+        words=(),
+        settings=settings,
+        state=system_state("trainer"),
+        for_user=args.user,
+        run_as=args.run_as,
+        root=args.root,
+    )
+    state = args.state_dir or state_by_hand("trainer", config.state_dir, config.job, probe)
+    state = state.expanduser().absolute()
+    words = ("trainer", "run", str(settings), "--state-dir", str(state))
+    return put_in_place(msgspec.structs.replace(probe, words=words, state=state), dry_run=args.dry_run)
 
 
 def forget_device(args: argparse.Namespace) -> int:
@@ -240,7 +274,7 @@ def back_up(args: argparse.Namespace) -> int:
 
 def quarantine_list(args: argparse.Namespace) -> int:
     """Print the verdicts."""
-    from side_trainer.operator.audit import quarantined
+    from side_trainer.operator.status import quarantined
 
     found = quarantined(args.state_dir)
     if args.json:
@@ -258,7 +292,7 @@ def quarantine_list(args: argparse.Namespace) -> int:
 
 def quarantine_decide(args: argparse.Namespace) -> int:
     """Release or exclude a device."""
-    from side_trainer.operator.audit import decide
+    from side_trainer.operator.status import decide
 
     decide(args.state_dir, args.device, "released" if args.action == "release" else "excluded")
     print(f"{args.device} is {args.action}d; a running trainer follows within seconds")
@@ -289,7 +323,7 @@ def export(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Sum up the state directory."""
-    from side_trainer.operator.audit import read_state
+    from side_trainer.operator.status import read_state
 
     state = read_state(args.state_dir)
     if args.json:

@@ -36,6 +36,8 @@ class _Heard:
         self.batches = 0
         """Since the last telemetry."""
         self.told = ""
+        self.wrong = ""
+        """What does not arrive, in words; nothing if all does."""
 
 
 class Absences:
@@ -49,6 +51,7 @@ class Absences:
         heard = self._heard(tier, device, now)
         heard.sent, heard.telling = None, 0
         heard.batches += 1
+        heard.wrong = ""
         if heard.batches < _LEAST_TOLD or now - heard.telemetry <= NO_TELEMETRY_S:
             return ""
         minutes = (now - heard.telemetry) / 60
@@ -63,10 +66,15 @@ class Absences:
         elif batches_sent > heard.sent:
             heard.since = heard.since if heard.telling else now
             heard.sent, heard.telling = batches_sent, heard.telling + 1
-        seconds = now - heard.since
+        seconds, heard.wrong = now - heard.since, ""
         if heard.telling < _LEAST_TOLD or seconds <= NO_BATCHES_S:
             return ""
         return self._once(heard, f"says that it sends batches, and none has come for {seconds:.0f} s")
+
+    def wrong(self, tier: str, device: str) -> str:
+        """What of a device does not arrive, in words; nothing if all does."""
+        heard = self._devices.get((tier, device))
+        return heard.wrong if heard is not None else ""
 
     def disconnected(self) -> None:
         """Nothing was heard for a while, and that was not the devices' fault."""
@@ -81,6 +89,7 @@ class Absences:
 
     @staticmethod
     def _once(heard: _Heard, what: str) -> str:
+        heard.wrong = what
         kind = what.split(",")[0]
         if heard.told == kind:
             return ""

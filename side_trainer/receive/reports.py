@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from broker_config.transport import Received
 from metrics.catalogue import Kind, Reason
@@ -15,6 +16,7 @@ from side_trainer.receive.setbacks import Setbacks
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.errors import DecodeError, MismatchError, StorageError
 from sidestream.contract.messages import Status, Telemetry
+from sidestream.contract.spelling import Spellings
 from sidestream.contract.topics import Uplink
 from sidestream.contract.wire import unpack
 
@@ -43,6 +45,7 @@ class Reports:
         self._refusals = refusals
         self._absences = Absences()
         self._births: dict[tuple[str, str], Status] = {}
+        self._spellings = Spellings()
 
     def on_report(self, uplink: Uplink, event: Received, now: float) -> None:
         """A status or telemetry message; an empty status takes the device off the list."""
@@ -64,7 +67,7 @@ class Reports:
 
     def on_batch(self, uplink: Uplink, now: float) -> None:
         """A batch came, whatever is in it."""
-        _warn_of(uplink, self._absences.on_batch(uplink.tier, uplink.device, now))
+        self._warn_of(uplink, self._absences.on_batch(uplink.tier, uplink.device, now))
 
     def disconnected(self) -> None:
         """Nothing is heard for a while, and that is not the devices' fault."""
@@ -92,8 +95,8 @@ class Reports:
         return True
 
     def _on_telemetry(self, uplink: Uplink, told: Telemetry, now: float) -> None:
-        self._fleet.on_telemetry(uplink.tier, uplink.device, told, now)
-        _warn_of(uplink, self._absences.on_telemetry(uplink.tier, uplink.device, told.batches_sent, now))
+        self._fleet.on_telemetry(uplink.tier, uplink.device, told, now, unix_s=time.time())
+        self._warn_of(uplink, self._absences.on_telemetry(uplink.tier, uplink.device, told.batches_sent, now))
         self._setbacks.on_telemetry(uplink, told)
 
     def _on_status(self, uplink: Uplink, status: Status, now: float) -> None:
@@ -102,6 +105,9 @@ class Reports:
         if status.state == "online":
             _log.info("device %s (%s) is online", uplink.device, uplink.tier, extra=_about(uplink))
             self._births[uplink.tier, uplink.device] = status
+            for odd in self._spellings.add(status.labels, f"device {uplink.device}"):
+                _log.warning("%s", odd, extra=_about(uplink))
+                self._figures.board.tell("labels", odd)
         else:
             where = (uplink.device, uplink.tier, status.reason)
             _log.info("device %s (%s) is offline: %s", *where, extra=_about(uplink))
@@ -110,10 +116,11 @@ class Reports:
             self._downlink.receipt(uplink, stream, retain=False)
         self._downlink.receipt(uplink, status.stream)
 
-
-def _warn_of(uplink: Uplink, why: str) -> None:
-    if why:
-        _log.warning("device %s (%s) %s", uplink.device, uplink.tier, why, extra=_about(uplink))
+    def _warn_of(self, uplink: Uplink, why: str) -> None:
+        tier, device = uplink.tier, uplink.device
+        if why:
+            _log.warning("device %s (%s) %s", device, tier, why, extra=_about(uplink))
+        self._fleet.set_undelivered(tier, device, self._absences.wrong(tier, device))
 
 
 def _about(uplink: Uplink) -> dict[str, str]:

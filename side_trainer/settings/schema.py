@@ -28,6 +28,7 @@ from sidestream.contract.plan import (
     tap_layers,
 )
 from sidestream.contract.sampling import TOKEN_KINDS, parse_sampling
+from sidestream.contract.spelling import normal
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Codec
 from sidestream.contract.topics import check_name
@@ -275,6 +276,12 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Threads of an update. The same number gives the same bits; another may differ in the last one."""
     metrics_host: str = "127.0.0.1"
     """Where metrics are served."""
+    home_assistant: str = ""
+    """Show each device in Home Assistant, by MQTT discovery below this prefix: homeassistant, unless yours
+    has another. Empty: do not."""
+    trackers: tuple[str, ...] = ()
+    """Where else to write the page's curves, by version: tensorboard:DIR, mlflow:URI, or another NAME:WHERE
+    of an installed tracker."""
     metrics_port: Annotated[int, msgspec.Meta(ge=-1, le=65535)] = 9464
     """Prometheus scrapes this port; 0 for a free one, -1 for none."""
     metrics_devices: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
@@ -354,11 +361,14 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             except WireError as exc:
                 raise ConfigError(f"tiers.{name}", str(exc)) from exc
         try:
+            msgspec.structs.force_setattr(self, "labels", tuple(map(normal, self.labels)))
             check_labels(self.labels)
         except WireError as exc:
             raise ConfigError("labels", str(exc)) from exc
         if self.labels and not TASKS[self.task].named:
             raise ConfigError("labels", f"{self.task.value} has none; leave them out")
+        if set(self.home_assistant) & set("+#$") or self.home_assistant.strip("/") != self.home_assistant:
+            raise ConfigError("home_assistant", f"{self.home_assistant[:80]!r} is no prefix of topics")
         if len(self.labels) == 1:
             raise ConfigError("labels", "one label leaves nothing to learn; give two or more, or none")
         return self

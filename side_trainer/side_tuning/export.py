@@ -75,10 +75,8 @@ def _bundle(learnt: Learnt, tier: str) -> Export:
 
 
 def _transformers(learnt: Learnt, tier: str) -> Export:
-    """A folder that :func:`edge_agent.load_tuned` reads; of the deepest tier if none is named."""
+    """A folder that ``sidestream.load`` reads; of the deepest tier if none is named."""
     tiers = learnt.facts.tiers
-    if not TASKS[learnt.facts.settings.task].generates:
-        raise StateError("--format hf is for language models; leave it out")
     if tier not in tiers and (tier or not tiers):
         settled = ", ".join(sorted(tiers)) or "none"
         raise StateError(f"--tier: {tier!r} is no settled tier of the job; there are: {settled}")
@@ -89,10 +87,14 @@ def _transformers(learnt: Learnt, tier: str) -> Export:
     return Export(
         files={WEIGHTS: data, INDEX: msgspec.json.format(msgspec.json.encode(exported), indent=2)},
         about=f"tier {record.tier}, beside {record.backbone}",
-        usage="load it with\n    import edge_agent\n    model, tokenizer = edge_agent.load_tuned({out!r})",
+        usage=_USAGE["tuned" if TASKS[learnt.facts.settings.task].generates else "any"],
     )
 
 
+_USAGE: Final = {
+    "any": "load it with\n    import sidestream\n    model = sidestream.load({out!r})",
+    "tuned": "load it with\n    import edge_agent\n    model, tokenizer = edge_agent.load_tuned({out!r})",
+}
 EXPORTERS: Final[Mapping[str, Callable[[Learnt, str], Export]]] = {
     "bundle": _bundle,
     "hf": _transformers,

@@ -73,6 +73,7 @@ class SideTuningSettler(TierSettler):
             width=status.width,
             taps=self._taps(name, status.depth, settled),
             fingerprint=status.fingerprint,
+            backbone=configured.head or configured.backbone,
         )
         head = self._heads.get(name)
         if head is None:
@@ -81,12 +82,7 @@ class SideTuningSettler(TierSettler):
             raise UnsuitableTier(f"its head takes width {head.width}, the backbone has {status.width}")
         if record.taps[-1] != status.depth:
             raise UnsuitableTier(f"taps must end with the backbone's last layer, {status.depth}")
-        return msgspec.structs.replace(
-            record,
-            head=head.fingerprint,
-            vocabulary=head.vocabulary,
-            backbone=configured.head or configured.backbone,
-        )
+        return msgspec.structs.replace(record, head=head.fingerprint, vocabulary=head.vocabulary)
 
     def _taps(self, name: str, depth: int, settled: Mapping[str, TierRecord]) -> tuple[int, ...]:
         """As configured, unless tiers of the family were settled when fewer were known; then as they are.

@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -192,33 +192,6 @@ def gather(
         per_vector=ordered[0][0].per_vector,
         weights=torch.tensor([weight_of_stream(stored.stream) for stored, _ in ordered]),
     )
-
-
-class SampleCounts(NamedTuple):
-    """What the batches up to an offset hold."""
-
-    batches: int
-    """How many they are."""
-    samples: int
-    """Samples in them."""
-    unique: int
-    """Distinct ones, by stream and ordinal number."""
-    trained: int
-    """Distinct ones in those batches that a checkpoint includes."""
-
-
-def count_samples(journal: Journal, upto: int, *, trained: int) -> SampleCounts:
-    """Count in one reading of the batches up to ``upto``; a checkpoint includes those up to ``trained``."""
-    batches = [one for one in journal.batches(upto) if one[2]]  # others are of a later pass of a split job
-    all_seen: set[tuple[str, int]] = set()
-    trained_seen = 0
-    for offset, _, _ in batches:
-        batch = unpack(ActivationBatch, journal.get(offset).payload)
-        all_seen.update((batch.stream, sample) for sample in batch.sample_ids.tolist())
-        if offset <= trained:
-            trained_seen = len(all_seen)
-    samples = sum(count for _, _, count in batches)
-    return SampleCounts(len(batches), samples, len(all_seen), trained_seen)
 
 
 def _widened(targets: Targets) -> Targets:

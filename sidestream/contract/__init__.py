@@ -11,6 +11,7 @@ __all__ = [
     "quality",
     "sampling",
     "signing",
+    "spelling",
     "tasks",
     "tensors",
     "topics",

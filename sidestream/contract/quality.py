@@ -19,9 +19,10 @@ Legend: C labels.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,11 +32,38 @@ from sidestream.contract.errors import DecodeError
 from sidestream.contract.tasks import Task
 from sidestream.contract.wire import Message, prepared
 
+MOST_CONFUSED: Final = 32
+"""A tally keeps so many pairs of labels, those confused most: a sum of tallies may miss a rare one."""
 _MOMENTS: Final = 6
 _MOST_NATS: Final = 700.0  # a float holds no larger exponential
 Counts = npt.NDArray[np.int64]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 PerLabel = Annotated[bytes, msgspec.Meta(max_length=4 * 1024)]
+
+
+_PAIR: Final = np.dtype([("actual", "<u2"), ("answered", "<u2"), ("count", "<u4")])
+
+
+class LabelCounts(NamedTuple):
+    """How one label fared."""
+
+    right: int
+    """How often it was answered rightly."""
+    answered: int
+    """How often it was answered."""
+    actual: int
+    """How often it was true."""
+
+
+class Confusion(NamedTuple):
+    """One label taken for another."""
+
+    actual: int
+    """The true one's number."""
+    answered: int
+    """The number of the one that was answered."""
+    times: int
+    """How often."""
 
 
 @prepared
@@ -56,8 +84,12 @@ class Tally(Message, frozen=True, kw_only=True):
     """Of answers x and truths y: Σx, Σy, Σxx, Σyy, Σxy, Σ(x - y)²."""
     nll: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """Of a language model: the negative logarithm of what its answers gave the truth, in nats, summed up."""
+    confused: Annotated[bytes, msgspec.Meta(max_length=8 * MOST_CONFUSED)] = b""
+    """(u16 truth, u16 answer, u32 how often)[n]: the labels that were taken for others most often."""
 
     def __post_init__(self) -> None:
+        if len(self.confused) % _PAIR.itemsize:
+            raise DecodeError("confused labels must be 8 bytes each")
         if len({len(self.right), len(self.answered), len(self.actual)}) != 1 or len(self.right) % 4:
             raise DecodeError("counts by label must be u32 and equally many")
         if len(self.moments) not in (0, _MOMENTS) or not all(map(math.isfinite, self.moments)):
@@ -81,6 +113,7 @@ class Tally(Message, frozen=True, kw_only=True):
             if self.moments and other.moments
             else self.moments or other.moments,
             nll=self.nll + other.nll,
+            confused=_pack_pairs(Counter(_pairs(self.confused)) + Counter(_pairs(other.confused))),
         )
 
     def measures(self, task: Task) -> dict[str, float]:
@@ -102,6 +135,16 @@ class Tally(Message, frozen=True, kw_only=True):
             "macro_f1": _macro_f1(right, answered, actual),
             "matthews": _matthews(right, answered, actual, self.units),
         }
+
+    def by_label(self) -> list[LabelCounts]:
+        """How each label fared, in their order; empty where the task has no labels to count by."""
+        columns = (_counts(getattr(self, name)).tolist() for name in _BY_LABEL)
+        return [LabelCounts(*counts) for counts in zip(*columns, strict=True)]
+
+    def confusions(self) -> list[Confusion]:
+        """The pairs of labels confused most, first the most frequent."""
+        found = [Confusion(*pair, count) for pair, count in _pairs(self.confused).items()]
+        return sorted(found, key=lambda one: (-one.times, one.actual, one.answered))
 
     def _regression(self) -> dict[str, float]:
         n, (x, y, xx, yy, xy, errors) = self.units, self.moments or (0.0,) * _MOMENTS
@@ -143,6 +186,7 @@ def tally_labels(answers: npt.NDArray[Any], targets: npt.NDArray[Any], labels: i
         right=_packed(np.bincount(answers[hits], minlength=labels)),
         answered=_packed(np.bincount(answers, minlength=labels)),
         actual=_packed(np.bincount(targets[targets >= 0], minlength=labels)),
+        confused=_confused(answers[~hits], targets[~hits]),
     )
 
 
@@ -196,3 +240,20 @@ def _add(one: bytes, other: bytes) -> bytes:
     if len(one) != len(other):
         raise DecodeError("two tallies count different labels")
     return _packed(_counts(one) + _counts(other))
+
+
+def _confused(answers: npt.NDArray[Any], targets: npt.NDArray[Any]) -> bytes:
+    """Of wrong answers [N]; labels that the job does not have can be confused with none."""
+    known = targets >= 0
+    return _pack_pairs(Counter(zip(targets[known].tolist(), answers[known].tolist(), strict=True)))
+
+
+def _pairs(packed: bytes) -> Counter[tuple[int, int]]:
+    return Counter(
+        {(actual, answered): count for actual, answered, count in np.frombuffer(packed, _PAIR).tolist()}
+    )
+
+
+def _pack_pairs(counts: Counter[tuple[int, int]]) -> bytes:
+    most = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:MOST_CONFUSED]
+    return np.array([(*pair, min(count, 2**32 - 1)) for pair, count in most], _PAIR).tobytes()

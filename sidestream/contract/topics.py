@@ -107,6 +107,14 @@ class Topics:
     def trainer_echo(self) -> str:
         return f"{self.base}/trainer/echo"
 
+    def question(self, tier: str, device: str) -> str:
+        """Where a device that answers over MQTT is asked."""
+        return f"{self.base}/ask/{tier}/{device}"
+
+    def home(self, tier: str, device: str) -> str:
+        """What Home Assistant reads of a device: JSON, retained."""
+        return f"{self.base}/home/{tier}/{device}"
+
     def uplink(self, tier: str, device: str, kind: str) -> str:
         """Where a device sends one kind of message."""
         assert kind in _UP_KINDS

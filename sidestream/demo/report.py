@@ -9,7 +9,7 @@ import msgspec
 
 from metrics.accounts import Account, account
 from metrics.fleet_page.fleet import Device
-from side_trainer.operator.audit import TrainerState
+from side_trainer.operator.status import TrainerState
 from sidestream.contract.messages import COUNTERS, Telemetry
 from sidestream.contract.quality import total
 from sidestream.contract.tasks import Task

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from broker_config.embedded.broker import EmbeddedBroker
 from broker_config.settings import BrokerSettings, masked_url
-from side_trainer.operator.audit import read_state
+from side_trainer.operator.status import read_state
 from sidestream.contract.quality import HEADLINE
 from sidestream.demo.children import Children
 from sidestream.demo.files import DemoSettings, FleetFiles

@@ -16,7 +16,7 @@ from broker_config.connection.tls import tls_context
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Transport
 from edge_agent.config import AgentConfig, DataConfig
-from edge_agent.session.machine import detect_tier, machine_id
+from edge_agent.session.machine import detect_tier, device_name
 from side_trainer.settings.implied import with_implied
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.backbone.runtimes import runtime_of
@@ -130,7 +130,7 @@ def patient_of(args: argparse.Namespace) -> Patient:
         broker=agent.broker,
         job=agent.job,
         tier=agent.tier or detect_tier(),
-        device=agent.device or machine_id(),
+        device=agent.device or device_name(agent.state_path),
         backbone=agent.backbone,
         data=agent.data,
         state_dir=agent.state_path,

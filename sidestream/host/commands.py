@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 Handler: TypeAlias = Callable[[argparse.Namespace], int]
@@ -33,12 +32,6 @@ def add_command(
     parser = _add(commands, name, text, about or f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(handler=handler)
     return parser
-
-
-def add_state_dir(parser: argparse.ArgumentParser, whose: str) -> None:
-    """Add the state directory of an agent or a trainer, which has to be given."""
-    help_ = f"the {whose}'s state directory"
-    parser.add_argument("--state-dir", metavar="DIR", type=Path, required=True, help=help_)
 
 
 def _add(commands: Any, name: str, text: str, about: str) -> argparse.ArgumentParser:

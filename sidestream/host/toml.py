@@ -47,7 +47,7 @@ def load_config(
         ConfigError: naming the file or the dotted field, if the file cannot be read or is not TOML, or a
             setting is unknown, missing, or of the wrong type or value.
     """
-    settings = {} if path is None else _read(path)
+    settings = {} if path is None else read_table(path)
     info = inspect.type_info(kind)
     _check_names(settings, info, "")
     for name, value in (overrides or {}).items():
@@ -57,7 +57,12 @@ def load_config(
     return _convert(settings, kind)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file as it stands, unchecked.
+
+    Raises:
+        ConfigError: it cannot be read, or is none.
+    """
     try:
         with path.open("rb") as file:
             settings: dict[str, Any] = tomllib.load(file)

@@ -1,6 +1,7 @@
 """What an exported folder says of itself: which backbone its weights go beside, and how.
 
-``sidestream trainer export --format hf`` writes it, :func:`edge_agent.load_tuned` reads it. Pure.
+``sidestream trainer export --format hf`` writes it; ``sidestream.load`` and :func:`edge_agent.load_tuned`
+read it. Pure.
 """
 
 from __future__ import annotations

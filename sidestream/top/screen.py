@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from metrics.fleet_page.troubles import TITLES
 from metrics.fleet_page.view import DeviceView, FleetView, Point, RefusalView, TierView
 from sidestream.top.source import Picture
 
@@ -25,7 +26,7 @@ STATES: Final = {
     "gone": "bright_black",
     "quarantined": "magenta",
 }
-_TROUBLED: Final = ("lost", "silent", "quarantined", "gone", "online", "finished")
+_KINDS: Final = tuple(TITLES)
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _SPARK: Final = 24
 _DIM: Final = "bright_black"
@@ -53,10 +54,10 @@ class Sort:
     key: Callable[[DeviceView], Any]
 
 
-def _trouble(one: DeviceView) -> float:
-    """The lower, the more somebody should look: by state; unused samples before being well."""
-    state = _TROUBLED.index(one.state) if one.state in _TROUBLED else len(_TROUBLED)
-    return min(state, _TROUBLED.index("online") - 0.5) if one.samples_unused else state
+def _trouble(one: DeviceView) -> int:
+    """The lower, the more somebody should look."""
+    kinds = [_KINDS.index(trouble.kind) for trouble in one.troubles if trouble.kind in TITLES]
+    return min(kinds, default=len(_KINDS))
 
 
 SORTS: Final = (
@@ -97,15 +98,17 @@ def screen(
         head.append(Text(plain(notice), style="bold red", no_wrap=True, overflow="ellipsis"))
     tiers = _tiers(picture, view, width)
     few = 3 if height else 10
-    refused = [*_unused(picture.devices, few), *_refused(view, picture.refusals, few)]
+    stuck, refused = _stuck(picture.devices, view, few), _refused(view, picture.refusals, few)
     room = None
     if height is not None:
         taken = len(head) + len(view.tiers) + 5  # headers, gaps and the line of keys
-        if height - taken - len(refused) < 3:
+        if height - taken - len(stuck) - len(refused) < 3:
             refused = []
-        room = max(1, height - taken - len(refused))
+        if height - taken - len(stuck) < 3:
+            stuck = []
+        room = max(1, height - taken - len(stuck) - len(refused))
     devices = _devices(picture, view, SORTS[sort], skip, room, width)
-    parts: list[RenderableType] = [*head, Text(), tiers, Text(), devices, *refused]
+    parts: list[RenderableType] = [*head, Text(), tiers, Text(), *stuck, devices, *refused]
     if height is not None:
         keys = f"q quit   s sort: {SORTS[sort].title}   ↑↓ PgUp PgDn scroll"
         parts.append(Text(keys, style=_DIM, no_wrap=True, overflow="ellipsis"))
@@ -141,9 +144,20 @@ def _figures(picture: Picture, view: FleetView) -> Text:
         (f"devices {fleet.online}/{known} online", ""),
         (f"{view.measure} {_ratio(fleet.quality)}", ""),
         (f"loss {_ratio(fleet.loss)}", ""),
+        (_left(view), ""),
         (f"samples {trainer.samples} of {fleet.samples_read} read ({_rate(picture.rate('samples'))}/s)", ""),
         (f"up {size(fleet.bytes_up)}  down {size(fleet.bytes_down)}", ""),
     )
+
+
+def _left(view: FleetView) -> str:
+    """What is left to learn."""
+    trainer = view.trainer
+    if trainer.final or not trainer.samples:
+        return "nothing left to learn" if trainer.final else "nothing to learn yet"
+    wait = f", {trainer.backlog} records wait" if trainer.backlog else ""
+    passes = trainer.owed_rows / trainer.samples
+    return f"{passes:.1f} of {trainer.passes:g} passes left{wait}" if trainer.passes else f"learning{wait}"
 
 
 def _line(*parts: tuple[str, str]) -> Text:
@@ -206,6 +220,7 @@ def _devices(picture: Picture, view: FleetView, sort: Sort, skip: int, room: int
         _Column("OUTBOX", outbox, from_width=76),
         _Column("VERSION", version, from_width=54),
         _Column(view.measure.upper(), lambda one: _ratio(one.quality)),
+        _Column("TROUBLE", _reasons, left=True, from_width=110),
     ]
     found = sorted(picture.devices, key=lambda one: (sort.key(one), one.tier, one.name))
     return _table(columns, found[skip : len(found) if room is None else skip + room], width)
@@ -216,19 +231,27 @@ def _samples(one: DeviceView | TierView) -> Text:
     return Text(f"{one.samples}/{one.samples_read}", style="yellow" if one.samples_unused else "")
 
 
-def _unused(devices: Iterable[DeviceView], most: int) -> list[Text]:
-    """What devices read and cannot use, and why; first those that use the smallest share."""
+def _reasons(one: DeviceView) -> Text:
+    """What is the matter with a device, in a few words each."""
+    severe = any(trouble.severe for trouble in one.troubles)
+    said = ", ".join(trouble.title.lower() for trouble in one.troubles)
+    return Text(said, style="red" if severe else "yellow")
+
+
+def _stuck(devices: Iterable[DeviceView], view: FleetView, most: int) -> list[Text]:
+    """Who is stuck, and why: the worst first, a line each."""
     found = sorted(
-        (one for one in devices if one.samples_unused), key=lambda one: one.samples / one.samples_read
+        (one for one in devices if one.troubles), key=lambda one: (_trouble(one), one.tier, one.name)
     )
     if not found:
         return []
-    total = sum(one.samples_unused for one in found)
-    lines = [Text(f"not used: {total} samples of {len(found)} devices", style="yellow")]
-    lines += [
-        Text(f"  {plain(one.name)} ({plain(one.tier)}): {one.account}", style=_DIM) for one in found[:most]
-    ]
-    return [_cut(line) for line in lines]
+    lines = [Text(f"stuck: {len(found)} devices", style="yellow")]
+    for one in found[:most]:
+        for trouble in one.troubles:
+            since = span(view.now_unix_s - trouble.since_unix_s)
+            line = f"  {plain(one.name)} ({plain(one.tier)}): {plain(trouble.words)}, since {since}"
+            lines.append(Text(line, style="red" if trouble.severe else ""))
+    return [*map(_cut, lines), Text()]
 
 
 def _cut(line: Text) -> Text:

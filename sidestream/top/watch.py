@@ -12,13 +12,12 @@ from typing import Final
 from broker_config.connection.connection import Connection
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Event, Received
-from metrics.fleet_page.board import Board
+from metrics.fleet_page.board import Board, Surroundings
 from metrics.fleet_page.fleet import Device, Fleet
 from metrics.fleet_page.view import TrainerView
 from sidestream.contract.errors import BrokerError, DecodeError, MismatchError
 from sidestream.contract.messages import Rejection, Status, Telemetry, TrainerStatus
 from sidestream.contract.plan import MAX_TIERS, Plan
-from sidestream.contract.tasks import Task
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import unpack
 
@@ -50,7 +49,7 @@ class FleetWatch:
         self._topics = Topics(job)
         self._fleet = Fleet(tiers or ())
         self._any_tier = tiers is None
-        self._task = Task.TEXT_CLASSIFICATION
+        self._plan: Plan | None = None
         self._on_rejection = on_rejection
         self._trainer: TrainerStatus | None = None
         self._retained: set[str] = set()
@@ -90,8 +89,13 @@ class FleetWatch:
         """Bring a board up to date."""
         now = time.monotonic()
         with self._lock:
-            board.task = self._task
-            board.update(self._fleet, self._fleet.summaries(now), trainer, now=now, unix_s=time.time())
+            plan, around = self._plan, Surroundings()
+            if plan is not None:
+                board.task = plan.task
+                prints = {name: tier.fingerprint for name, tier in plan.tiers.items()}
+                around = Surroundings(fingerprints=prints, labels=plan.labels)
+            summaries = self._fleet.summaries(now)
+            board.update(self._fleet, summaries, trainer, now=now, unix_s=time.time(), around=around)
 
     def devices(self) -> list[Device]:
         """What every device said last, by tier and name."""
@@ -121,7 +125,7 @@ class FleetWatch:
             self._trainer = unpack(TrainerStatus, event.payload)
             return
         if event.topic == self._topics.plan:
-            self._task = unpack(Plan, event.payload).task
+            self._plan = unpack(Plan, event.payload)
             return
         rejected = f"{self._topics.base}/rejected/"
         if event.topic.startswith(rejected):
@@ -136,4 +140,5 @@ class FleetWatch:
             if uplink.kind == "status":
                 self._fleet.on_status(uplink.tier, uplink.device, unpack(Status, event.payload), now)
             elif uplink.kind == "telemetry":
-                self._fleet.on_telemetry(uplink.tier, uplink.device, unpack(Telemetry, event.payload), now)
+                told = unpack(Telemetry, event.payload)
+                self._fleet.on_telemetry(uplink.tier, uplink.device, told, now, unix_s=time.time())

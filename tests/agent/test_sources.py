@@ -202,7 +202,7 @@ def test_a_watched_file_may_vanish_and_come_back(tmp_path: Path) -> None:
             "data.label_column: no column 'label' in .*a.csv; it has: text, intent",
         ),
         ("a.jsonl", '{"t": 1}', "data.text_column: no column 'text'"),
-        ("a.txt", "hello", "neither .jsonl, .csv nor .tsv"),
+        ("a.txt", "hello", "neither .jsonl, .json, .csv, .tsv"),
     ],
 )
 def test_a_file_that_gives_nothing_is_an_error_that_says_why(
@@ -216,7 +216,7 @@ def test_a_file_that_gives_nothing_is_an_error_that_says_why(
 def test_missing_and_empty_places_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no file or folder"):
         open_source(DataConfig(path=str(tmp_path / "nothing.csv")))
-    with pytest.raises(DataError, match=r"no \.jsonl, \.csv or \.tsv file"):
+    with pytest.raises(DataError, match=r"no \.jsonl, \.json, \.csv, \.tsv or \.parquet file"):
         open_source(DataConfig(path=str(tmp_path)))
 
 

@@ -25,7 +25,7 @@ from sidestream.side_network.exported import INDEX, WEIGHTS, Exported
 from sidestream.side_network.inference import InferenceNetwork
 from tests.agent.tiny import LAYERS
 from tests.agent.tiny_lm import save_tiny_lm
-from tests.trainer.conftest import append, config, fold_all
+from tests.trainer.conftest import append, fold_all
 from tests.trainer.test_language_model import LmDevice, lm_config
 
 
@@ -99,14 +99,3 @@ def test_another_backbone_a_damaged_or_no_export_is_told(trained: Path, tmp_path
         edge_agent.load_tuned(tmp_path / "out")
     with pytest.raises(StateError, match="no settled tier of the job; there are: full, half"):
         export(trained, tmp_path / "out", "hf", "third")
-
-
-@pytest.mark.slow
-def test_only_a_language_model_is_exported_so(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / FILE_NAME)
-    Job(config(tmp_path), journal)
-    fold = fold_all(journal, Fold(journal))
-    write_checkpoint(tmp_path, fold, journal.run)
-    journal.close()
-    with pytest.raises(StateError, match="for language models"):
-        export(tmp_path, tmp_path / "out", "hf")

@@ -23,6 +23,10 @@ from sidestream.contract.errors import ConfigError
         ("MQTT://[::1]:2000", ("::1", 2000, False, "", "")),
         ("mqtt://me:s%40cret@host", ("host", 1883, False, "me", "s@cret")),
         ("mqtt://me@host", ("host", 1883, False, "me", "")),
+        ("mqtt://me:a#b/c?d@e:f@host:1884", ("host", 1884, False, "me", "a#b/c?d@e:f")),
+        ("mqtts://u/s?e#r:50%25@[fe80::1%eth0]", ("fe80::1%eth0", 8883, True, "u/s?e#r", "50%")),
+        ("ws://host", ("host", 80, False, "", "")),
+        ("wss://me:p@host:8084/mqtt", ("host", 8084, True, "me", "p")),
     ],
 )
 def test_urls_are_taken_apart(url: str, expected: tuple[Any, ...]) -> None:
@@ -40,7 +44,15 @@ def test_urls_are_taken_apart(url: str, expected: tuple[Any, ...]) -> None:
         ({"url": "mqtt://host:0"}, "broker.url"),
         ({"url": "mqtt://host:65536"}, "broker.url"),
         ({"url": "mqtt://host:port"}, "broker.url"),
-        ({"url": "mqtt://host/topic"}, "broker.url"),
+        ({"url": "mqtt://host/a/+"}, "broker.topic_prefix"),
+        ({"url": "mqtt://host/a//b"}, "broker.topic_prefix"),
+        ({"topic_prefix": "$share/x"}, "broker.topic_prefix"),
+        ({"url": "mqtt://host?x=1"}, "broker.url"),
+        ({"url": "mqtt://host#x"}, "broker.url"),
+        ({"url": "ws://host", "ca_file": "ca.pem"}, "broker.url"),
+        ({"url": "mqtt://fe80::1:1883"}, "broker.url"),
+        ({"url": "mqtt://[nonsense]"}, "broker.url"),
+        ({"url": "mqtt://[::1]1883"}, "broker.url"),
         ({"url": "mqtt://ho st"}, "broker.url"),
         ({"url": "mqtt://a..b"}, "broker.url"),
         ({"url": "mqtt://[::1"}, "broker.url"),
@@ -79,6 +91,25 @@ def test_no_url_causes_anything_but_a_config_error(text: str) -> None:
         else:
             assert end.host
             assert 1 <= end.port <= 65535
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "prefix"),
+    [
+        ({"url": "mqtt://host"}, "", ""),
+        ({"url": "mqtts://host/tenants/17"}, "", "tenants/17"),
+        ({"url": "mqtt://host/a%20b/"}, "", "a b"),
+        ({"url": "mqtt://host/a", "topic_prefix": "/b/"}, "", "b"),
+        ({"url": "ws://host"}, "/mqtt", ""),
+        ({"url": "wss://host/some/where?x=1"}, "/some/where?x=1", ""),
+        ({"url": "wss://host/ws", "topic_prefix": "t"}, "/ws", "t"),
+    ],
+)
+def test_what_follows_the_host_is_a_prefix_of_topics_or_the_path_of_web_sockets(
+    settings: dict[str, Any], path: str, prefix: str
+) -> None:
+    end = BrokerSettings(**settings).endpoint({})
+    assert (end.web_path, end.topic_prefix) == (path, prefix)
 
 
 def test_the_environment_overrides_the_file_and_the_file_the_url() -> None:

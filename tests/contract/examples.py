@@ -169,7 +169,7 @@ EXAMPLES: Final[dict[str, Message]] = {
         forked_digest="e" * 32,
         saved=4,
     ),
-    "status online, with an earlier stream": Status(
+    "status online, with a certificate": Status(
         state="online",
         birth=3,
         stream=STREAM,
@@ -179,11 +179,12 @@ EXAMPLES: Final[dict[str, Message]] = {
         labels=("on", "off"),
         instance="a1",
         kept_streams=(STREAM[::-1],),
+        certificate_expires_unix_s=1.75e9,
     ),
-    "status offline, none earlier": Status(
+    "status offline, no certificate": Status(
         state="offline", birth=3, stream=STREAM, reason="lost", instance="a1"
     ),
-    "telemetry with samples unused, no probe": Telemetry(
+    "telemetry with troubles": Telemetry(
         stream=STREAM,
         samples_read=100,
         bytes_up=2**40,
@@ -199,6 +200,7 @@ EXAMPLES: Final[dict[str, Message]] = {
             right=to_bin([6, 4], "<u4"),
             answered=to_bin([12, 8], "<u4"),
             actual=to_bin([10, 10], "<u4"),
+            confused=to_bin([0, 1], "<u2") + to_bin([4], "<u4"),
         ),
         samples_unlabelled=40,
         unlabelled_waiting=30,
@@ -211,15 +213,13 @@ EXAMPLES: Final[dict[str, Message]] = {
         skipped_unlabelled=2,
         skipped_label=3,
         skipped_activations=4,
+        unix_s=1.7e9,
+        receipt_s=0.25,
+        reconnects=2,
+        trouble="the plan is not signed",
     ),
     "telemetry with a probe": Telemetry(
         stream=STREAM, accuracy=0.75, evaluation_samples=20, probe_accuracy=0.5
-    ),
-    "telemetry of a regression, no probe": Telemetry(
-        stream=STREAM, tally=Tally(units=2, moments=(3.0, 4.0, 5.0, 10.0, 7.0, 1.0))
-    ),
-    "telemetry of a language model, no probe": Telemetry(
-        stream=STREAM, tally=Tally(units=3, correct=1, nll=5.5)
     ),
     "split batch": batch(
         Codec.INT8, taps=(2,), sampling="all", activations=encode(values((1, 6, 5)), Codec.INT8), split=part()
@@ -277,7 +277,13 @@ EXAMPLES: Final[dict[str, Message]] = {
         },
     ),
     "plan of frozen devices": plan(method=SplitFrozen()),
-    "telemetry of a newborn, no probe": Telemetry(stream=STREAM),
+    "telemetry of a regression, no trouble": Telemetry(
+        stream=STREAM, tally=Tally(units=2, moments=(3.0, 4.0, 5.0, 10.0, 7.0, 1.0))
+    ),
+    "telemetry of a language model, no trouble": Telemetry(
+        stream=STREAM, tally=Tally(units=3, correct=1, nll=5.5)
+    ),
+    "telemetry of a newborn, no trouble": Telemetry(stream=STREAM),
     "manifest, inline, unsigned": WeightsManifest(
         run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=3, bundle=b"\x00\xff\x80"
     ),

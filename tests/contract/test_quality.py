@@ -11,6 +11,7 @@ from sidestream.contract.errors import DecodeError
 from sidestream.contract.quality import (
     HEADLINE,
     MEASURES,
+    MOST_CONFUSED,
     Tally,
     tally_labels,
     tally_sets,
@@ -116,3 +117,19 @@ def test_tallies_of_other_labels_are_left_out_of_a_total() -> None:
 def test_a_tally_that_cannot_be_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(DecodeError):
         Tally(**fields)  # type: ignore[arg-type]
+
+
+def test_the_pairs_confused_most_add_up_and_only_so_many_are_kept() -> None:
+    one = tally_labels(np.array([1, 1, 2, 0]), np.array([0, 0, 0, 0]), 3)
+    both = one + tally_labels(np.array([2, 1]), np.array([0, -1]), 3)
+    assert both.confusions() == [(0, 1, 2), (0, 2, 2)], "a label that the job does not have is no pair"
+    assert both.by_label()[0] == (1, 1, 5)
+    answers = np.arange(1, 101)
+    many = tally_labels(answers, answers - 1, 101) + tally_labels(np.array([9, 9]), np.array([8, 8]), 101)
+    assert len(many.confusions()) == MOST_CONFUSED
+    assert many.confusions()[0] == (8, 9, 3)
+
+
+def test_confused_labels_of_another_length_are_refused() -> None:
+    with pytest.raises(DecodeError, match="8 bytes each"):
+        Tally(confused=b"\0" * 9)

@@ -267,7 +267,7 @@ def test_a_bomb_costs_no_more_than_a_few_times_its_size(kind: type[Message], key
         if kind is ActivationBatch
         else plan()
         if kind is Plan
-        else EXAMPLES["status online, with an earlier stream"]
+        else EXAMPLES["status online, with a certificate"]
     )
     body = msgpack.unpackb(pack(example))
     body.pop(key, None)

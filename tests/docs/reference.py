@@ -63,6 +63,8 @@ def _topics() -> str:
         tree.trainer_status: "TrainerStatus, retained; also the last will",
         tree.trainer_claim: "TrainerClaim",
         tree.rejected("<tier>", "<device>"): "Rejection",
+        tree.question("<tier>", "<device>"): "a question, in JSON, for `sidestream agent serve`",
+        tree.home("<tier>", "<device>"): "what Home Assistant reads, in JSON, retained",
         tree.echo("<tier>", "<device>"): "any bytes: a device asks whether it may write and read here",
         tree.trainer_echo: "any bytes: the trainer asks the same",
     }

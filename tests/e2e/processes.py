@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from side_trainer.operator.audit import TrainerState, read_state
+from side_trainer.operator.status import TrainerState, read_state
 from sidestream.contract.tasks import TASKS, Task
 from tests.agent.tiny import save_tiny
 from tests.agent.tiny_lm import save_tiny_lm

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from broker_config.testing.inprocess import InProcessBroker
-from side_trainer.operator.audit import read_state, verify
+from side_trainer.operator.audit import verify
+from side_trainer.operator.status import read_state
 from sidestream.contract.plan import Precision, SideNetworkSpec
 from tests.agent.exported import exported
 from tests.e2e.in_process import Kind, accuracies, agent, births, plan_of, settings, table

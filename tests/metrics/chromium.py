@@ -11,7 +11,7 @@ import pytest
 
 BINARY = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(BINARY is None, reason="there is no chromium")
-_FLAGS = (
+FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--hide-scrollbars", "--enable-logging=stderr"),
@@ -28,10 +28,10 @@ def look(url: str, *, may_complain: bool = False) -> str:
     return _run(url, "--dump-dom", may_complain=may_complain)
 
 
-def picture(url: str, path: Path, *, dark: bool) -> bytes:
-    """The page as it is seen."""
+def picture(url: str, path: Path, *, dark: bool, width: int = 1440, height: int = 1500) -> bytes:
+    """The page as it is seen. A window narrower than 500 takes a frame: see :func:`narrow`."""
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    _run(url, scheme, "--window-size=1440,1500", f"--screenshot={path}")
+    _run(url, scheme, f"--window-size={width},{height}", f"--screenshot={path}")
     return path.read_bytes()
 
 
@@ -40,7 +40,7 @@ def _run(url: str, *flags: str, may_complain: bool = False) -> str:
     with tempfile.TemporaryDirectory(prefix="chromium-") as profile:
         arguments = [f"--user-data-dir={profile}", "--virtual-time-budget=8000", *flags]
         done = subprocess.run(
-            [BINARY, *_FLAGS, *arguments, url], capture_output=True, text=True, timeout=120, check=False
+            [BINARY, *FLAGS, *arguments, url], capture_output=True, text=True, timeout=120, check=False
         )
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert done.returncode == 0 and (may_complain or not said), (done.returncode, said, done.stderr[-2000:])

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
-from metrics.fleet_page.board import MAX_REFUSALS, Board
+from metrics.fleet_page.board import Board, Surroundings
 from metrics.fleet_page.device_series import DeviceSeries
+from metrics.fleet_page.events import MAX_REFUSALS
 from metrics.fleet_page.fleet import Fleet
 from metrics.fleet_page.history import History
 from metrics.fleet_page.view import FleetView, Point, RefusalView, RefusedView, TrainerView
@@ -41,10 +42,16 @@ class Crowd:
         status = Status(state=state, birth=1, stream=f"{number:032x}", reason="lost")
         self.fleet.on_status(self.tier(number), f"d{number}", status, self.now)
 
-    def tell(self, number: int, **figures: float) -> None:
+    def tell(self, number: int, **figures: float | str) -> None:
         told = Telemetry(
             stream=f"{number:032x}",
-            **{"accuracy": 0.5, "evaluation_samples": 10, "samples_forwarded": 7, **figures},  # type: ignore[arg-type]
+            **{
+                "accuracy": 0.5,
+                "evaluation_samples": 10,
+                "samples_read": 7,
+                "samples_forwarded": 7,
+                **figures,
+            },  # type: ignore[arg-type]
         )
         self.fleet.on_telemetry(self.tier(number), f"d{number}", told, self.now)
 
@@ -137,13 +144,23 @@ def test_a_view_is_json_and_back() -> None:
 
 @given(st.lists(st.floats(0.1, 5000), min_size=1, max_size=300))
 def test_a_history_of_any_length_is_bounded_ascends_and_keeps_its_end(steps: list[float]) -> None:
-    history, at = History(most=16), T0
+    history, at = History(most=16, recent=()), T0
     for revision, step in enumerate(steps, start=1):
         at += step
         history.add(Point(at_unix_s=at, revision=revision))
     times = [point.at_unix_s for point in history.points]
     assert 1 <= len(times) < 16 and times == sorted(times)
     assert at - times[-1] <= 5000 + 300 * 5000 / 8
+
+
+def test_the_last_minutes_stay_close_together_whatever_has_become_of_the_whole_run() -> None:
+    history = History(most=16, recent=((1.0, 20), (5.0, 20)))
+    for second in range(1000):
+        history.add(Point(at_unix_s=T0 + second, revision=second))
+    ages = [round(T0 + 999 - point.at_unix_s) for point in history.points]
+    assert ages == sorted(ages, reverse=True) and len(ages) == len(set(ages)) <= 16 + 20 + 20
+    assert ages[-20:] == list(range(19, -1, -1)) and ages[0] > 900
+    assert all(age in ages for age in (24, 49, 99)), "and the minutes before five seconds apart"
 
 
 def test_a_clock_that_is_put_back_begins_the_curves_anew() -> None:
@@ -184,7 +201,12 @@ def test_a_device_in_quarantine_is_shown_so_whatever_it_is_up_to() -> None:
     crowd.update()
     seen = crowd.board.view()
     crowd.board.update(
-        crowd.fleet, crowd.fleet.summaries(0.0), TrainerView(), now=0.0, unix_s=T0, held="d1".__eq__
+        crowd.fleet,
+        crowd.fleet.summaries(0.0),
+        TrainerView(),
+        now=0.0,
+        unix_s=T0,
+        around=Surroundings(held={"d1": "odd sizes"}.get),
     )
     news = _news(crowd.board, seen)
     assert [(device.name, device.state, device.online) for device in news.devices] == [

@@ -223,6 +223,8 @@ def test_a_browser_shows_the_fleet_its_curves_and_what_was_refused(crowd: Crowd)
                 samples=100 * second,
                 refused=(RefusedView(kind="activations", reason="nonfinite", count=41),),
                 loss={"big": 1.5, "small": 0.5},
+                passes=8.0,
+                owed_rows=200 * second,
             )
         )
     with serve_page(crowd.board, 0) as page:
@@ -232,20 +234,26 @@ def test_a_browser_shows_the_fleet_its_curves_and_what_was_refused(crowd: Crowd)
     assert text_of(document, "t-loss") == "1.000" and text_of(document, "t-samples").startswith("500")
     assert text_of(document, "t-quality-sub").endswith("; a linear probe has 0.800")
     devices = {row[0]: row for row in rows_of(document, "table")}
-    well = [f"d{number}" for number in range(12) if number not in (3, 5)]
-    assert list(devices) == ["d3", "d5", *well], "the troubled first"
-    assert (
-        devices["d5"][2] == "online · 6 of 12 samples not used: 6 unreadable"
-        and devices["d5"][4] == "6 of 12"
-    )
-    assert "trainer forget trainer.toml d3 takes it off the list" in document
+    well = [f"d{number}" for number in range(12) if number not in (1, 3, 5)]
+    assert list(devices) == ["d3", "d1", "d5", *well], "the troubled first"
+    assert devices["d5"][1:3] == [
+        "online",
+        "Data that cannot be used: not used of the 12 samples read: 6 unreadable",
+    ]
     assert text_of(document, "t-samples-sub").endswith("read not used: 6 unreadable")
-    assert devices["d1"][1:3] == ["big", "online"] and devices["d1"][4] == "1,234 of 1,300"
-    assert devices["d1"][8:10] == ["2", "0.900"] and devices["d3"][2] == "lost"
+    assert text_of(document, "t-left") == "2.0 of 8 passes"
+    assert text_of(document, "t-left-sub") == "1,000 rows over the journal"
+    assert devices["d1"][2] == f"Refused by the trainer: its activations are refused: nonfinite: {evil}"
+    assert devices["d1"][1::2][:2] == ["online", "big"] and devices["d1"][5] == "1,234 of 1,300"
+    assert devices["d1"][9:11] == ["2", "0.900"] and devices["d3"][1] == "lost"
+    assert devices["d3"][2].startswith("Absent: its connection broke")
+    assert "d1activations refused: nonfinite: " in re.sub("<[^>]+>", "", document)
     assert rows_of(document, "reasons") == [["nonfinite", "activations", "41"]]
     assert rows_of(document, "refusals")[0][3] == f"nonfinite: {evil}"
     assert evil not in document, "text from devices is text, never markup"
-    assert document.count('class="line s') == 2 + 2 + 1 + 2, "accuracy, loss, samples, bytes up and down"
+    assert document.count('class="line s') == 1 + 2 + 1 + 2, (
+        "accuracy of the one tier that has a version, loss, …"
+    )
     assert 'aria-label="Training loss: big 1.50, small 0.50"' in document
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_config.testing.inprocess import InProcessBroker
-from side_trainer.operator.audit import quarantined
+from side_trainer.operator.status import quarantined
 from side_trainer.quarantine import agreement
 from side_trainer.quarantine.agreement import LEAST_BATCHES, LEAST_DEVICES, Agreement
 from tests.trainer.conftest import FakeDevice, config

@@ -14,9 +14,10 @@ import pytest
 from side_trainer.fold.checkpoint import write_checkpoint
 from side_trainer.fold.fold import Fold
 from side_trainer.journal.journal import FILE_NAME, Journal
-from side_trainer.operator.audit import read_state, verify
+from side_trainer.operator.audit import verify
 from side_trainer.operator.backup import backup
 from side_trainer.operator.rebuild import rebuild
+from side_trainer.operator.status import read_state
 from sidestream.contract.errors import StateError
 from tests.trainer.conftest import fold_all
 from tests.trainer.test_journal import STREAM, put

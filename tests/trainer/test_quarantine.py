@@ -17,8 +17,9 @@ from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.holding import Held
 from side_trainer.journal.journal import FILE_NAME, Claim, Journal
-from side_trainer.operator.audit import decide, quarantined, read_state, verify
+from side_trainer.operator.audit import verify
 from side_trainer.operator.rebuild import rebuild
+from side_trainer.operator.status import decide, quarantined, read_state
 from side_trainer.quarantine.judge import Judge
 from side_trainer.quarantine.quarantine import Quarantine, judgements
 from side_trainer.quarantine.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion, row_sizes

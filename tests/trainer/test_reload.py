@@ -13,7 +13,8 @@ import pytest
 from broker_config.testing.inprocess import InProcessBroker
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
-from side_trainer.operator.audit import read_state, verify
+from side_trainer.operator.audit import verify
+from side_trainer.operator.status import read_state
 from side_trainer.settings.reload import SettingsFile, take_up
 from side_trainer.settings.schema import TierConfig, TrainerConfig
 from side_trainer.side_tuning.training_rows import StoredBatch, gather

@@ -16,7 +16,8 @@ import pytest
 from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, Received, Transport, Will
 from side_trainer.broadcast.publisher import CHUNK_BYTES
-from side_trainer.operator.audit import export, read_state, verify
+from side_trainer.operator.audit import export, verify
+from side_trainer.operator.status import read_state
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TierConfig, TrainerConfig
 from side_trainer.trainer import run_trainer

@@ -28,6 +28,7 @@ from side_trainer.journal.journal import Journal
 from side_trainer.receive.inbox import Inbox
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.trainer import Parts, connect_mqtt, run_trainer
+from sidestream.contract.wire import pack
 from sidestream.host.trace import Trace
 from tests.trainer.conftest import config, devices
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, send
@@ -140,6 +141,26 @@ def test_the_page_shows_the_running_trainer(broker: InProcessBroker, tmp_path: P
     assert [(one.reason, one.count) for one in now.trainer.refused] == [("undecodable", 1)]
     assert now.refusals is not None and now.refusals[0].device == "dev-0"
     assert now.trainer.published == now.trainer.version > 0
+
+
+@pytest.mark.slow
+def test_labels_that_differ_only_in_case_or_spaces_are_told_of_with_their_devices(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    settings = config(tmp_path, page=True, page_port=0, labels=(), label_devices=3, label_wait_s=60.0)
+    with watched(broker, settings) as url:
+        listener = Listener(broker.transport("watch"))
+        for device, labels in zip(devices(), (("on", "off"), ("On", "off"), ("ON", "off")), strict=True):
+            topic = TOPICS.status(device.tier, device.name)
+            listener.transport.publish(topic, pack(device.birth(labels=labels)), retain=True)
+
+        def told() -> list[str]:
+            with urllib.request.urlopen(f"{url}api/fleet", timeout=10) as answer:
+                view = msgspec.json.decode(answer.read(), type=FleetView)
+            return [one.words for one in view.events if one.kind == "labels"]
+
+        until(lambda: len(told()) > 0, "it is told")
+        until(lambda: len(told()) == 1 and "'on' (device dev-" in told()[0], "once, with both and devices")
 
 
 def test_a_page_whose_port_is_taken_is_no_reason_not_to_train(

@@ -18,7 +18,8 @@ from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Event, Received, Transport, Will
 from edge_agent.config import AgentConfig, DataConfig
 from edge_agent.session.agent import Agent
-from side_trainer.operator.audit import read_state, verify
+from side_trainer.operator.audit import verify
+from side_trainer.operator.status import read_state
 from side_trainer.settings.schema import TierConfig, TrainerConfig
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.runtimes import load_backbone

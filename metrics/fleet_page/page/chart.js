@@ -3,8 +3,10 @@
 import { clock, node } from "./format.js";
 
 const NS = "http://www.w3.org/2000/svg";
-const HEIGHT = 170;
-const PAD = { left: 62, right: 10, top: 10, bottom: 22 };
+const HEIGHT = 190;
+const PAD = { left: 62, right: 10, top: 20, bottom: 36 };
+const DASHES = ["", "8 4", "2 4", "12 3 2 3"];
+const MOST_MARKS = 40;
 
 function svg(name, attributes) {
   const made = document.createElementNS(NS, name);
@@ -25,10 +27,13 @@ function steps(low, high, count, binary) {
   return found;
 }
 
+const TIME = { title: "time", label: (value, near) => clock(value, near), full: (value) => clock(value, true), bridge: false };
+export const VERSION = { title: "version in use", label: (value) => String(Math.round(value)), full: (value) => `version ${value}`, bridge: true };
+
 export class Chart {
-  // options: format(value), floor (least value of the axis, or null), binary (whether figures are bytes)
-  constructor(figure, { format, floor = null, binary = false }) {
-    Object.assign(this, { format, floor, binary, series: [], times: [] });
+  // options: format(value), unit (of the axis), floor (its least value, or null), binary (figures are bytes)
+  constructor(figure, { format, unit, floor = null, binary = false }) {
+    Object.assign(this, { format, unit, floor, binary, series: [], times: [], axis: TIME });
     this.title = figure.querySelector("figcaption");
     this.svg = svg("svg", { role: "img" });
     this.legend = node("ul", "legend");
@@ -40,8 +45,9 @@ export class Chart {
     new ResizeObserver(() => this.draw()).observe(figure);
   }
 
-  // series: [{name, colour, values}], values as many as times, null where there is none
-  show(times, series) {
+  // series: [{name, colour, values}], values as many as times, null where there is none; or over another axis
+  show(times, series, axis = TIME) {
+    this.axis = axis;
     this.times = times;
     this.series = series;
     this.draw();
@@ -68,14 +74,19 @@ export class Chart {
       parts.push(label);
     }
     if (this.times.length > 1) {
-      const seconds = to - from < 300;
+      const near = to - from < 300;
       for (const [time, anchor] of [[from, "start"], [(from + to) / 2, "middle"], [to, "end"]]) {
-        const label = svg("text", { class: "axis", x: this.x(time), y: HEIGHT - 4, "text-anchor": anchor });
-        label.textContent = clock(time, seconds);
+        const label = svg("text", { class: "axis", x: this.x(time), y: HEIGHT - 20, "text-anchor": anchor });
+        label.textContent = this.axis.label(time, near);
         parts.push(label);
       }
     }
-    for (const one of this.series) parts.push(this.line(one));
+    const across = svg("text", { class: "axis title", x: (PAD.left + width - PAD.right) / 2, y: HEIGHT - 5, "text-anchor": "middle" });
+    across.textContent = this.axis.title;
+    const upwards = svg("text", { class: "axis title", x: 0, y: 9 });
+    upwards.textContent = this.unit;
+    parts.push(across, upwards);
+    for (const one of this.series) parts.push(...this.line(one));
     this.cursor = svg("g", {});
     this.svg.replaceChildren(...parts, this.cursor);
     this.tell();
@@ -84,13 +95,16 @@ export class Chart {
   line(one) {
     let path = "", open = false;
     one.values.forEach((value, i) => {
-      if (value == null) { open = false; return; }
+      if (value == null) { open = open && this.axis.bridge; return; }
       path += `${open ? "L" : "M"}${this.x(this.times[i]).toFixed(1)} ${this.y(value).toFixed(1)}`;
       open = true;
     });
     const line = svg("path", { class: `line s${one.colour % 8}`, d: path });
-    if (one.colour >= 8) line.setAttribute("stroke-dasharray", "6 4");
-    return line;
+    const dash = DASHES[one.colour % DASHES.length];
+    if (dash) line.setAttribute("stroke-dasharray", dash);
+    const known = one.values.flatMap((value, i) => (value == null ? [] : [[this.times[i], value]]));
+    if (known.length > MOST_MARKS) return [line];
+    return [line, ...known.map(([time, value]) => svg("circle", { class: `mark s${one.colour % 8}`, cx: this.x(time), cy: this.y(value), r: 2.5 }))];
   }
 
   tell() {
@@ -99,7 +113,7 @@ export class Chart {
       return [one, value == null ? "–" : this.format(value)];
     });
     this.legend.replaceChildren(...last.map(([one, value]) => {
-      const item = node("li", `s${one.colour % 8}`, one.name);
+      const item = node("li", `s${one.colour % 8} dash${one.colour % DASHES.length}`, one.name);
       item.append(node("b", "", value));
       return item;
     }));
@@ -117,7 +131,7 @@ export class Chart {
     });
     const x = this.x(this.times[nearest]);
     this.cursor.replaceChildren(svg("line", { class: "cursor", x1: x, x2: x, y1: PAD.top, y2: HEIGHT - PAD.bottom }));
-    const told = [node("time", "", clock(this.times[nearest], true))];
+    const told = [node("time", "", this.axis.full(this.times[nearest]))];
     for (const one of this.series) {
       const value = one.values[nearest];
       if (value == null) continue;

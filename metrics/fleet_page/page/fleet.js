@@ -2,6 +2,8 @@
 
 const EVERY_MS = 2000;
 const SLOWEST_MS = 30000;
+const MOST_POINTS = 4000; // then they are asked for anew, thinned out by the trainer
+const MOST_EVENTS = 300;
 
 export class Fleet extends EventTarget {
   constructor() {
@@ -9,6 +11,8 @@ export class Fleet extends EventTarget {
     this.devices = new Map();
     this.points = [];
     this.refusals = [];
+    this.events = [];
+    this.labels = null;
     this.view = null;
     this.failures = 0;
     this.heardAt = 0;
@@ -39,13 +43,16 @@ export class Fleet extends EventTarget {
   }
 
   take(view) {
-    if (view.board === this.board && view.revision < this.revision) return; // an older answer came late
-    if (view.whole) { this.devices.clear(); this.points = []; }
+    if (view.board === this.view?.board && view.revision < this.revision) return; // an older answer came late
+    if (view.whole) { this.devices.clear(); this.points = []; this.events = []; this.labels = null; }
     for (const device of view.devices) this.devices.set(`${device.tier}/${device.name}`, device);
     this.points.push(...view.points);
     if (view.refusals) this.refusals = view.refusals;
     else if (view.whole) this.refusals = [];
+    this.events = [...this.events, ...(view.events ?? [])].slice(-MOST_EVENTS);
+    this.labels = view.labels ?? this.labels;
     Object.assign(this, { view, board: view.board, revision: view.revision, heardAt: Date.now() });
+    if (this.points.length > MOST_POINTS) this.board = "";
   }
 
   // Change a second of a counter up to point i, over ten seconds or a twentieth of the run.

@@ -1,20 +1,24 @@
 // Puts the fleet on the page.
 
-import { Chart } from "./chart.js";
+import { address } from "./address.js";
+import { Chart, VERSION } from "./chart.js";
+import { DeviceView, eventLines } from "./device.js";
 import { Fleet } from "./fleet.js";
 import { bytes, capital, clock, figure, node, rate, span, whole } from "./format.js";
 import { Table } from "./table.js";
+import { showTroubles } from "./trouble.js";
 
 const STATES = ["online", "finished", "silent", "lost", "quarantined", "gone"];
 const MOST_DOTS = 600;
 const by = (id) => document.getElementById(id);
 const fleet = new Fleet();
 const table = new Table(fleet);
+new DeviceView(fleet);
 const charts = {
-  quality: new Chart(by("c-quality"), { format: (v) => v.toFixed(2) }),
-  loss: new Chart(by("c-loss"), { format: (v) => v.toFixed(2) }),
-  samples: new Chart(by("c-samples"), { format: rate, floor: 0 }),
-  bytes: new Chart(by("c-bytes"), { format: bytes, floor: 0, binary: true }),
+  quality: new Chart(by("c-quality"), { format: (v) => v.toFixed(2), unit: "share" }),
+  loss: new Chart(by("c-loss"), { format: (v) => v.toFixed(2), unit: "loss" }),
+  samples: new Chart(by("c-samples"), { format: rate, unit: "samples/s", floor: 0 }),
+  bytes: new Chart(by("c-bytes"), { format: bytes, unit: "bytes/s", floor: 0, binary: true }),
 };
 const cards = new Map();
 
@@ -62,7 +66,8 @@ function showTiles(view) {
   big("t-quality", figure(all.quality));
   say("t-quality-sub", all.evaluation_samples ? `on ${whole(all.evaluation_samples)} held-out samples${all.probe_accuracy == null ? "" : `; a linear probe has ${figure(all.probe_accuracy)}`}` : (all.online ? "nothing measured yet" : "no device is there to measure it"));
   big("t-loss", figure(all.loss));
-  say("t-loss-sub", `${whole(trainer.backlog ?? 0)} records to learn`);
+  say("t-loss-sub", "of all that is being learnt");
+  showLeft(trainer);
   const last = fleet.points.length - 1;
   big("t-samples", whole(trainer.samples ?? 0), last > 0 ? `${rate(fleet.rateAt(last, "samples"))}/s` : "");
   const unused = all.samples_unused ? `${whole(all.samples_unused)} of ${whole(all.samples_read)} read not used: ${all.unused_why}` : "";
@@ -73,26 +78,51 @@ function showTiles(view) {
   say("t-samples-sub", [gone, unused].filter(Boolean).join(", ") || `${whole(all.samples_read ?? 0)} read; ${whole(trainer.messages ?? 0)} batches, ${whole(trainer.duplicates ?? 0)} repeats`, `sub ${gone ? "bad" : unused ? "warn" : ""}`);
   big("t-traffic", bytes(trainer.bytes_up ?? 0), "up");
   say("t-traffic-sub", `${bytes(all.bytes_down ?? 0)} received by devices`);
-  const refused = (trainer.refused ?? []).reduce((sum, one) => sum + one.count, 0);
-  big("t-refused", whole(refused));
-  say("t-refused-sub", trainer.inbox_dropped ? `${whole(trainer.inbox_dropped)} found the inbox full` : refused ? "see below" : "messages", `sub ${refused || trainer.inbox_dropped ? "warn" : ""}`);
+}
+
+// Records that wait, and passes over the journal that are made while none comes.
+function showLeft(trainer) {
+  const { backlog = 0, passes = 0, owed_rows: owed = 0, samples = 0 } = trainer;
+  const left = samples ? owed / samples : 0;
+  if (trainer.final) big("t-left", "nothing");
+  else if (!samples) big("t-left", "–");
+  else big("t-left", left >= 0.05 ? left.toFixed(1) : whole(owed), left >= 0.05 ? `of ${rate(passes)} passes` : "rows");
+  say("t-left-sub", !samples ? "no sample has come yet" : backlog ? `${whole(backlog)} records wait; ${whole(owed)} rows in passes` : owed ? `${whole(owed)} rows over the journal` : "all passes are made");
 }
 
 function showCharts(view) {
-  const { points } = fleet;
+  const { range, axis } = address.chosen;
+  const from_s = range ? view.now_unix_s - Number(range) : -Infinity;
+  const first = fleet.points.findIndex((point) => point.at_unix_s >= from_s);
+  const points = first < 0 ? [] : fleet.points.slice(first);
   const times = points.map((point) => point.at_unix_s);
   const byTier = (field) => view.tiers
     .map((tier, colour) => ({ name: tier.name, colour, values: points.map((point) => point[field]?.[tier.name] ?? null) }))
     .filter((one) => one.values.some((value) => value != null));
-  const rates = (field) => points.map((_, i) => fleet.rateAt(i, field));
-  by("c-quality").querySelector("figcaption").textContent = `${capital(view.measure)} on the devices`;
-  charts.quality.show(times, byTier("quality"));
+  const rates = (field) => points.map((_, i) => fleet.rateAt(first + i, field));
+  by("c-quality").querySelector("figcaption").textContent = `${capital(view.measure)} on the devices, by tier`;
+  charts.quality.unit = view.measure.replaceAll("_", " ");
+  if (axis === "time") charts.quality.show(times, byTier("quality"));
+  else charts.quality.show(...byVersion(view, points), VERSION);
   charts.loss.show(times, byTier("loss"));
   charts.samples.show(times, [{ name: "samples/s", colour: 0, values: rates("samples") }]);
   charts.bytes.show(times, [
     { name: "up", colour: 0, values: rates("bytes_up") },
     { name: "down, to the broker", colour: 1, values: rates("bytes_down") },
   ]);
+}
+
+// What each version that a tier used was worth when it was measured last.
+function byVersion(view, points) {
+  const worth = new Map(view.tiers.map((tier) => [tier.name, new Map()]));
+  for (const point of points)
+    for (const [tier, version] of Object.entries(point.versions ?? {}))
+      if (version && point.quality?.[tier] != null) worth.get(tier)?.set(version, point.quality[tier]);
+  const versions = [...new Set([...worth.values()].flatMap((some) => [...some.keys()]))].sort((a, b) => a - b);
+  const lines = view.tiers
+    .map((tier, colour) => ({ name: tier.name, colour, values: versions.map((version) => worth.get(tier.name).get(version) ?? null) }))
+    .filter((one) => one.values.some((value) => value != null));
+  return [versions, lines];
 }
 
 function makeCard(name, colour) {
@@ -119,7 +149,8 @@ function showTiers(view) {
     while (dots.children.length > Math.min(known.length, MOST_DOTS)) dots.lastChild.remove();
     known.slice(0, MOST_DOTS).forEach((device, i) => {
       const dot = dots.children[i] ?? dots.appendChild(node("i"));
-      if (dot.className !== device.state) dot.className = device.state;
+      const look = device.troubles?.length && device.online ? `${device.state} troubled` : device.state;
+      if (dot.className !== look) dot.className = look;
       const title = `${device.name}: ${device.state}`;
       if (dot.title !== title) dot.title = title;
     });
@@ -150,6 +181,31 @@ function rows(id, made) {
   by(`${id}-empty`).hidden = made.length > 0;
 }
 
+let labelsShown = null;
+
+function showLabels() {
+  by("labels-section").hidden = fleet.labels == null;
+  if (fleet.labels == null || fleet.labels === labelsShown) return;
+  labelsShown = fleet.labels;
+  const share = (part, of) => (of ? part / of : null);
+  const told = fleet.labels.labels.filter((one) => one.actual || one.answered);
+  const f1 = (one) => share(2 * one.right, one.actual + one.answered) ?? 0;
+  told.sort((a, b) => f1(a) - f1(b) || b.actual - a.actual);
+  rows("labels", told.map((one) => [[one.name, "name"], [figure(f1(one)), "num"], [figure(share(one.right, one.actual)), "num"], [figure(share(one.right, one.answered)), "num"], [whole(one.actual), "num"]]));
+  rows("confused", fleet.labels.confused.map((one) => [[one.actual, "name"], [one.answered, "name"], [whole(one.count), "num"]]));
+}
+
+let eventsShown = "";
+
+function showEvents() {
+  const last = fleet.events[fleet.events.length - 1];
+  const told = `${fleet.events.length} ${last?.revision} ${last?.words}`;
+  if (told === eventsShown) return;
+  eventsShown = told;
+  by("events").replaceChildren(...eventLines([...fleet.events].reverse(), true));
+  by("events-empty").hidden = fleet.events.length > 0;
+}
+
 function showRefused(view) {
   const reasons = [...(view.trainer.refused ?? [])].sort((a, b) => b.count - a.count);
   rows("reasons", reasons.map((one) => [[one.reason.replaceAll("_", " ")], [one.kind], [whole(one.count), "num"]]));
@@ -169,10 +225,17 @@ fleet.addEventListener("change", () => {
     say("state", "no answer", "pill bad");
   }
   if (!fleet.view || fleet.failures) return;
-  for (const show of [showTop, showTiles, showCharts, showTiers, showRefused]) show(fleet.view);
+  for (const show of [showTop, showTiles, showCharts, showTiers, showLabels, showEvents, showRefused]) show(fleet.view);
+  showTroubles(fleet.view, [...fleet.devices.values()]);
   table.show();
   age();
   document.body.dataset.revision = fleet.revision;
 });
+for (const [id, key] of [["f-axis", "axis"], ["f-range", "range"]]) {
+  const follow = () => { if (by(id).value !== address.chosen[key]) by(id).value = address.chosen[key]; };
+  by(id).addEventListener("input", () => address.choose({ [key]: by(id).value }));
+  address.addEventListener("change", () => { follow(); if (fleet.view) showCharts(fleet.view); });
+  follow();
+}
 setInterval(age, 1000);
 fleet.start();

@@ -1,17 +1,18 @@
 // The table of devices: filtered, sorted and paged; what is chosen stands in the address, to be shared.
 
+import { address } from "./address.js";
 import { bytes, capital, figure, node, span, whole } from "./format.js";
+import { deviceButton, rank as trouble } from "./trouble.js";
 
 const ROWS = 50;
 const STATES = ["lost", "silent", "quarantined", "gone", "online", "finished"]; // the troubled first
-const FIRST = "state";
-const LEFT = ["lost", "silent", "gone"];
 const order = new Intl.Collator("en", { numeric: true });
 
 const COLUMNS = [
-  { key: "name", title: "Device", text: (d) => d.name, type: "name" },
-  { key: "tier", title: "Tier", text: (d) => d.tier },
+  { key: "name", title: "Device", text: () => "", type: "name" },
   { key: "state", title: "State", text: (d) => d.state, type: "state" },
+  { key: "trouble", title: "Trouble", text: (d) => (d.troubles ?? []).map((one) => `${one.title}: ${one.words}`).join(" · "), type: "trouble" },
+  { key: "tier", title: "Tier", text: (d) => d.tier },
   { key: "heard_unix_s", title: "Last seen", text: (d, now) => `${span(now - d.heard_unix_s)} ago`, type: "num" },
   { key: "samples", title: "Samples", text: (d) => `${whole(d.samples ?? 0)} of ${whole(d.samples_read ?? 0)}`, type: "samples" },
   { key: "bytes_up", title: "Sent", text: (d) => bytes(d.bytes_up ?? 0), type: "num" },
@@ -22,9 +23,6 @@ const COLUMNS = [
   { key: "temperature_celsius", title: "°C", text: (d) => (d.temperature_celsius == null ? "–" : d.temperature_celsius.toFixed(0)), type: "num" },
 ];
 
-// Of a device that is well but cannot use what it reads: after those that are not well.
-const trouble = (device) => Math.min(STATES.indexOf(device.state), device.samples_unused ? STATES.indexOf("online") - 0.5 : Infinity);
-
 export class Table {
   constructor(fleet) {
     this.fleet = fleet;
@@ -33,14 +31,14 @@ export class Table {
     for (const [key, id] of Object.entries(this.inputs)) {
       const input = document.getElementById(id);
       this.inputs[key] = input;
-      input.addEventListener("input", () => this.choose({ [key]: input.value, page: "" }));
+      input.addEventListener("input", () => address.choose({ [key]: input.value, page: "" }));
     }
     this.inputs.state.append(...STATES.map((state) => new Option(capital(state), state)));
-    document.getElementById("p-back").addEventListener("click", () => this.choose({ page: this.page - 1 || "" }));
-    document.getElementById("p-next").addEventListener("click", () => this.choose({ page: this.page + 1 }));
+    document.getElementById("p-back").addEventListener("click", () => address.choose({ page: String(this.page - 1 || "") }));
+    document.getElementById("p-next").addEventListener("click", () => address.choose({ page: String(this.page + 1) }));
     this.body = document.querySelector("#table tbody");
     this.head();
-    addEventListener("hashchange", () => this.read());
+    address.addEventListener("change", () => this.read());
     this.read();
   }
 
@@ -49,6 +47,7 @@ export class Table {
     for (const column of COLUMNS) {
       const cell = node("th", ["num", "version", "samples"].includes(column.type) ? "num" : "");
       cell.scope = "col";
+      cell.dataset.column = column.key;
       const button = node("button", "", column.title);
       button.type = "button";
       button.addEventListener("click", () => this.sortBy(column.key));
@@ -61,38 +60,29 @@ export class Table {
   }
 
   sortBy(key) {
-    const down = key !== "name" && key !== "tier" && key !== "state";
-    const [current, descending] = [this.chosen.sort.replace(/^-/, ""), this.chosen.sort.startsWith("-")];
+    const down = !["name", "tier", "state", "trouble"].includes(key);
+    const [current, descending] = [address.chosen.sort.replace(/^-/, ""), address.chosen.sort.startsWith("-")];
     const flip = current === key ? !descending : down;
-    this.choose({ sort: (flip ? "-" : "") + key, page: "" });
+    address.choose({ sort: (flip ? "-" : "") + key, page: "" });
   }
 
   read() {
-    const given = new URLSearchParams(location.hash.slice(1));
-    this.chosen = { q: "", tier: "", state: "", sort: FIRST, page: "" };
-    for (const key of Object.keys(this.chosen)) this.chosen[key] = given.get(key) ?? this.chosen[key];
-    for (const [key, input] of Object.entries(this.inputs)) if (input.value !== this.chosen[key]) input.value = this.chosen[key];
-    this.show();
-  }
-
-  choose(change) {
-    Object.assign(this.chosen, change);
-    const told = Object.entries(this.chosen).filter(([key, value]) => value && !(key === "sort" && value === FIRST));
-    history.replaceState(null, "", `#${new URLSearchParams(told)}`);
+    const { chosen } = address;
+    for (const [key, input] of Object.entries(this.inputs)) if (input.value !== chosen[key]) input.value = chosen[key];
     this.show();
   }
 
   matching() {
-    const { q, tier, state, sort } = this.chosen;
+    const { q, tier, state, sort } = address.chosen;
     const words = q.trim().toLowerCase();
     const key = sort.replace(/^-/, ""), sign = sort.startsWith("-") ? -1 : 1;
-    const rank = (device) => (key === "state" ? trouble(device) : device[key]);
+    const rank = (device) => ({ trouble: () => trouble(device), state: () => STATES.indexOf(device.state) }[key] ?? (() => device[key]))();
     return [...this.fleet.devices.values()]
       .filter((d) => (!words || d.name.toLowerCase().includes(words)) && (!tier || d.tier === tier) && (!state || d.state === state))
       .sort((a, b) => {
         const [x, y] = [rank(a), rank(b)];
         const both = typeof x === "string" ? order.compare(x, y) : (x ?? -Infinity) - (y ?? -Infinity) || 0;
-        return sign * both || order.compare(a.name, b.name) || order.compare(a.tier, b.tier);
+        return sign * both || (key === "trouble" ? STATES.indexOf(a.state) - STATES.indexOf(b.state) : 0) || order.compare(a.name, b.name) || order.compare(a.tier, b.tier);
       });
   }
 
@@ -102,7 +92,7 @@ export class Table {
     this.offerTiers(view.tiers.map((tier) => tier.name));
     const found = this.matching();
     const pages = Math.max(1, Math.ceil(found.length / ROWS));
-    this.page = Math.min(pages - 1, Math.max(0, Number.parseInt(this.chosen.page, 10) || 0));
+    this.page = Math.min(pages - 1, Math.max(0, Number.parseInt(address.chosen.page, 10) || 0));
     const shown = found.slice(this.page * ROWS, (this.page + 1) * ROWS);
     while (this.rows.length < shown.length) this.rows.push(this.makeRow());
     this.body.replaceChildren(...this.rows.slice(0, shown.length).map((row) => row.element));
@@ -113,7 +103,7 @@ export class Table {
     document.getElementById("p-page").textContent = `Page ${this.page + 1} of ${pages}`;
     document.getElementById("p-back").disabled = this.page === 0;
     document.getElementById("p-next").disabled = this.page >= pages - 1;
-    const [key, down] = [this.chosen.sort.replace(/^-/, ""), this.chosen.sort.startsWith("-")];
+    const [key, down] = [address.chosen.sort.replace(/^-/, ""), address.chosen.sort.startsWith("-")];
     for (const column of COLUMNS) {
       if (column.key === "quality") column.button.textContent = capital(view.measure);
       if (column.key === key) column.cell.setAttribute("aria-sort", down ? "descending" : "ascending");
@@ -125,7 +115,7 @@ export class Table {
     const select = this.inputs.tier;
     if ([...select.options].slice(1).map((option) => option.value).join("/") === names.join("/")) return;
     select.replaceChildren(select.options[0], ...names.map((name) => new Option(name, name)));
-    select.value = this.chosen.tier;
+    select.value = address.chosen.tier;
   }
 
   makeRow() {
@@ -143,8 +133,8 @@ export class Table {
       element.append(cell);
       return cell;
     });
-    cells[2].why = node("span", "why");
-    cells[2].append(cells[2].why);
+    cells[0].button = deviceButton("", "");
+    cells[0].append(cells[0].button);
     return { element, cells };
   }
 
@@ -153,19 +143,16 @@ export class Table {
       const cell = row.cells[i];
       const text = column.text(device, view.now_unix_s);
       if (cell.words.data !== text) cell.words.data = text;
+      cell.dataset.column = column.key;
       let name = { num: "num", version: "num", samples: "num", name: "name" }[column.type] ?? "";
-      if (column.type === "state") {
-        name = `state ${STATES.includes(device.state) ? device.state : "gone"}`;
-        const left = device.online || ["goodbye", device.state].includes(device.reason) ? "" : device.reason;
-        const lost = device.samples_lost ? `${whole(device.samples_lost)} samples lost with the trainer's state` : "";
-        const unused = device.samples_unused ? `${whole(device.samples_unused)} of ${whole(device.samples_read)} samples not used: ${device.unused_why}` : "";
-        cell.why.textContent = [left, lost, unused].filter(Boolean).map((why) => ` · ${why}`).join("");
-      }
+      if (column.type === "name" && cell.button.textContent !== device.name) cell.button.textContent = device.name;
+      if (column.type === "name") cell.button.dataset.device = `${device.tier}/${device.name}`;
+      if (column.type === "state") name = `state ${STATES.includes(device.state) ? device.state : "gone"}`;
+      if (column.type === "trouble") name = `why ${device.troubles?.some((one) => one.severe) ? "severe" : ""}`;
       if (column.type === "version" && device.online && (device.weights_version ?? 0) < view.trainer.published) {
         name += " behind";
         cell.title = `${whole(view.trainer.published - (device.weights_version ?? 0))} records behind the published version`;
       } else cell.removeAttribute("title");
-      if (column.type === "state" && LEFT.includes(device.state)) cell.title = `sidestream trainer forget trainer.toml ${device.name} takes it off the list`;
       if (column.type === "samples") {
         cell.title = device.account ?? "";
         if (device.samples_unused) name += " behind";

@@ -56,8 +56,12 @@ class Status(Message, frozen=True, kw_only=True):
     """Earlier streams of the outbox of which it still keeps receipted batches."""
     memory_bytes: Count = 0
     """Memory that the machine has free; 0 from an agent that does not tell."""
+    certificate_expires_unix_s: Seconds = 0.0
+    """When the certificate ends by which it connects; 0 without one."""
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.certificate_expires_unix_s):
+            raise DecodeError("certificate_expires_unix_s is not finite")
         check_stream(self.stream)
         for stream in self.kept_streams:
             check_stream(stream)
@@ -165,10 +169,25 @@ class Telemetry(Message, frozen=True, kw_only=True):
     ] = 0
     probe_accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     """On the same evaluation samples, of that version's linear start alone: a probe on what is uploaded."""
+    unix_s: Seconds = 0.0
+    """The device's clock when it said this; 0 from an agent that does not tell."""
+    receipt_s: Seconds | None = None
+    """From a batch's first publish to its receipt, of late."""
+    reconnects: Count = 0
+    """Connections to the broker after the first, since the agent was started."""
+    trouble: ShortText = ""
+    """In its own words, what keeps it from working, or what it waits for; empty if nothing does."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
-        for name in ("forward_seconds", "temperature_celsius", "accuracy", "probe_accuracy"):
+        for name in (
+            "forward_seconds",
+            "temperature_celsius",
+            "accuracy",
+            "probe_accuracy",
+            "unix_s",
+            "receipt_s",
+        ):
             if not math.isfinite(getattr(self, name) or 0.0):
                 raise DecodeError(f"{name} is not finite")
 

@@ -1,9 +1,8 @@
-"""The agent as a systemd service: the unit's text, and putting it in place.
+"""Agent, trainer and broker as systemd services: the unit's text, and putting it in place.
 
-A system service runs as the owner of the settings; a user service belongs to whoever installs it. Where its
-state is, :mod:`edge_agent.commands.service_state` tells. The options that are missing from the usual list
-are missing on purpose: torch makes code at run time (MemoryDenyWriteExecute), and a board's accelerators are
-devices (PrivateDevices).
+A system service runs as the owner of the settings; a user service belongs to whoever installs it. The options
+that are missing from the usual list are missing on purpose: torch makes code at run time
+(MemoryDenyWriteExecute), and a board's accelerators are devices (PrivateDevices).
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ from typing import Final
 
 import msgspec
 
-from edge_agent.commands.service_state import SYSTEM, make_for
 from sidestream.contract.errors import ConfigError, StateError
 from sidestream.contract.wire import prepared
-from sidestream.host.state_dir import write_atomically
+from sidestream.host.state_dir import default_dir, write_atomically
 
-UNIT: Final = "sidestream-agent.service"
 _EVERYWHERE: Final = """\
 NoNewPrivileges=yes
 LockPersonality=yes
@@ -52,13 +49,22 @@ RemoveIPC=yes
 """
 
 
+def system_state(part: str) -> Path:
+    """The state of a machine's service whose user has no home."""
+    return Path(f"/var/lib/sidestream-{part}")
+
+
 @prepared
 class Service(msgspec.Struct, frozen=True, kw_only=True):
     """What is installed, and where."""
 
+    part: str
+    """``agent``, ``trainer`` or ``broker``."""
+    words: tuple[str, ...]
+    """What stands after ``sidestream`` on its command line."""
     settings: Path
-    """The agent's settings file."""
-    state: Path = SYSTEM
+    """Its settings file, or another file or folder whose owner it runs as."""
+    state: Path
     """Its state directory."""
     for_user: bool
     """A service of this user, not of the machine."""
@@ -68,13 +74,18 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     """The machine's root folder; another one is written to, and nothing is started."""
 
     @property
+    def unit(self) -> str:
+        """The unit's name."""
+        return f"sidestream-{self.part}.service"
+
+    @property
     def path(self) -> Path:
         """The unit file."""
         if self.for_user:
             given = Path(os.environ.get("XDG_CONFIG_HOME", ""))
             base = given if given.is_absolute() else Path.home() / ".config"
-            return self.root / base.relative_to("/") / "systemd/user" / UNIT
-        return self.root / "etc/systemd/system" / UNIT
+            return self.root / base.relative_to("/") / "systemd/user" / self.unit
+        return self.root / "etc/systemd/system" / self.unit
 
     @property
     def user(self) -> str:
@@ -104,13 +115,13 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
     def text(self) -> str:
         """The unit."""
-        command = [*_program(), "agent", "run", str(self.settings), "--state-dir", str(self.state)]
+        command = [*_program(), *self.words]
         run = " ".join(_quoted(word) for word in command)
         who = "" if self.for_user else f"User={self.user}\n"
         return f"""\
-# Written by "sidestream agent install"; "sidestream agent uninstall" takes it away.
+# Written by "sidestream {self.part} install"; "sidestream {self.part} uninstall" takes it away.
 [Unit]
-Description=Sidestream agent
+Description=Sidestream {self.part}
 Wants=network-online.target
 After=network-online.target
 StartLimitIntervalSec=0
@@ -132,8 +143,8 @@ WantedBy={"default" if self.for_user else "multi-user"}.target
     def _may_write(self) -> str:
         if self.for_user:
             return ""
-        if self.state == SYSTEM:
-            return f"StateDirectory={SYSTEM.name}\nStateDirectoryMode=0700\n"
+        if self.state == system_state(self.part):
+            return f"StateDirectory={self.state.name}\nStateDirectoryMode=0700\n"
         return f"ReadWritePaths={_quoted(str(self.state), dollar='$')}\n"
 
     def install(self) -> list[str]:
@@ -145,7 +156,7 @@ WantedBy={"default" if self.for_user else "multi-user"}.target
         elsewhere = self.root != Path("/")
         if not elsewhere:
             _require_systemd(self)
-        if self.for_user or self.state != SYSTEM:
+        if self.for_user or self.state != system_state(self.part):
             make_for(self.state, self.user, self.root)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,11 +168,11 @@ WantedBy={"default" if self.for_user else "multi-user"}.target
         if elsewhere:
             return [
                 wrote,
-                f"start it there: {shlex.join([*self._systemctl, 'enable', '--now', UNIT])}",
+                f"start it there: {shlex.join([*self._systemctl, 'enable', '--now', self.unit])}",
             ]
         _run([*self._systemctl, "daemon-reload"])
-        _run([*self._systemctl, "enable", "--now", UNIT])
-        journal = f"journalctl {'--user ' if self.for_user else ''}-u {UNIT} -f"
+        _run([*self._systemctl, "enable", "--now", self.unit])
+        journal = f"journalctl {'--user ' if self.for_user else ''}-u {self.unit} -f"
         return [wrote, f"it runs, now and after every start; its log: {journal}"]
 
     def uninstall(self) -> list[str]:
@@ -176,7 +187,7 @@ WantedBy={"default" if self.for_user else "multi-user"}.target
             )
         here = self.root == Path("/") and shutil.which("systemctl") is not None
         if here:
-            _run([*self._systemctl, "disable", "--now", UNIT])
+            _run([*self._systemctl, "disable", "--now", self.unit])
         try:
             self.path.unlink()
         except OSError as exc:
@@ -204,9 +215,7 @@ def _quoted(word: str, *, dollar: str = "$$") -> str:
 
 def _require_systemd(service: Service) -> None:
     if shutil.which("systemctl") is None or not Path("/run/systemd/system").is_dir():
-        command = shlex.join(
-            [*_program(), "agent", "run", str(service.settings), "--state-dir", str(service.state)]
-        )
+        command = shlex.join([*_program(), *service.words])
         raise StateError(
             "systemd does not run this machine. Have whatever does (cron's @reboot, OpenRC, runit, a "
             f"container) run: MALLOC_ARENA_MAX=1 {command}; --dry-run shows the unit, and --root DIR writes "
@@ -219,3 +228,51 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise StateError(f"{shlex.join(command)} failed: {said[-1] if said else done.returncode}")
+
+
+def make_for(path: Path, user: str, root: Path) -> None:
+    """Make the directory, and those above it that are missing, the user's own.
+
+    Raises:
+        StateError: it cannot be made.
+    """
+    account = pwd.getpwnam(user)
+    place = below(root, path)
+    missing = [one for one in (place, *place.parents) if not one.exists()]
+    try:
+        for one in reversed(missing):
+            one.mkdir(mode=0o700)
+            if os.geteuid() == 0:
+                os.chown(one, account.pw_uid, account.pw_gid)
+    except OSError as exc:
+        raise StateError(f"{path} cannot be made: {exc.strerror or exc}; give another --state-dir") from exc
+
+
+def below(root: Path, path: Path) -> Path:
+    """An absolute path on another root."""
+    return root / path.relative_to("/")
+
+
+def state_by_hand(part: str, given: str, job: str, service: Service) -> Path:
+    """Where a process keeps its state if the service's user runs it by hand.
+
+    Args:
+        part: ``trainer`` or ``broker``.
+        given: What its settings say; empty if nothing.
+        job: The job's name; empty where there is none.
+        service: Says who that is.
+
+    Raises:
+        ConfigError: that depends on the folder it is started in.
+    """
+    account = pwd.getpwnam(service.user)
+    if given and not given.startswith(("~/", "/")):
+        raise ConfigError("state_dir", f"{given!r} depends on where it is started; write a full path")
+    if given:
+        return Path(account.pw_dir) / given.removeprefix("~/") if given.startswith("~/") else Path(given)
+    if account.pw_uid == os.geteuid():
+        return default_dir(part, *([job] if job else []))
+    home = Path(account.pw_dir)
+    if not (service.for_user or below(service.root, home).is_dir()):
+        return system_state(part)
+    return home.joinpath(".local/state/sidestream", part, *([job] if job else []))
