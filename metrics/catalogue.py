@@ -403,6 +403,12 @@ def total(counter: Counter) -> float:
     return sum(values(counter).values())
 
 
+def level(gauge: Gauge) -> float:
+    """The value of a gauge without labels."""
+    (value,) = (sample.value for family in gauge.collect() for sample in family.samples)
+    return float(value)
+
+
 def values(counter: Counter) -> dict[tuple[str, ...], float]:
     """A counter's values by those of its labels, in their order."""
     return {

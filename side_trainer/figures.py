@@ -10,12 +10,12 @@ from contextlib import ExitStack
 from prometheus_client import CollectorRegistry
 
 from metrics.broker_figures import BrokerFigures
-from metrics.catalogue import Kind, TrainerMetrics, total, values
+from metrics.catalogue import Content, Kind, TrainerMetrics, level, total, values
 from metrics.fleet_page.board import Board, Surroundings
 from metrics.fleet_page.device_series import DeviceSeries
 from metrics.fleet_page.fleet import MAX_DEVICES, Fleet
 from metrics.fleet_page.server import PortInUseError, serve_page
-from metrics.fleet_page.view import RefusedView, TrainerView
+from metrics.fleet_page.view import AnswersView, RefusedView, TrainerView
 from metrics.server import serve
 from metrics.telemetry import FleetExporter
 from metrics.trackers.tracking import Trackers
@@ -27,10 +27,13 @@ from side_trainer.journal.journal import Journal
 from side_trainer.quarantine.judge import Judge
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.messages import TrainerStatus
+from sidestream.contract.plan import METHODS, SplitLora
 from sidestream.contract.quality import HEADLINE
 from sidestream.contract.topics import Topics
 
 _log = logging.getLogger(__name__)
+
+_ANSWERING = ("backward_passes", "batches_reused", "gradients_lost")
 
 
 class Figures:
@@ -152,4 +155,22 @@ class Figures:
             loss=metrics.loss,
             passes=self._config.learner.passes,
             owed_rows=max(0, self._progress.owed),
+            answers=self._answers(),
+        )
+
+    def _answers(self) -> AnswersView | None:
+        if not issubclass(METHODS[self._config.method], SplitLora):
+            return None
+        metrics, sent = self.metrics, values(self.metrics.down_bytes)
+        devices = {name: int(total(metrics.device_counters[name])) for name in _ANSWERING}
+        return AnswersView(
+            waiting=int(level(metrics.unanswered)),
+            outstanding=int(level(metrics.replies_outstanding)),
+            expired=int(total(metrics.replies_expired)),
+            gradient_norm=round(level(metrics.gradient_norm), 4),
+            staleness=int(level(metrics.staleness)),
+            bytes_down=int(sum(size for (_, what), size in sent.items() if what == Content.GRADIENT.value)),
+            backward_passes=devices["backward_passes"],
+            reused=devices["batches_reused"],
+            lost=devices["gradients_lost"],
         )

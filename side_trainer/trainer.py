@@ -185,7 +185,7 @@ class Parts:
         self._progress = Progress(journal, self._fold, config.learner, awaited=lambda: self._replies.awaited)
         self.figures = Figures(config, journal, self._judge, link, self._job, self._progress)
         self._replies = Replies(
-            *(journal, link, topics, signer, self.figures.metrics),
+            *(journal, link, topics, signer, self.figures.metrics, trace),
             keep_s=config.reply_keep_h * 3600,
             patience_s=config.reply_patience_s,
         )

@@ -175,6 +175,30 @@ class RefusalView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @prepared
+class AnswersView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """In a split job: how the trainer and the devices answer one another."""
+
+    waiting: int = 0
+    """Batches that wait to be served."""
+    outstanding: int = 0
+    """Answers that devices have not dealt with."""
+    expired: int = 0
+    """Answers taken back because nobody wanted them."""
+    gradient_norm: float = 0.0
+    """Of the last update, before it was clipped."""
+    staleness: int = 0
+    """Batches served between the last one that a device answered and that answer."""
+    bytes_down: int = 0
+    """Payload bytes of answers."""
+    backward_passes: int = 0
+    """On devices."""
+    reused: int = 0
+    """Batches whose earlier activations stood for them."""
+    lost: int = 0
+    """Steps of devices' own adapters that came into no average."""
+
+
+@prepared
 class TrainerView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The trainer."""
 
@@ -208,6 +232,8 @@ class TrainerView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Passes over the journal that are made while nothing arrives."""
     owed_rows: int = 0
     """Rows that those passes still owe."""
+    answers: AnswersView | None = None
+    """Of a split job."""
 
 
 @prepared

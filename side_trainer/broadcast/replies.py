@@ -23,6 +23,7 @@ from sidestream.contract.errors import BrokerError
 from sidestream.contract.messages import GradientReply
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import pack, unpack
+from sidestream.host.trace import Trace
 
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 60.0
@@ -39,6 +40,7 @@ class Replies:
         topics: The job's.
         signer: Signs them.
         metrics: Counts them.
+        trace: Told what is done when.
         keep_s: How long a message waits for its device.
         patience_s: For how long one holds up the version that is final.
         clock: Unix time.
@@ -51,6 +53,7 @@ class Replies:
         topics: Topics,
         signer: TrainerSigner,
         metrics: TrainerMetrics,
+        trace: Trace,
         *,
         keep_s: float,
         patience_s: float,
@@ -61,6 +64,7 @@ class Replies:
         self._topics = topics
         self._signer = signer
         self._metrics = metrics
+        self._trace = trace
         self._keep_s = keep_s
         self._patience_s = patience_s
         self._clock = clock
@@ -149,12 +153,13 @@ class Replies:
         payload = one.payload
         if payload:
             payload = self._signer.reply(unpack(GradientReply, payload), one.tier, one.device)
-        topic = self._topics.gradient(one.tier, one.device, one.slot)
+        topic, began = self._topics.gradient(one.tier, one.device, one.slot), self._trace.now()
         try:
             self._link.publish(topic, payload, retain=True)
         except BrokerError as exc:
             _log.debug("not sent to %s: %s", topic, exc)
             return False
+        self._trace.add("answer", "learner", began, device=one.device, batch=one.sequence, bytes=len(payload))
         self._metrics.down_bytes.labels(one.tier, Content.GRADIENT).inc(len(payload))
         return True
 

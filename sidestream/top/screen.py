@@ -156,6 +156,11 @@ def _left(view: FleetView) -> str:
     if trainer.final or not trainer.samples:
         return "nothing left to learn" if trainer.final else "nothing to learn yet"
     wait = f", {trainer.backlog} records wait" if trainer.backlog else ""
+    if (answers := trainer.answers) is not None:
+        return (
+            f"{answers.waiting} batches wait, {answers.outstanding} answers with devices, gradient "
+            f"{answers.gradient_norm:.2f}, {answers.staleness} stale"
+        )
     passes = trainer.owed_rows / trainer.samples
     return f"{passes:.1f} of {trainer.passes:g} passes left{wait}" if trainer.passes else f"learning{wait}"
 

@@ -171,6 +171,7 @@ class SplitTrainer:
             TOPICS,
             TrainerSigner(JOB),
             TrainerMetrics(CollectorRegistry()),
+            Trace(),
             keep_s=86400,
             patience_s=60,
         )

@@ -47,7 +47,7 @@ class Slow:
 def no_replies(journal: Journal, metrics: TrainerMetrics) -> Replies:
     """Of a method that answers nothing."""
     link, signer = cast(LeaderTransport, None), TrainerSigner("colours")
-    return Replies(journal, link, Topics("colours"), signer, metrics, keep_s=1.0, patience_s=1.0)
+    return Replies(journal, link, Topics("colours"), signer, metrics, Trace(), keep_s=1.0, patience_s=1.0)
 
 
 @pytest.mark.slow

@@ -87,6 +87,18 @@ function showLeft(trainer) {
   if (trainer.final) big("t-left", "nothing");
   else if (!samples) big("t-left", "–");
   else big("t-left", left >= 0.05 ? left.toFixed(1) : whole(owed), left >= 0.05 ? `of ${rate(passes)} passes` : "rows");
+  const { answers } = trainer;
+  if (answers) {
+    if (!trainer.final && samples) big("t-left", whole(answers.waiting ?? 0), "batches wait");
+    say("t-left-sub", [
+      `${whole(answers.outstanding ?? 0)} answers with devices`,
+      `gradient ${(answers.gradient_norm ?? 0).toFixed(2)}`,
+      `${whole(answers.staleness ?? 0)} batches stale`,
+      answers.reused ? `${whole(answers.reused)} reused` : "",
+      answers.lost ? `${whole(answers.lost)} steps lost` : "",
+    ].filter(Boolean).join(", "));
+    return;
+  }
   say("t-left-sub", !samples ? "no sample has come yet" : backlog ? `${whole(backlog)} records wait; ${whole(owed)} rows in passes` : owed ? `${whole(owed)} rows over the journal` : "all passes are made");
 }
 
