@@ -9,9 +9,9 @@ import msgspec
 
 from broker_config.settings import BrokerSettings
 from side_trainer.settings.implied import MethodName
+from side_trainer.settings.split import SplitConfig, check_split
 from sidestream.contract.errors import ConfigError, WireError
-from sidestream.contract.lora import MAX_RANK, LoraSpec
-from sidestream.contract.messages import MAX_SLOTS, check_labels
+from sidestream.contract.messages import check_labels
 from sidestream.contract.plan import (
     MAX_RUNGS,
     MAX_TIERS,
@@ -19,7 +19,6 @@ from sidestream.contract.plan import (
     FlowPlan,
     MethodPlan,
     Precision,
-    RoundPlan,
     Rung,
     SideNetworkSpec,
     Split,
@@ -167,31 +166,6 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 @prepared
-class SplitConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a model is split and tuned; the table ``[split]``."""
-
-    rank: Annotated[int, msgspec.Meta(ge=1, le=MAX_RANK)] = 8
-    """Of the adapters: the inner width r."""
-    alpha: Annotated[float, msgspec.Meta(gt=0, le=4096)] = 16.0
-    """What an adapter adds is scaled by this over the rank."""
-    targets: tuple[str, ...] = ()
-    """Names of the linear maps that get one, such as ["query", "value"]; default: peft's table."""
-    adapters: Literal["held", "local"] = "held"
-    """split-lora: who keeps the devices' adapters. held: the trainer, one set for all; local, the paper's
-    form: each device its own, averaged in rounds."""
-    upper: Literal["shared", "per-device"] = "shared"
-    """With local adapters: whether the trainer's layers have one set for all devices, or one for each."""
-    passes: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
-    """split-lora: how often devices send their samples."""
-    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)] = 2
-    """split-lora: batches that a device may have unanswered. 1 keeps it in step with the trainer."""
-    reuse_below: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
-    """split-lora: activations that moved by less than this share since they were sent are not sent again."""
-    round: RoundPlan = RoundPlan()
-    """With local adapters: when they are averaged."""
-
-
-@prepared
 class SigningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What plan and weights are signed with; the table ``[signing]``."""
 
@@ -301,13 +275,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def method_plan(self) -> MethodPlan:
         """The part of the plan that is the method's."""
-        kind, split = METHODS[self.method], self.split
-        given = {
-            "lora": LoraSpec(rank=split.rank, alpha=split.alpha, targets=split.targets),
-            **{name: getattr(split, name) for name in ("adapters", "upper", "passes", "window", "round")},
-            "reuse_below": split.reuse_below,
-        }
-        return kind(**{name: given[name] for name in kind.__struct_fields__})
+        return self.split.plan(METHODS[self.method])
 
     def tier_plan(self, name: str) -> TierPlan:
         """A tier as devices see it before the first of them has come."""
@@ -360,6 +328,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 unpack(TierPlan, pack(tier.to_plan(self.task)))
             except WireError as exc:
                 raise ConfigError(f"tiers.{name}", str(exc)) from exc
+        if issubclass(METHODS[self.method], Split):
+            check_split(self)
         try:
             msgspec.structs.force_setattr(self, "labels", tuple(map(normal, self.labels)))
             check_labels(self.labels)
