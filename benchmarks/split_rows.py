@@ -5,22 +5,21 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from benchmarks.fleet import make_fleet
+from benchmarks.fleet import FleetDevice, make_fleet
 from benchmarks.program import Tell
-from benchmarks.split_fleet import SplitFleet, SplitRun, Weather, split_config
+from benchmarks.split_fleet import SplitFleet, SplitRun, Weather, above, split_config
 from benchmarks.workload import Workload
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.split_lora.optimiser import Optimiser
-from side_trainer.split_lora.whole_model import learning_model, load_whole
+from side_trainer.split_lora.whole_model import load_whole
 from sidestream.contract.plan import RoundPlan, Split
-from sidestream.contract.tensors import Floats
 from sidestream.demo.shards import Example
 from sidestream.split_model.split_model import SplitModel
 
@@ -94,6 +93,9 @@ def _local(upper: str, batches: int) -> dict[str, Any]:
     return {"adapters": "local", "upper": upper, "round": round_, "reuse_below": 0.0}
 
 
+PACES: Final = ("even", "own")
+
+
 FORMS: Final[Mapping[str, Form]] = {
     "held": Form(),
     "held-all": Form(split={"reuse_below": 0.0}),
@@ -120,6 +122,9 @@ class SplitBench:
         work: Data and tiers: each with the layers that its devices hold.
         devices: How many.
         alpha: Dirichlet concentration of labels over them.
+        pace: ``even``: devices are as fast as their data is much, and so done together; ``own``: a batch
+            takes every device as long, and those with the most data end alone.
+        trainer_speed: In devices that are as fast as most.
         settings: Of the trainer, for all rows; tables are merged into a row's own.
         folder: For scratch files.
         tell: Given progress.
@@ -131,6 +136,8 @@ class SplitBench:
         *,
         devices: int,
         alpha: float,
+        pace: str,
+        trainer_speed: float,
         settings: Mapping[str, Any],
         folder: Path,
         tell: Tell,
@@ -138,6 +145,8 @@ class SplitBench:
         self._work = work
         self._devices = devices
         self._alpha = alpha
+        self._pace = pace
+        self._trainer_speed = trainer_speed
         self._settings = settings
         self._folder = folder
         self._tell = tell
@@ -152,13 +161,22 @@ class SplitBench:
     def _fleet(self, row: str, form: Form, seed: int) -> SplitMeasured:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         config = self._config(form, folder / "trainer", seed)
-        fleet = make_fleet(self._work, devices=self._devices, alpha=self._alpha, seed=seed, churn=False)
-        made = SplitFleet(
-            config, fleet, folder, weather=form.weather, seed=seed, tell=self._say(f"{row}, seed {seed}")
+        dealt = make_fleet(self._work, devices=self._devices, alpha=self._alpha, seed=seed, churn=False)
+        fleet = [self._paced(one) for one in dealt]
+        weather, say = (
+            replace(form.weather, trainer_speed=self._trainer_speed),
+            self._say(f"{row}, seed {seed}"),
         )
-        run = made.run()
+        run = SplitFleet(config, fleet, folder, weather=weather, seed=seed, tell=say).run()
         accuracy = self._judged(config, run)
         return _measured(row, seed, accuracy, run)
+
+    def _paced(self, device: FleetDevice) -> FleetDevice:
+        """Tiers have as many layers as suits their devices: a batch takes all the same, but for ``even``."""
+        speed = float(self._work.tiers[device.tier])
+        if self._pace == "even":
+            speed *= len(device.examples) * self._devices / len(self._work.train)
+        return replace(device, speed=speed)
 
     def _central(self, seed: int) -> SplitMeasured:
         """All samples on one machine, the same model, optimiser and rates."""
@@ -219,7 +237,7 @@ class SplitBench:
             return {"all": self._accuracy(model)}
         found = {}
         for tier, cut in run.cuts.items():
-            model.load({name: _above(model, name, array, cut) for name, array in run.weights.items()})
+            model.load(above(run.weights, run.layers, cut))
             found[tier] = self._accuracy(model)
         return found
 
@@ -239,11 +257,6 @@ class SplitBench:
         return lambda text: self._tell(f"{what}: {text}")
 
 
-def _above(model: SplitModel, name: str, array: Floats, cut: int) -> Floats:
-    layer = model.layer_of(name)
-    return np.zeros_like(array) if layer is not None and layer < cut else array
-
-
 def _measured(row: str, seed: int, accuracy: dict[str, float], run: SplitRun) -> SplitMeasured:
     samples, counts = run.samples, run.counts
     batches = max(1, run.batches)
@@ -257,7 +270,7 @@ def _measured(row: str, seed: int, accuracy: dict[str, float], run: SplitRun) ->
         device_ms=1e3 * run.device_cpu_s / samples,
         trainer_ms=1e3 * run.trainer_cpu_s / samples,
         forwards=run.passes,
-        backwards=counts.get("backward_passes", 0) / batches * run.passes,
+        backwards=run.backwards,
         reused=counts.get("batches_reused", 0) / batches,
         late=run.staleness,
         rounds=run.rounds,
