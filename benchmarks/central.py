@@ -36,9 +36,11 @@ from sidestream.contract.plan import Plan
 from sidestream.contract.tensors import Floats, decode, encode
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES, unpack
 from sidestream.demo.shards import Example
+from sidestream.side_network.inference import InferenceNetwork
 
 _TELL_EVERY_S = 10.0
 _DEVICE = "central"
+_ASKED = 256  # samples that are answered at once
 
 
 class Sent(NamedTuple):
@@ -78,6 +80,7 @@ class TierFeatures:
         journal.close()
         self._batch_size = plan.tiers[tier].batch_size
         self._codec = plan.tiers[tier].codec
+        self._align = plan.tiers[tier].align
         self._maker = BatchMaker(self._backbone, plan, tier, TARGET_MESSAGE_BYTES)
         index = {label: number for number, label in enumerate(work.labels)}
         self.targets = np.array([index.get(example.label, -1) for example in examples])
@@ -111,7 +114,7 @@ class TierFeatures:
 
     def fill(self, journal: Journal, config: TrainerConfig, seed: int) -> Sent:
         """Journal every sample once, in random order, as a device would have sent them."""
-        _settle(journal, config, self.tier, self._backbone)
+        self.settle(journal, config)
         order = np.random.default_rng([seed, 3]).permutation(len(self._samples))
         stream, total, sent, began = secrets.token_hex(16), 0, 0, time.thread_time()
         with journal.transaction():
@@ -122,15 +125,50 @@ class TierFeatures:
                 journal.append_batch(arrived(batch, payload, self.tier, _DEVICE))
         return Sent(total, time.thread_time() - began)
 
+    def settle(self, journal: Journal, config: TrainerConfig) -> None:
+        """Journal the facts that the tier's first device would settle."""
+        _settle(journal, config, self.tier, self._backbone)
+
+    def batches(
+        self, rows: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], slot: Slot
+    ) -> Iterator[ActivationBatch]:
+        """Some samples as messages of one stream, from a place in it on, with targets of one's own.
+
+        Args:
+            rows: Which samples, [K].
+            targets: [K].
+            slot: The first message's place.
+        """
+        for start in range(0, len(rows), self._batch_size):
+            part = slice(start, start + self._batch_size)
+            sampled = self.sampled(rows[part])
+            packer = self._maker.packer(sampled, targets[part].tolist(), np.arange(len(sampled.lengths)), ())
+            yield unpack(ActivationBatch, packer(slot))
+            slot = slot._replace(
+                sequence=slot.sequence + 1, first_sample=slot.first_sample + len(sampled.lengths)
+            )
+
+    def answers(
+        self, network: InferenceNetwork, change: Callable[[Floats], Floats] = lambda vectors: vectors
+    ) -> npt.NDArray[np.int64]:
+        """[K]: the label that a network gives each sample, its quantised vectors perhaps changed before."""
+        found = []
+        for rows in np.array_split(np.arange(len(self._samples)), len(self._samples) // _ASKED + 1):
+            sampled = self.sampled(rows)
+            vectors = change(decode(encode(sampled.vectors, self._codec)))
+            found.append(network.predict(self._align, vectors, sampled.lengths).argmax(axis=1))
+        return np.concatenate(found)
+
     def _packers(self, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, Callable[[Slot], bytes]]]:
         """Each message's number of samples, and what writes it."""
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
-            sampled, targets = self._sampled(rows), list(self.targets[rows])
+            sampled, targets = self.sampled(rows), list(self.targets[rows])
             for part in self._maker.split(sampled, np.arange(len(rows))):
                 yield len(part), self._maker.packer(sampled, targets, part, ())
 
-    def _sampled(self, rows: npt.NDArray[np.int64]) -> Sampled:
+    def sampled(self, rows: npt.NDArray[np.int64]) -> Sampled:
+        """What the forward passes of some samples left behind."""
         chosen = [self._samples[row] for row in rows.tolist()]
         lengths = np.array([sample.shape[1] for sample in chosen])
         return Sampled(vectors=np.concatenate(chosen, axis=1), lengths=lengths)

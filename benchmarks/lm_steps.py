@@ -95,6 +95,7 @@ class LearnStep:
             targets=torch.randint(self._model.head.vocabulary, (rows, tokens)),
             tiers=[TIER] * rows,
             per_vector=True,
+            weights=torch.ones(rows),
         )
         self._optimiser.zero_grad(set_to_none=True)
         loss, _ = token_loss(self._network, batch, lambda align: self._model.head, 0.0)

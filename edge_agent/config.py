@@ -52,7 +52,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How often a watched folder or file is looked at."""
     held_out_share: Annotated[float, msgspec.Meta(ge=0, le=0.9)] = 0.1
     """The share of samples that is never uploaded and measures accuracy here instead, chosen by a hash of the
-    text; 0 where evaluation_path is set."""
+    text; of the first hundred samples never more than that share. 0 where evaluation_path is set."""
     evaluation_path: str = ""
     """A file of samples that measure accuracy instead of a held-out share."""
     evaluation_max_samples: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1000

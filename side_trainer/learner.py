@@ -177,6 +177,12 @@ class Learner:
             for tier, loss in step.learnt.items():
                 self._metrics.observe_loss(tier, loss, step.updates)
             self._tell()
+        for device, weight in step.doubted.items():
+            _log.warning(
+                "what device %s sends counts %.0f %% in learning: its labels suit its samples worse than the "
+                "other devices' do",
+                *(device, 100 * weight),
+            )
         if record.kind in _ARRIVED:
             self._last_batch_at = time.monotonic()
         if record.kind == "batch":

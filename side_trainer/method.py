@@ -33,6 +33,8 @@ class Reply:
     """The device's."""
     stream: str
     """Of its outbox."""
+    sequence: int
+    """The batch's place there."""
     slot: int
     """Where it looks."""
     message: GradientReply
@@ -62,6 +64,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Of the last update, before it was clipped."""
     staleness: int | None = None
     """Of a device's answer: batches that were served since the one that it answers."""
+    doubted: dict[str, float] = {}
+    """Devices whose rows were found to count for less than half, with what they count, 0 to 1."""
 
 
 @dataclass(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Protocol
@@ -14,6 +15,7 @@ from edge_agent.samples.sample import Sample, is_held_out
 from edge_agent.store.outbox import Consumed, Outbox
 
 _SAVE_EVERY = 256  # samples set aside between two transactions
+_FEW, _MANY = 10, 100  # samples read: up to the one, a share is a share of so many; from the other, of all
 _TOLD = 5  # reasons why samples are skipped that are named in the log
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,14 @@ class Intake:
 
     def is_held_out(self, sample: Sample) -> bool:
         """Whether it is for evaluation."""
-        return is_held_out(sample.row, self._held_out_share)
+        return is_held_out(sample.row, self._held_out_share) and not self._would_starve()
+
+    def _would_starve(self) -> bool:
+        """Of the first rows the hash may draw three of ten, and those that are left have to learn by."""
+        counts = self._outbox.counters()
+        read = counts["samples_read"] + len(self._pending)
+        held = counts["samples_held_out"] + self._taken.counts["samples_held_out"]
+        return read < _MANY and held >= math.ceil(self._held_out_share * max(_FEW, read + 1))
 
     def skip(self, sample: Sample, counter: str) -> None:
         """Consume a sample that the job can do nothing with; ``counter`` is the one that says why."""

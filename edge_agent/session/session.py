@@ -143,7 +143,7 @@ class Session:
         in_use, newest = self._work.in_use, self._weights.newest
         if not self._work.produced or in_use is None or in_use.score is None:
             return False
-        if newest is None or not newest.final or newest.version != in_use.version:
+        if newest is None or not newest.final or newest.bundle_digest != in_use.bundle_digest:
             return False
         with self._context.outbox.unlabelled() as store:
             labels_pending = store.pending() > 0

@@ -90,6 +90,7 @@ def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) 
         weights_run=in_use.run if in_use is not None else "",
         accuracy=score.measures.get("accuracy") if score is not None else None,
         tally=score.tally if score is not None else None,
+        probe_accuracy=score.probe if score is not None else None,
         evaluation_samples=score.samples if score is not None else 0,
         finished=source_ended and batches == 0,
         unlabelled_waiting=waiting,

@@ -89,19 +89,19 @@ class Departures:
             round=number,
         )
         sketch = sketch_of(states) if self._reuse_below else b""
-        again = bool(batch.first) and moved_share(batch.sketch, sketch) < self._reuse_below
+        again = batch.passes > 0 and moved_share(batch.sketch, sketch) < self._reuse_below
         if again:
             packed, sketch = self._writer.reuse(part, batch.first), batch.sketch
         else:
             packed = self._writer.batch(batch, states, part)
-        taken = Consumed(forward_seconds=seconds)
+        stream, taken = self._context.outbox.stream, Consumed(forward_seconds=seconds)
         fresh = 0 if batch.passes else rows
         taken.counts.update({"samples_read": fresh, "samples_forwarded": fresh, "batches_reused": int(again)})
 
         def also(db: sqlite3.Connection) -> None:
             self._batches.sent(db, batch, ticket, sketch)
             if answered:
-                self._batches.depart(db, Flight(ticket, batch.id, slot, adapter))
+                self._batches.depart(db, Flight(ticket, batch.id, slot, adapter, stream))
 
         append = partial(self._context.outbox.append_all, [(packed, fresh)], taken, also)
         if not self._patience.write(append):

@@ -85,6 +85,7 @@ class Exchange:
             BackboneError: the backbone does not suit the samples.
             StateError: the outbox cannot be written.
         """
+        self._ask_again()
         try:
             while not self._patience.stopped():
                 if not self._step():
@@ -103,6 +104,18 @@ class Exchange:
             self._on_reply(self._replies.get())
             busy = True
         return self._send_next() or busy
+
+    def _ask_again(self) -> None:
+        """Send once more what waits for an answer that the trainer may have given another life.
+
+        An outbox that was set back goes on with a new stream. What it waits for was perhaps receipted in the
+        one before, and answered, and that was dealt with: nobody says so but the trainer, where it is asked.
+        """
+        stream = self._context.outbox.stream
+        for flight in self._batches.flights():
+            if flight.stream != stream:
+                back = partial(self._batches.turn_back, flight=flight)
+                self._patience.write(partial(self._context.outbox.append_all, [], Consumed(), back))
 
     def _wait(self) -> None:
         """For an answer, for adapters, or for samples."""

@@ -40,6 +40,8 @@ class Flight(NamedTuple):
     slot: int
     adapter: int
     """The weights version of its forward pass."""
+    stream: str
+    """That it was sent in."""
 
 
 class StoredBatches:
@@ -108,11 +110,16 @@ class StoredBatches:
 
     def depart(self, db: sqlite3.Connection, flight: Flight) -> None:
         """A batch waits for an answer from now on, within a transaction."""
-        db.execute("INSERT OR REPLACE INTO flights VALUES (?, ?, ?, ?)", flight)
+        db.execute("INSERT OR REPLACE INTO flights VALUES (?, ?, ?, ?, ?)", flight)
 
     def arrive(self, db: sqlite3.Connection, ticket: bytes) -> None:
         """It has been answered, and that is dealt with."""
         db.execute("DELETE FROM flights WHERE ticket = ?", (ticket,))
+
+    def turn_back(self, db: sqlite3.Connection, flight: Flight) -> None:
+        """A batch is to be sent once more, as if it had not been, within a transaction."""
+        self.arrive(db, flight.ticket)
+        db.execute("UPDATE split_batches SET passes = passes - 1 WHERE id = ?", (flight.batch,))
 
     def flight(self, ticket: bytes) -> Flight | None:
         """A batch that waits; None if it does not any more."""
@@ -121,7 +128,7 @@ class StoredBatches:
     def flights(self) -> Sequence[Flight]:
         """Those that wait."""
         with self._outbox.reading() as db:
-            rows = db.execute("SELECT ticket, batch, slot, adapter FROM flights ORDER BY ticket").fetchall()
+            rows = db.execute("SELECT ticket, batch, slot, adapter, stream FROM flights ORDER BY ticket").fetchall()
         return [Flight(*row) for row in rows]
 
 

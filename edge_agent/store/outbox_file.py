@@ -49,7 +49,8 @@ CREATE TABLE IF NOT EXISTS split_batches (
 );
 CREATE INDEX IF NOT EXISTS split_turns ON split_batches (passes, shuffle);
 CREATE TABLE IF NOT EXISTS flights (
-    ticket BLOB PRIMARY KEY, batch INTEGER NOT NULL, slot INTEGER NOT NULL, adapter INTEGER NOT NULL
+    ticket BLOB PRIMARY KEY, batch INTEGER NOT NULL, slot INTEGER NOT NULL, adapter INTEGER NOT NULL,
+    stream TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS batch_states ON batches (state, stream, sequence, bytes);
 """

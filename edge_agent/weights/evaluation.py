@@ -33,6 +33,8 @@ class Score(NamedTuple):
     """The task's measures by name, the headline first; empty without samples."""
     samples: int
     """How many it was judged by."""
+    probe: float | None = None
+    """Accuracy of the linear start alone, where there is one."""
 
 
 class _EvaluationBatch(NamedTuple):
@@ -72,14 +74,20 @@ class EvaluationSet:
     def measure(self, network: InferenceNetwork, align: str) -> Score | None:
         """How well backbone and side-network answer; None if stopped meanwhile."""
         self.extend()
-        tally, samples = Tally(), 0
+        tally, probe, samples = Tally(), Tally(), 0
         for chunk in self._chunks:
             if self._stopped():
                 return None
-            answers = network.predict(align, decode(chunk.activations), chunk.lengths)
+            rows = decode(chunk.activations), chunk.lengths
+            answers = network.predict(align, *rows)
             tally += self._maker.targets.tally(answers, chunk.targets, network.scale)
+            if (linear := network.probe(align, *rows)) is not None:
+                probe += self._maker.targets.tally(linear, chunk.targets, network.scale)
             samples += len(chunk.lengths)
-        return None if self._stopped() else Score(tally, tally.measures(self._task), samples)
+        if self._stopped():
+            return None
+        yardstick = probe.measures(self._task).get("accuracy") if probe.units else None
+        return Score(tally, tally.measures(self._task), samples, yardstick)
 
     def extend(self) -> None:
         """Compute the activations of samples that are new since the last time."""

@@ -212,4 +212,5 @@ def _tier(
         quality=quality,
         evaluation_samples=summary.evaluation_samples,
         loss=loss,
+        probe_accuracy=None if summary.probe_accuracy is None else round(summary.probe_accuracy, 4),
     )

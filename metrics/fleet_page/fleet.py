@@ -99,6 +99,8 @@ class TierSummary:
     """Samples behind it."""
     tally: Tally = field(default_factory=Tally)
     """What online devices answered on them, added up."""
+    probe_accuracy: float | None = None
+    """As ``accuracy``, of the linear starts alone."""
     version_min: int | None = None
     """Oldest weights in use on an online device; None if none has reported."""
     version_max: int | None = None
@@ -236,6 +238,7 @@ class Fleet:
             accuracy=sum(a * n for a, n in judged) / evaluation_samples if judged else None,
             evaluation_samples=evaluation_samples,
             tally=total(one.tally for one in live if one.tally is not None),
+            probe_accuracy=_probe_accuracy(live),
             version_min=min(versions, default=None),
             version_max=max(versions, default=None),
             outbox_batches=sum(one.outbox_batches for one in told),
@@ -298,3 +301,10 @@ def _stale(known: Device, status: Status) -> bool:
     if status.stream == known.stream:
         return status.birth < known.birth
     return status.state == "offline" and known.announced
+
+
+def _probe_accuracy(told: Iterable[Telemetry]) -> float | None:
+    """Mean over devices that have it, weighted by their evaluation samples."""
+    known = [(one.probe_accuracy, one.evaluation_samples) for one in told if one.probe_accuracy is not None]
+    samples = sum(weight for _, weight in known)
+    return sum(right * weight for right, weight in known) / samples if samples else None

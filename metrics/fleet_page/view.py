@@ -106,6 +106,8 @@ class TierView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How many those are."""
     loss: float | None = None
     """Exponential mean of the loss of all that is learnt."""
+    probe_accuracy: float | None = None
+    """What the linear starts alone have of these samples, as a yardstick."""
 
 
 @prepared

@@ -133,9 +133,16 @@ class Replies:
 
     @staticmethod
     def _fits(one: StoredReply, before: StoredReply | None) -> bool:
-        """Whether it may stand in its slot: that a batch is settled is no news once another one is there."""
+        """Whether it may stand in its slot.
+
+        A device gives a slot to another batch once it has dealt with the one before: of an earlier one
+        nothing is news any more. That comes late where messages do, or are sent again to a journal that was
+        set back.
+        """
         if before is None or before.ticket == one.ticket:
             return True
+        if one.stream == before.stream and one.sequence < before.sequence:
+            return False
         return not unpack(GradientReply, one.payload).applied
 
     def _send(self, one: StoredReply) -> bool:
@@ -160,7 +167,16 @@ class Replies:
             version=message.version and base + message.version,
             applied=message.applied and base + message.applied,
         )
-        return StoredReply(reply.tier, state.device, reply.slot, message.ticket, pack(message), self._clock())
+        return StoredReply(
+            tier=reply.tier,
+            device=state.device,
+            slot=reply.slot,
+            ticket=message.ticket,
+            stream=reply.stream,
+            sequence=reply.sequence,
+            payload=pack(message),
+            since=self._clock(),
+        )
 
     def _expire(self) -> None:
         """Take what nobody has wanted for so long off the broker."""

@@ -65,6 +65,8 @@ CREATE TABLE replies (
     device TEXT NOT NULL,
     slot INTEGER NOT NULL,
     ticket BLOB NOT NULL,
+    stream TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
     payload BLOB NOT NULL,
     since REAL NOT NULL,
     PRIMARY KEY (tier, device, slot)

@@ -83,7 +83,9 @@ class RepeatRecord(Message, frozen=True, kw_only=True):
     """A batch that is to be answered, and of which every row had come before."""
 
     stream: str
-    """Of the outbox that it came from."""
+    """Of the outbox that it came from,"""
+    sequence: int
+    """and its place there."""
     ticket: bytes
     """Its name."""
     slot: int

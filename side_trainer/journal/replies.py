@@ -22,7 +22,11 @@ class StoredReply(NamedTuple):
     slot: int
     """Where it looks."""
     ticket: bytes
-    """Of the batch."""
+    """Of the batch,"""
+    stream: str
+    """of the outbox that it came from,"""
+    sequence: int
+    """and its place there."""
     payload: bytes
     """Packed and not signed; empty where the slot is to be cleared."""
     since: float
@@ -47,7 +51,7 @@ class ReplyTable:
         """
         with self._file.transaction():
             self._file.db.executemany(
-                "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)", list(replies)
+                "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", list(replies)
             )
 
     def remove(self, replies: Iterable[StoredReply]) -> None:

@@ -41,13 +41,17 @@ def adapter_arrived(message: AdapterMessage, payload: bytes, tier: str, device: 
         select=lambda rows: payload,
         kind=kind.value,
         counts=False,
-        repeat=repeat_of(message.stream, message.split) if isinstance(message, Reuse) else b"",
+        repeat=(
+            repeat_of(message.stream, message.sequence, message.split) if isinstance(message, Reuse) else b""
+        ),
     )
 
 
-def repeat_of(stream: str, part: SplitPart) -> bytes:
+def repeat_of(stream: str, sequence: int, part: SplitPart) -> bytes:
     """What is journaled of a batch of which every row had come before: its device waits for an answer."""
-    return msgspec.json.encode(RepeatRecord(stream=stream, ticket=part.ticket, slot=part.slot))
+    return msgspec.json.encode(
+        RepeatRecord(stream=stream, sequence=sequence, ticket=part.ticket, slot=part.slot)
+    )
 
 
 def misplaced(part: SplitPart, plan: Plan) -> str:

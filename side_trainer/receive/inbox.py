@@ -230,7 +230,7 @@ def arrived(batch: ActivationBatch | AdapterMessage, payload: bytes, tier: str, 
         payload=payload,
         select=lambda rows: pack(batch.select(rows)),
         counts=part is None or part.pass_number == 0,
-        repeat=repeat_of(batch.stream, part) if part is not None else b"",
+        repeat=repeat_of(batch.stream, batch.sequence, part) if part is not None else b"",
     )
 
 

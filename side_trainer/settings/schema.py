@@ -132,6 +132,14 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     """Passes over the journal while nothing arrives."""
     pass_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
     """Rows of an update in such a pass."""
+    least_updates: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 400
+    """Updates that few rows get at least, those that came with them included, before nothing is owed; as many
+    passes are made. Of rows that join others they get their part."""
+    device_share: Share = 0.25
+    """The most that one device's rows count, of all rows' weight, however many it sends; no device is held to
+    less than twice its equal share. 1 for no bound."""
+    linear_start: bool = True
+    """Whether labels a row have, beside the side-network, a linear answer in closed form."""
     final_rate: Share = 0.02
     """The learning rate falls to this share of itself over the passes, along half a cosine."""
     prior_correction: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0

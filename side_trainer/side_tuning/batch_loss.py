@@ -75,7 +75,7 @@ class BatchLoss:
         losses = self._losses(own, self._adjustments(batch, owners), targets)
         share = self._shares[owners]
         held = self._objective.distilled(own, self._anchored(batch, own, answers), targets)
-        total = (share * losses + (1 - share) * held).sum()
+        total = batch.weights @ (share * losses + (1 - share) * held)
         for taps in self._exits:
             deeper = sum(
                 family.activations.shape[1] for family in batch.families if len(family.activations) > taps
@@ -83,17 +83,18 @@ class BatchLoss:
             if deeper:
                 adjustment = self._adjustments(batch, owners[:deeper], taps)
                 early = self._early(answers[taps][:deeper], own[:deeper], adjustment, targets[:deeper])
-                total = total + self._settings.exit_weight * early
+                total = total + self._settings.exit_weight * (batch.weights[:deeper] @ early)
         for taps, said in alone.items():
             adjustment = self._adjustments(batch, owners[: len(said)], taps)
-            total = total + (share[: len(said)] * self._losses(said, adjustment, targets[: len(said)])).sum()
+            counted = batch.weights[: len(said)] * share[: len(said)]
+            total = total + counted @ self._losses(said, adjustment, targets[: len(said)])
         return total / len(batch.targets), losses.detach().numpy()
 
     def _early(self, answers: Tensor, own: Tensor, adjustment: Tensor, targets: Tensor) -> Tensor:
-        """What deep rows teach a shallower tier's answers: from the label and from their own, deeper ones."""
+        """[K]: of deep rows at a shallower tier's answers: by the label and by their own, deeper ones."""
         share = self._settings.distillation
-        hard = self._losses(answers, adjustment, targets).sum()
-        soft = self._objective.distilled(answers + adjustment, own + adjustment, targets).sum()
+        hard = self._losses(answers, adjustment, targets)
+        soft = self._objective.distilled(answers + adjustment, own + adjustment, targets)
         return (1 - share) * hard + share * soft
 
     def _losses(self, answers: Tensor, adjustment: Tensor, targets: Tensor) -> Tensor:

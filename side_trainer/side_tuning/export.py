@@ -16,7 +16,7 @@ from sidestream.contract.tasks import TASKS, Scale
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import About, WeightsCodec, digest, encode_bundle
 from sidestream.side_network.exported import INDEX, WEIGHTS, Exported
-from sidestream.side_network.form import align_of, first_blocks
+from sidestream.side_network.form import align_of, first_blocks, starts_among
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,9 @@ def bundle_of(
     """
     settings = learnt.facts.settings
     aligns = {tier.align: tier.width for tier in tiers}
+    count = blocks or settings.side_network.blocks
+    tensors = {name: array for name, array in learnt.weights.items() if align_of(name) in (None, *aligns)}
+    tensors = first_blocks(tensors, blocks) if blocks else tensors
     about = About(
         job=settings.job,
         run=learnt.run,
@@ -55,14 +58,12 @@ def bundle_of(
         labels=learnt.facts.labels,
         task=settings.task,
         scale=learnt.scale,
-        side_network=msgspec.structs.replace(
-            settings.side_network, blocks=blocks or settings.side_network.blocks
-        ),
+        side_network=msgspec.structs.replace(settings.side_network, blocks=count),
         aligns=aligns,
         tiers={tier.tier: tier.align for tier in tiers},
+        starts=starts_among(tensors),
     )
-    tensors = {name: array for name, array in learnt.weights.items() if align_of(name) in (None, *aligns)}
-    return encode_bundle(about, first_blocks(tensors, about.side_network.blocks), codec=codec)
+    return encode_bundle(about, tensors, codec=codec)
 
 
 def _bundle(learnt: Learnt, tier: str) -> Export:

@@ -24,19 +24,26 @@ from side_trainer.journal.records import FACTS, IdleRecord, RecordKind, TierReco
 from side_trainer.method import Export, Facts, Method, Step, foreign
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.batch_loss import BatchLoss
+from side_trainer.side_tuning.device_weights import DeviceWeights
+from side_trainer.side_tuning.drawn_rows import draw
 from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
+from side_trainer.side_tuning.linear_starts import fit_starts
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser
 from side_trainer.side_tuning.output_heads import Heads
 from side_trainer.side_tuning.training_rows import MiniBatch, RowStore, StoredBatch, gather
-from sidestream.contract.tasks import TASKS, Scale, Targets
+from sidestream.contract.tasks import TASKS, Scale, Targets, Task
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
+from sidestream.side_network.form import starts_among
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 
 _BATCH_STREAM: Final = 1
 _IDLE_STREAM: Final = 2
+_SURVEY_STREAM: Final = 3
+_EARLY: Final = 512  # rows up to which starts are fitted while they come, and not only when none does
+_FIRST_LOOK: Final = 16
 _SLICE_UPDATES: Final = 16
 
 
@@ -60,6 +67,8 @@ class SideTuningMethod(Method):
         self.heads = Heads(journal.folder)
         """Backbones' output heads, those that the task goes by."""
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
+        self.devices = DeviceWeights(self._device_of)
+        """What each device counts in learning."""
         self._optimiser: Optimiser | None = None
         self._counts: dict[str, Counts] = {}
         self._made_loss: BatchLoss | None = None  # until settings, tiers or counts change
@@ -106,20 +115,24 @@ class SideTuningMethod(Method):
         settings = self._learner
         stored = self.rows.decode(record)
         self._count(record.tier, stored.targets)
-        self.rows.add(record.offset, record.samples)
+        self._add(record)
+        doubted = {}
+        if _doubled(len(self.rows) - record.samples, len(self.rows)):
+            doubted = self._survey(record.offset, starts=len(self.rows) < _EARLY)
         generator = self._generator(_BATCH_STREAM, record.offset)
         with self._seeded(record.offset):
-            fresh = gather([(stored, row) for row in range(record.samples)], self._align_of)
+            fresh = self._gather((stored, row) for row in range(record.samples))
             losses = [self._update(fresh)]
             for _ in range(settings.replay):
                 drawn = generator.integers(len(self.rows), size=settings.replay_rows)
                 losses.append(self._update(self._mini_batch(drawn)))
-        return Step(updates=len(losses), losses=losses[0], learnt=_mean(losses))
+        return Step(updates=len(losses), losses=losses[0], learnt=_mean(losses), doubted=doubted)
 
     def _idle(self, record: Record) -> Step:
         settings = self._learner
         idle = msgspec.json.decode(record.payload, type=IdleRecord)
         total = self.rows.rows_before(idle.phase + 1)
+        doubted = {} if idle.position else self._survey(record.offset, starts=True)
         chosen = np.concatenate(
             [
                 self._shuffled(idle.phase, position // total, total)[position % total :][: idle.rows]
@@ -136,7 +149,7 @@ class SideTuningMethod(Method):
             ]
         self.idle_rows += idle.rows
         self.last_idle = idle
-        return Step(updates=len(losses), learnt=_mean(losses))
+        return Step(updates=len(losses), learnt=_mean(losses), doubted=doubted)
 
     handlers: ClassVar = {
         **dict.fromkeys(set(RecordKind) - FACTS, foreign),
@@ -147,8 +160,16 @@ class SideTuningMethod(Method):
     # --- while nothing arrives -----------------------------------------------------------------------
 
     def owed(self, passes: float) -> int:
-        """Each new row brings ``passes`` new ones."""
-        return int(passes * len(self.rows)) - self.idle_rows
+        """Each new row brings ``passes`` new ones, and few rows as many as make up ``least_updates``."""
+        if not passes or not len(self.rows):
+            return 0
+        settings, last, left, known = self._learner, self.last_idle, 0, 0
+        if last is not None:
+            left, known = last.total - last.position - last.rows, self.rows.rows_before(last.phase + 1)
+        fresh = (len(self.rows) - known) / len(self.rows)
+        done = self.rows.batches_after(last.phase if last is not None else 0) * (1 + settings.replay)
+        lacking = max(0, int((settings.least_updates * fresh - done) * settings.pass_rows))
+        return max(int(passes * len(self.rows)) - self.idle_rows, left + lacking)
 
     def next_idle(self, passes: float, pass_rows: int, offset: int) -> IdleRecord:
         """Go on with the phase, or start one if rows have come since."""
@@ -175,6 +196,40 @@ class SideTuningMethod(Method):
             for tier in sorted(set(batch.tiers))
         }
 
+    def _survey(self, offset: int, *, starts: bool) -> dict[str, float]:
+        """Weigh the devices anew by all rows so far, and with ``starts`` fit the linear starts to them.
+
+        Only where rows have a label each is there anything to weigh by but their number, or a start. Returns
+        whom it found to count for less than half.
+        """
+        facts, settings, drawn = self.facts, self._learner, {}
+        if facts.settings.task is Task.TEXT_CLASSIFICATION:
+            generator = self._generator(_SURVEY_STREAM, offset)
+            drawn = draw(self.rows, facts.tiers, generator, self.devices.number_of)
+        doubted = self.devices.weigh(drawn.values(), settings.device_share)
+        if not starts or not settings.linear_start:
+            return doubted
+        assert self.average is not None
+        exits = {
+            align: sorted({len(tier.taps) for tier in facts.tiers.values() if tier.align == align})
+            for align in drawn
+        }
+        found = fit_starts(drawn, exits, len(facts.labels), self.devices.values, len(self.rows))
+        for (align, _), start in found.items():
+            self.average.set_start(align, start.weight, start.bias)
+        return doubted
+
+    def _add(self, record: Record) -> None:
+        """Number a batch's rows, and know whose they are."""
+        assert record.stream is not None
+        self.rows.add(record.offset, record.samples)
+        self.devices.add(record.stream, record.samples)
+
+    def _device_of(self, stream: str) -> str:
+        known = self.journal.stream(stream)
+        assert known is not None
+        return known.device
+
     def _count(self, tier: str, targets: Targets) -> None:
         self._counts[tier] += self._objective.count(targets, len(self.facts.labels))
         self._made_loss = None
@@ -193,8 +248,10 @@ class SideTuningMethod(Method):
         return self._objective.scale(sum(self._counts.values(), none))
 
     def _mini_batch(self, rows: npt.NDArray[np.int64]) -> MiniBatch:
-        picks = ((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))
-        return gather(picks, self._align_of)
+        return self._gather((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))
+
+    def _gather(self, picks: Iterable[tuple[StoredBatch, int]]) -> MiniBatch:
+        return gather(picks, self._align_of, self.devices.of)
 
     def _align_of(self, tier: str) -> str:
         return self.facts.tiers[tier].align
@@ -265,19 +322,27 @@ class SideTuningMethod(Method):
         if self.network is not None and self._optimiser is not None:
             arrays |= {f"current/{name}": array for name, array in self.network.arrays().items()}
             arrays |= self._optimiser.arrays()
+        if len(self.devices.values):
+            arrays["devices/weights"] = self.devices.values
         return arrays
 
     def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
         for record in self.journal.others(offset, (RecordKind.IDLE.value,)):
             self.last_idle = msgspec.json.decode(record.payload, type=IdleRecord)
             self.idle_rows += self.last_idle.rows
-        for at, tier, samples in self.journal.batches(offset):
-            self.rows.add(at, samples)
-            self._count(tier, StoredBatch.read_targets(self.journal.get(at).payload))
+        for at, tier, _ in self.journal.batches(offset):
+            record = self.journal.get(at)
+            self._add(record)
+            self._count(tier, StoredBatch.read_targets(record.payload))
         if self.network is not None and self.average is not None and self._optimiser is not None:
             self.network.load_arrays(_below("current", arrays))
-            self.average.load_arrays(_below("average", arrays))
+            average = _below("average", arrays)
+            for align, counts in starts_among(average).items():
+                for taps in counts:
+                    self.average.add_start(align, taps)
+            self.average.load_arrays(average)
             self._optimiser.restore(arrays)
+        self.devices.values = arrays.get("devices/weights", self.devices.values)
         self.updates = updates
 
 
@@ -297,6 +362,11 @@ def _needs(tier: TierRecord) -> tuple[str, int]:
 def _below(key: str, arrays: Mapping[str, Floats]) -> dict[str, Floats]:
     prefix = f"{key}/"
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _doubled(before: int, rows: int) -> bool:
+    """Whether the rows have doubled, counted from the first look."""
+    return rows >= _FIRST_LOOK and (before < _FIRST_LOOK or before.bit_length() < rows.bit_length())
 
 
 def _parts(position: int, rows: int, total: int) -> Iterable[int]:

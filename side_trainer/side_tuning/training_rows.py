@@ -40,6 +40,8 @@ class StoredBatch:
     """[K, …], or [T, …] if ``per_vector``; whole numbers as int64, others as float32."""
     per_vector: bool
     """Whether every vector has a target, and not the row as a whole."""
+    stream: str = ""
+    """Of the device that sent it."""
 
     @classmethod
     def read(cls, tier: str, payload: bytes) -> StoredBatch:
@@ -56,6 +58,7 @@ class StoredBatch:
             starts=np.concatenate([[0], np.cumsum(batch.row_lengths, dtype=np.int64)]),
             targets=_widened(batch.read_targets()),
             per_vector=batch.target_form in PER_VECTOR,
+            stream=batch.stream,
         )
 
     @staticmethod
@@ -97,6 +100,8 @@ class MiniBatch:
     """[K] tier names."""
     per_vector: bool
     """Whether every vector has a target and an answer."""
+    weights: torch.Tensor
+    """[K]: what each row counts, 1 at most."""
 
 
 class RowStore:
@@ -127,6 +132,10 @@ class RowStore:
         """How many rows stand in batches before ``offset``."""
         position = bisect_left(self._offsets, offset)
         return self._ends[position - 1] if position else 0
+
+    def batches_after(self, offset: int) -> int:
+        """How many batches stand after ``offset``."""
+        return len(self._offsets) - bisect_right(self._offsets, offset)
 
     def locate(self, rows: Ints) -> list[tuple[int, int]]:
         """Row numbers -> ``(offset, row within the batch)``."""
@@ -159,7 +168,11 @@ class RowStore:
         return stored
 
 
-def gather(picks: Iterable[tuple[StoredBatch, int]], align_of_tier: Callable[[str], str]) -> MiniBatch:
+def gather(
+    picks: Iterable[tuple[StoredBatch, int]],
+    align_of_tier: Callable[[str], str],
+    weight_of_stream: Callable[[str], float] = lambda stream: 1.0,
+) -> MiniBatch:
     """Pad rows of any tiers into one mini-batch, family by family."""
     families: dict[tuple[int, str], list[tuple[StoredBatch, int]]] = {}
     for stored, row in picks:
@@ -177,6 +190,7 @@ def gather(picks: Iterable[tuple[StoredBatch, int]], align_of_tier: Callable[[st
         targets=torch.from_numpy(np.array([stored.row_targets(row, longest) for stored, row in ordered])),
         tiers=[stored.tier for stored, _ in ordered],
         per_vector=ordered[0][0].per_vector,
+        weights=torch.tensor([weight_of_stream(stored.stream) for stored, _ in ordered]),
     )
 
 

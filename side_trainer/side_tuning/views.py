@@ -81,7 +81,7 @@ class Views:
         """What the tier's own answer is held to, of the answers at ``exits`` taps; the deepest of equals."""
         own = len(self._tiers[tier].taps)
         trusts = {
-            taps: self._trust(self._objective.divergence(all_counts, counts))
+            taps: trust(self._objective.divergence(all_counts, counts))
             for taps in {*exits, own}
             if taps <= own and (counts := self.counts(tier, taps)).any()
         }
@@ -90,5 +90,7 @@ class Views:
         best = max(trusts, key=lambda taps: (trusts[taps], taps))
         return Anchor(best, trusts[own] / trusts[best])
 
-    def _trust(self, divergence: float) -> float:
-        return float(np.exp(-(max(0.0, divergence) ** _POWER)))
+
+def trust(divergence: float) -> float:
+    """How far an answer is to be trusted whose rows' labels differ so much from the fleet's, in nats."""
+    return float(np.exp(-(max(0.0, divergence) ** _POWER)))

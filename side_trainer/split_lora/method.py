@@ -82,7 +82,7 @@ class SplitLoraMethod(SplitMethod):
     def _batch(self, record: Record) -> Step:
         batch = self._batches.arrived(record)
         self._note(record, batch)
-        return self._arrived(record, record.offset, part_of(batch))
+        return self._arrived(record, record.offset, batch.sequence, part_of(batch))
 
     def _note(self, record: Record, batch: ActivationBatch) -> None:
         """Count the targets of what comes for the first time."""
@@ -97,10 +97,10 @@ class SplitLoraMethod(SplitMethod):
         assert isinstance(message, Reuse)
         earlier = self.tickets.get(self.owner(record), message.of)
         if earlier is None or earlier.tier != record.tier:
-            return self._refused(record, message.split, "the batch that stands for it is not here")
-        return self._arrived(record, earlier.source, message.split)
+            return self._refused(record, message, "the batch that stands for it is not here")
+        return self._arrived(record, earlier.source, message.sequence, message.split)
 
-    def _arrived(self, record: Record, source: int, part: SplitPart) -> Step:
+    def _arrived(self, record: Record, source: int, sequence: int, part: SplitPart) -> Step:
         assert record.tier is not None and record.stream is not None
         ticket = Ticket(
             offset=record.offset,
@@ -108,6 +108,7 @@ class SplitLoraMethod(SplitMethod):
             tier=record.tier,
             device=self.owner(record),
             stream=record.stream,
+            sequence=sequence,
             part=part,
         )
         self.tickets.arrived(ticket)
@@ -120,17 +121,27 @@ class SplitLoraMethod(SplitMethod):
         known = self.tickets.get(self._owner_of(found.stream), found.ticket)
         if known is not None and known.stage is Stage.WAITING:
             known.part = msgspec.structs.replace(known.part, slot=found.slot)
+            known.stream, known.sequence = found.stream, found.sequence
             return Step()
-        assert record.tier is not None
-        message = GradientReply(
-            run=self.journal.run, ticket=found.ticket, version=record.offset, refused="it had come before"
+        return Step(
+            replies=(
+                self._without(
+                    record, found.stream, found.sequence, found.slot, found.ticket, "it had come before"
+                ),
+            )
         )
-        return Step(replies=(Reply(tier=record.tier, stream=found.stream, slot=found.slot, message=message),))
 
-    def _refused(self, record: Record, part: SplitPart, why: str) -> Step:
-        assert record.tier is not None and record.stream is not None
-        message = GradientReply(run=self.journal.run, ticket=part.ticket, version=record.offset, refused=why)
-        return Step(replies=(Reply(tier=record.tier, stream=record.stream, slot=part.slot, message=message),))
+    def _refused(self, record: Record, message: Reuse, why: str) -> Step:
+        place = message.stream, message.sequence, message.split.slot
+        return Step(replies=(self._without(record, *place, message.ticket, why),))
+
+    def _without(
+        self, record: Record, stream: str, sequence: int, slot: int, ticket: bytes, why: str
+    ) -> Reply:
+        """An answer without a gradient."""
+        assert record.tier is not None
+        message = GradientReply(run=self.journal.run, ticket=ticket, version=record.offset, refused=why)
+        return Reply(tier=record.tier, stream=stream, sequence=sequence, slot=slot, message=message)
 
     # --- what the trainer does -----------------------------------------------------------------------
 
@@ -198,7 +209,7 @@ class SplitLoraMethod(SplitMethod):
             gradient=written,
             refused=refused,
         )
-        return Reply(tier=ticket.tier, stream=ticket.stream, slot=ticket.part.slot, message=message)
+        return self._to(ticket, message)
 
     def _update(self, record: Record) -> Step:
         """What a device made of its gradient: a step of the adapters that it holds."""
@@ -252,7 +263,17 @@ class SplitLoraMethod(SplitMethod):
         message = GradientReply(
             run=self.journal.run, ticket=ticket.part.ticket, applied=record.offset, refused=refused
         )
-        return Reply(tier=ticket.tier, stream=ticket.stream, slot=ticket.part.slot, message=message)
+        return self._to(ticket, message)
+
+    @staticmethod
+    def _to(ticket: Ticket, message: GradientReply) -> Reply:
+        return Reply(
+            tier=ticket.tier,
+            stream=ticket.stream,
+            sequence=ticket.sequence,
+            slot=ticket.part.slot,
+            message=message,
+        )
 
     # --- rounds --------------------------------------------------------------------------------------
 
@@ -260,9 +281,13 @@ class SplitLoraMethod(SplitMethod):
         message = unpack_adapter(record.payload)
         assert isinstance(message, AdapterUpload) and record.tier is not None
         why = self.misfit(record.tier, message.tensors) if self.is_local else "this job averages nothing"
+        device = self.owner(record)
         if not why:
-            self.averaging.uploaded(record.offset, self.owner(record), message)
-        return Step()
+            self.averaging.uploaded(record.offset, device, message)
+        settled = self.tickets.open_of(device)
+        for ticket in settled:
+            self.tickets.answer(device, ticket.part.ticket)
+        return Step(replies=tuple(self._settled(record, ticket, why) for ticket in settled))
 
     def _round(self, record: Record) -> Step:
         self.averaging.end(record)
@@ -345,7 +370,7 @@ class SplitLoraMethod(SplitMethod):
             if record.kind == RecordKind.BATCH.value:
                 batch = unpack(ActivationBatch, record.payload)
                 self._note(record, batch)
-                self._arrived(record, record.offset, part_of(batch))
+                self._arrived(record, record.offset, batch.sequence, part_of(batch))
             elif record.kind == RecordKind.REUSE.value:
                 self._reuse(record)
             elif record.kind == RecordKind.SERVE.value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -16,7 +16,9 @@ from side_trainer.split_lora.tickets import Ticket
 from sidestream.contract.messages import AdapterUpload, unpack_adapter
 from sidestream.contract.plan import SplitLora
 from sidestream.contract.tensors import Floats, decode
-from sidestream.split_model.split_model import SplitModel
+
+if TYPE_CHECKING:
+    from sidestream.split_model.split_model import SplitModel
 
 _NEVER: Final = float("inf")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,9 @@ from sidestream.contract.messages import ActivationBatch, SplitPart, context_of
 from sidestream.contract.tasks import PER_VECTOR, Scale, Targets
 from sidestream.contract.tensors import Floats, decode
 from sidestream.contract.wire import unpack
-from sidestream.split_model.split_model import SplitModel
+
+if TYPE_CHECKING:
+    from sidestream.split_model.split_model import SplitModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,9 @@ from sidestream.contract.tasks import TASKS, Targets
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
 from sidestream.split_model.adapter_bundle import AboutAdapters, encode_adapters
-from sidestream.split_model.split_model import SplitModel
+
+if TYPE_CHECKING:
+    from sidestream.split_model.split_model import SplitModel
 
 _B: Final = ".lora_B"
 

@@ -33,7 +33,9 @@ class Ticket:
     device: str
     """Whose it is."""
     stream: str
-    """Of the device's outbox."""
+    """Of the device's outbox,"""
+    sequence: int
+    """and the batch's place there."""
     part: SplitPart
     """What it said of itself."""
     stage: Stage = Stage.WAITING
@@ -47,6 +49,7 @@ class Tickets:
     def __init__(self) -> None:
         self._known: dict[tuple[str, bytes], Ticket] = {}
         self._waiting: dict[int, Ticket] = {}
+        self._open: dict[tuple[str, bytes], Ticket] = {}  # served, and not answered
         self._answered: set[tuple[str, bytes]] = set()  # before they were served: the journal was set back
         self.served = 0
         """Batches that were learnt from."""
@@ -76,8 +79,15 @@ class Tickets:
         for one in found:
             self.served += 1
             one.served = self.served
-            one.stage = Stage.DONE if (one.device, one.part.ticket) in self._answered else Stage.SERVED
+            key = one.device, one.part.ticket
+            one.stage = Stage.DONE if key in self._answered else Stage.SERVED
+            if one.stage is Stage.SERVED:
+                self._open[key] = one
         return found
+
+    def open_of(self, device: str) -> list[Ticket]:
+        """A device's batches that were served and not answered."""
+        return [one for (owner, _), one in self._open.items() if owner == device]
 
     def answer(self, device: str, ticket: bytes) -> bool:
         """What a device made of a batch has come; return whether for the first time."""
@@ -87,5 +97,6 @@ class Tickets:
             before = key in self._answered
             self._answered.add(key)
             return not before
+        self._open.pop(key, None)
         before, known.stage = known.stage is Stage.DONE, Stage.DONE
         return not before

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from side_trainer.journal.records import SettingsRecord
 from sidestream.backbone.runtimes import load_backbone
-from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.plan import Precision, Split
 from sidestream.contract.tasks import TASKS, Task
-from sidestream.split_model.split_model import SplitModel
+
+if TYPE_CHECKING:  # transformers and peft take seconds, and a trainer of a side-network needs neither
+    from sidestream.backbone.torch_runtime.backbone import TorchBackbone
+    from sidestream.split_model.split_model import SplitModel
 
 _SHARE_OF_FREE = 0.6
 _PASS_SHARE = 0.5  # of a layer's weights: what a pass through it holds for the way back, at usual batches
@@ -52,6 +54,8 @@ class WholeModel:
         Raises:
             BackboneError: it cannot.
         """
+        from sidestream.split_model.split_model import SplitModel
+
         SplitModel(self._backbone, split.lora, task=self._task, labels=2, seed=0)
 
     def facts(self, cut: int, field: str) -> CutFacts:
@@ -91,6 +95,8 @@ def load_whole(reference: str, task: Task, precision: Precision = "f32") -> Torc
     Raises:
         BackboneError: it cannot be loaded, or not by torch.
     """
+    from sidestream.backbone.torch_runtime.backbone import TorchBackbone
+
     found = load_backbone(reference, 0, precision, task, runtime="torch")
     assert isinstance(found, TorchBackbone)
     return found
@@ -109,6 +115,8 @@ def learning_model(settings: SettingsRecord, reference: str, fingerprint: str, l
         BackboneError: it cannot be loaded, or is another one.
     """
     assert isinstance(settings.method, Split)
+    from sidestream.split_model.split_model import SplitModel
+
     backbone = load_whole(reference, settings.task)
     backbone.check(fingerprint)
     seed = settings.learner.seed

@@ -27,6 +27,8 @@ class TierReport(msgspec.Struct, frozen=True, kw_only=True):
     has none."""
     quality: dict[str, float]
     """Every measure of the task, the headline first (:mod:`sidestream.contract.quality`)."""
+    probe: float | None = None
+    """Accuracy of the linear start alone on the same data, as a yardstick; None if there is none."""
     account: Account
     """What became of the samples that devices read."""
     bytes_up: int
@@ -101,6 +103,7 @@ def summarise(devices: Sequence[Device], task: Task) -> TierReport:
         devices=len(devices),
         accuracy=quality.get("accuracy"),
         quality=quality,
+        probe=_probe(told),
         account=account({name: _sum(told, name) for name in COUNTERS}),
         bytes_up=_sum(told, "bytes_up"),
         bytes_down=_sum(told, "bytes_down"),
@@ -108,6 +111,14 @@ def summarise(devices: Sequence[Device], task: Task) -> TierReport:
         version_min=min((one.weights_version for one in told), default=0),
         version_max=max((one.weights_version for one in told), default=0),
     )
+
+
+def _probe(told: Sequence[Telemetry]) -> float | None:
+    """Weighted by evaluation samples."""
+    judged = [one for one in told if one.probe_accuracy is not None and one.evaluation_samples]
+    samples = sum(one.evaluation_samples for one in judged)
+    right = sum((one.probe_accuracy or 0.0) * one.evaluation_samples for one in judged)
+    return right / samples if samples else None
 
 
 def _sum(told: Sequence[Telemetry], name: str) -> int:
@@ -120,6 +131,10 @@ def to_json(report: Report) -> dict[str, Any]:
         "accuracy": {
             "overall": report.fleet.accuracy,
             "tiers": {name: tier.accuracy for name, tier in report.tiers.items()},
+        },
+        "probe": {
+            "overall": report.fleet.probe,
+            "tiers": {name: tier.probe for name, tier in report.tiers.items()},
         },
         "quality": {
             "overall": report.fleet.quality,
@@ -157,10 +172,11 @@ def to_table(report: Report) -> str:
     """The report for a person."""
     measures = list(report.fleet.quality)
     shown = [measure.replace("_", " ") for measure in measures]
+    probe = ("linear probe",) if report.fleet.probe is not None else ()
     rows = [
-        ("tier", "devices", *shown, "samples", "bytes up/sample", "down/device", "peak memory"),
-        *(_row(name, tier, measures) for name, tier in report.tiers.items()),
-        _row("all", report.fleet, measures),
+        ("tier", "devices", *shown, *probe, "samples", "bytes up/sample", "down/device", "peak memory"),
+        *(_row(name, tier, measures, bool(probe)) for name, tier in report.tiers.items()),
+        _row("all", report.fleet, measures, bool(probe)),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -184,11 +200,12 @@ def to_table(report: Report) -> str:
     )
 
 
-def _row(name: str, tier: TierReport, measures: Sequence[str]) -> tuple[str, ...]:
+def _row(name: str, tier: TierReport, measures: Sequence[str], probed: bool) -> tuple[str, ...]:
     return (
         name,
         str(tier.devices),
         *(f"{tier.quality[measure]:.3f}" if measure in tier.quality else "-" for measure in measures),
+        *(("-" if tier.probe is None else f"{tier.probe:.3f}",) if probed else ()),
         str(tier.samples),
         f"{tier.bytes_up_per_sample:,.0f}",
         _size(tier.bytes_down / tier.devices if tier.devices else 0),

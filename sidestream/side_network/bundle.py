@@ -61,6 +61,10 @@ class About(Message, frozen=True, kw_only=True):
     """What was learnt."""
     scale: Scale = Scale()
     """What answers are measured in, where the task is regression."""
+    starts: Annotated[dict[str, tuple[int, ...]], msgspec.Meta(max_length=MAX_TIERS)] = msgspec.field(
+        default_factory=dict
+    )
+    """Linear starts inside: by alignment map, of how many taps."""
 
     def __post_init__(self) -> None:
         check_stream(self.run)
@@ -77,6 +81,14 @@ class About(Message, frozen=True, kw_only=True):
             raise DecodeError("a tier names an alignment map that the bundle does not hold")
         if any(not 1 <= width <= 65536 for width in self.aligns.values()):
             raise DecodeError("an alignment map takes a width outside 1…65536")
+        if not set(self.starts) <= set(self.aligns):
+            raise DecodeError("a linear start is of an alignment map that the bundle does not hold")
+        if any(
+            not 1 <= taps <= self.side_network.blocks for counts in self.starts.values() for taps in counts
+        ):
+            raise DecodeError("a linear start has more taps than the side-network has blocks, or none")
+        if self.starts and (TASKS[self.task].per_vector or TASKS[self.task].generates):
+            raise DecodeError(f"{self.task.value} has no linear start")
 
 
 @prepared

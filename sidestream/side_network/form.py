@@ -7,7 +7,7 @@ Legend: B blocks, r the side-network's width, C numbers in an answer, d a backbo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from sidestream.contract.errors import DecodeError
@@ -18,6 +18,7 @@ from sidestream.side_network.bundle import About, Bundle
 
 APART_SHARE: Final = 0.5
 """How much of what a block that stands apart says is added."""
+_OF_A_MAP: Final = ("aligns", "outs", "starts")
 Shape = tuple[int, ...]
 
 
@@ -39,18 +40,37 @@ def align_name(key: str) -> str:
 def align_of(parameter: str) -> str | None:
     """The alignment map that a parameter belongs to, or None if all tiers share it."""
     level, _, rest = parameter.partition(".")
-    return align_name(rest.rsplit(".", 1)[0]) if level in ("aligns", "outs") else None
+    return align_name(rest.partition(".")[0].partition("/")[0]) if level in _OF_A_MAP else None
+
+
+def start_key(align: str, taps: int) -> str:
+    """How a linear start of so many taps is called within a parameter's name; map names hold no '/'."""
+    return f"{align_key(align)}/{taps}"
+
+
+def starts_among(parameters: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Which linear starts are among some parameters: by alignment map, of how many taps."""
+    found: dict[str, set[int]] = {}
+    for name in parameters:
+        level, _, rest = name.partition(".")
+        if level == "starts":
+            align, _, taps = rest.partition(".")[0].partition("/")
+            found.setdefault(align_name(align), set()).add(int(taps))
+    return {align: tuple(sorted(taps)) for align, taps in sorted(found.items())}
 
 
 def first_blocks(tensors: Mapping[str, Floats], blocks: int) -> dict[str, Floats]:
     """The parameters of the same network with its first ``blocks`` blocks only.
 
-    A row of so many taps leaves there, so the deeper blocks have no part in its answer.
+    A row of so many taps leaves there, so the deeper blocks have no part in its answer, nor has a linear
+    start of another number of taps.
     """
     kept: dict[str, Floats] = {}
     for name, array in tensors.items():
         part, _, rest = name.partition(".")
         if part in ("adapters", "steps") and int(rest.partition(".")[0]) >= blocks:
+            continue
+        if part == "starts" and int(rest.partition(".")[0].partition("/")[2]) != blocks:
             continue
         kept[name] = array[: {"aligns": blocks, "gates": blocks - 1}.get(part)]
     return kept
@@ -84,6 +104,10 @@ def shapes_of(about: About) -> Iterator[tuple[str, Shape]]:
         yield f"aligns.{align_key(name)}.bias", (spec.blocks, r)
         if task.generates:
             yield f"outs.{align_key(name)}.weight", (d, r)
+    for name, counts in about.starts.items():
+        for taps in counts:
+            yield f"starts.{start_key(name, taps)}.weight", (taps, about.aligns[name], outputs)
+            yield f"starts.{start_key(name, taps)}.bias", (outputs,)
     if task.generates:
         yield from _norm("norm", r)
     else:

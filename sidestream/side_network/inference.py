@@ -10,7 +10,7 @@ answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from sidestream.contract.tasks import TASKS
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import Bundle
-from sidestream.side_network.form import APART_SHARE, align_key, check_parameters, stands_apart
+from sidestream.side_network.form import APART_SHARE, align_key, check_parameters, stands_apart, start_key
 
 _EPS: Final = 1e-5
 _ERF_SLOPE: Final = 0.3275911 / 2**0.5
@@ -55,29 +55,44 @@ class InferenceNetwork:
         Returns:
             [K, C], or [V, C] where the task has an answer for every vector.
         """
+        normed = [_normed(tap) for tap in vectors]
         answer = np.zeros(0, np.float32)
         means = None if self._task.per_vector else _means(lengths)
-        for block, hidden in enumerate(self._trunk(align, vectors)):
+        for block, hidden in enumerate(self._trunk(align, normed)):
             pooled = hidden if means is None else means @ hidden
             said = self._linear(f"steps.{block}.head", self._norm(f"steps.{block}.norm", pooled))
             share = APART_SHARE if block and self._apart(block + 1) else 1.0
             answer = answer + share * said if block else said
-        return answer
+        start = None if means is None else self._start(align, normed, means)
+        return answer if start is None else answer + start
+
+    def probe(self, align: str, vectors: Floats, lengths: npt.NDArray[np.int64]) -> Floats | None:
+        """As :meth:`predict`, by the linear start alone: [K, C], or None if there is none."""
+        return self._start(align, [_normed(tap) for tap in vectors], _means(lengths))
+
+    def _start(self, align: str, normed: Sequence[Floats], means: Floats) -> Floats | None:
+        """Of normalised taps, and what makes means of them: [K, C]."""
+        name = f"starts.{start_key(align, len(normed))}"
+        if f"{name}.weight" not in self._tensors:
+            return None
+        pairs = zip(normed, self._tensors[f"{name}.weight"], strict=True)
+        said: Floats = sum((_normed(means @ tap) @ weight for tap, weight in pairs), np.float32(0))
+        return said + self._tensors[f"{name}.bias"]
 
     def refine(self, align: str, taps: Floats) -> Floats:
         """Of a language model: its taps [B, V, d] -> its last states, with what was learnt added: [V, d]."""
-        (*_, hidden) = self._trunk(align, taps)
+        (*_, hidden) = self._trunk(align, [_normed(tap) for tap in taps])
         added = self._norm("norm", hidden) @ self._tensors[f"outs.{align_key(align)}.weight"].T
         size = np.sqrt(np.square(taps[-1]).mean(axis=1, keepdims=True))
         lifted: Floats = taps[-1] + size * added
         return lifted
 
-    def _trunk(self, align: str, taps: Floats) -> Iterator[Floats]:
-        """h_b [V, r] of each tap."""
+    def _trunk(self, align: str, normed: Sequence[Floats]) -> Iterator[Floats]:
+        """h_b [V, r] of each tap, normalised."""
         weights, biases = (self._tensors[f"aligns.{align_key(align)}.{one}"] for one in ("weight", "bias"))
         hidden = np.zeros(0, np.float32)
-        for block, tap in enumerate(taps):
-            mixed = _normed(tap) @ weights[block]
+        for block, tap in enumerate(normed):
+            mixed = tap @ weights[block]
             mixed += biases[block]
             if block and not self._apart(block + 1):
                 gate = 1 / (1 + np.exp(-self._tensors["gates"][block - 1]))

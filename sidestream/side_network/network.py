@@ -20,6 +20,11 @@ see their own tap alone, s_b = a_b, and add half of what they say, which is to b
 
     answer_b = answer_{b−1} + ½·alone_b,   alone_b = head_b(norm_b(mean of h_b))
 
+A classifier's answer may have a linear start beside it, in closed form and not learnt with the rest: what its
+taps alone say, of rows of B taps of one family (docs/decisions/0027)::
+
+    answer = answer_B + Σ_b norm(mean of norm(A_b))·L_b + c
+
 A language model keeps the backbone's own head, which takes its last state with something added, nothing at
 first: W_out, one a backbone family, starts at zero (:meth:`SideNetwork.lifted`)::
 
@@ -50,7 +55,7 @@ from sidestream.contract.plan import SideNetworkSpec
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import Bundle
-from sidestream.side_network.form import APART_SHARE, align_key, align_name, stands_apart
+from sidestream.side_network.form import APART_SHARE, align_key, align_name, stands_apart, start_key
 
 
 class _Align(nn.Module):
@@ -101,6 +106,26 @@ class _Step(nn.Module):
         return added
 
 
+class _Start(nn.Module):
+    """A linear answer of a row's taps. Buffers, not parameters: nothing here is learnt by gradients."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, taps: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(taps, width, outputs))
+        self.register_buffer("bias", torch.zeros(outputs))
+
+    def forward(self, taps: Tensor, mask: Tensor) -> Tensor:
+        """[B, K, N, d] and [K, N] -> [K, C]."""
+        normed = functional.layer_norm(taps, taps.shape[-1:])
+        real = mask[:, :, None].to(taps.dtype)
+        means = (normed * real).sum(dim=2) / real.sum(dim=1)
+        features = functional.layer_norm(means, means.shape[-1:])
+        return torch.einsum("bkd,bdc->kc", features, self.weight) + self.bias
+
+
 class Answers(NamedTuple):
     """What a side-network says of some rows."""
 
@@ -136,6 +161,8 @@ class SideNetwork(nn.Module):
         self.seed = seed
         self.dropout = dropout
         self.aligns = nn.ModuleDict()
+        self.starts = nn.ModuleDict()
+        self._outputs = 0 if self._task.generates else self._task.outputs(labels)
         with _seeded(seed):
             self.gates = nn.Parameter(torch.zeros(spec.blocks - 1))
             self.adapters = nn.ModuleList(_Adapter(spec.width, spec.inner) for _ in range(spec.blocks))
@@ -143,8 +170,7 @@ class SideNetwork(nn.Module):
                 self.norm = nn.LayerNorm(spec.width)
                 self.outs = nn.ModuleDict()
             else:
-                outputs = self._task.outputs(labels)
-                self.steps = nn.ModuleList(_Step(spec.width, outputs) for _ in range(spec.blocks))
+                self.steps = nn.ModuleList(_Step(spec.width, self._outputs) for _ in range(spec.blocks))
 
     def add_align(self, name: str, width: int) -> None:
         """Add the alignment map ``name``, and the way back, for backbones of hidden size ``width``.
@@ -158,6 +184,29 @@ class SideNetwork(nn.Module):
                 out = nn.Linear(self.spec.width, width, bias=False)
                 nn.init.zeros_(out.weight)
                 self.outs[align_key(name)] = out
+
+    def add_start(self, name: str, taps: int) -> None:
+        """Add a linear start, of zeros, for rows of so many taps that go by the alignment map ``name``."""
+        align = self.aligns[align_key(name)]
+        assert isinstance(align, _Align)
+        self.starts[start_key(name, taps)] = _Start(taps, align.weight.shape[1], self._outputs)
+
+    def set_start(self, name: str, weight: Floats, bias: Floats) -> None:
+        """Give a linear start its weights [B, d, C] and bias [C]; there may have been others."""
+        if self._start(name, len(weight)) is None:
+            self.add_start(name, len(weight))
+        start = self._start(name, len(weight))
+        assert start is not None
+        start.weight.copy_(torch.from_numpy(weight))
+        start.bias.copy_(torch.from_numpy(bias))
+
+    def _start(self, name: str, taps: int) -> _Start | None:
+        key = start_key(name, taps)
+        if key not in self.starts:
+            return None
+        found = self.starts[key]
+        assert isinstance(found, _Start)
+        return found
 
     @property
     def align_names(self) -> list[str]:
@@ -179,12 +228,13 @@ class SideNetwork(nn.Module):
             By number of taps b: the answers of the K_b first rows, those with b taps or more: [K_b, C], or
             [K_b, N, C] where the task has an answer for every vector.
         """
-        return self.answers(families, mask, exits).by_taps
+        by_taps = self.answers(families, mask, exits).by_taps
+        return {taps: answer + self._started(families, mask, taps) for taps, answer in by_taps.items()}
 
     def answers(
         self, families: Sequence[tuple[str, Tensor]], mask: Tensor, exits: Collection[int] = ()
     ) -> Answers:
-        """As :meth:`forward`, with what blocks that stand apart say by themselves."""
+        """What is learnt: as :meth:`forward` without linear starts, and what blocks say that stand apart."""
         wanted = {*exits, *(len(taps) for _, taps in families)}
         found, answer = Answers({}, {}), None
         for taps, hidden in self.trunk(families, range(1, self.spec.blocks + 1)):
@@ -196,6 +246,19 @@ class SideNetwork(nn.Module):
             if taps in wanted:
                 found.by_taps[taps] = answer
         return found
+
+    def _started(self, families: Sequence[tuple[str, Tensor]], mask: Tensor, taps: int) -> Tensor | float:
+        """[K_b, C]: what linear starts say of the rows with ``taps`` taps or more, 0 where there is none."""
+        if not self.starts:
+            return 0.0
+        parts, first = [], 0
+        for name, values in families:
+            if len(values) < taps:
+                break
+            rows, start = slice(first, first := first + values.shape[1]), self._start(name, taps)
+            none = values.new_zeros(values.shape[1], self._outputs)
+            parts.append(none if start is None else start(values[:taps], mask[rows]))
+        return torch.cat(parts)
 
     def trunk(
         self, families: Sequence[tuple[str, Tensor]], exits: Collection[int] = ()
@@ -272,6 +335,9 @@ def from_bundle(bundle: Bundle) -> SideNetwork:
         network = SideNetwork(about.side_network, labels=len(about.labels), seed=0, task=about.task)
         for name, width in sorted(bundle.about.aligns.items()):
             network.add_align(name, width)
+        for name, counts in sorted(about.starts.items()):
+            for taps in counts:
+                network.add_start(name, taps)
     network.load_arrays(bundle.tensors, assign=True)
     return network.eval().requires_grad_(False)
 

@@ -57,7 +57,6 @@ class Adapters:
     def __init__(self, view: TorchBackbone, inject: Callable[[], None], *, seed: int) -> None:
         with refusing(view):
             inject()
-        view.model.eval()
         self._path = f"{view.stack_path}."
         self._places = dict(_places(view))
         for name, place in self._places.items():

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sidestream.contract.lora import LoraSpec
 from sidestream.contract.messages import (
     ActivationBatch,
     AdapterGradient,
@@ -34,7 +35,6 @@ from sidestream.contract.messages import (
     WeightsManifest,
     to_bin,
 )
-from sidestream.contract.lora import LoraSpec
 from sidestream.contract.plan import (
     FlowPlan,
     Plan,
@@ -183,7 +183,7 @@ EXAMPLES: Final[dict[str, Message]] = {
     "status offline, none earlier": Status(
         state="offline", birth=3, stream=STREAM, reason="lost", instance="a1"
     ),
-    "telemetry with samples unused": Telemetry(
+    "telemetry with samples unused, no probe": Telemetry(
         stream=STREAM,
         samples_read=100,
         bytes_up=2**40,
@@ -212,13 +212,15 @@ EXAMPLES: Final[dict[str, Message]] = {
         skipped_label=3,
         skipped_activations=4,
     ),
-    "telemetry of a regression, all used": Telemetry(
+    "telemetry with a probe": Telemetry(
+        stream=STREAM, accuracy=0.75, evaluation_samples=20, probe_accuracy=0.5
+    ),
+    "telemetry of a regression, no probe": Telemetry(
         stream=STREAM, tally=Tally(units=2, moments=(3.0, 4.0, 5.0, 10.0, 7.0, 1.0))
     ),
-    "telemetry of a language model, all used": Telemetry(
+    "telemetry of a language model, no probe": Telemetry(
         stream=STREAM, tally=Tally(units=3, correct=1, nll=5.5)
     ),
-    "telemetry of a newborn, all used": Telemetry(stream=STREAM),
     "split batch": batch(
         Codec.INT8, taps=(2,), sampling="all", activations=encode(values((1, 6, 5)), Codec.INT8), split=part()
     ),
@@ -275,6 +277,7 @@ EXAMPLES: Final[dict[str, Message]] = {
         },
     ),
     "plan of frozen devices": plan(method=SplitFrozen()),
+    "telemetry of a newborn, no probe": Telemetry(stream=STREAM),
     "manifest, inline, unsigned": WeightsManifest(
         run=STREAM, version=9, state_digest="aa", bundle_digest="bb", bundle_bytes=3, bundle=b"\x00\xff\x80"
     ),
@@ -326,7 +329,7 @@ def _message_vector(name: str, message: Message) -> dict[str, Any]:
     }
 
 
-def _bundle_vector(codec: WeightsCodec) -> dict[str, Any]:
+def _bundle_vector(codec: WeightsCodec, start: bool) -> dict[str, Any]:
     about = About(
         job="assist",
         run=STREAM,
@@ -335,15 +338,18 @@ def _bundle_vector(codec: WeightsCodec) -> dict[str, Any]:
         side_network=SideNetworkSpec(blocks=1, width=4, inner=4),
         aligns={"default": 6},
         tiers={"pi": "default"},
+        starts={"default": (1,)} if start else {},
     )
+    starts = {"starts.@default/1.weight": values((1, 6, 2)), "starts.@default/1.bias": values((2,))}
     state = {
         "aligns.@default.weight": values((1, 6, 4)),
         "head.weight": values((2, 4)),
         "head.bias": values((2,)),
+        **(starts if start else {}),
     }
     data = encode_bundle(about, state, codec=codec)
     return {
-        "name": codec,
+        "name": f"{codec}, with a linear start" if start else codec,
         "hex": data.hex(),
         "about": msgspec.to_builtins(about),
         "decoded": {name: array.tolist() for name, array in decode_bundle(data).tensors.items()},
@@ -380,6 +386,9 @@ def _append(file: str, vectors: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     _append("codecs.json", [_codec_vector(codec, shape) for codec in Codec for shape in SHAPES])
-    _append("bundles.json", [_bundle_vector(codec) for codec in get_args(WeightsCodec)])
+    _append(
+        "bundles.json",
+        [_bundle_vector(codec, start) for codec in get_args(WeightsCodec) for start in (False, True)],
+    )
     _append("signed.json", [_signed_vector(kind) for kind in SIGNED])
     _append("messages.json", [_message_vector(name, message) for name, message in EXAMPLES.items()])

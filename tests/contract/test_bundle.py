@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sidestream.contract.errors import DecodeError
 from sidestream.contract.plan import SideNetworkSpec
+from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import (
     MAX_HEADER_BYTES,
@@ -26,6 +27,7 @@ from sidestream.side_network.bundle import (
     encode_bundle,
     state_digest,
 )
+from sidestream.side_network.form import first_blocks, starts_among
 from sidestream.side_network.network import SideNetwork, from_bundle
 from tests.contract.examples import STREAM
 
@@ -355,6 +357,31 @@ def test_tensors_that_are_not_the_networks_are_refused(change: str) -> None:
         arrays[name + "_"] = array
     with pytest.raises(DecodeError, match="do not fit"):
         from_bundle(decode_bundle(encode_bundle(_about(), arrays)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"starts": {"other": (2,)}}, "a linear start is of an alignment map that the bundle does not hold"),
+        ({"starts": {"default": (9,)}}, "a linear start has more taps than the side-network has blocks"),
+        ({"starts": {"default": (0,)}}, "or none"),
+        ({"starts": {"default": (1,)}, "task": Task.TOKEN_CLASSIFICATION}, "has no linear start"),
+    ],
+)
+def test_a_linear_start_that_cannot_be_is_refused(changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(DecodeError, match=why):
+        _about(**changes)
+
+
+def test_a_device_gets_the_linear_start_of_its_own_number_of_taps() -> None:
+    network = _network()
+    for taps in range(1, SPEC.blocks + 1):
+        network.add_start("default", taps)
+    assert starts_among(first_blocks(network.arrays(), 1)) == {"default": (1,)}
+    built = from_bundle(
+        decode_bundle(encode_bundle(_about(starts=starts_among(network.arrays())), network.arrays()))
+    )
+    assert sorted(built.arrays()) == sorted(network.arrays())
 
 
 def test_nothing_is_allocated_on_the_word_of_a_description() -> None:

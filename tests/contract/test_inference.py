@@ -37,8 +37,13 @@ def trained(spec: SideNetworkSpec, task: Task, codec: Any, taps: int, seed: int)
     network = SideNetwork(spec, labels=len(labels), seed=seed, task=task)
     for name, width in ALIGNS.items():
         network.add_align(name, width)
+    starts: dict[str, tuple[int, ...]] = {}
+    if task is Task.TEXT_CLASSIFICATION:
+        starts = dict.fromkeys(ALIGNS, (taps,))
+    for name in starts:
+        network.add_start(name, taps)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for parameter in [*network.parameters(), *network.buffers()]:
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.3)
     about = About(
         job="j",
@@ -49,6 +54,7 @@ def trained(spec: SideNetworkSpec, task: Task, codec: Any, taps: int, seed: int)
         aligns=ALIGNS,
         tiers={"t": "wide"},
         task=task,
+        starts=starts,
     )
     return decode_bundle(encode_bundle(about, first_blocks(network.arrays(), taps), codec=codec))
 
@@ -123,3 +129,32 @@ def test_both_know_the_same_parameters_and_refuse_others(task: Task) -> None:
             wrong = msgspec.structs.replace(bundle, tensors={**rest, **other})
             with pytest.raises(DecodeError, match=rf"do not fit the side-network: ({name}|more) has shape"):
                 InferenceNetwork(wrong)
+
+
+def test_a_linear_start_is_what_the_probe_says_and_a_part_of_the_answer() -> None:
+    bundle = trained(SideNetworkSpec(width=8, inner=8), Task.TEXT_CLASSIFICATION, "f32", 3, 1)
+    vectors = np.random.default_rng(1).normal(size=(3, 9, 10)).astype(np.float32)
+    lengths = np.array([2, 3, 4])
+    whole, probe = (
+        getattr(InferenceNetwork(bundle), ask)("wide", vectors, lengths) for ask in ("predict", "probe")
+    )
+    tensors = {name: array for name, array in bundle.tensors.items() if not name.startswith("starts.")}
+    without = InferenceNetwork(
+        Bundle(about=msgspec.structs.replace(bundle.about, starts={}), tensors=tensors)
+    )
+    np.testing.assert_allclose(whole, without.predict("wide", vectors, lengths) + probe, rtol=1e-5, atol=1e-5)
+    assert without.probe("wide", vectors, lengths) is None
+
+
+def test_a_linear_start_takes_each_taps_normalised_mean_of_normalised_vectors() -> None:
+    bundle = trained(SideNetworkSpec(width=8, inner=8), Task.TEXT_CLASSIFICATION, "f32", 3, 1)
+    rows = np.random.default_rng(2).normal(size=(3, 4, 10)).astype(np.float32) * 5
+
+    def normed(values: Any) -> Any:
+        return (values - values.mean(-1, keepdims=True)) / np.sqrt(values.var(-1, keepdims=True) + 1e-5)
+
+    weight, bias = (bundle.tensors[f"starts.@wide/3.{one}"] for one in ("weight", "bias"))
+    wanted = sum(normed(normed(rows[tap]).mean(axis=0)) @ weight[tap] for tap in range(3)) + bias
+    found = InferenceNetwork(bundle).probe("wide", rows, np.array([4]))
+    assert found is not None
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=1e-4)

@@ -147,8 +147,8 @@ def test_some_rows_of_a_batch_without_keys_have_none() -> None:
         ("status online, with an earlier stream", {"labels": ("on", "on")}),
         ("status online, with an earlier stream", {"labels": ("",)}),
         ("status online, with an earlier stream", {"labels": ("x" * 129,)}),
-        ("telemetry with samples unused", {"accuracy": float("nan")}),
-        ("telemetry with samples unused", {"temperature_celsius": float("inf")}),
+        ("telemetry with samples unused, no probe", {"accuracy": float("nan")}),
+        ("telemetry with samples unused, no probe", {"temperature_celsius": float("inf")}),
     ],
 )
 def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[str, Any]) -> None:
@@ -159,9 +159,9 @@ def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[s
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("telemetry with samples unused", {"accuracy": 1.5}),
-        ("telemetry with samples unused", {"forward_seconds": -1.0}),
-        ("telemetry with samples unused", {"bytes_up": 2**63}),
+        ("telemetry with samples unused, no probe", {"accuracy": 1.5}),
+        ("telemetry with samples unused, no probe", {"forward_seconds": -1.0}),
+        ("telemetry with samples unused, no probe", {"bytes_up": 2**63}),
         ("status online, with an earlier stream", {"state": "asleep"}),
         ("status online, with an earlier stream", {"width": 65537}),
         ("status online, with an earlier stream", {"labels": [f"l{n}" for n in range(1025)]}),

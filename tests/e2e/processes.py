@@ -62,11 +62,22 @@ class Processes:
         url: The broker's.
         job: The job's name.
         task: What it learns: to classify texts, or to go on from them.
+        method: How.
+        more: Of the trainer's settings, tables at their end.
     """
 
     def __init__(
-        self, folder: Path, url: str, *, job: str = "e2e", task: Task = Task.TEXT_CLASSIFICATION
+        self,
+        folder: Path,
+        url: str,
+        *,
+        job: str = "e2e",
+        task: Task = Task.TEXT_CLASSIFICATION,
+        method: str = "fed-mobillm",
+        more: str = "",
     ) -> None:
+        self.method = method
+        self.more = more
         self.task = task
         self.folder = folder
         self.url = url
@@ -89,9 +100,11 @@ class Processes:
         if not config.exists():
             config.write_text(
                 f'job = "{self.job}"\nstate_dir = "{self.trainer_state}"\ntask = "{self.task.value}"\n'
+                f'method = "{self.method}"\n'
                 + (f"labels = {json.dumps(LABELS)}\n" if TASKS[self.task].named else "")
                 + f'metrics_port = 0\npage_port = 0\n[broker]\nurl = "{self.url}"\n[learner]\npasses = 2\n'
                 f'[flow]\nretry_s = 1.0\n[tiers.small]\nbackbone = "{self.backbone}"\nbatch_size = 4\n'
+                + self.more
             )
         return self.start("trainer", "trainer", "run", str(config), *flags)
 

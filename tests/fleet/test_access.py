@@ -32,6 +32,9 @@ def tree(job: str) -> list[str]:
         for device in (*DEVICES, "stranger"):
             found += [
                 topics.activations(tier, device),
+                topics.adapter(tier, device),
+                topics.gradient(tier, device, 0),
+                topics.gradient(tier, device, 63),
                 topics.status(tier, device),
                 topics.telemetry(tier, device),
                 topics.echo(tier, device),
@@ -50,7 +53,9 @@ def may_write(actor: str, topic: str) -> bool:
     if actor == TRAINER:
         return topic.startswith(f"sidestream/v1/{JOB}/")
     own = f"sidestream/v1/{JOB}/up/{DEVICES[actor]}/{actor}"
-    return topic in tuple(f"{own}/{kind}" for kind in ("activations", "status", "telemetry", "echo"))
+    return topic in tuple(
+        f"{own}/{kind}" for kind in ("activations", "adapter", "status", "telemetry", "echo")
+    )
 
 
 def may_read(actor: str, topic: str) -> bool:
@@ -64,6 +69,8 @@ def may_read(actor: str, topic: str) -> bool:
         f"{base}/down/{tier}/weights/7/0",
         f"{base}/down/{tier}/flow",
         f"{base}/down/{tier}/device/{actor}/receipt",
+        f"{base}/down/{tier}/device/{actor}/gradient/0",
+        f"{base}/down/{tier}/device/{actor}/gradient/63",
         f"{base}/up/{tier}/{actor}/status",
         f"{base}/up/{tier}/{actor}/echo",
     )

@@ -107,6 +107,14 @@ def test_a_summary_is_a_snapshot(fleet: Fleet) -> None:
     assert before.counts["samples_read"] == 0
 
 
+def test_a_probes_accuracy_is_weighted_by_evaluation_samples_of_those_that_have_one(fleet: Fleet) -> None:
+    assert fleet.summary(0, "pi").probe_accuracy is None
+    for name, probe, samples in (("d", 1.0, 30), ("e", 0.5, 10), ("new", None, 50)):
+        fleet.on_status("pi", name, _status("online", 1), 0)
+        fleet.on_telemetry("pi", name, _told(probe_accuracy=probe, evaluation_samples=samples), 0)
+    assert fleet.summary(0, "pi").probe_accuracy == 0.875
+
+
 def test_accuracy_is_weighted_by_evaluation_samples_of_online_devices(fleet: Fleet) -> None:
     assert fleet.summary(0, "pi").accuracy is None
     for name, accuracy, samples in (("d", 1.0, 30), ("e", 0.5, 10), ("gone", 0.0, 1000), ("new", None, 0)):

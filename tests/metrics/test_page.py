@@ -211,7 +211,9 @@ def test_a_browser_shows_the_fleet_its_curves_and_what_was_refused(crowd: Crowd)
     crowd.status(3, "offline")
     for second in range(1, 6):
         crowd.now = float(second)
-        crowd.tell(1, accuracy=0.9, samples_read=1300, samples_forwarded=1234, weights_version=2)
+        crowd.tell(
+            1, accuracy=0.9, probe_accuracy=0.8, samples_read=1300, samples_forwarded=1234, weights_version=2
+        )
         crowd.tell(5, samples_read=12, samples_forwarded=6, samples_broken=6)
         crowd.update(
             TrainerView(
@@ -228,6 +230,7 @@ def test_a_browser_shows_the_fleet_its_curves_and_what_was_refused(crowd: Crowd)
     assert text_of(document, "job") == "colours" and text_of(document, "state") == "learning"
     assert text_of(document, "t-devices") == "11 of 12" and text_of(document, "t-devices-sub") == "1 lost"
     assert text_of(document, "t-loss") == "1.000" and text_of(document, "t-samples").startswith("500")
+    assert text_of(document, "t-quality-sub").endswith("; a linear probe has 0.800")
     devices = {row[0]: row for row in rows_of(document, "table")}
     well = [f"d{number}" for number in range(12) if number not in (3, 5)]
     assert list(devices) == ["d3", "d5", *well], "the troubled first"

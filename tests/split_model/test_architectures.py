@@ -132,6 +132,16 @@ def test_after_a_pass_the_model_is_whole_again() -> None:
     assert torch.equal(upper.whole(tokens), before)
 
 
+@pytest.mark.parametrize("cut", range(LAYERS))
+def test_what_devices_have_computed_is_not_computed_again(cut: int) -> None:
+    upper = split_model("bert")
+    ran: list[int] = []
+    for number, layer in enumerate(upper._view.stack.layers):
+        layer.attention.register_forward_hook(lambda *given, number=number: ran.append(number))  # type: ignore[union-attr]
+    upper.answers(cut, torch.zeros(3, upper.width), np.array([1, 2]))
+    assert ran == list(range(cut, LAYERS))
+
+
 def test_segments_of_pairs_reach_the_lower_half() -> None:
     upper, lower, reader = split_model("bert"), lower_half("bert", 1), backbone("bert")
     upper.load(scattered(upper))
@@ -212,6 +222,20 @@ def test_targets_that_are_none_of_its_maps_are_refused(
     with pytest.raises(BackboneError, match=told) as refused:
         make()
     assert "\n" not in str(refused.value) and str(refused.value).startswith("bert: ")
+
+
+def test_a_map_that_the_model_does_not_use_is_no_target() -> None:
+    def with_more() -> TorchBackbone:
+        model = model_of("llama")
+        for layer in model.layers:
+            layer.spare = nn.Linear(4, 4)
+        return TorchBackbone(model, tokenizer(), name="llama")
+
+    lora = LoraSpec(targets=("q_proj", "spare"))
+    with pytest.raises(BackboneError, match=r"no gradient comes to layers\.1\.spare\.lora_A"):
+        SplitModel(with_more(), lora, task=Task.TEXT_CLASSIFICATION, labels=2, seed=0)
+    with pytest.raises(BackboneError, match=r"llama: .*use another model"):
+        LowerHalf(with_more(), lora)
 
 
 def test_every_target_has_to_be_somewhere_in_the_whole_model_and_one_of_them_in_the_half() -> None:

@@ -34,7 +34,7 @@ def config(state_dir: Path, **changes: object) -> TrainerConfig:
         "state_dir": str(state_dir),
         "labels": LABELS,
         "tiers": {"big": TierConfig(backbone="m"), "small": TierConfig(backbone="m", layers=3)},
-        "learner": LearnerSettings(seed=5, passes=2, replay=1, pass_rows=8, replay_rows=8),
+        "learner": LearnerSettings(seed=5, passes=2, replay=1, pass_rows=8, replay_rows=8, least_updates=0),
         "side_network": SideNetworkSpec(width=128, inner=128),
         "metrics_port": -1,
         "page": False,

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from metrics.catalogue import TrainerMetrics
-from side_trainer.broadcast.publisher import Publisher, Version
 from side_trainer.broadcast.leader_transport import LeaderTransport
+from side_trainer.broadcast.publisher import Publisher, Version
 from side_trainer.broadcast.releases import Releases
 from side_trainer.broadcast.replies import Replies
 from side_trainer.broadcast.signing import TrainerSigner

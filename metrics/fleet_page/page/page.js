@@ -60,7 +60,7 @@ function showTiles(view) {
   say("t-devices-sub", troubled.length ? troubled.map((state) => `${whole(states[state])} ${state}`).join(", ") : `${whole(states.finished ?? 0)} finished`, `sub ${troubled.length ? "bad" : ""}`);
   say("t-quality-name", capital(view.measure));
   big("t-quality", figure(all.quality));
-  say("t-quality-sub", all.evaluation_samples ? `on ${whole(all.evaluation_samples)} held-out samples` : (all.online ? "nothing measured yet" : "no device is there to measure it"));
+  say("t-quality-sub", all.evaluation_samples ? `on ${whole(all.evaluation_samples)} held-out samples${all.probe_accuracy == null ? "" : `; a linear probe has ${figure(all.probe_accuracy)}`}` : (all.online ? "nothing measured yet" : "no device is there to measure it"));
   big("t-loss", figure(all.loss));
   say("t-loss-sub", `${whole(trainer.backlog ?? 0)} records to learn`);
   const last = fleet.points.length - 1;

@@ -163,10 +163,12 @@ class Telemetry(Message, frozen=True, kw_only=True):
     gradients_lost: Annotated[
         Count, _counter("Steps of a device's own adapters that came into no average")
     ] = 0
+    probe_accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    """On the same evaluation samples, of that version's linear start alone: a probe on what is uploaded."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
-        for name in ("forward_seconds", "temperature_celsius", "accuracy"):
+        for name in ("forward_seconds", "temperature_celsius", "accuracy", "probe_accuracy"):
             if not math.isfinite(getattr(self, name) or 0.0):
                 raise DecodeError(f"{name} is not finite")
 

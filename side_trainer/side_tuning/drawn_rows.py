@@ -1,0 +1,93 @@
+"""Rows drawn from the journal, as what a linear answer goes by: means of normalised vectors.
+
+Legend: N rows, K rows of a batch, B taps, d a backbone's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from side_trainer.journal.records import TierRecord
+from side_trainer.side_tuning.training_rows import RowStore, StoredBatch
+from sidestream.contract.tensors import Floats
+
+MOST_VALUES: Final = 2**23
+"""Rows drawn times their features, at most; all rows where these are fewer."""
+_EPS: Final = np.float32(1e-5)
+
+Ints = npt.NDArray[np.int64]
+
+
+class Drawn(NamedTuple):
+    """Rows of one backbone family, in random order."""
+
+    features: Floats
+    """[N, B, d], zero where a row has fewer taps."""
+    taps: Ints
+    """[N]: how many taps each has."""
+    targets: Ints
+    """[N]"""
+    owners: Ints
+    """[N]: whose they are, device numbers."""
+
+
+def draw(
+    rows: RowStore,
+    tiers: Mapping[str, TierRecord],
+    generator: np.random.Generator,
+    owner_of: Callable[[str], int],
+) -> dict[str, Drawn]:
+    """Draw rows, by alignment map.
+
+    Args:
+        rows: All of them; each has one label.
+        tiers: By name.
+        generator: Which, and their order.
+        owner_of: A stream's device number.
+    """
+    width = max(len(tier.taps) * tier.width for tier in tiers.values())
+    chosen = generator.permutation(len(rows))[: max(1, MOST_VALUES // width)]
+    by_align: dict[str, list[tuple[int, int]]] = {}
+    for offset, row in rows.locate(chosen):
+        by_align.setdefault(tiers[rows.batch(offset).tier].align, []).append((offset, row))
+    return {align: _drawn(rows, picks, owner_of) for align, picks in sorted(by_align.items())}
+
+
+def features_of(stored: StoredBatch) -> Floats:
+    """[K, B, d]: each tap's mean over a row's normalised vectors, normalised again."""
+    lengths = np.diff(stored.starts).astype(np.float32)
+    sums = np.add.reduceat(_normed(stored.activations), stored.starts[:-1], axis=1)
+    means: Floats = _normed(sums / lengths[None, :, None]).transpose(1, 0, 2)
+    return means
+
+
+def _drawn(rows: RowStore, picks: list[tuple[int, int]], owner_of: Callable[[str], int]) -> Drawn:
+    places: dict[int, list[int]] = {}
+    for place, (offset, _) in enumerate(picks):
+        places.setdefault(offset, []).append(place)
+    taps, targets, owners = (np.zeros(len(picks), np.int64) for _ in range(3))
+    features: Floats | None = None
+    for offset, at in sorted(places.items()):
+        stored = rows.batch(offset)
+        found, within = features_of(stored), [picks[place][1] for place in at]
+        most, width = len(stored.activations), found.shape[2]
+        if features is None or features.shape[1] < most:
+            wider = np.zeros((len(picks), most, width), np.float32)
+            if features is not None:
+                wider[:, : features.shape[1]] = features
+            features = wider
+        features[at, :most] = found[within]
+        taps[at], targets[at], owners[at] = most, stored.targets[within], owner_of(stored.stream)
+    assert features is not None
+    return Drawn(features, taps, targets, owners)
+
+
+def _normed(values: npt.NDArray[Any]) -> Floats:
+    """[…, d]: each of mean 0 and variance 1."""
+    centred = values - values.mean(axis=-1, keepdims=True)
+    normed: Floats = centred / np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + _EPS)
+    return normed
