@@ -5,9 +5,10 @@
 First a small decoder is pretrained on the one text (once: it is cached), then it is adapted to the other,
 whose last tenth is held out. Rows: ``frozen``, the model as it is; ``fleet``, real agents on disjoint parts
 of the text and the real trainer; ``central``, the same from one device that has all of it; ``lora``, r = 8 on
-attention, and ``full``, every weight, both on one machine that has all of it. Perplexity is a token's, over
-the same windows for all. Device CPU seconds are summed over all devices, memory is measured in a process of
-its own, bytes are payloads.
+attention, and ``full``, every weight, both on one machine that has all of it; ``split-lora`` and
+``split-frozen``, the methods that split the model, as benchmarks/split_accuracy.py runs them. Perplexity is a
+token's, over the same windows for all. Device CPU seconds are summed over all devices, memory is measured in
+a process of its own, bytes are payloads.
 """
 
 from __future__ import annotations

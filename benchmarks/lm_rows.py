@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,16 +20,22 @@ from benchmarks.lm_table import LmMeasured
 from benchmarks.lm_tuned import BATCH, LmTuned, Tuner
 from benchmarks.probe import ProbeError, Request, measure
 from benchmarks.program import Tell
+from benchmarks.split_fleet import SplitFleet, Weather, above
 from edge_agent.batches.token_maker import TokenMaker
 from edge_agent.samples.sample import Row
 from edge_agent.weights.adopted import AdoptedWeights
 from edge_agent.weights.token_evaluation import TokenEvaluation
+from side_trainer.settings.schema import TrainerConfig
 from sidestream.backbone.runtimes import shared_backbone
+from sidestream.backbone.text_input import Tokens, padded
 from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
+from sidestream.contract.plan import Split
 from sidestream.contract.tasks import Task
+from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES
 from sidestream.demo.shards import Example
 from sidestream.side_network.inference import InferenceNetwork
+from sidestream.split_model.tuned_model import TunedModel
 
 _METHODS: Final = {"fleet": "lm-agent", "central": "lm-agent", "lora": "lm-lora", "full": "lm-full"}
 _BATCHES: Final = 4
@@ -114,6 +121,53 @@ class LmBench:
         documents = [self._work.train[index] for index in order]
         return self._side_network("central", seed, [self._device("central", documents)])
 
+    def split_lora(self, seed: int) -> LmMeasured:
+        """Devices hold the first layer, or as many as ``tier.cut`` says; every batch is answered."""
+        return self._split("split-lora", seed)
+
+    def split_frozen(self, seed: int) -> LmMeasured:
+        """The same, and devices' layers stay as they are."""
+        return self._split("split-frozen", seed)
+
+    def _split(self, method: str, seed: int) -> LmMeasured:
+        shards = self._work.shards
+        devices = [self._device(f"device-{number}", shard) for number, shard in enumerate(shards, start=1)]
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        config = self._work.config(folder / "trainer", seed, {"method": method, **self._options.settings})
+
+        def say(text: str) -> None:
+            self._tell(f"{method}, seed {seed}: {text}")
+
+        run = SplitFleet(config, devices, folder, weather=Weather(), seed=seed, tell=say).run()
+        weights = run.weights
+        if method == "split-frozen":
+            weights = above(weights, run.layers, run.cuts[TIER])
+        return LmMeasured(
+            row=method,
+            seed=seed,
+            perplexity=self._perplexity_with(config, weights),
+            trainable=sum(one.size for one in weights.values()),
+            device_cpu_s=run.device_cpu_s,
+            up_per_token=run.bytes_up / self.tokens,
+            down_per_token=run.bytes_down / self.tokens,
+            forwards=run.passes,
+            backwards=run.backwards,
+        )
+
+    def _perplexity_with(self, config: TrainerConfig, weights: Mapping[str, Floats]) -> float:
+        """Of the whole model with adapters, over all held-out documents."""
+        method = config.method_plan()
+        assert isinstance(method, Split)
+        tuned = TunedModel(self._model, method.lora, Task.CAUSAL_LM, 0, weights)
+        windows, total, count = self._work.windows(self._model, self._work.held_out), 0.0, 0
+        for start in range(0, len(windows), 4 * BATCH):
+            part = windows[start : start + 4 * BATCH]
+            ids, mask = padded([one.inputs for one in part], 0)
+            targets = np.concatenate([np.asarray(one.targets) for one in part])
+            losses, _ = tuned.judge(Tokens(ids, mask), targets)
+            total, count = total + float(losses.sum()), count + len(losses)
+        return math.exp(total / count)
+
     def _device(self, name: str, documents: Sequence[str]) -> FleetDevice:
         return FleetDevice(
             name=name,
@@ -186,5 +240,7 @@ ROWS: Final[Mapping[str, Callable[[LmBench, int], LmMeasured]]] = {
     "central": LmBench.central,
     "lora": LmBench.lora,
     "full": LmBench.full,
+    "split-lora": LmBench.split_lora,
+    "split-frozen": LmBench.split_frozen,
 }
 """By the name that the command line takes."""

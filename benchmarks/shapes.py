@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -51,6 +52,7 @@ def _opt(width: int, layers: int, heads: int, *, projected: int = 0) -> Any:
 
 SHAPES: Final[Mapping[str, tuple[int, Callable[[], Any]]]] = {
     "tiny": (200_000, lambda: _bert(32, 4, 4, 64, 1001)),
+    "tiny-deep": (400_000, lambda: _bert(32, 12, 4, 64, 1001)),
     "tiny-projected": (1_800_000, lambda: _opt(64, 4, 4, projected=32)),
     "minilm": (22_600_000, lambda: _bert(384, 6, 12, 1536, 30522)),
     "bert-base": (109_500_000, lambda: _bert(768, 12, 12, 3072, 30522)),
@@ -72,6 +74,16 @@ def random_backbone(shape: str, layers: Callable[[int], int] = lambda depth: 0) 
         layers=layers(int(model.config.num_hidden_layers)),
         name=shape,
     )
+
+
+def save_backbone(shape: str, folder: Path) -> Path:
+    """Write a random model of a shape and its tokenizer, as any model is kept."""
+    torch.manual_seed(0)
+    _, make = SHAPES[shape]
+    model = make()
+    model.save_pretrained(folder)
+    _tokenizer(int(model.config.vocab_size)).save_pretrained(folder)
+    return folder
 
 
 def random_decoder(shape: str) -> tuple[Any, Any]:

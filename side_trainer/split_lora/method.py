@@ -58,7 +58,8 @@ class SplitLoraMethod(SplitMethod):
         """What has become of every batch."""
         self.averaging = Rounds(self)
         """Of the local form."""
-        self._turns = Turns()
+        self.turns = Turns()
+        """Whose batch is next."""
         self._batches = WaitingBatches(journal, cache_bytes)
         self._owners: dict[str, str] = {}
         self._told_round = -1  # the last that devices were told of
@@ -111,7 +112,7 @@ class SplitLoraMethod(SplitMethod):
             part=part,
         )
         self.tickets.arrived(ticket)
-        self._turns.arrived(ticket)
+        self.turns.arrived(ticket)
         return Step()
 
     def _repeat(self, record: Record) -> Step:
@@ -150,7 +151,7 @@ class SplitLoraMethod(SplitMethod):
             ended = self.averaging.due(now)
             return None if ended is None else (RecordKind.ROUND, msgspec.json.encode(ended))
         settings = self.settings
-        serve = self._turns.next(
+        serve = self.turns.next(
             self.tickets.waiting,
             {name: tier.depth for name, tier in self.facts.tiers.items()},
             self.model.depth,
@@ -172,7 +173,7 @@ class SplitLoraMethod(SplitMethod):
         for ticket, batch, loss, gradient in zip(
             served, batches, learnt.losses, learnt.gradients, strict=True
         ):
-            self._turns.served(ticket)
+            self.turns.served(ticket)
             self.averaging.served(ticket)
             if ticket.stage is not Stage.DONE:
                 keys = b"" if batch.whole else batch.keys
@@ -215,7 +216,7 @@ class SplitLoraMethod(SplitMethod):
         message = unpack_adapter(record.payload)
         assert isinstance(message, AdapterGradient) and record.tier is not None
         device = self.owner(record)
-        self._turns.returned(device, message.ticket)
+        self.turns.returned(device, message.ticket)
         ticket = self.tickets.get(device, message.ticket)
         fresh = self.tickets.answer(device, message.ticket)
         late = self.tickets.served - ticket.served if ticket is not None and ticket.served else 0
@@ -376,6 +377,7 @@ class SplitLoraMethod(SplitMethod):
                 serve = msgspec.json.decode(record.payload, type=ServeRecord)
                 self._progress = serve.progress
                 for ticket in self.tickets.serve(serve.offsets):
+                    self.turns.recalled(ticket)
                     self.averaging.served(ticket)
             elif record.kind == RecordKind.UPDATE.value:
                 self.tickets.answer(self.owner(record), unpack_adapter(record.payload).ticket)

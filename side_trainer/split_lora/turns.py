@@ -21,24 +21,31 @@ class Turns:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self.clock = clock
+        """Seconds that only rise; by another one in simulations."""
         self._tails = Tails()
-        self._progress: dict[str, float] = {}
+        self._shares: dict[str, float] = {}  # by device, of its passes, as it said last
+        self._arrived: dict[str, int] = {}
         self._served: dict[str, int] = {}
 
     def arrived(self, ticket: Ticket) -> None:
         """A batch has come."""
-        known = self._progress.get(ticket.device, 0.0)
-        self._progress[ticket.device] = max(known, ticket.part.progress)
+        device = ticket.device
+        self._arrived[device] = self._arrived.get(device, 0) + 1
+        self._shares[device] = max(self._shares.get(device, 0.0), ticket.part.progress)
 
     def served(self, ticket: Ticket) -> None:
         """It is answered."""
+        self.recalled(ticket)
+        self._tails.answered(ticket.device, ticket.part.ticket, self.clock())
+
+    def recalled(self, ticket: Ticket) -> None:
+        """It was answered in a life before this one: when, is not known."""
         self._served[ticket.device] = self._served.get(ticket.device, 0) + 1
-        self._tails.answered(ticket.device, ticket.part.ticket, self._clock())
 
     def returned(self, device: str, ticket: bytes) -> None:
         """Its device has made something of that."""
-        self._tails.returned(device, ticket, self._clock())
+        self._tails.returned(device, ticket, self.clock())
 
     @property
     def tails_s(self) -> Mapping[str, float]:
@@ -74,8 +81,16 @@ class Turns:
             for offset, one in waiting.items()
         ]
         chosen = together(order(arrivals, self.tails_s, policy), most)
-        progress = sum(self._progress.values()) / max(1, len(self._progress))
-        return ServeRecord(offsets=tuple(one.offset for one in chosen), progress=min(1.0, progress))
+        return ServeRecord(offsets=tuple(one.offset for one in chosen), progress=self._progress())
+
+    def _progress(self) -> float:
+        """The share of all batches that has come; who does not say counts as usual."""
+        known = {device: self._arrived[device] / share for device, share in self._shares.items() if share > 0}
+        if not known:
+            return 0.0
+        come = sum(self._arrived[device] for device in known)
+        usual = sum(known.values()) / len(known)
+        return min(1.0, come / (usual * len(self._shares)))
 
     def _remaining(self, ticket: Ticket) -> float:
         """Batches that its device has to go, this one included, by the share that it says is done."""
