@@ -3,7 +3,8 @@
 A device's rows are answered by the means of the *other* devices' rows, label by label, among the labels that
 it uses itself: so neither what it lacks nor how much of each it has counts. What it gets right beyond chance
 is held against what the others get. Where it does clearly worse, its rows count less, down to nothing; with
-few rows nothing is clear. A device with one label is asked among all of them, if others know that one well.
+few rows nothing is clear. Nobody has more of a say than the usual device. A device with one label is asked
+among all of them, if others know that one well.
 
 Pure, and for the fold: the same rows give the same weights.
 
@@ -28,6 +29,8 @@ NOTHING_BELOW: Final = 0.35
 """A device whose skill is this share of the others' counts for nothing,"""
 ALL_ABOVE: Final = 0.65
 """one with this share or more for all that it is; between them it rises."""
+MOST_DOUBTED: Final = 1 / 3
+"""Where more of those judged would be doubted, it cannot be told who is right, and nobody is."""
 _DOUBTED: Final = 0.5
 _SPREADS: Final = 2.0
 _ROUNDS: Final = 3
@@ -103,11 +106,17 @@ class DeviceWeights:
 
 def trusts_of(features: Floats, targets: Ints, owners: Ints, devices: int) -> npt.NDArray[np.float64]:
     """[D]: how far each device's labels are to be trusted, from rows [N, F], targets [N] and owners [N]."""
-    trusts = np.ones(devices)
-    if len(np.unique(owners)) >= LEAST_DEVICES:
-        for _ in range(_ROUNDS):
-            trusts = _trusts(_skills(features, targets, owners, trusts))
-    return trusts
+    trusts, known = np.ones(devices), np.bincount(owners, minlength=devices)
+    if (known > 0).sum() < LEAST_DEVICES:
+        return trusts
+    usual = max(np.median(known[known > 0]), np.mean(known[known > 0]))
+    fair = np.minimum(1.0, usual / np.maximum(known, 1))
+    skills: list[_Skill | None] = []
+    for _ in range(_ROUNDS):
+        skills = _skills(features, targets, owners, trusts * fair)
+        trusts = _trusts(skills)
+    judged = sum(one is not None for one in skills)
+    return trusts if (trusts < _DOUBTED).sum() <= MOST_DOUBTED * judged else np.ones(devices)
 
 
 def _skills(

@@ -36,6 +36,19 @@ def test_labels_moved_on_to_the_next_one_count_for_nothing() -> None:
     assert trusts_of(features, targets, owners, 8).tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
 
 
+def test_many_rows_give_no_more_say() -> None:
+    features, targets, owners = fleet([240, 240, *[60] * 6], 6)
+    targets[owners < 2] = (targets[owners < 2] + 1) % 6
+    assert trusts_of(features, targets, owners, 8).tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("wrong", [4, 5])
+def test_where_half_say_otherwise_nobody_is_doubted(wrong: int) -> None:
+    features, targets, owners = fleet([60] * 8, 6)
+    targets[owners < wrong] = (targets[owners < wrong] + 1) % 6
+    assert trusts_of(features, targets, owners, 8).tolist() == [1] * 8
+
+
 def test_a_device_that_calls_everything_the_same_counts_for_nothing() -> None:
     features, targets, owners = fleet([60] * 8, 6)
     targets[owners == 3] = 0
