@@ -71,7 +71,7 @@ def test_a_run_is_the_same_again(data: list[str], tmp_path: Path, pace: str) -> 
 
 
 def test_every_row_is_offered(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert ROWS == ("central", *FORMS)
+    assert ("central", *FORMS) == ROWS
     with pytest.raises(SystemExit):
         main([*data, "--rows", "held,nonsense"])
     assert "nonsense" in capsys.readouterr().err
