@@ -36,10 +36,10 @@ class FakeOutbox:
 
 def held_of(count: int, share: float, drawn: bool) -> int:
     """How many of so many samples are held out, if the hash draws all of them, or as it does."""
-    outbox, ready = FakeOutbox(), SimpleNamespace(ready=lambda sample: [])
+    outbox = FakeOutbox()
     intake = Intake(
         cast(Outbox, outbox),
-        cast(Rungs, SimpleNamespace(needs_labels=True, maker=ready)),
+        cast(Rungs, SimpleNamespace(needs_labels=True, ready=lambda sample: [])),
         cast(Patience, SimpleNamespace(write=lambda work: work() or True)),
         share,
     )

@@ -34,6 +34,7 @@ FORMS = {
         "[split.round]\nbatches = 4\ndevices = 2\ndeadline_s = 2.0\n",
     ),
     "frozen": ("split-frozen", ""),
+    "auto": ("split-lora", 'cut = "auto"\n[split]\npasses = 1\n'),
 }
 
 
@@ -92,6 +93,7 @@ def assert_served_once(fleet: Processes, *, held: bool) -> None:
         ("local", Task.TEXT_CLASSIFICATION),
         ("paper", Task.TEXT_CLASSIFICATION),
         ("frozen", Task.TEXT_CLASSIFICATION),
+        ("auto", Task.TEXT_CLASSIFICATION),
         ("frozen", Task.CAUSAL_LM),
     ],
 )
@@ -105,7 +107,7 @@ def test_each_form_trains_adopts_answers_and_exports(
             job.expect_exit(agent, name)
         job.stop(trainer, "trainer")
         if form != "frozen":
-            assert_served_once(job, held=form == "held")
+            assert_served_once(job, held=form in ("held", "auto"))
         answer = job.answer("one", "switch the lights on")
         assert answer if TASKS[task].generates else answer in LABELS
         said = job.run(

@@ -299,7 +299,7 @@ def test_every_counter_of_telemetry_has_a_metric_on_either_end_and_what_only_cou
     last_words = {"outbox_batches", "outbox_bytes", "rss_bytes", "peak_rss_bytes", "temperature_celsius"}
     last_words |= {"stream", "weights_run", "weights_version", "accuracy", "evaluation_samples", "finished"}
     last_words |= {"outbox_max_bytes", "tally", "unlabelled_waiting"}
-    last_words |= {"unix_s", "receipt_s", "reconnects", "trouble"}
+    last_words |= {"unix_s", "receipt_s", "reconnects", "trouble", "probe_accuracy"}
     assert set(COUNTERS) == {field.name for field in msgspec.structs.fields(Telemetry)} - last_words
     for holder in (TrainerMetrics(CollectorRegistry()), AgentMetrics(CollectorRegistry())):
         assert list(holder.device_counters) == list(COUNTERS)
