@@ -9,7 +9,7 @@ from side_trainer.journal.records import FACTS, RecordKind
 from side_trainer.method import Method
 from side_trainer.settling import TierSettler
 from side_trainer.side_tuning.method import SideTuningMethod
-from side_trainer.side_tuning.settling import SideTuningSettler
+from side_trainer.side_tuning_tiers import SideTuningSettler
 from side_trainer.split_lora.frozen import SplitFrozenMethod
 from side_trainer.split_lora.method import SplitLoraMethod
 from side_trainer.split_lora.settling import SplitSettler

@@ -16,10 +16,10 @@ from edge_agent.session.outcome import Outcome
 from edge_agent.session.write_check import WriteCheck
 from edge_agent.uplink.link_state import LinkState
 from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.memory import free_memory_bytes
 from sidestream.contract.messages import Status
 from sidestream.contract.plan import Plan
 from sidestream.contract.wire import pack, unpack
-from sidestream.host.memory import free_memory_bytes
 from sidestream.version import version
 
 

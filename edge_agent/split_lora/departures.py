@@ -13,7 +13,7 @@ from edge_agent.batches.patience import Patience
 from edge_agent.context import AgentContext
 from edge_agent.split_lora.sketch import moved_share, sketch_of
 from edge_agent.split_lora.stored_batches import Flight, StoredBatch, StoredBatches
-from edge_agent.split_lora.writing import Writer
+from edge_agent.split_lora.writing import Pack, Writer
 from edge_agent.store.outbox import Consumed
 from sidestream.contract.messages import SplitPart
 from sidestream.contract.tensors import Floats
@@ -88,12 +88,7 @@ class Departures:
             context=self._writer.context(batch),
             round=number,
         )
-        sketch = sketch_of(states) if self._reuse_below else b""
-        again = batch.passes > 0 and moved_share(batch.sketch, sketch) < self._reuse_below
-        if again:
-            packed, sketch = self._writer.reuse(part, batch.first), batch.sketch
-        else:
-            packed = self._writer.batch(batch, states, part)
+        packed, sketch, again = self._packed(batch, states, part)
         stream, taken = self._context.outbox.stream, Consumed(forward_seconds=seconds)
         fresh = 0 if batch.passes else rows
         taken.counts.update({"samples_read": fresh, "samples_forwarded": fresh, "batches_reused": int(again)})
@@ -108,6 +103,13 @@ class Departures:
             return b""
         self._on_batch()
         return ticket
+
+    def _packed(self, batch: StoredBatch, states: Floats, part: SplitPart) -> tuple[Pack, bytes, bool]:
+        """The message, a sketch of what the trainer has then, and whether an earlier batch stands for it."""
+        sketch = sketch_of(states) if self._reuse_below else b""
+        if batch.passes > 0 and moved_share(batch.sketch, sketch) < self._reuse_below:
+            return self._writer.reuse(part, batch.first), batch.sketch, True
+        return self._writer.batch(batch, states, part), sketch, False
 
     def progress(self, ended: bool) -> float:
         """The share of all sendings that is done with the next one; 0 as long as samples may come."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from sidestream.backbone.memory import free_memory_bytes
 from sidestream.backbone.runtimes import shared_backbone
 from sidestream.contract.plan import TierPlan
 from sidestream.contract.tasks import TASKS, Task
-from sidestream.host.memory import free_memory_bytes
 from sidestream.split_model.adapter_bundle import AdapterBundle
 from sidestream.split_model.loading import Whole, whole_model
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from edge_agent.weights.adopted import Adopted, load_adopted, save_adopted
 from edge_agent.weights.evaluation import Score
 from edge_agent.weights.trust import Trust
@@ -37,6 +39,8 @@ class InUse(NamedTuple):
     """What the method's bundles are used as."""
     score: Score | None
     """None until measured."""
+    final: bool = False
+    """Whether it is known to be all that there is to learn."""
 
 
 class Opened(NamedTuple):
@@ -100,8 +104,16 @@ class Adopter:
     ) -> None:
         self._state_dir = state_dir
         self._plan = plan
-        self._tier = tier
-        self._backbone = backbone
+        self._about = Adopted(
+            run=plan.run,
+            version=0,
+            bundle_digest="",
+            state_digest="",
+            tier=tier,
+            tier_plan=plan.tiers[tier],
+            backbone=backbone,
+            method=plan.method,
+        )
         self._read = read
         self._on_change = on_change
         self._on_refused = on_refused
@@ -127,7 +139,8 @@ class Adopter:
         if in_use is None or manifest.version > in_use.version:
             return True
         # What was not final may be so now, with nothing learnt in between.
-        return manifest.version == in_use.version and manifest.bundle_digest != in_use.bundle_digest
+        changed = manifest.bundle_digest != in_use.bundle_digest
+        return manifest.final and not in_use.final and manifest.version == in_use.version and changed
 
     def offer(self, manifest: WeightsManifest, bundle: bytes) -> None:
         """Offer a version of the plan's run; one that is still waiting is forgotten for it."""
@@ -196,7 +209,9 @@ class Adopter:
         except StorageError as exc:
             log.error("version %d is used, but a restart will not find it: %s", manifest.version, exc)
         self._trust.adopted_weights(manifest.run, manifest.version)
-        self._in_use = InUse(manifest.run, manifest.version, manifest.bundle_digest, network, None)
+        self._in_use = InUse(
+            manifest.run, manifest.version, manifest.bundle_digest, network, None, manifest.final
+        )
         self._metrics.weights_adopted.inc()
         self._trace.add("adopt", "weights", started, version=manifest.version, bytes=len(data))
         log.info(
@@ -219,22 +234,19 @@ class Adopter:
             return
         started = self._trace.now()
         with self._metrics.evaluation_seconds.time():
-            score = evaluation.measure(in_use.network, self._plan.tiers[self._tier].align)
+            score = evaluation.measure(in_use.network, self._about.tier_plan.align)
         self._trace.add("evaluate", "weights", started, version=in_use.version)
         if score is not None:
             self._in_use = in_use._replace(score=score)
             self._on_change()
 
     def _adopted(self, manifest: WeightsManifest) -> Adopted:
-        return Adopted(
+        return msgspec.structs.replace(
+            self._about,
             run=manifest.run,
             version=manifest.version,
             bundle_digest=manifest.bundle_digest,
             state_digest=manifest.state_digest,
-            tier=self._tier,
-            tier_plan=self._plan.tiers[self._tier],
-            method=self._plan.method,
-            backbone=self._backbone,
         )
 
     def _restore(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metrics.catalogue import Reason
-from side_trainer.receive.adapter_arrived import misplaced
+from side_trainer.journal.adapter_arrived import misplaced
 from side_trainer.receive.inbox import Examined, Refused
 from sidestream.contract.errors import DecodeError
 from sidestream.contract.messages import Reuse, unpack_adapter

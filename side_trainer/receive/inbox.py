@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from broker_config.transport import Event, Received
 from metrics.catalogue import Reason
+from side_trainer.journal.adapter_arrived import adapter_arrived, misplaced, repeat_of
 from side_trainer.journal.journal import Arrived
-from side_trainer.receive.adapter_arrived import adapter_arrived, misplaced, repeat_of
 from side_trainer.receive.penalty import PenaltyBox
 from sidestream.contract.errors import ConfigError, DecodeError
 from sidestream.contract.messages import ActivationBatch, AdapterMessage, content_digest

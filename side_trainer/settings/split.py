@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
@@ -12,9 +13,6 @@ from sidestream.contract.messages import MAX_SLOTS
 from sidestream.contract.plan import MethodPlan, RoundPlan
 from sidestream.contract.tasks import Task
 from sidestream.contract.wire import prepared
-
-if TYPE_CHECKING:
-    from side_trainer.settings.schema import TrainerConfig
 
 
 @prepared
@@ -55,7 +53,22 @@ class SplitConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return kind(**{name: given[name] for name in kind.__struct_fields__})
 
 
-def check_split(config: TrainerConfig) -> None:
+class Splits(Protocol):
+    """What of the trainer's settings goes with a split."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def tiers(self) -> Mapping[str, Any]: ...
+
+    def method_plan(self) -> MethodPlan: ...
+
+
+def check_split(config: Splits) -> None:
     """See that a model can be split as the settings say.
 
     Raises:

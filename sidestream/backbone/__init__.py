@@ -1,3 +1,13 @@
 """The frozen model behind one interface that knows no runtime: tokens, taps, which vectors are sampled."""
 
-__all__ = ["backbone", "commands", "language_model", "runtimes", "sampled", "text", "text_input", "windows"]
+__all__ = [
+    "backbone",
+    "commands",
+    "language_model",
+    "memory",
+    "runtimes",
+    "sampled",
+    "text",
+    "text_input",
+    "windows",
+]
