@@ -24,6 +24,7 @@ from sidestream.host.signals import INTERRUPTED
 from sidestream.service.state_choice import find_state_dir
 from sidestream.version import version
 
+_OURS = ("sidestream", "edge_agent", "side_trainer", "broker_config", "metrics")
 _DESCRIPTION = """\
 Federated fine-tuning of transformers on edge devices over MQTT. Devices run only the forward pass of a frozen
 backbone and publish sampled, quantised activations; a trainer learns a small side-network from them and
@@ -87,6 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except SidestreamError as exc:
         fail(exc)
+        return 1
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] in _OURS:
+            raise
+        fail(
+            SidestreamError(
+                f"{exc.name} is not installed here, and this command takes it: pip install sidestream"
+            )
+        )
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TORCH = ("torch>", "transformers>", "peft>")
+
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Processes]:
@@ -27,17 +31,47 @@ def fleet(tmp_path: Path) -> Iterator[Processes]:
         processes.close()
 
 
-def test_the_file_is_the_project_less_torch_with_the_extra() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    torch = ("torch>", "transformers>", "peft>")
-    without = [one for one in project["dependencies"] if not one.startswith(torch)]
-    assert lines() == sorted([*without, *project["optional-dependencies"]["agent"]])
+def extras() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = PROJECT["optional-dependencies"]
+    return found
 
 
-def test_nothing_of_it_brings_torch() -> None:
+def test_the_file_is_the_extra() -> None:
+    assert lines() == extras()["agent"]
+
+
+def test_the_extras_together_are_what_the_project_installs_by_itself() -> None:
+    """As the same ranges; only what computes exported backbones comes on top."""
+    board, torch, trainer = (set(extras()[name]) for name in ("agent", "agent-torch", "trainer"))
+    on_top = {"onnxruntime>=1.22,<2", "tokenizers>=0.22,<1"}
+    itself = {"sidestream[agent-torch]"}
+    assert itself < trainer and board - torch == on_top
+    assert board - on_top == {one for one in torch if not one.startswith(TORCH)}
+    assert torch | trainer == set(PROJECT["dependencies"]) | itself
+    assert extras()["all"] == ["sidestream[agent,export,trainer]"]
+
+
+def test_nothing_of_it_brings_torch_or_what_only_a_trainer_takes() -> None:
     there = installed()
     assert {"onnxruntime", "tokenizers", "numpy", "paho-mqtt"} <= there
-    assert not there & {"torch", "transformers", "peft"} and {"torch", "transformers", "peft"} <= absent()
+    left_out = {"torch", "transformers", "peft", "amqtt", "starlette", "uvicorn", "rich"}
+    assert not there & left_out and {"torch", "transformers", "peft", "amqtt", "starlette"} <= absent()
+
+
+@pytest.mark.parametrize(
+    ("command", "lacks"),
+    [
+        (("top", "--job", "none", "--broker", "mqtt://127.0.0.1:1"), "rich"),
+        (("trainer", "status", "--state-dir", "."), "torch"),
+    ],
+)
+def test_a_command_that_takes_more_says_so_in_a_line(command: tuple[str, ...], lacks: str) -> None:
+    run = [sys.executable, "-m", "tests.e2e.without_torch", *command]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines() == [
+        f"sidestream: error: {lacks} is not installed here, and this command takes it: pip install sidestream"
+    ]
 
 
 @pytest.mark.slow
