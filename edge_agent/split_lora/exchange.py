@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+import numpy as np
+
 from edge_agent.batches.patience import Patience
 from edge_agent.context import AgentContext
 from edge_agent.split_lora.adapters import DeviceAdapters
@@ -21,7 +23,7 @@ from edge_agent.split_lora.intake import BatchIntake
 from edge_agent.split_lora.stored_batches import Flight, StoredBatch, StoredBatches
 from edge_agent.split_lora.writing import Pack, Writer
 from edge_agent.store.outbox import Consumed
-from sidestream.contract.errors import WireError
+from sidestream.contract.errors import DecodeError, WireError
 from sidestream.contract.messages import GradientReply
 from sidestream.contract.tensors import Floats, decode
 from sidestream.split_model.loading import Pass
@@ -110,10 +112,11 @@ class Exchange:
 
         An outbox that was set back goes on with a new stream. What it waits for was perhaps receipted in the
         one before, and answered, and that was dealt with: nobody says so but the trainer, where it is asked.
+        Where the window has become smaller, the trainer takes nothing for a slot outside it.
         """
         stream = self._context.outbox.stream
         for flight in self._batches.flights():
-            if flight.stream != stream:
+            if flight.stream != stream or flight.slot >= self._window:
                 back = partial(self._batches.turn_back, flight=flight)
                 self._patience.write(partial(self._context.outbox.append_all, [], Consumed(), back))
 
@@ -202,6 +205,8 @@ class Exchange:
         began, rows = self._context.trace.now(), self._rows(batch, reply)
         assert reply.gradient is not None
         found = passed.backward(decode(reply.gradient), rows)
+        if not all(np.isfinite(one).all() for one in found.values()):
+            raise DecodeError("what follows from it is not finite")
         self._context.trace.add("backward", "compute", began, samples=len(batch.body.ids))
         self._context.outbox.count("backward_passes", 1)
         return found, len(batch.body.ids) if rows is None else len(rows)
@@ -211,7 +216,8 @@ class Exchange:
         if not reply.keys:
             return None
         sent = batch._replace(passes=batch.passes - 1)
-        places = {key: row for row, key in enumerate(self._writer.keys(sent))}
+        places = {key: row for row, key in enumerate(batch.body.names)}  # of what an earlier batch stood for
+        places |= {key: row for row, key in enumerate(self._writer.keys(sent))}
         return [places[key] for key in reply.sample_keys if key in places]
 
     def _settle(self, flight: Flight, *messages: Pack) -> None:

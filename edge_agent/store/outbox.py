@@ -24,7 +24,7 @@ from edge_agent.store.outbox_file import OutboxFile
 from edge_agent.store.streams import BatchState, Slot, Streams, moved
 from edge_agent.store.unlabelled import Labelled, UnlabelledSample, UnlabelledStore, staying
 from sidestream.contract.errors import StateError
-from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.messages import ActivationBatch, awaited_ticket
 
 log = logging.getLogger(__name__)
 
@@ -211,9 +211,17 @@ class Outbox:
         with self._file.transaction() as db:
             if stream != self.stream or not self.streams.is_waiting(stream, sequence, digest):
                 return False
-            self.streams.give_up(db, sequence)
+            self._give_up(db, sequence)
             self._file.add("batches_refused", 1)
         return True
+
+    def _give_up(self, db: sqlite3.Connection, sequence: int) -> int:
+        """Let a batch go, and wait for no answer to it; return its samples."""
+        query = "SELECT payload FROM batches WHERE stream = ? AND sequence = ?"
+        (payload,) = db.execute(query, (self.streams.current.id, sequence)).fetchone()
+        if ticket := awaited_ticket(payload):
+            db.execute("DELETE FROM flights WHERE ticket = ?", (ticket,))
+        return self.streams.give_up(db, sequence)
 
     def replace(self, sequence: int, parts: Sequence[ActivationBatch]) -> None:
         """Put several batches, which hold the same samples, in the place of one, at the end of the stream."""
@@ -330,5 +338,5 @@ class Outbox:
             if not more:
                 return
             self._file.add("batches_dropped", 1)
-            self._file.add("samples_dropped", self.streams.give_up(db, oldest.sequence))
+            self._file.add("samples_dropped", self._give_up(db, oldest.sequence))
             total -= len(oldest.payload)

@@ -108,7 +108,7 @@ class RoundRecord(Message, frozen=True, kw_only=True):
 
     number: int
     """The round's."""
-    uploads: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
+    uploads: tuple[int, ...]
     """Their records."""
 
 

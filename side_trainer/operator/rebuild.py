@@ -129,14 +129,14 @@ def _take_out(db: sqlite3.Connection, without: Sequence[str], base: int) -> tupl
 
 
 def _renumber(db: sqlite3.Connection) -> None:
-    """Close the gaps. Records that name others name what is left of them, or go if nothing is."""
+    """Close the gaps. Records that name others name what is left of them; a serve goes if nothing is."""
     kept = {offset for (offset,) in db.execute("SELECT offset FROM records")}
     for offset, kind, payload in db.execute(
         "SELECT offset, kind, payload FROM records WHERE kind IN ('serve', 'round')"
     ).fetchall():
         field = "offsets" if kind == "serve" else "uploads"
         named = json.loads(payload)[field]
-        if not kept.intersection(named):
+        if kind == "serve" and not kept.intersection(named):  # rounds are counted, whoever took part
             db.execute("DELETE FROM records WHERE offset = ?", (offset,))
     places = {
         offset: place

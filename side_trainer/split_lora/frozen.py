@@ -70,10 +70,15 @@ class SplitFrozenMethod(SplitMethod):
         }
         return Step(updates=len(steps), learnt=learnt, gradient_norm=steps[-1].gradient_norm)
 
+    def _repeat(self, record: Record) -> Step:
+        """What is here has come once more; nobody waits for an answer."""
+        return Step()
+
     handlers: ClassVar = {
         **dict.fromkeys(set(RecordKind) - FACTS, foreign),
         RecordKind.BATCH: _batch,
         RecordKind.IDLE: _idle,
+        RecordKind.REPEAT: _repeat,
     }
 
     def owed(self, passes: float) -> int:

@@ -40,7 +40,7 @@ from sidestream.contract.tensors import Floats, Tensor, decode, encode
 from sidestream.contract.wire import unpack
 from sidestream.side_network.bundle import WeightsCodec
 
-_SENT: Final = tuple(kind.value for kind in set(RecordKind) - FACTS - {RecordKind.IDLE, RecordKind.REPEAT})
+_SENT: Final = tuple(kind.value for kind in set(RecordKind) - FACTS - {RecordKind.IDLE})
 
 
 class SplitLoraMethod(SplitMethod):
@@ -221,7 +221,9 @@ class SplitLoraMethod(SplitMethod):
         fresh = self.tickets.answer(device, message.ticket)
         late = self.tickets.served - ticket.served if ticket is not None and ticket.served else 0
         refused = self._why_not(record.tier, message.tensors, late) if fresh else "it had come before"
-        if self.is_local:
+        if ticket is None:
+            refused = "its batch is not here"
+        elif self.is_local:
             refused = "this job averages adapters, and takes no gradients of them"
         norm: float | None = None
         if not refused:
@@ -230,7 +232,7 @@ class SplitLoraMethod(SplitMethod):
         return Step(updates=0 if refused else 1, replies=tuple(replies), gradient_norm=norm, staleness=late)
 
     def _why_not(self, tier: str, tensors: Mapping[str, Tensor], late: int) -> str:
-        """Why a device's tensors are of no use; empty if they are."""
+        """Why a device's tensors are of no use; empty if they are of some."""
         if late > self.settings.staleness:
             return f"it is {late} batches late, and staleness is {self.settings.staleness}"
         return self.misfit(tier, tensors)
@@ -373,6 +375,8 @@ class SplitLoraMethod(SplitMethod):
                 self._arrived(record, record.offset, batch.sequence, part_of(batch))
             elif record.kind == RecordKind.REUSE.value:
                 self._reuse(record)
+            elif record.kind == RecordKind.REPEAT.value:
+                self._repeat(record)
             elif record.kind == RecordKind.SERVE.value:
                 serve = msgspec.json.decode(record.payload, type=ServeRecord)
                 self._progress = serve.progress

@@ -64,8 +64,9 @@ class Rounds:
         """Of the round that is on: how many have been averaged."""
         self._method = method
         self._uppers: OwnUppers | None = None
-        self._rows: dict[str, int] = {}  # by device, rows served in this round
-        self._uploads: dict[str, tuple[int, int]] = {}  # by device, record and samples
+        # Of this round and later ones: a journal that was set back gets several at once.
+        self._served: dict[int, dict[str, int]] = {}  # by device, rows served
+        self._arrived: dict[int, dict[str, tuple[int, int]]] = {}  # by device, record and samples
         self._since_s = _NEVER
 
     @property
@@ -88,13 +89,14 @@ class Rounds:
 
     def served(self, ticket: Ticket) -> None:
         """A batch was learnt from."""
-        if ticket.part.round == self.number:
-            self._rows[ticket.device] = self._rows.get(ticket.device, 0) + ticket.part.rows
+        if ticket.part.round >= self.number:
+            rows = self._served.setdefault(ticket.part.round, {})
+            rows[ticket.device] = rows.get(ticket.device, 0) + ticket.part.rows
 
     def uploaded(self, offset: int, device: str, message: AdapterUpload) -> None:
         """A device's adapters have come; those of a round that is over are of no use any more."""
-        if message.round == self.number:
-            self._uploads[device] = offset, message.samples
+        if message.round >= self.number:
+            self._arrived.setdefault(message.round, {})[device] = offset, message.samples
 
     def due(self, now: float) -> RoundRecord | None:
         """The end of the round, if it is over."""
@@ -106,7 +108,7 @@ class Rounds:
         if not self._rows.keys() <= self._uploads.keys():
             if now - self._since_s < plan.deadline_s:
                 return None
-            samples = sum(samples for _, samples in self._uploads.values())
+            samples = sum(self._weight(device, said) for device, (_, said) in self._uploads.items())
             if samples < plan.quorum * sum(self._rows.values()):
                 return None
         offsets = sorted(offset for offset, _ in self._uploads.values())
@@ -117,14 +119,17 @@ class Rounds:
         ended = msgspec.json.decode(record.payload, type=RoundRecord)
         method = self._method
         uploads = [self._read(offset) for offset in ended.uploads]
-        common = method.model.arrays()
-        method.model.load(averaged(uploads, common, self._uppers if self.own_uppers else None))
+        if uploads:  # a rebuild may have taken all of them out
+            common = method.model.arrays()
+            method.model.load(averaged(uploads, common, self._uppers if self.own_uppers else None))
         self.begin_next()
 
     def begin_next(self) -> None:
         """What was of a round that has been averaged is over."""
+        for of_round in (self._served, self._arrived):
+            of_round.pop(self.number, None)
         self.number += 1
-        self._rows, self._uploads, self._since_s = {}, {}, _NEVER
+        self._since_s = _NEVER
         if self._uppers is not None:
             self._uppers.clear()
 
@@ -137,18 +142,31 @@ class Rounds:
         if self.own_uppers and self._method.is_known:
             self._sets().restore(arrays)
 
+    @property
+    def _rows(self) -> dict[str, int]:
+        return self._served.get(self.number, {})
+
+    @property
+    def _uploads(self) -> dict[str, tuple[int, int]]:
+        return self._arrived.get(self.number, {})
+
     def _sets(self) -> OwnUppers:
         if self._uppers is None:
             self._uppers = OwnUppers(self._method.model.parameters, self._method.optimiser)
         return self._uppers
 
+    def _weight(self, device: str, said: int) -> int:
+        """Samples that a device's steps were on: no more than it was answered for, whatever it says."""
+        return max(1, min(said, self._rows.get(device, 0)))
+
     def _read(self, offset: int) -> Upload:
         record = self._method.journal.get(offset)
         message = unpack_adapter(record.payload)
         assert isinstance(message, AdapterUpload)
+        device = self._method.owner(record)
         return Upload(
             offset=offset,
-            device=self._method.owner(record),
-            samples=message.samples,
+            device=device,
+            samples=self._weight(device, message.samples),
             tensors={name: decode(one) for name, one in message.tensors.items()},
         )

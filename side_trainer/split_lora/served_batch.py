@@ -105,6 +105,8 @@ class Losses:
             adjustment: [C]: added to the answers (logit adjustment by the label prior).
         """
         if model.head is not None:
+            if not batch.told.any():  # nothing is learnt from contexts alone
+                return 0.0 * answers.sum()
             told = torch.from_numpy(batch.told)
             targets = torch.from_numpy(batch.targets.astype(np.int64))
             return head_losses(model.head, answers[told], targets, self.smoothing).mean()

@@ -59,7 +59,13 @@ class SplitSettler(TierSettler):
 
     def settle(self, name: str, status: Status, settled: Mapping[str, TierRecord]) -> TierRecord | None:
         """By the memory that the tier's first device has free."""
-        if self.config.tiers[name].cut != "auto" or not status.memory_bytes:
+        if self.config.tiers[name].cut != "auto":
+            return None
+        if not status.memory_bytes:
+            _log.warning(
+                "%s: auto goes by the memory that a device has free, and one does not tell it; give a number",
+                _field(name),
+            )
             return None
         try:
             whole = self._whole()

@@ -4,7 +4,12 @@ Each type checks what it promises when it is made, on either end. Arrays of numb
 little-endian, and are read with the properties beside them.
 """
 
-from sidestream.contract.messages.activations import ActivationBatch, content_digest, with_floor
+from sidestream.contract.messages.activations import (
+    ActivationBatch,
+    awaited_ticket,
+    content_digest,
+    with_floor,
+)
 from sidestream.contract.messages.device import COUNTERS, Status, Telemetry
 from sidestream.contract.messages.fields import (
     MAX_LABEL_CHARS,
@@ -46,7 +51,7 @@ __all__ = [
     "COUNTERS", "HIGHEST_FENCE", "MAX_LABELS", "MAX_LABEL_CHARS", "MAX_ROWS", "MAX_SLOTS",
     "MAX_STREAMS", "ActivationBatch", "AdapterGradient", "AdapterMessage", "AdapterUpload", "Count",
     "Flow", "GradientReply", "Receipt", "Rejection", "Reuse", "ShortText", "SplitPart", "Status",
-    "Telemetry", "TrainerClaim", "TrainerStatus", "WeightsChunk", "WeightsManifest", "check_labels",
-    "check_stream", "content_digest", "context_of", "derived_key", "is_adapter_message", "ticket_of",
+    "Telemetry", "TrainerClaim", "TrainerStatus", "WeightsChunk", "WeightsManifest", "awaited_ticket",
+    "check_labels", "check_stream", "content_digest", "context_of", "derived_key", "is_adapter_message", "ticket_of",
     "to_bin", "unpack_adapter", "with_floor",
 ]  # fmt: skip

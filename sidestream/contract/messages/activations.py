@@ -16,10 +16,17 @@ import numpy.typing as npt
 
 from sidestream.contract.errors import DecodeError
 from sidestream.contract.messages.fields import MAX_ROWS, Place, ShortText, check_stream
-from sidestream.contract.messages.split import AdapterMessage, SplitPart, context_of
+from sidestream.contract.messages.split import (
+    AdapterMessage,
+    Reuse,
+    SplitPart,
+    context_of,
+    is_adapter_message,
+    unpack_adapter,
+)
 from sidestream.contract.tasks import PER_VECTOR, TargetForm, Targets, read_targets, select_targets
 from sidestream.contract.tensors import Tensor, take
-from sidestream.contract.wire import Message, pack, prepared
+from sidestream.contract.wire import Message, pack, prepared, unpack
 
 _HEAD_BYTES = 256  # a packed batch tells stream, sequence and floor within so many
 
@@ -167,3 +174,12 @@ def content_digest(batch: ActivationBatch | AdapterMessage | bytes) -> str:
     """
     payload = batch if isinstance(batch, bytes) else pack(batch)
     return hashlib.sha256(with_floor(payload, 1)).hexdigest()[:32]
+
+
+def awaited_ticket(payload: bytes) -> bytes:
+    """The ticket of what an outbox holds, if its device waits for an answer to it; empty otherwise."""
+    if is_adapter_message(payload):
+        message = unpack_adapter(payload)
+        return message.ticket if isinstance(message, Reuse) else b""
+    part = unpack(ActivationBatch, payload).part
+    return part.ticket if part is not None else b""

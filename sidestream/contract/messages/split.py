@@ -55,7 +55,7 @@ class SplitPart(Message, frozen=True, kw_only=True):
     """The share of its passes that the device has done with this batch; 1 with the last one."""
     rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     """K as the device made it; the trainer may have left some out."""
-    context: bytes = b""
+    context: Annotated[bytes, msgspec.Meta(max_length=2 * 1024)] = b""
     """u16[K]: vectors at each row's beginning that have no target of their own, as a prompt's; empty for
     none."""
     round: Count = 0

@@ -1,0 +1,174 @@
+"""What nobody should send, and odd moments: none of it stops a trainer or leaves a device waiting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from side_trainer.fold.fold import Fold
+from side_trainer.journal.journal import FILE_NAME, Journal
+from side_trainer.operator.rebuild import rebuild
+from side_trainer.receive.inbox import arrived
+from side_trainer.split_lora.method import SplitLoraMethod
+from sidestream.contract.errors import DecodeError
+from sidestream.contract.messages import ActivationBatch, AdapterGradient, Reuse, SplitPart, unpack_adapter
+from sidestream.contract.plan import RoundPlan
+from sidestream.contract.tensors import Codec, encode
+from sidestream.contract.wire import pack, unpack
+from tests.agent.tiny import save_tiny
+from tests.split.fleet import config, fleet, replaced
+from tests.split.frozen import frozen_job
+from tests.split.test_method import first_batch, gradient, reply_in, served, take
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "bert", "bert")
+
+
+def test_a_frozen_devices_batch_under_a_new_stream_does_not_stop_the_trainer(
+    tmp_path: Path, backbone: Path
+) -> None:
+    with frozen_job(tmp_path, config(tmp_path, backbone, method="split-frozen"), rows=8) as (journal, fold):
+        batch = unpack(
+            ActivationBatch, next(one for one in journal.read(0, limit=9) if one.kind == "batch").payload
+        )
+        before, moved = fold.digest(), pack(msgspec.structs.replace(batch, stream="cd" * 16))
+        with journal.transaction():
+            journal.append_batch(arrived(unpack(ActivationBatch, moved), moved, "cut1", "d"))
+        fold.apply(journal.get(journal.tail))
+        assert fold.digest() == before
+
+
+def test_a_gradient_of_no_batch_moves_nothing(tmp_path: Path, backbone: Path) -> None:
+    with fleet(tmp_path, config(tmp_path, backbone), {"cut1": 8}) as made:
+        served(made)
+        before = made.trainer.fold.digest()
+        take(made, gradient(made, b"nobody's"))
+        assert made.trainer.fold.digest() == before
+
+
+def test_a_part_has_no_longer_context_than_rows() -> None:
+    part = SplitPart(ticket=b"12345678", slot=0, context=bytes(2049))
+    message = Reuse(stream="ab" * 16, sequence=1, floor=1, ticket=b"12345678", of=b"12345678", split=part)
+    with pytest.raises(DecodeError, match="context"):
+        unpack_adapter(pack(message))
+
+
+def test_a_device_is_not_left_waiting_in_a_slot_that_a_smaller_window_has_not(
+    tmp_path: Path, backbone: Path
+) -> None:
+    with fleet(tmp_path, config(tmp_path, backbone, split={"window": 2}), {"cut1": 8}) as made:
+        (device,) = made.devices
+        while len(device.waiting()) < 2:
+            device.step()
+        assert isinstance(device.exchange._window, int)
+        device.exchange._window = 1
+        device.exchange._ask_again()
+        assert {one.slot for one in device.batches.flights()} == {0}
+
+
+def test_a_batch_that_is_refused_is_no_longer_waited_for(tmp_path: Path, backbone: Path) -> None:
+    from sidestream.contract.messages import content_digest
+
+    with fleet(tmp_path, config(tmp_path, backbone), {"cut1": 8}) as made:
+        batch, (device,) = unpack(ActivationBatch, first_batch(made)), made.devices
+        assert device.batches.flights()
+        assert device.outbox.refuse(batch.stream, batch.sequence, content_digest(batch))
+        assert not device.batches.flights()
+
+
+def test_an_answer_that_overflows_is_told_of_and_learnt_by_nobody(tmp_path: Path, backbone: Path) -> None:
+    with fleet(tmp_path, config(tmp_path, backbone), {"cut1": 8}) as made:
+        _, reply = served(made)
+        (device,) = made.devices
+        assert reply.gradient is not None
+        huge = np.full(reply.gradient.shape, 3e38, np.float32)
+        device.hear(pack(msgspec.structs.replace(reply, gradient=encode(huge, Codec.F32))))
+        device.step()
+        kinds = [one for one in device.waiting() if b"gradient" in one[:40]]
+        assert not kinds and reply.ticket not in {one.ticket for one in device.batches.flights()}
+
+
+def test_a_batch_of_which_rows_had_come_before_is_learnt_from_in_later_passes(
+    tmp_path: Path, backbone: Path
+) -> None:
+    """A reuse of it is answered for the rows that stand for it."""
+    settings = config(tmp_path, backbone, split={"passes": 2, "reuse_below": 0.9, "window": 2})
+    with fleet(tmp_path, settings, {"cut1": 4}) as made:
+        batch, (device,) = unpack(ActivationBatch, first_batch(made)), made.devices
+        assert batch.part is not None
+        another = msgspec.structs.replace(batch.part, ticket=b"another1")
+        part = pack(msgspec.structs.replace(batch.select([0]), stream="cd" * 16, split=another))
+        made.trainer.take(device.name, device.tier, part)
+        made.run()
+        updates = [one for one in made.trainer.journal.read(0, limit=100) if one.kind == "update"]
+        found = [unpack_adapter(one.payload) for one in updates]
+        assert [one.samples for one in found if isinstance(one, AdapterGradient)] == [3, 3]
+
+
+def test_a_repeats_slot_outlives_a_checkpoint(tmp_path: Path, backbone: Path) -> None:
+    with fleet(tmp_path, config(tmp_path, backbone, split={"window": 2}), {"cut1": 4}) as made:
+        batch, (device,) = unpack(ActivationBatch, first_batch(made)), made.devices
+        assert batch.part is not None
+        made.trainer.take(device.name, device.tier, pack(batch))
+        again = msgspec.structs.replace(
+            batch, stream="cd" * 16, split=msgspec.structs.replace(batch.part, slot=1)
+        )
+        made.trainer.take(device.name, device.tier, pack(again))
+        made.trainer.catch_up()
+        made.trainer.checkpoint()
+        made.restart_trainer()
+        made.trainer.serve()
+        assert reply_in(made, 1).gradient is not None
+
+
+def test_rounds_are_counted_whoever_is_taken_out(tmp_path: Path, backbone: Path) -> None:
+    plan = RoundPlan(batches=1, devices=1, deadline_s=1e-6)
+    settings = config(tmp_path, backbone, split={"adapters": "local", "round": plan})
+    with fleet(tmp_path, settings, {"cut1": 8, "cut1/b": 8}) as made:
+        clock = iter(range(10**6))
+        made.run(now=lambda: float(next(clock)))
+        rounds, folder = made.trainer.method.rounds, made.trainer.folder
+        assert rounds > 1
+    rebuild(folder, ["d0", "d1"])
+    journal = Journal(folder / FILE_NAME)
+    fold = Fold(journal)
+    for record in journal.read(0, limit=1000):
+        fold.apply(record)
+    assert isinstance(fold.method, SplitLoraMethod) and fold.method.rounds == rounds
+    journal.close()
+
+
+def test_a_device_weighs_no_more_than_what_it_was_answered_for(tmp_path: Path, backbone: Path) -> None:
+    plan = RoundPlan(batches=1, devices=1, deadline_s=1e-6)
+    settings = config(tmp_path, backbone, split={"adapters": "local", "round": plan})
+    with fleet(tmp_path, settings, {"cut1": 8}) as made:
+        rounds = made.trainer.method.averaging
+        rounds._served[0] = {"d0": 4}
+        assert (rounds._weight("d0", 2**31), rounds._weight("d0", 3), rounds._weight("d1", 9)) == (4, 3, 1)
+
+
+def test_a_journal_that_was_set_back_gets_several_rounds_at_once(tmp_path: Path, backbone: Path) -> None:
+    plan = RoundPlan(batches=1, devices=1, deadline_s=1e-6)
+    settings = config(tmp_path, backbone, split={"adapters": "local", "round": plan})
+    (tmp_path / "again").mkdir()
+    with fleet(tmp_path, settings, {"cut1": 8}) as made:
+        clock = iter(range(10**6))
+        made.run(now=lambda: float(next(clock)))
+        rounds = made.trainer.method.rounds
+        assert rounds > 1
+        sent = [
+            one.payload
+            for one in made.trainer.journal.read(0, limit=100)
+            if one.kind in ("batch", "reuse", "upload")
+        ]
+        device = made.devices[0]
+        with fleet(tmp_path / "again", replaced(settings, state_dir=str(tmp_path / "new")), {}) as other:
+            for payload in sent:
+                other.trainer.take(device.name, device.tier, payload)
+            other.run(now=lambda: float(next(clock)))
+            assert other.trainer.method.rounds == rounds
