@@ -52,6 +52,6 @@ __all__ = [
     "MAX_STREAMS", "ActivationBatch", "AdapterGradient", "AdapterMessage", "AdapterUpload", "Count",
     "Flow", "GradientReply", "Receipt", "Rejection", "Reuse", "ShortText", "SplitPart", "Status",
     "Telemetry", "TrainerClaim", "TrainerStatus", "WeightsChunk", "WeightsManifest", "awaited_ticket",
-    "check_labels", "check_stream", "content_digest", "context_of", "derived_key", "is_adapter_message", "ticket_of",
-    "to_bin", "unpack_adapter", "with_floor",
+    "check_labels", "check_stream", "content_digest", "context_of", "derived_key", "is_adapter_message",
+    "ticket_of", "to_bin", "unpack_adapter", "with_floor",
 ]  # fmt: skip
