@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from side_trainer.fold.fold import Fold
 from side_trainer.journal.journal import FILE_NAME, Journal
 from side_trainer.operator.rebuild import rebuild
 from side_trainer.receive.inbox import arrived
 from side_trainer.split_lora.method import SplitLoraMethod
+from side_trainer.split_lora.served_batch import Losses, ServedBatch
+from side_trainer.split_lora.settling import SplitSettler
 from sidestream.contract.errors import DecodeError
-from sidestream.contract.messages import ActivationBatch, AdapterGradient, Reuse, SplitPart, unpack_adapter
+from sidestream.contract.messages import (
+    ActivationBatch,
+    AdapterGradient,
+    Reuse,
+    SplitPart,
+    Status,
+    unpack_adapter,
+)
 from sidestream.contract.plan import RoundPlan
-from sidestream.contract.tensors import Codec, encode
+from sidestream.contract.tensors import Codec, decode, encode
 from sidestream.contract.wire import pack, unpack
 from tests.agent.tiny import save_tiny
 from tests.split.fleet import config, fleet, replaced
@@ -172,3 +184,56 @@ def test_a_journal_that_was_set_back_gets_several_rounds_at_once(tmp_path: Path,
                 other.trainer.take(device.name, device.tier, payload)
             other.run(now=lambda: float(next(clock)))
             assert other.trainer.method.rounds == rounds
+
+
+def test_rows_without_a_target_give_no_gradient_rather_than_none_that_is_a_number() -> None:
+    """They share an update with other devices' batches."""
+    losses = Losses(objective=cast(Any, None), smoothing=0.0, scale=cast(Any, None))
+    batch = ServedBatch(
+        states=np.ones((2, 3), np.float32),
+        lengths=np.array([2]),
+        targets=np.zeros(0, np.int64),
+        told=np.zeros(2, np.bool_),
+        keys=b"12345678",
+        whole=True,
+    )
+    answers = torch.ones((2, 3), requires_grad=True)
+    model = SimpleNamespace(head=object())
+    losses.of(cast(Any, model), answers, batch, np.zeros(3)).backward()  # type: ignore[no-untyped-call]
+    assert answers.grad is not None and not answers.grad.any()
+
+
+def test_a_device_that_does_not_tell_its_memory_is_told_of(
+    tmp_path: Path, backbone: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(tmp_path, backbone)
+    tiers = {"cut1": msgspec.structs.replace(settings.tiers["cut1"], cut="auto")}
+    settler = SplitSettler(replaced(settings, tiers=tiers), cast(Any, None))
+    assert settler.settle("cut1", cast(Status, SimpleNamespace(memory_bytes=0)), {}) is None
+    assert "tiers.cut1.cut" in caplog.text and "give a number" in caplog.text
+
+
+def test_batches_that_share_an_update_are_answered_as_each_would_be_alone(
+    tmp_path: Path, backbone: Path
+) -> None:
+    found = []
+    for most in (1, 2):
+        folder = tmp_path / str(most)
+        folder.mkdir()
+        settings = config(folder, backbone, learner={"serve_together": most, "schedule": "fifo"})
+        with fleet(folder, settings, {"cut1": 4, "cut1/b": 4}) as made:
+            model, lots = made.trainer.method.model, np.random.default_rng(1)
+            begun = model.arrays()  # with a head of zeros there is nothing to answer
+            drawn = {name: lots.normal(0, 0.1, begun[name].shape).astype("f4") for name in sorted(begun)}
+            model.load(drawn)
+            for device in made.devices:
+                while not device.waiting():
+                    device.step()
+                made.trainer.take(device.name, device.tier, device.waiting()[0])
+            made.trainer.serve()
+            assert len(made.trainer.method.tickets.waiting) == 2 - most
+            answer = reply_in(made).gradient
+            assert answer is not None
+            found.append(decode(answer))
+            assert found[-1].any()
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-7)
