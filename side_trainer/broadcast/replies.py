@@ -68,9 +68,9 @@ class Replies:
         self._keep_s = keep_s
         self._patience_s = patience_s
         self._clock = clock
-        self._standing: dict[_Place, StoredReply] = {_place(one): one for one in journal.replies.all()}
-        self._awaited = {place for place, one in self._standing.items() if _awaits(one)}
-        self._unsent: dict[_Place, None] = dict.fromkeys(self._standing)
+        self._kept: dict[_Place, StoredReply] = {_place(one): one for one in journal.replies.all()}
+        self._awaited = {place for place, one in self._kept.items() if _awaits(one)}
+        self._unsent: dict[_Place, None] = dict.fromkeys(self._kept)
         self._again = False
         self._made: list[StoredReply] = []  # not written down yet
         self._looked_s = self._tried_s = 0.0
@@ -84,7 +84,7 @@ class Replies:
     def awaited(self) -> bool:
         """Whether a device is likely to answer one of them soon."""
         now = self._clock()
-        found = (self._standing.get(place) for place in list(self._awaited))
+        found = (self._kept.get(place) for place in list(self._awaited))
         return any(one is not None and now - one.since < self._patience_s for one in found)
 
     def again(self) -> None:
@@ -108,15 +108,15 @@ class Replies:
         """
         if not self._made:
             return
-        standing = dict(self._standing)
+        kept = dict(self._kept)
         for one in self._made:
-            if self._fits(one, standing.get(_place(one))):
-                standing[_place(one)] = one
-        changed = [one for place, one in standing.items() if self._standing.get(place) is not one]
+            if self._fits(one, kept.get(_place(one))):
+                kept[_place(one)] = one
+        changed = [one for place, one in kept.items() if self._kept.get(place) is not one]
         self._journal.replies.put(changed)
         for one in changed:
             place = _place(one)
-            self._standing[place] = one
+            self._kept[place] = one
             self._unsent[place] = None
             (self._awaited.add if _awaits(one) else self._awaited.discard)(place)
         self._made = []
@@ -126,11 +126,11 @@ class Replies:
         """Publish what has not been, as far as it can be now; forget what is too old."""
         if self._again:
             self._again = False
-            self._unsent = dict.fromkeys(self._standing)
+            self._unsent = dict.fromkeys(self._kept)
         self._expire()
         while self._unsent and self._link.active and time.monotonic() >= self._tried_s:
             place = next(iter(self._unsent))
-            if not self._send(self._standing[place]):
+            if not self._send(self._kept[place]):
                 self._tried_s = time.monotonic() + _RETRY_S
                 return
             del self._unsent[place]
@@ -189,7 +189,7 @@ class Replies:
         if now - self._looked_s < _LOOK_EVERY_S:
             return
         self._looked_s = now
-        old = [one for one in self._standing.values() if now - one.since > self._keep_s]
+        old = [one for one in self._kept.values() if now - one.since > self._keep_s]
         if not old or not self._link.active:
             return
         gone = [one for one in old if self._send(one._replace(payload=b""))]
@@ -200,7 +200,7 @@ class Replies:
             self._forget(place)
 
     def _forget(self, place: _Place) -> None:
-        self._standing.pop(place, None)
+        self._kept.pop(place, None)
         self._unsent.pop(place, None)
         self._awaited.discard(place)
         self._metrics.replies_outstanding.set(self.outstanding)

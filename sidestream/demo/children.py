@@ -13,6 +13,7 @@ from sidestream.contract.errors import SidestreamError
 from sidestream.host.state_dir import private
 
 _STOP_S: Final = 20.0
+_INTERRUPTED: Final = 130
 _LOG_TAIL_LINES: Final = 3
 
 
@@ -53,6 +54,8 @@ class Children:
         """
         for name, process in self._running.items():
             code = process.poll()
+            if code == _INTERRUPTED:
+                raise KeyboardInterrupt
             if code is not None and (code or name not in may_end):
                 raise self._failed(name)
 

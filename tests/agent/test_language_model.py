@@ -133,12 +133,16 @@ def test_other_precisions_generate_and_keep_the_fingerprints(
     assert len(generated(model, max_tokens=4, trained=True)) > 0
 
 
-def test_a_tied_models_fingerprint_is_the_backbones_and_an_untied_head_counts(
+def test_a_models_fingerprint_is_its_layers_and_its_head_has_one_of_its_own(
     saved: Callable[[str], Path],
 ) -> None:
     tied, untied = str(saved("gpt2")), str(saved("qwen3"))
-    assert TorchLanguageModel.load(tied).fingerprint == load_backbone(tied).fingerprint
-    assert TorchLanguageModel.load(untied).fingerprint != load_backbone(untied).fingerprint
+    heads = set()
+    for folder in (tied, untied):
+        model = TorchLanguageModel.load(folder)
+        assert model.fingerprint == load_backbone(folder).fingerprint != model.head_fingerprint
+        heads.add(model.head_fingerprint)
+    assert len(heads) == 2
 
 
 def test_what_is_no_language_model_is_refused_in_words(

@@ -62,7 +62,7 @@ def test_nothing_of_it_brings_torch_or_what_only_a_trainer_takes() -> None:
     ("command", "lacks"),
     [
         (("top", "--job", "none", "--broker", "mqtt://127.0.0.1:1"), "rich"),
-        (("trainer", "status", "--state-dir", "."), "torch"),
+        (("trainer", "verify", "--state-dir", "."), "torch"),
     ],
 )
 def test_a_command_that_takes_more_says_so_in_a_line(command: tuple[str, ...], lacks: str) -> None:

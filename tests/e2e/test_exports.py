@@ -49,7 +49,7 @@ def test_an_export_of_any_task_answers_as_the_device_does(task: str, tmp_path: P
         }
         with (
             sidestream.trainer(**learner, state_dir=tmp_path / "t", idle_after_s=0.3),
-            sidestream.agent(**device, state_dir=tmp_path / "a", exit_when_done=True) as agent,
+            sidestream.agent(**device, state_dir=tmp_path / "a") as agent,
         ):
             assert agent.wait(120)
     export(tmp_path / "t", tmp_path / "out", "hf")

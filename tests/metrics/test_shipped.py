@@ -87,7 +87,7 @@ def test_every_name_in_rules_alerts_and_dashboard_is_in_the_catalogue() -> None:
 def test_every_alert_has_a_severity_and_tells_what_is_wrong() -> None:
     for name, alert in ALERTS.items():
         assert name.startswith("Sidestream") and alert["labels"]["severity"] in ("warning", "critical")
-        assert set(alert["annotations"]) == {"summary", "description"}
+        assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
 
 
 def test_every_alert_is_tested_both_ways() -> None:

@@ -62,6 +62,7 @@ class SplitPart(Message, frozen=True, kw_only=True):
     """In the local form: the round of averaging that the adapter is of."""
 
 
+@prepared
 class _Sent(Message, frozen=True, kw_only=True, tag_field="kind"):
     """What goes into an outbox beside batches of activations: in the same stream, receipted alike."""
 
