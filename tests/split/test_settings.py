@@ -25,7 +25,7 @@ def test_what_is_not_said_is_what_the_lab_found_good() -> None:
     plan, tier = settings.method_plan(), settings.tier_plan("generic")
     assert isinstance(plan, SplitLora) and (plan.adapters, plan.window, plan.passes) == ("held", 2, 3)
     assert (tier.layers, tier.sampling, tier.codec, tier.ladder) == (1, "all", Codec.INT8, ())
-    assert settings.learner.learning_rate == 1e-3 and settings.learner.prior_correction == 1.0
+    assert settings.learner.learning_rate == 1e-3 and settings.learner.prior_correction == 0.5
     frozen = read(method="split-frozen")
     assert isinstance(frozen.method_plan(), SplitFrozen) and frozen.learner.prior_correction == 1.0
 
