@@ -47,6 +47,7 @@ _SPLIT_LEARNER: Final[Implied] = {
     "warmup_updates": 20,
     "final_rate": 0.05,
     "label_smoothing": 0.0,
+    "prior_correction": 0.5,
 }
 _OF_METHOD: Final[Mapping[object, Implied]] = {
     "fed-mobillm": {},
