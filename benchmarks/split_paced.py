@@ -20,7 +20,7 @@ from benchmarks.split_queue import Device
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.backbone.sampled import Ints
 from sidestream.backbone.text_input import Tokens
-from sidestream.contract.messages import GradientReply, Receipt
+from sidestream.contract.messages import GradientReply, Receipt, is_adapter_message
 from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES
 from sidestream.split_model.loading import Lower, Pass
@@ -187,7 +187,9 @@ class PacedFleet:
             self._send(*replies.popleft())
 
     def _send(self, name: str, what: GradientReply | Receipt) -> None:
-        self._posts[name].send(what, self._scale * self._paces[name].link_s)
+        pace = self._paces[name]
+        is_large = isinstance(what, GradientReply) and what.gradient is not None
+        self._posts[name].send(what, self._scale * (pace.link_s if is_large else pace.latency_s))
 
     def _publish(self) -> None:
         version = self._trainer.journal.version_base + self._trainer.fold.offset
@@ -202,7 +204,7 @@ class PacedFleet:
     def _device(self, device: DeviceEnd) -> None:
         try:
             name, sent = device.about.name, 0
-            post, link_s = self._posts[name], self._scale * self._paces[name].link_s
+            post, pace = self._posts[name], self._paces[name]
             while not device.done:
                 for what in post.arrived():
                     if isinstance(what, Receipt):
@@ -212,7 +214,8 @@ class PacedFleet:
                 busy = device.step()
                 for one in device.outbox.streams.waiting(sent, 16):
                     sent = one.sequence
-                    self._inbox.send((name, one.payload), link_s)
+                    takes_s = pace.latency_s if is_adapter_message(one.payload) else pace.link_s
+                    self._inbox.send((name, one.payload), self._scale * takes_s)
                 if not busy and not device.done:
                     post.wait()
         except BaseException as exc:

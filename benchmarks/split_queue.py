@@ -29,7 +29,9 @@ class Device(NamedTuple):
     backward_s: float
     """With the forward pass before it."""
     link_s: float
-    """One way."""
+    """One way, for a batch's activations or their gradient."""
+    latency_s: float = 0.0
+    """One way, for what is small."""
 
     @property
     def tail_s(self) -> float:
@@ -49,8 +51,9 @@ def devices(lots: random.Random, cuts: Sequence[int], count: int = 6) -> list[De
     for number in range(count):
         cut, speed = cuts[number % len(cuts)], _TFLOPS[number % len(_TFLOPS)] * _REACHED * 1e12
         rate = lots.uniform(20, 200) * 1e6 / 8
-        link_s = lots.uniform(0.005, 0.06) / 2 + _ROWS * _TOKENS * (_WIDTH + 2) / rate
-        found.append(Device(cut, flops(cut) / speed, 3 * flops(cut) / speed, link_s))
+        latency_s = lots.uniform(0.005, 0.06) / 2
+        link_s = latency_s + _ROWS * _TOKENS * (_WIDTH + 2) / rate
+        found.append(Device(cut, flops(cut) / speed, 3 * flops(cut) / speed, link_s, latency_s))
     return found
 
 

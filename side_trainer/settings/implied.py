@@ -53,7 +53,7 @@ _OF_METHOD: Final[Mapping[object, Implied]] = {
     "fed-mobillm": {},
     "mobillm": {"label_wait_s": 2.0, "tiers": {"sampling": "all", "codec": "nf4"}},
     "split-lora": {**_SPLIT, "learner": _SPLIT_LEARNER},
-    "split-frozen": {**_SPLIT, "learner": {**_SPLIT_LEARNER, "passes": 2.0}},
+    "split-frozen": {**_SPLIT, "learner": {**_SPLIT_LEARNER, "prior_correction": 1.0, "passes": 2.0}},
 }
 _METHOD_FIRST: Final = ("split-lora", "split-frozen")
 """What their tasks imply beside is for side-networks."""

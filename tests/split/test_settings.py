@@ -27,7 +27,7 @@ def test_what_is_not_said_is_what_the_lab_found_good() -> None:
     assert (tier.layers, tier.sampling, tier.codec, tier.ladder) == (1, "all", Codec.INT8, ())
     assert settings.learner.learning_rate == 1e-3 and settings.learner.prior_correction == 0.5
     frozen = read(method="split-frozen")
-    assert isinstance(frozen.method_plan(), SplitFrozen) and frozen.learner.prior_correction == 0.5
+    assert isinstance(frozen.method_plan(), SplitFrozen) and frozen.learner.prior_correction == 1.0
 
 
 def test_a_language_models_task_does_not_change_how_adapters_are_learnt() -> None:

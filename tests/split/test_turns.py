@@ -24,8 +24,8 @@ class Queue:
         self.count += 1
         name = self.count.to_bytes(8, "little")
         part = SplitPart(ticket=name, slot=0, progress=progress, rows=rows)
-        place = {"offset": self.count, "source": self.count, "tier": tier, "stream": device, "sequence": self.count}
-        made = Ticket(device=device, part=part, **place)  # type: ignore[arg-type]
+        place = {"offset": self.count, "source": self.count, "sequence": self.count, "tier": tier}
+        made = Ticket(device=device, stream=device, part=part, **place)  # type: ignore[arg-type]
         self.turns.arrived(made)
         self.waiting[self.count] = made
         return made
