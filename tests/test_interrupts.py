@@ -34,7 +34,8 @@ _PROGRAMS = [
     ".".join(path.relative_to(_ROOT).with_suffix("").parts)
     for room in ("benchmarks", "sidestream", "metrics", "broker_config")
     for path in sorted((_ROOT / room).rglob("*.py"))
-    if 'if __name__ == "__main__":' in path.read_text() and path.stem not in ("parent_watch", "probe", "help_page")
+    if 'if __name__ == "__main__":' in path.read_text()
+    and path.stem not in ("parent_watch", "probe", "help_page")
 ]
 
 

@@ -56,7 +56,9 @@ def test_an_export_of_any_task_answers_as_the_device_does(task: str, tmp_path: P
     model, own = sidestream.load(tmp_path / "out"), sidestream.load(tmp_path / "a")
     assert (model.task, model.version) == (task, own.version)
     assert model.predict(TEXTS) and len(model.forward(TEXTS)) >= len(TEXTS)
-    assert model.forward(TEXTS) == pytest.approx(own.forward(TEXTS), abs=0.05), "devices have int8"
+    expected = own.forward(TEXTS)
+    error = max(0.05, 0.01 * float(abs(expected).max()))
+    assert model.forward(TEXTS) == pytest.approx(expected, abs=error), "devices have int8"
     seen: list[Any] = []
 
     def count(truths: Sequence[Any], answers: Sequence[Any]) -> int:
