@@ -67,7 +67,11 @@ class Scenario:
     def _do_file(self, step: Step) -> None:
         path = self._home / step.words[0]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self._here(step.text), encoding="utf-8")
+        text = self._here(step.text)
+        if path.name == "trainer.toml":  # other pages are followed at the same time
+            given = {"metrics_port": self._ports["9464"], "page_port": self._ports["9465"]}
+            text = "".join(f"{name} = {port}\n" for name, port in given.items() if name not in text) + text
+        path.write_text(text, encoding="utf-8")
 
     def _do_data(self, step: Step) -> None:
         lines = (
