@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from metrics.catalogue import Source, TrainerMetrics
+from metrics.catalogue import Kind, Reason, Source, TrainerMetrics
 from side_trainer.broadcast.releases import Releases
 from side_trainer.broadcast.replies import Replies
 from side_trainer.fold.checkpointer import Checkpointer
@@ -195,6 +195,9 @@ class Learner:
                 "other devices' do",
                 *(device, 100 * weight),
             )
+        for device, why in step.refused.items():
+            self._metrics.messages_rejected.labels(Kind.ADAPTER, Reason.OTHER).inc()
+            _log.warning("what device %s uploaded is left out of the average: %s", device, why)
         if record.kind in _ARRIVED:
             self._last_batch_at = time.monotonic()
         if record.kind == "batch":

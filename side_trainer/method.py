@@ -68,6 +68,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Of a device's answer: batches that were served since the one that it answers."""
     doubted: dict[str, float] = {}
     """Devices whose rows were found to count for less than half, with what they count, 0 to 1."""
+    refused: dict[str, str] = {}
+    """Devices that had something left out which was journaled, and why."""
 
 
 @dataclass(kw_only=True)

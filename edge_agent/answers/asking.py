@@ -19,6 +19,9 @@ from sidestream.contract.topics import Topics
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES, pack
 
 _HEADERS_BYTES: Final = 1024
+_AGAIN_S: Final = 5.0
+"""Between two times that a query is sent: a trainer that is just starting has missed the first."""
+_LOOK_S: Final = 0.1
 log = logging.getLogger(__name__)
 
 
@@ -70,16 +73,19 @@ class Asker:
             BrokerError: there is no connection, or no answer in time.
             StateError: the trainer says that it does not answer, and why.
         """
-        payload, deadline_s = pack(query), self._clock() + self._timeout_s
-        reached = self._transport.connected and self._say(payload)
-        while (left_s := deadline_s - self._clock()) > 0:
+        payload, now = pack(query), self._clock()
+        deadline_s, again_s, reached = now + self._timeout_s, now, False
+        while (now := self._clock()) < deadline_s:
+            if now >= again_s and self._transport.connected:
+                again_s = now + _AGAIN_S
+                reached = self._say(payload) or reached
             try:
-                event = self._events.get(timeout=left_s)
+                event = self._events.get(timeout=min(deadline_s, max(again_s, now + _LOOK_S)) - now)
             except queue.Empty:
-                break
+                continue
             if isinstance(event, Connected):
                 self.max_bytes = min(TARGET_MESSAGE_BYTES, event.max_packet_bytes) - _HEADERS_BYTES
-                reached = self._say(payload) or reached
+                again_s = now
             elif isinstance(event, Received) and (reply := self._read(event, query)) is not None:
                 if reply.refused:
                     raise StateError(f"the trainer gives no answer: {reply.refused}")

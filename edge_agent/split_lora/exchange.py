@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sqlite3
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -172,8 +173,8 @@ class Exchange:
     # --- down ----------------------------------------------------------------------------------------
 
     def _on_reply(self, reply: GradientReply) -> None:
-        if reply.applied:
-            self._adapters.applied(reply.ticket, reply.applied)
+        if reply.applied:  # with what was refused no version comes
+            self._adapters.applied(reply.ticket, 0 if reply.refused else reply.applied)
             return
         flight = self._batches.flight(reply.ticket)
         if flight is None:
@@ -181,7 +182,7 @@ class Exchange:
             return
         if reply.gradient is None:
             self._tell(f"a batch was not answered with a gradient: {reply.refused or 'no reason was given'}")
-            self._settle(flight)
+            self._on_refusal(flight)
             return
         try:
             gradients, samples = self._backward(flight, reply)
@@ -191,6 +192,20 @@ class Exchange:
             return
         progress = self._departures.progress(self._intake.ended)
         self._settle(flight, *self._adapters.take(flight, gradients, samples, progress))
+
+    def _on_refusal(self, flight: Flight) -> None:
+        """Nothing is learnt from a batch as it was sent: it stands for no later one any more.
+
+        Where an earlier one stood for it, it is sent once more, whole.
+        """
+        reused = self._batches.get(flight.batch).first != flight.ticket
+
+        def also(db: sqlite3.Connection) -> None:
+            (self._batches.turn_back if reused else self._batches.arrive)(db, flight)
+            self._batches.stands_for_none(db, flight.batch)
+
+        self._passes.pop(flight.ticket, None)
+        self._patience.write(partial(self._context.outbox.append_all, [], Consumed(), also))
 
     def _backward(self, flight: Flight, reply: GradientReply) -> tuple[dict[str, Floats], int]:
         """What an answer means for the adapters, and of how many rows it is.
@@ -223,7 +238,7 @@ class Exchange:
     def _settle(self, flight: Flight, *messages: Pack) -> None:
         """The batch does not wait any more; with what its answer means, in one transaction."""
         self._passes.pop(flight.ticket, None)
-        arrive = partial(self._batches.arrive, ticket=flight.ticket)
+        arrive = partial(self._batches.arrive, flight=flight)
         packed = [(one, 0) for one in messages]
         if self._patience.write(partial(self._context.outbox.append_all, packed, Consumed(), arrive)):
             self._on_batch()

@@ -171,7 +171,11 @@ class SplitLoraDevice(SplitDevice):
 
     def _adapters(self, lower: Lower, parts: _Parts) -> DeviceAdapters:
         if self.split.adapters == "held":
-            return HeldAdapters(lower, self.adopter, parts.writer, in_step=self.split.window == 1)
+            return HeldAdapters(
+                *(lower, self.adopter, parts.writer, self.context.outbox),
+                in_step=self.split.window == 1,
+                clock=self.context.clock,
+            )
         plan = self.split.round
         return OwnAdapters(
             *(lower, self.adopter, parts.writer, local_steps(lower, plan), plan, self.context.outbox),

@@ -112,13 +112,17 @@ class StoredBatches:
         """A batch waits for an answer from now on, within a transaction."""
         db.execute("INSERT OR REPLACE INTO flights VALUES (?, ?, ?, ?, ?)", flight)
 
-    def arrive(self, db: sqlite3.Connection, ticket: bytes) -> None:
+    def arrive(self, db: sqlite3.Connection, flight: Flight) -> None:
         """It has been answered, and that is dealt with."""
-        db.execute("DELETE FROM flights WHERE ticket = ?", (ticket,))
+        db.execute("DELETE FROM flights WHERE ticket = ?", (flight.ticket,))
+
+    def stands_for_none(self, db: sqlite3.Connection, batch: int) -> None:
+        """What the trainer has of a batch is of no use for later passes: the next one is sent whole."""
+        db.execute("UPDATE split_batches SET first = x'', sketch = x'' WHERE id = ?", (batch,))
 
     def turn_back(self, db: sqlite3.Connection, flight: Flight) -> None:
         """A batch is to be sent once more, as if it had not been, within a transaction."""
-        self.arrive(db, flight.ticket)
+        self.arrive(db, flight)
         db.execute("UPDATE split_batches SET passes = passes - 1 WHERE id = ?", (flight.batch,))
 
     def flight(self, ticket: bytes) -> Flight | None:

@@ -102,6 +102,8 @@ class Queries:
         one = _Waiting(uplink, query, why, len(event.payload))
         with self._lock:
             lane = self._lanes.get(uplink)
+            if lane is not None and any(waiting.query.mark == query.mark for waiting in lane):
+                return  # it was sent once more
             full = lane is not None and len(lane) >= MOST_OF_ONE
             if full or self._bytes + one.size > MOST_BYTES:
                 self._metrics.queries.labels(Asked.DROPPED).inc()

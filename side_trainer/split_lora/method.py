@@ -63,6 +63,7 @@ class SplitLoraMethod(SplitMethod):
         self._batches = WaitingBatches(journal, cache_bytes)
         self._owners: dict[str, str] = {}
         self._told_round = -1  # the last that devices were told of
+        self._below = self._told_below = 0  # updates of what devices hold; those that they were told of
         self._progress = 0.0  # what is learnt of a device's answer falls with what was served last
 
     @property
@@ -228,6 +229,7 @@ class SplitLoraMethod(SplitMethod):
         norm: float | None = None
         if not refused:
             norm = self._step_below(message.tensors)
+            self._below += 1
         replies = [self._settled(record, ticket, refused)] if ticket is not None and fresh else []
         return Step(updates=0 if refused else 1, replies=tuple(replies), gradient_norm=norm, staleness=late)
 
@@ -292,8 +294,7 @@ class SplitLoraMethod(SplitMethod):
         return Step(replies=tuple(self._settled(record, ticket, why) for ticket in settled))
 
     def _round(self, record: Record) -> Step:
-        self.averaging.end(record)
-        return Step()
+        return Step(refused=self.averaging.end(record))
 
     handlers: ClassVar = {
         **dict.fromkeys(set(RecordKind) - FACTS, foreign),
@@ -336,13 +337,14 @@ class SplitLoraMethod(SplitMethod):
         """Where devices wait for a version every one counts: with a window of 1, and at a round's end."""
         if self.is_local:
             return float("inf") if self.rounds != self._told_round else 0.0
-        moved = super().moved_by(before, now)
-        return float("inf") if moved and self.plan.window == 1 else moved
+        if self.plan.window == 1 and self._below != self._told_below:
+            return float("inf")  # even if it moved nothing: a device waits for its number
+        return super().moved_by(before, now)
 
     def bundles(
         self, run: str, version: int, codec: WeightsCodec, *, final: bool = False
     ) -> Mapping[str, bytes]:
-        self._told_round = self.rounds
+        self._told_round, self._told_below = self.rounds, self._below
         return super().bundles(run, version, codec, final=final)
 
     def owner(self, record: Record) -> str:

@@ -316,7 +316,11 @@ class SplitDevice:
             on_batch=self.fate,
         )
         adopter = cast(Adopter, self.adopted)
-        adapters: DeviceAdapters = HeldAdapters(lower, adopter, writer, in_step=method.window == 1)
+        adapters: DeviceAdapters = HeldAdapters(
+            *(lower, adopter, writer, self.outbox),
+            in_step=method.window == 1,
+            clock=context.clock,
+        )
         if method.adapters == "local":
             steps = local_steps(lower, method.round)
             adapters = OwnAdapters(

@@ -316,8 +316,9 @@ def test_devices_take_turns_and_who_asks_too_much_is_not_heard(tmp_path: Path, b
     with trained(tmp_path, backbone) as (fold, plan, _):
         desk = Desk(fold, plan)
         modest = Uplink(tier="cut1", device="d1", kind="query")
-        for _ in range(50):
-            desk.put(pack(query(plan)))
+        for number in range(50):
+            desk.put(pack(query(plan, mark=bytes([number]) * 16)))
+        desk.put(pack(query(plan, mark=bytes(16))))  # waits already
         desk.put(pack(query(plan)), modest)
         desk.put(pack(query(plan)), modest, retained=True)
         assert len(desk.queries) == MOST_OF_ONE + 1
@@ -345,8 +346,8 @@ def test_answers_take_a_share_of_the_time_while_there_is_something_to_learn(
     with trained(tmp_path, backbone) as (fold, plan, _):
         ticks = itertools.count()
         desk = Desk(fold, plan, share=0.25, clock=lambda: float(next(ticks)))
-        for _ in range(3):
-            desk.put(pack(query(plan)))
+        for number in range(3):
+            desk.put(pack(query(plan, mark=bytes([number]) * 16)))
         assert desk.answer(learning=True)  # from 1 to 2 by its clock: so not before 5
         assert [desk.answer(learning=True) for _ in range(4)] == [False, False, True, False]
         assert desk.answer(learning=False)
