@@ -9,20 +9,27 @@ import msgspec
 import numpy as np
 import pytest
 
+from edge_agent.split_lora.prepared import Preparer, StoredBody
+from edge_agent.split_lora.stored_batches import StoredBatches
+from edge_agent.store.outbox import Consumed, Outbox
 from side_trainer.split_lora.local import Upload, too_far
+from sidestream.backbone.runtimes import shared_backbone
 from sidestream.contract.messages import (
+    ActivationBatch,
     AdapterGradient,
     GradientReply,
     content_digest,
+    to_bin,
     unpack_adapter,
 )
-from sidestream.contract.plan import RoundPlan
+from sidestream.contract.plan import Plan, RoundPlan, TierPlan
+from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Codec, encode
-from sidestream.contract.wire import pack
+from sidestream.contract.wire import pack, unpack
 from sidestream.split_model.adapter_bundle import decode_adapters, encode_adapters
 from tests.agent.tiny import save_tiny
-from tests.split.fleet import SplitFleet, config, fleet
-from tests.split.test_method import first_batch
+from tests.split.fleet import JOB, LABELS, SplitFleet, config, fleet
+from tests.split.test_method import first_batch, reply_in
 
 LOCAL = {"adapters": "local", "round": RoundPlan(batches=2)}
 
@@ -172,3 +179,64 @@ def test_in_step_every_gradient_gets_a_version_even_one_that_moves_nothing(
         assert method.moved_by(before, method.weights()) == float("inf")
         made.trainer.bundle("cut1")
         assert method.moved_by(before, method.weights()) == 0
+
+
+# --- rows that are too long ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [Task.TEXT_CLASSIFICATION, Task.CAUSAL_LM])
+def test_batches_that_are_kept_are_cut_where_the_plan_takes_less_than_before(
+    tmp_path: Path, backbone: Path, task: Task
+) -> None:
+    generates = task is Task.CAUSAL_LM
+    tier = TierPlan(
+        backbone="", sampling="all", max_tokens=5, depth=1, width=32, taps=(1,), vocabulary=300 * generates
+    )
+    plan = Plan(job=JOB, run="ab" * 16, revision=1, task=task, labels=LABELS, tiers={"cut1": tier})
+    preparer = Preparer(shared_backbone(str(backbone), 1), plan, "cut1")
+    end = preparer._input.tokenizer.all_special_ids[0]
+    rows = ((19, 18, 17, 16, 15, 14, end), (19, 18, end), (11, 12, 13, 14, 15, 16, 17))
+    targets = to_bin(range(17), "<u2") if generates else b"\0\0\1\0\1\0"
+    context = (6, 0, 2) if generates else ()
+    body = StoredBody(ids=rows, segments=rows, targets=targets, context=context, names=(b"1" * 8,) * 3)
+    cut = preparer.shortened(body)
+    first = (19, 18, 17, 16, 15 if generates else end)
+    assert cut.ids == (first, (19, 18, end), (11, 12, 13, 14, 15)) == cut.segments
+    wanted = to_bin([0, 1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 13, 14], "<u2")
+    assert cut.targets == (wanted if generates else targets) and cut.context == (
+        (5, 0, 2) if generates else ()
+    )
+    assert preparer.shortened(cut) is cut
+    with Outbox(tmp_path, job=JOB, device="d", tier="cut1", max_bytes=2**20) as outbox:
+        batches = StoredBatches(outbox, 2)
+        outbox.append_all([], Consumed(), lambda db: batches.add(db, body))
+        assert batches.rewrite(preparer.shortened) == 1
+        assert batches.rewrite(preparer.shortened) == 0
+        found = batches.next()
+        assert found is not None and found.body == cut and not found.first and not found.sketch
+
+
+def test_a_row_that_is_longer_than_the_model_sees_stops_no_trainer(tmp_path: Path, backbone: Path) -> None:
+    """Where max_tokens allows it. Its device is answered without a gradient, and nothing moves."""
+    settings = config(tmp_path, backbone)
+    tier = msgspec.structs.replace(settings.tiers["cut1"], max_tokens=4096)
+    with fleet(tmp_path, msgspec.structs.replace(settings, tiers={"cut1": tier}), {"cut1": 4}) as made:
+        batch, (device,) = unpack(ActivationBatch, first_batch(made)), made.devices
+        longest = made.trainer.method.model.view.text_input.longest
+        assert batch.part is not None and longest < 4000
+        states = np.ones((1, longest + 1, batch.activations.shape[2]), np.float32)
+        long = msgspec.structs.replace(
+            batch,
+            samples=to_bin([0], "<u4"),
+            lengths=to_bin([longest + 1], "<u2"),
+            targets=b"\0\0",
+            keys=batch.keys[:8],
+            activations=encode(states, Codec.INT8),
+            split=msgspec.structs.replace(batch.part, rows=1),
+        )
+        before = made.trainer.method.weights()
+        made.trainer.take(device.name, device.tier, pack(long))
+        assert made.trainer.serve()
+        assert reply_in(made).refused and reply_in(made).gradient is None
+        after = made.trainer.method.weights()
+        assert all((after[name] == array).all() for name, array in before.items())

@@ -79,7 +79,7 @@ class Desk:
         return self.queries.answer(self.fold.method, self.fold.offset, learning=learning)
 
     def counted(self, outcome: Asked) -> float:
-        return self.metrics.queries.labels(outcome)._value.get()
+        return float(self.metrics.queries.labels(outcome)._value.get())
 
 
 class Asker:
