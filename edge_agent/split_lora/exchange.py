@@ -126,7 +126,7 @@ class Exchange:
         self._patience.write(partial(self._context.outbox.append_all, [], Consumed(), back))
 
     def _ask_after_silence(self) -> bool:
-        """Send once more what the trainer has had for long and said nothing to; return whether there was any."""
+        """Send once more what the trainer has had for long without a word; return whether there was any."""
         now = self._context.clock()
         if now - self._heard_s <= _SILENCE_S or self._context.outbox.size()[0]:
             return False

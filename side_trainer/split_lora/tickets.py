@@ -66,7 +66,7 @@ class Tickets:
     def is_current(self, ticket: Ticket) -> bool:
         """Whether its device still sends in the stream that the batch came in.
 
-        One that has begun another sends in it once more whatever it waits for; where it looks for other answers.
+        One that has begun another sends in it once more whatever it waits for.
         """
         return self._streams.get(ticket.device) == ticket.stream
 
