@@ -135,21 +135,17 @@ class Replies:
                 return
             del self._unsent[place]
 
-    def _fits(self, one: StoredReply, before: StoredReply | None) -> bool:
+    @staticmethod
+    def _fits(one: StoredReply, before: StoredReply | None) -> bool:
         """Whether it may stand in its slot.
 
         A device gives a slot to another batch once it has dealt with the one before: of an earlier one
         nothing is news any more. That comes late where messages do, or are sent again to a journal that was
-        set back. A device that goes on with a new stream has lost what it sent in the one before, and waits
-        for no answer to it, but for that which stands here.
+        set back.
         """
         if before is None or before.ticket == one.ticket:
             return True
         if one.stream == before.stream and one.sequence < before.sequence:
-            return False
-        if one.stream != before.stream and self._journal.began(one.stream) < self._journal.began(
-            before.stream
-        ):
             return False
         return not unpack(GradientReply, one.payload).applied
 

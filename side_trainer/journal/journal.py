@@ -10,7 +10,6 @@ to it.
 from __future__ import annotations
 
 import enum
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -361,13 +360,6 @@ class Journal(JournalFacts):
         """One stream's state, or None if nothing of it came yet."""
         found = self._streams("WHERE stream = ?", (stream,))
         return found[0] if found else None
-
-    def began(self, stream: str) -> float:
-        """The record that a stream begins with; infinite where nothing new has come in it yet."""
-        query = "SELECT offset FROM records WHERE stream = ? ORDER BY sequence LIMIT 1"
-        with self.reading() as db:
-            row = db.execute(query, (stream,)).fetchone()
-        return float(row[0]) if row is not None else math.inf
 
     def content(self, stream: str, sequence: int) -> str:
         """What the batch in a place is known by; empty if there is none."""

@@ -181,6 +181,31 @@ def test_in_step_every_gradient_gets_a_version_even_one_that_moves_nothing(
         assert method.moved_by(before, method.weights()) == 0
 
 
+# --- reuse ---------------------------------------------------------------------------------------
+
+
+def test_rows_that_had_all_come_before_are_learnt_from_in_later_passes(
+    tmp_path: Path, backbone: Path
+) -> None:
+    """As where a device begins anew with a copy of an outbox: its first pass counts already."""
+    split = {"passes": 3, "reuse_below": 0.9, "window": 2}
+    with fleet(tmp_path, config(tmp_path, backbone, split=split), {"cut1": 4}) as made:
+        batch, (device,) = unpack(ActivationBatch, first_batch(made)), made.devices
+        assert batch.part is not None
+        another = msgspec.structs.replace(batch.part, ticket=b"another1")
+        made.trainer.take(
+            device.name, device.tier, pack(msgspec.structs.replace(batch, stream="cd" * 16, split=another))
+        )
+        made.run()
+        records = made.trainer.journal.read(0, limit=1000)
+        sent = [unpack(ActivationBatch, one.payload).part for one in records if one.kind == "batch"]
+        assert [one.pass_number for one in sent if one is not None] == [0, 1]  # whole, once more
+        reused = [unpack_adapter(one.payload) for one in records if one.kind == "reuse"]
+        assert len(reused) == 1
+        updates = [one for one in records if one.kind == "update"]
+        assert len(updates) == 2, "both later passes were answered, and learnt"
+
+
 # --- rows that are too long ------------------------------------------------------------------------------
 
 
