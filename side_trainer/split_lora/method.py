@@ -128,13 +128,8 @@ class SplitLoraMethod(SplitMethod):
             known.part = msgspec.structs.replace(known.part, slot=found.slot)
             known.stream, known.sequence = found.stream, found.sequence
             return Step()
-        return Step(
-            replies=(
-                self._without(
-                    record, found.stream, found.sequence, found.slot, found.ticket, "it had come before"
-                ),
-            )
-        )
+        place = found.stream, found.sequence, found.slot
+        return Step(replies=(self._without(record, *place, found.ticket, "it had come before"),))
 
     def _refused(self, record: Record, message: Reuse, why: str) -> Step:
         place = message.stream, message.sequence, message.split.slot
