@@ -25,7 +25,7 @@ from edge_agent.split_lora.stored_batches import Flight, StoredBatch, StoredBatc
 from edge_agent.split_lora.writing import Pack, Writer
 from edge_agent.store.outbox import Consumed
 from sidestream.contract.errors import DecodeError, WireError
-from sidestream.contract.messages import GradientReply
+from sidestream.contract.messages import NO_BASE, GradientReply
 from sidestream.contract.tensors import Floats, decode
 from sidestream.split_model.loading import Pass
 
@@ -199,7 +199,10 @@ class Exchange:
             return
         if reply.gradient is None:
             self._tell(f"a batch was not answered with a gradient: {reply.refused or 'no reason was given'}")
-            self._on_refusal(flight)
+            if reply.refused == NO_BASE:
+                self._send_whole(flight)
+            else:
+                self._settle(flight)
             return
         try:
             gradients, samples = self._backward(flight, reply)
@@ -210,15 +213,11 @@ class Exchange:
         progress = self._departures.progress(self._intake.ended)
         self._settle(flight, *self._adapters.take(flight, gradients, samples, progress))
 
-    def _on_refusal(self, flight: Flight) -> None:
-        """Nothing is learnt from a batch as it was sent: it stands for no later one any more.
-
-        Where an earlier one stood for it, it is sent once more, whole.
-        """
-        reused = self._batches.get(flight.batch).first != flight.ticket
+    def _send_whole(self, flight: Flight) -> None:
+        """The trainer has nothing that could stand for a batch: it is sent again, to stand for later ones."""
 
         def also(db: sqlite3.Connection) -> None:
-            (self._batches.turn_back if reused else self._batches.arrive)(db, flight)
+            self._batches.turn_back(db, flight)
             self._batches.stands_for_none(db, flight.batch)
 
         self._passes.pop(flight.ticket, None)

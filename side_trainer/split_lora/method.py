@@ -26,6 +26,7 @@ from side_trainer.split_lora.turns import Turns
 from side_trainer.split_lora.waiting_batches import WaitingBatches
 from sidestream.contract.errors import WireError
 from sidestream.contract.messages import (
+    NO_BASE,
     ActivationBatch,
     AdapterGradient,
     AdapterUpload,
@@ -99,7 +100,7 @@ class SplitLoraMethod(SplitMethod):
         self.tickets.heard(device, message.stream)
         earlier = self.tickets.get(device, message.of)
         if earlier is None or earlier.tier != record.tier:
-            return self._refused(record, message, "the batch that stands for it is not here")
+            return self._refused(record, message, NO_BASE)
         return self._arrived(record, earlier.source, message.sequence, message.split)
 
     def _arrived(self, record: Record, source: int, sequence: int, part: SplitPart) -> Step:

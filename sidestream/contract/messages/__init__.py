@@ -25,6 +25,7 @@ from sidestream.contract.messages.fields import (
 from sidestream.contract.messages.query import MARK_BYTES, MAX_ASKED, Query, QueryReply
 from sidestream.contract.messages.split import (
     MAX_SLOTS,
+    NO_BASE,
     AdapterGradient,
     AdapterMessage,
     AdapterUpload,
@@ -50,7 +51,7 @@ from sidestream.contract.messages.trainer import (
 
 __all__ = [
     "COUNTERS", "HIGHEST_FENCE", "MARK_BYTES", "MAX_ASKED", "MAX_LABELS", "MAX_LABEL_CHARS",
-    "MAX_ROWS", "MAX_SLOTS", "MAX_STREAMS", "ActivationBatch", "AdapterGradient", "AdapterMessage",
+    "MAX_ROWS", "MAX_SLOTS", "MAX_STREAMS", "NO_BASE", "ActivationBatch", "AdapterGradient", "AdapterMessage",
     "AdapterUpload", "Count", "Flow", "GradientReply", "Query", "QueryReply", "Receipt", "Rejection",
     "Reuse", "ShortText", "SplitPart", "Status", "Telemetry", "TrainerClaim", "TrainerStatus",
     "WeightsChunk", "WeightsManifest", "awaited_ticket", "check_labels", "check_stream",
