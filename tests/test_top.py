@@ -109,7 +109,7 @@ def test_what_is_read_and_not_used_stands_out_with_its_reason() -> None:
     )
     assert any(line.startswith("d1 ") and " 6/12 " in line for line in lines)
     assert any(line.startswith("d1 ") and line.endswith("data that cannot be used") for line in lines)
-    assert "stuck: 1 devices" in lines
+    assert "stuck: 1 device" in lines
     assert "  d1 (big): not used of the 12 samples read: 6 unreadable, since 0 s" in lines
 
 

@@ -250,7 +250,7 @@ def _stuck(devices: Iterable[DeviceView], view: FleetView, most: int) -> list[Te
     )
     if not found:
         return []
-    lines = [Text(f"stuck: {len(found)} devices", style="yellow")]
+    lines = [Text(f"stuck: {len(found)} device{"s" if len(found) > 1 else ""}", style="yellow")]
     for one in found[:most]:
         for trouble in one.troubles:
             since = span(view.now_unix_s - trouble.since_unix_s)

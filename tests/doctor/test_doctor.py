@@ -151,7 +151,7 @@ def test_the_command_prints_lines_or_json_and_its_code_tells(
     found = {one["check"]: one for one in json.loads(capsys.readouterr().out)}
     assert found["backbone"]["state"] == "failed" and found["backbone"]["remedy"]
     trainer = str(guard.folder.path / "trainer/trainer.toml")
-    assert main(["doctor", "--trainer", trainer, "--quick"]) == 0
+    assert main(["doctor", trainer, "--quick"]) == main(["doctor", "--trainer", trainer, "--quick"]) == 0
     assert main(["doctor"]) == 1 and main(["doctor", str(file), "--trainer", trainer]) == 1
 
 
@@ -283,6 +283,25 @@ def test_slow_small_messages_on_one_machine_point_at_nagle(broker: InProcessBrok
     assert by_name(found)["nodelay"].state == "warning"
     found, _ = examine(msgspec.structs.replace(watched, connect=broker.transport))
     assert by_name(found)["nodelay"].state == "ok"
+
+
+def test_a_slow_way_for_large_messages_is_not_called_a_loss(broker: InProcessBroker, tmp_path: Path) -> None:
+    now = [0.0]
+
+    def slow(client_id: str) -> Transport:
+        transport = broker.transport(client_id)
+        publish = transport.publish
+
+        def late(topic: str, payload: bytes, **how: object) -> None:
+            now[0] += len(payload) / 20_000
+            publish(topic, payload, **how)  # type: ignore[arg-type]
+
+        transport.publish = late  # type: ignore[method-assign]
+        return transport
+
+    watched = msgspec.structs.replace(visit(slow, tmp_path, answer_s=5.0), clock=lambda: now[0])
+    bandwidth = by_name(examine(watched)[0])["bandwidth"]
+    assert bandwidth.state == "warning" and "took 13 s" in bandwidth.said
 
 
 def test_a_busy_machine_that_is_quick_now_and_then_is_not_taken_for_nagle(
