@@ -114,7 +114,7 @@ class Bench:
 
 
 def plot(results: Sequence[Found], path: Path) -> None:
-    """Points over bytes, those that no other beats joined by a line; dashed, the reference; dotted, limits."""
+    """Points over bytes, the unbeaten ones joined by a line; dashed, the reference; dotted, the limits."""
     lines = lines_of(results)
     best = frontier(lines)
     with drawing(path) as (axis,):

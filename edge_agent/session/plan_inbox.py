@@ -212,7 +212,9 @@ class PlanInbox:
                 "until the trainer has the output head of this tier's backbone; its log says what is missing"
             )
         cut = self.tier is not None and self.plan.method.awaits_cut(self.tier)
-        if not (loaded or cut or self.plan.lacks_labels):  # what the backbone turns out to be settles the tier
+        if not (
+            loaded or cut or self.plan.lacks_labels
+        ):  # what the backbone turns out to be settles the tier
             return "until its backbone is loaded"
         what = "the labels" if self.plan.lacks_labels else "the tier"
         hint = (

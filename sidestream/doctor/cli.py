@@ -80,7 +80,9 @@ class Patient(msgspec.Struct, frozen=True, kw_only=True):
 def add_parser(subparsers: Any) -> None:
     """Add ``doctor``; its handler arrives as ``args.handler``."""
     parser = add_command(subparsers, "doctor", run, "see whether machine and broker are fit", _ABOUT)
-    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="an agent's or a trainer's settings")
+    parser.add_argument(
+        "config", metavar="CONFIG", type=Path, nargs="?", help="an agent's or a trainer's settings"
+    )
     parser.add_argument("--trainer", metavar="CONFIG", type=Path, help="the same, of a trainer only")
     parser.add_argument("--broker", metavar="URL", help="instead: only a broker")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -110,9 +112,7 @@ def patient_of(args: argparse.Namespace) -> Patient:
     """
     given = [one for one in (args.config, args.trainer, args.broker) if one is not None]
     if len(given) != 1:
-        raise ConfigError(
-            "CONFIG", "give the settings of an agent or a trainer, or --broker and a URL"
-        )
+        raise ConfigError("CONFIG", "give the settings of an agent or a trainer, or --broker and a URL")
     if args.broker is not None:
         settings = BrokerSettings(url=args.broker)
         settings.endpoint()

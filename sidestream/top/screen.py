@@ -250,7 +250,8 @@ def _stuck(devices: Iterable[DeviceView], view: FleetView, most: int) -> list[Te
     )
     if not found:
         return []
-    lines = [Text(f"stuck: {len(found)} device{"s" if len(found) > 1 else ""}", style="yellow")]
+    noun = "device" if len(found) == 1 else "devices"
+    lines = [Text(f"stuck: {len(found)} {noun}", style="yellow")]
     for one in found[:most]:
         for trouble in one.troubles:
             since = span(view.now_unix_s - trouble.since_unix_s)
