@@ -40,6 +40,7 @@ _TRIES: Final = 3
 _REFUSAL_S: Final = 3.0
 _LARGE_ROUNDS: Final = 4
 _LEAST_MOSQUITTO: Final = (2, 0)
+_LEAST_PACKET: Final = 32 * 1024  # a long sample of all tokens takes that
 _MARK_FILE: Final = "doctor.json"
 _MARKS: Final = 16
 
@@ -177,15 +178,15 @@ def _version(listener: _Listener) -> Finding:
 
 
 def _packet_limit(connected: Connected) -> Finding:
-    wanted = TARGET_MESSAGE_BYTES + 1024
-    if connected.max_packet_bytes < wanted:
-        return failed(
-            "packet limit",
-            f"{connected.max_packet_bytes} bytes; {wanted} are wanted",
-            "raise max_packet_size at the broker, or broker.max_packet_bytes here",
-        )
     told = "" if connected.protocol == "5" else ", as far as MQTT 3.1.1 tells"
-    return ok("packet limit", f"{connected.max_packet_bytes} bytes{told}")
+    said = f"{connected.max_packet_bytes} bytes{told}"
+    if connected.max_packet_bytes < _LEAST_PACKET:
+        remedy = "raise max_packet_size at the broker, or broker.max_packet_bytes here"
+        return failed("packet limit", f"{said}; {_LEAST_PACKET} are wanted at least", remedy)
+    if connected.max_packet_bytes <= TARGET_MESSAGE_BYTES:
+        remedy = "where you may: raise max_packet_size at the broker, or broker.max_packet_bytes here"
+        return warning("packet limit", f"{said}: weights go in more parts, long batches are cut", remedy)
+    return ok("packet limit", said)
 
 
 def _access(visit: Visit, listener: _Listener) -> tuple[Finding, bool]:

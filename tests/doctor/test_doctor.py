@@ -194,9 +194,12 @@ def test_an_old_broker_fails(broker: InProcessBroker, tmp_path: Path) -> None:
     teller.close()
 
 
-def test_a_small_packet_limit_fails(broker: InProcessBroker, tmp_path: Path) -> None:
-    found, _ = examine(visit(lambda client_id: broker.transport(client_id, max_packet_bytes=65536), tmp_path))
-    assert by_name(found)["packet limit"].state == "failed"
+@pytest.mark.parametrize(("limit", "state"), [(131_072, "warning"), (16_384, "failed"), (278_528, "ok")])
+def test_a_packet_limit_is_told_by_what_a_job_makes_of_it(
+    broker: InProcessBroker, tmp_path: Path, limit: int, state: str
+) -> None:
+    found, _ = examine(visit(lambda client_id: broker.transport(client_id, max_packet_bytes=limit), tmp_path))
+    assert by_name(found)["packet limit"].state == state
 
 
 @pytest.mark.mosquitto
