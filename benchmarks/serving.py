@@ -12,7 +12,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
@@ -32,7 +33,10 @@ _WARM: Final = 5
 _HEADINGS: Final = ("asked", "p50 ms", "of bare", "processor ms", "of bare")
 
 
-def ways(predictions: Predictions, server: PredictionServer, text: str) -> dict[str, Callable[[], object]]:
+@contextmanager
+def ways(
+    predictions: Predictions, server: PredictionServer, text: str
+) -> Iterator[dict[str, Callable[[], object]]]:
     """Ways to ask, by name: the predictor itself, within the process, and over HTTP."""
     place = urlsplit(server.url)
     kept, body = HTTPConnection(place.netloc), json.dumps({"texts": [text]})
@@ -42,18 +46,16 @@ def ways(predictions: Predictions, server: PredictionServer, text: str) -> dict[
         return connection.getresponse().read()
 
     def fresh() -> bytes:
-        connection = HTTPConnection(place.netloc)
-        try:
+        with closing(HTTPConnection(place.netloc)) as connection:
             return over(connection)
-        finally:
-            connection.close()
 
-    return {
-        BARE: lambda: predictions.predictor.predict([text]),
-        "through the queue": lambda: predictions.ask([text]),
-        "over HTTP, connection kept": lambda: over(kept),
-        "over HTTP, a new connection": fresh,
-    }
+    with closing(kept):
+        yield {
+            BARE: lambda: predictions.predictor.predict([text]),
+            "through the queue": lambda: predictions.ask([text]),
+            "over HTTP, connection kept": lambda: over(kept),
+            "over HTTP, a new connection": fresh,
+        }
 
 
 def measure(asks: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
@@ -92,8 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> str:
-    with Predictions(args.state_dir, load) as predictions, PredictionServer(predictions, 0) as server:
-        return table(measure(ways(predictions, server, args.text), max(1, args.rounds)))
+    with (
+        Predictions(args.state_dir, load) as predictions,
+        PredictionServer(predictions, 0) as server,
+        ways(predictions, server, args.text) as asks,
+    ):
+        return table(measure(asks, max(1, args.rounds)))
 
 
 if __name__ == "__main__":

@@ -211,10 +211,8 @@ class PlanInbox:
             return (
                 "until the trainer has the output head of this tier's backbone; its log says what is missing"
             )
-        cut = self.tier is not None and self.plan.method.awaits_cut(self.tier)
-        if not (
-            loaded or cut or self.plan.lacks_labels
-        ):  # what the backbone turns out to be settles the tier
+        loads = self.tier is not None and not loaded and not self.plan.method.awaits_cut(self.tier)
+        if loads and not self.plan.lacks_labels:  # what is loaded settles the tier
             return "until its backbone is loaded"
         what = "the labels" if self.plan.lacks_labels else "the tier"
         hint = (

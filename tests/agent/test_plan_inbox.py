@@ -42,3 +42,5 @@ def test_a_device_whose_backbone_loads_does_not_blame_the_trainer(tmp_path: Path
     plans.plan = plan(tiers={"full": msgspec.structs.replace(plan().tiers["full"], fingerprint="")})
     assert plans.trouble(labels_known=True, loaded=False) == "waits until its backbone is loaded"
     assert "until the trainer has settled the tier" in plans.trouble(labels_known=True, loaded=True)
+    plans.plan = plan(tiers={"half": plan().tiers["half"]})
+    assert "backbone" not in plans._waits_for(True, loaded=False)

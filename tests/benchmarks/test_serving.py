@@ -31,8 +31,9 @@ def test_each_way_is_asked_as_often_and_told_beside_the_bare_predictor(tmp_path:
     with (
         Predictions(tmp_path, lambda folder: cast(Predictor, fake)) as predictions,
         PredictionServer(predictions, 0) as server,
+        serving.ways(predictions, server, "x") as asks,
     ):
-        found = serving.measure(serving.ways(predictions, server, "x"), 3)
+        found = serving.measure(asks, 3)
     assert fake.asked == 4 * (3 + serving._WARM)
     lines = serving.table(found).splitlines()
     assert len(lines) == 6 and lines[2].split("|")[3].strip() == "1.00"
