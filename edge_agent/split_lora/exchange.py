@@ -29,6 +29,7 @@ from sidestream.contract.tensors import Floats, decode
 from sidestream.split_model.loading import Pass
 
 _WAIT_S: Final = 0.2
+_SILENCE_S: Final = 300.0
 _TOLD: Final = 5
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Exchange:
         self._replies = replies
         self._passes: dict[bytes, Pass] = {}
         self._told = 0
+        self._heard_s = context.clock()
 
     def run(self) -> None:
         """Take part until everything is sent, answered and learnt.
@@ -105,7 +107,7 @@ class Exchange:
         for _ in range(self._replies.qsize()):
             self._on_reply(self._replies.get())
             busy = True
-        return self._send_next() or busy
+        return self._send_next() or busy or self._ask_after_silence()
 
     def _ask_again(self) -> None:
         """Send once more what waits for an answer that the trainer may have given another life.
@@ -117,8 +119,21 @@ class Exchange:
         stream = self._context.outbox.stream
         for flight in self._batches.flights():
             if flight.stream != stream or flight.slot >= self._window:
-                back = partial(self._batches.turn_back, flight=flight)
-                self._patience.write(partial(self._context.outbox.append_all, [], Consumed(), back))
+                self._turn_back(flight)
+
+    def _turn_back(self, flight: Flight) -> None:
+        back = partial(self._batches.turn_back, flight=flight)
+        self._patience.write(partial(self._context.outbox.append_all, [], Consumed(), back))
+
+    def _ask_after_silence(self) -> bool:
+        """Send once more what the trainer has had for long without a word; return whether there was any."""
+        now = self._context.clock()
+        if now - self._heard_s <= _SILENCE_S or self._context.outbox.size()[0]:
+            return False
+        self._heard_s, flights = now, self._batches.flights()
+        for flight in flights:
+            self._turn_back(flight)
+        return bool(flights)
 
     def _wait(self) -> None:
         """For an answer, for adapters, or for samples."""
@@ -159,6 +174,7 @@ class Exchange:
         )
         if ticket:
             self._passes[ticket] = passed
+            self._heard_s = self._context.clock()
         return True
 
     def _forward(self, batch: StoredBatch) -> tuple[Pass, float]:
@@ -172,6 +188,7 @@ class Exchange:
     # --- down ----------------------------------------------------------------------------------------
 
     def _on_reply(self, reply: GradientReply) -> None:
+        self._heard_s = self._context.clock()
         if reply.applied:
             self._adapters.applied(reply.ticket, reply.applied)
             return

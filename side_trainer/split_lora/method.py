@@ -93,9 +93,10 @@ class SplitLoraMethod(SplitMethod):
             self.count(record.stream, told, record.samples)
 
     def _reuse(self, record: Record) -> Step:
-        message = unpack_adapter(record.payload)
+        message, device = unpack_adapter(record.payload), self.owner(record)
         assert isinstance(message, Reuse)
-        earlier = self.tickets.get(self.owner(record), message.of)
+        self.tickets.heard(device, message.stream)
+        earlier = self.tickets.get(device, message.of)
         if earlier is None or earlier.tier != record.tier:
             return self._refused(record, message, "the batch that stands for it is not here")
         return self._arrived(record, earlier.source, message.sequence, message.split)
@@ -111,6 +112,7 @@ class SplitLoraMethod(SplitMethod):
             sequence=sequence,
             part=part,
         )
+        self.tickets.heard(ticket.device, ticket.stream)
         self.tickets.arrived(ticket)
         self.turns.arrived(ticket)
         return Step()
@@ -118,7 +120,9 @@ class SplitLoraMethod(SplitMethod):
     def _repeat(self, record: Record) -> Step:
         """A device that was set back sends again what is here: it has lost what it was answered."""
         found = msgspec.json.decode(record.payload, type=RepeatRecord)
-        known = self.tickets.get(self._owner_of(found.stream), found.ticket)
+        device = self._owner_of(found.stream)
+        self.tickets.heard(device, found.stream)
+        known = self.tickets.get(device, found.ticket)
         if known is not None and known.stage is Stage.WAITING:
             known.part = msgspec.structs.replace(known.part, slot=found.slot)
             known.stream, known.sequence = found.stream, found.sequence
@@ -175,7 +179,7 @@ class SplitLoraMethod(SplitMethod):
         ):
             self.turns.served(ticket)
             self.averaging.served(ticket)
-            if ticket.stage is not Stage.DONE:
+            if ticket.stage is not Stage.DONE and self.tickets.is_current(ticket):
                 keys = b"" if batch.whole else batch.keys
                 replies.append(self._reply(record, ticket, gradient, loss, keys))
         by_tier: dict[str, list[float]] = {}
@@ -216,6 +220,7 @@ class SplitLoraMethod(SplitMethod):
         message = unpack_adapter(record.payload)
         assert isinstance(message, AdapterGradient) and record.tier is not None
         device = self.owner(record)
+        self.tickets.heard(device, message.stream)
         self.turns.returned(device, message.ticket)
         ticket = self.tickets.get(device, message.ticket)
         fresh = self.tickets.answer(device, message.ticket)
@@ -284,6 +289,7 @@ class SplitLoraMethod(SplitMethod):
         assert isinstance(message, AdapterUpload) and record.tier is not None
         why = self.misfit(record.tier, message.tensors) if self.is_local else "this job averages nothing"
         device = self.owner(record)
+        self.tickets.heard(device, message.stream)
         if not why:
             self.averaging.uploaded(record.offset, device, message)
         settled = self.tickets.open_of(device)
@@ -384,7 +390,9 @@ class SplitLoraMethod(SplitMethod):
                     self.turns.recalled(ticket)
                     self.averaging.served(ticket)
             elif record.kind == RecordKind.UPDATE.value:
-                self.tickets.answer(self.owner(record), unpack_adapter(record.payload).ticket)
+                message, device = unpack_adapter(record.payload), self.owner(record)
+                self.tickets.heard(device, message.stream)
+                self.tickets.answer(device, message.ticket)
             elif record.kind == RecordKind.UPLOAD.value:
                 self._upload(record)
             else:
