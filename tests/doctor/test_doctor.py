@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import threading
@@ -265,66 +264,6 @@ def test_a_broker_that_forgets_over_a_restart_fails(tmp_path: Path, persistence:
         assert by_name(second)["persistence"].state == ("ok" if persistence else "failed")
     finally:
         broker.stop()
-
-
-def test_slow_small_messages_on_one_machine_point_at_nagle(broker: InProcessBroker, tmp_path: Path) -> None:
-    now, looks = [0.0], itertools.count()
-
-    def slow(client_id: str) -> Transport:
-        transport = broker.transport(client_id)
-        publish = transport.publish
-
-        def late(topic: str, payload: bytes, **how: object) -> None:
-            now[0] += 0.04
-            publish(topic, payload, **how)  # type: ignore[arg-type]
-
-        transport.publish = late  # type: ignore[method-assign]
-        return transport
-
-    watched = msgspec.structs.replace(visit(slow, tmp_path), clock=lambda: now[0] + 1e-5 * next(looks))
-    found, _ = examine(watched)
-    assert by_name(found)["nodelay"].state == "warning"
-    found, _ = examine(msgspec.structs.replace(watched, connect=broker.transport))
-    assert by_name(found)["nodelay"].state == "ok"
-
-
-def test_a_slow_way_for_large_messages_is_not_called_a_loss(broker: InProcessBroker, tmp_path: Path) -> None:
-    now = [0.0]
-
-    def slow(client_id: str) -> Transport:
-        transport = broker.transport(client_id)
-        publish = transport.publish
-
-        def late(topic: str, payload: bytes, **how: object) -> None:
-            now[0] += len(payload) / 20_000
-            publish(topic, payload, **how)  # type: ignore[arg-type]
-
-        transport.publish = late  # type: ignore[method-assign]
-        return transport
-
-    watched = msgspec.structs.replace(visit(slow, tmp_path, answer_s=5.0), clock=lambda: now[0])
-    bandwidth = by_name(examine(watched)[0])["bandwidth"]
-    assert bandwidth.state == "warning" and "took 13 s" in bandwidth.said
-
-
-def test_a_busy_machine_that_is_quick_now_and_then_is_not_taken_for_nagle(
-    broker: InProcessBroker, tmp_path: Path
-) -> None:
-    now, sent = [0.0], itertools.count()
-
-    def busy(client_id: str) -> Transport:
-        transport = broker.transport(client_id)
-        publish = transport.publish
-
-        def late(topic: str, payload: bytes, **how: object) -> None:
-            now[0] += 0.002 if next(sent) % 20 == 19 else 0.05
-            publish(topic, payload, **how)  # type: ignore[arg-type]
-
-        transport.publish = late  # type: ignore[method-assign]
-        return transport
-
-    found, _ = examine(msgspec.structs.replace(visit(busy, tmp_path), clock=lambda: now[0]))
-    assert by_name(found)["nodelay"].state == "ok"
 
 
 # --- data ------------------------------------------------------------------------------------------------
