@@ -105,16 +105,11 @@ class SplitLoraMethod(SplitMethod):
 
     def _arrived(self, record: Record, source: int, sequence: int, part: SplitPart) -> Step:
         assert record.tier is not None and record.stream is not None
-        ticket = Ticket(
-            offset=record.offset,
-            source=source,
-            tier=record.tier,
-            device=self.owner(record),
-            stream=record.stream,
-            sequence=sequence,
-            part=part,
-        )
-        self.tickets.heard(ticket.device, ticket.stream)
+        device, stream = self.owner(record), record.stream
+        if self.tickets.get(device, part.ticket) is not None:  # an earlier life sent it in another way
+            return self._again(record, stream, sequence, part.slot, part.ticket)
+        self.tickets.heard(device, stream)
+        ticket = Ticket(record.offset, source, record.tier, device, stream, sequence, part)
         self.tickets.arrived(ticket)
         self.turns.arrived(ticket)
         return Step()
@@ -122,15 +117,17 @@ class SplitLoraMethod(SplitMethod):
     def _repeat(self, record: Record) -> Step:
         """A device that was set back sends again what is here: it has lost what it was answered."""
         found = msgspec.json.decode(record.payload, type=RepeatRecord)
-        device = self._owner_of(found.stream)
-        self.tickets.heard(device, found.stream)
-        known = self.tickets.get(device, found.ticket)
+        return self._again(record, found.stream, found.sequence, found.slot, found.ticket)
+
+    def _again(self, record: Record, stream: str, sequence: int, slot: int, ticket: bytes) -> Step:
+        device = self._owner_of(stream)
+        self.tickets.heard(device, stream)
+        known = self.tickets.get(device, ticket)
         if known is not None and known.stage is Stage.WAITING:
-            known.part = msgspec.structs.replace(known.part, slot=found.slot)
-            known.stream, known.sequence = found.stream, found.sequence
+            known.part = msgspec.structs.replace(known.part, slot=slot)
+            known.stream, known.sequence = stream, sequence
             return Step()
-        place = found.stream, found.sequence, found.slot
-        return Step(replies=(self._without(record, *place, found.ticket, "it had come before"),))
+        return Step(replies=(self._without(record, stream, sequence, slot, ticket, "it had come before"),))
 
     def _refused(self, record: Record, message: Reuse, why: str) -> Step:
         place = message.stream, message.sequence, message.split.slot

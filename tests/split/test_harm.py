@@ -206,6 +206,26 @@ def test_rows_that_had_all_come_before_are_learnt_from_in_later_passes(
         assert len(updates) == 2, "both later passes were answered, and learnt"
 
 
+def test_a_batch_under_a_ticket_that_is_known_is_answered_whatever_it_holds(
+    tmp_path: Path, backbone: Path
+) -> None:
+    """As where one life sends it as a reuse, and a later one, that was set back before it, whole."""
+    with fleet(tmp_path, config(tmp_path, backbone, split={"window": 2}), {"cut1": 4}) as made:
+        batch, (device,) = unpack(ActivationBatch, first_batch(made)), made.devices
+        assert batch.part is not None
+        made.trainer.take(device.name, device.tier, pack(batch))
+        made.trainer.serve()
+        later = msgspec.structs.replace(
+            batch,
+            stream="cd" * 16,
+            keys=bytes(reversed(batch.keys)),
+            split=msgspec.structs.replace(batch.part, slot=1),
+        )
+        made.trainer.take(device.name, device.tier, pack(later))
+        made.trainer.serve()
+        assert reply_in(made, 1).refused == "it had come before"
+
+
 # --- rows that are too long ------------------------------------------------------------------------------
 
 
