@@ -5,10 +5,10 @@
 Rows: ``linear``, a linear probe on the frozen features; ``central``, the side-network trained centrally;
 ``lora`` and ``full``, the backbone itself trained centrally; all of these a tier's backbone at a time.
 ``fleet``, real agents and the real trainer; ``fleet-per-tier``, the same with a job a tier; ``fedavg-lora``,
-simulated, with the deepest backbone on every device; beside a ``fleet`` it is told what either takes to the same
-accuracy, in processor time and in bytes both ways. Accuracies are means over tiers. Device CPU seconds are
-summed over all devices, of a centralised row they are the mean over tiers; memory is measured in a process of
-its own on the deepest backbone; bytes are payloads.
+simulated, with the deepest backbone on every device; beside a ``fleet`` it is told what either takes to the
+same accuracy, in processor time and in bytes both ways. Accuracies are means over tiers. Device CPU seconds
+are summed over all devices, of a centralised row they are the mean over tiers; memory is measured in a
+process of its own on the deepest backbone; bytes are payloads.
 """
 
 from __future__ import annotations

@@ -149,9 +149,7 @@ class Bench:
         epochs = options.local_epochs
         devices = make_fleet(self._work, devices=options.devices, alpha=options.alpha, seed=seed, churn=False)
         shards = [device.examples for device in devices]
-        tuned = baselines.fedavg_lora(
-            self._work, shards, seed, options.rounds, say, local_epochs=epochs
-        )
+        tuned = baselines.fedavg_lora(self._work, shards, seed, options.rounds, say, local_epochs=epochs)
         measured = self._tuned("fedavg-lora", seed, {self._work.deepest: tuned}, epochs * options.rounds)
         measured.rounds = tuned.accuracies
         measured.bytes_up = measured.bytes_down = 4.0 * tuned.trainable * options.rounds

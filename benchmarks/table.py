@@ -78,8 +78,8 @@ def gaps(results: Sequence[Measured], base: str = "central") -> dict[str, Any]:
 def equal_accuracy(results: Sequence[Measured]) -> dict[str, Any]:
     """What FedAvg-LoRA takes until it is as accurate as the fleet; empty without the two.
 
-    Means over seeds; ``rounds`` is None where it never gets there, and its CPU and bytes are then those of all
-    rounds. Bytes are a device's, up and down.
+    Means over seeds; ``rounds`` is None where it never gets there, and its CPU and bytes are then those of
+    all rounds. Bytes are a device's, up and down.
     """
     fleet = [one for one in results if one.row == "fleet"]
     fedavg = [one for one in results if one.row == "fedavg-lora"]

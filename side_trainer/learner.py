@@ -185,6 +185,7 @@ class Learner:
             )
         if record.kind in _ARRIVED:
             self._last_batch_at = time.monotonic()
+            self._releases.heard(len(record.payload))
         if record.kind == "batch":
             self._count_batch(record, step)
         elif record.kind in _SOURCES:

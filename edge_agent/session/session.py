@@ -63,9 +63,7 @@ class Session:
         self._weights = WeightsInbox(
             self._transport,
             *(topics.weights(tier), topics.final_weights(tier)),
-            VersionChoice(
-                config.weights, config.weights_budget_mib, outbox.counters()["weights_bytes_down"]
-            ),
+            VersionChoice(config.weights, config.weights_budget_mib, outbox.counters()["weights_bytes_down"]),
         )
         self._receipts = Receipts(
             topics.receipt(tier, name),

@@ -1,4 +1,4 @@
-"""Which versions a device listens for: its settings, what its method needs, and what its budget leaves. Pure."""
+"""Which versions a device listens for: its settings, its method's need, and what its budget leaves. Pure."""
 
 from __future__ import annotations
 
