@@ -191,6 +191,7 @@ EXAMPLES: Final[dict[str, Message]] = {
         forward_seconds=1.25,
         accuracy=0.5,
         finished=True,
+        weights_bytes_down=2**31,
         outbox_max_bytes=2**28,
         messages_dropped=3,
         weights_refused=2,
