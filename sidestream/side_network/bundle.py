@@ -43,7 +43,7 @@ _MARK: Final = b"hufb"
 """As the length of a safetensors header it would be 1.6 GB."""
 _MOST_PACKED: Final = 8
 """Huffman's code takes a bit for eight at least; a file that grows by more was not packed by us."""
-_STEP_SHARE: Final = 0.25
+_STEP_SHARE: Final = 1 / 3
 """Of an output's root mean square weight: a step of ``packed``."""
 
 WeightsCodec = Literal["f32", "f16", "int8", "packed"]

@@ -145,14 +145,14 @@ def test_a_network_of_every_codec_is_built_and_equal_states_give_equal_bytes(cod
 
 
 @pytest.mark.parametrize("shape", [(3, 500), (2, 300, 4)])
-def test_packed_is_within_an_eighth_of_an_outputs_root_mean_square_and_takes_half_of_int8(
+def test_packed_is_within_a_sixth_of_an_outputs_root_mean_square_and_takes_half_of_int8(
     shape: tuple[int, ...],
 ) -> None:
     rng = np.random.default_rng(4)
     array = (rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 3, (shape[0], 1, *shape[2:]))).astype("f4")
     back = decode_bundle(encode_bundle(_about(), {"w": array}, codec="packed")).tensors["w"]
     size = np.sqrt(np.square(array).mean(axis=1, keepdims=True))
-    assert (np.abs(back - array) <= size / 8 * 1.01 + 1e-6).all()
+    assert (np.abs(back - array) <= size / 6 * 1.01 + 1e-6).all()
     wide = {"w": rng.standard_normal((256, 256)).astype("f4")}
     sizes = {codec: len(encode_bundle(_about(), wide, codec=codec)) for codec in ("int8", "packed")}
     assert sizes["packed"] < 0.55 * sizes["int8"]
