@@ -183,7 +183,11 @@ class Session:
         status.writes.check_batches(now, unanswered_s)
         if self._report.is_due(now):
             word = self._report.take(
-                now, self._work.in_use, source_ended=self._work.produced, trouble=self._trouble()
+                now,
+                self._work.in_use,
+                source_ended=self._work.produced,
+                trouble=self._trouble(),
+                final_only=self._weights.final_only,
             )
             if self._link.connected:
                 self._publish(word)
@@ -314,6 +318,12 @@ class Session:
         words: list[LastWord] = []
         if Outcome.DUPLICATE not in self._outcomes:  # else what stands on our topics is the other's
             now, work = self._context.clock(), self._work
-            figures = self._report.take(now, work.in_use, source_ended=work.produced, qos=1)
+            figures = self._report.take(
+                now,
+                work.in_use,
+                source_ended=work.produced,
+                final_only=self._weights.final_only,
+                qos=1,
+            )
             words = [figures, self._status.death(reason)]
         self._transport.close(last_words=words)

@@ -40,6 +40,11 @@ class WeightsInbox:
         self._asked_s = 0.0
 
     @property
+    def final_only(self) -> bool:
+        """Whether finished versions only are listened for."""
+        return not self._choice.every
+
+    @property
     def version(self) -> int:
         """Its version; 0 for none."""
         return self.newest.version if self.newest is not None else 0

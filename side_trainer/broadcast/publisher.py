@@ -128,6 +128,8 @@ class Publisher:
         self._journal.published = {**{old: out[old] for old in out if old == keep}, version.number: chunks}
         if Place.NEWEST in places:
             self._metrics.weights_version.set(version.number)
+        if Place.FINISHED in places:
+            self._metrics.weights_finished.set(version.number)
         return True
 
     def _clear(

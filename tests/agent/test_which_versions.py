@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_a_budget_that_is_used_up_leaves_finished_versions_also_after_a_restart(
     trainer.signer = key
     trainer.publish_plan()
     size = len(trainer.publish_weights(2, first=True))
-    settings = {"weights_budget_mib": 1.5 * size / 2**20, "trusted_keys_file": str(path)}
+    settings: dict[str, Any] = {"weights_budget_mib": 1.5 * size / 2**20, "trusted_keys_file": str(path)}
     with Running(broker, bert, tmp_path, **settings):
         until(lambda: version_of(tmp_path) == 2)
         trainer.publish_weights(3)

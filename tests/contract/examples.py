@@ -192,6 +192,7 @@ EXAMPLES: Final[dict[str, Message]] = {
         accuracy=0.5,
         finished=True,
         weights_bytes_down=2**31,
+        final_only=True,
         outbox_max_bytes=2**28,
         messages_dropped=3,
         weights_refused=2,

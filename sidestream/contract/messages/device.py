@@ -180,6 +180,8 @@ class Telemetry(Message, frozen=True, kw_only=True):
     weights_bytes_down: Annotated[
         Count, _counter("Payload bytes of weights received", "received_weights_bytes_total")
     ] = 0
+    final_only: bool = False
+    """Whether it listens for finished versions of the weights only."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
