@@ -44,25 +44,28 @@ class Pace:
         self, config: TrainerConfig, before: Mapping[str, Floats], now: Mapping[str, Floats]
     ) -> bool:
         """Whether devices are to get ``now``, having ``before``; empty if they have nothing."""
-        method = self._fold.method
-        if not self._is_paid(config):
+        method, share = self._fold.method, config.publish_share
+        if self._fold.samples < _GROWTH * self._judged or not self._may_be_paid(share):
             return False
         if before.keys() == now.keys() and method.moved_by(before, now) < config.publish_change:
             return False
+        if not self._is_paid(config):
+            return False
         if not config.publish_gain:
             return True
-        if self._fold.samples < _GROWTH * self._judged:
-            return False
         self._judged = self._fold.samples
         gain = method.gain(before)
         return gain is None or gain >= config.publish_gain
 
+    def _may_be_paid(self, share: float) -> bool:
+        """By what a version took when it was last asked."""
+        unknown = self._sizes.keys() != self._fold.facts.tiers.keys()
+        return not share or unknown or self._covers(share)
+
     def _is_paid(self, config: TrainerConfig) -> bool:
+        """By what one takes now: weights that have learnt more are packed less well."""
         if not config.publish_share:
             return True
-        if self._sizes.keys() == self._fold.facts.tiers.keys() and not self._covers(config.publish_share):
-            return False
-        # Weights that have learnt more are packed less well: what a version takes is asked when it matters.
         bundles = self._fold.method.bundles("0" * 32, 0, config.weights_codec)
         self._sizes = {tier: len(bundle) for tier, bundle in bundles.items()}
         return self._covers(config.publish_share)
