@@ -220,7 +220,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     publish_change: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
     """Weights that moved by less than this share of their norm wait for the next version; the final one does
     not. Every version costs every device its bytes."""
-    publish_share: Annotated[float, msgspec.Meta(ge=0)] = 0.5
+    publish_share: Annotated[float, msgspec.Meta(ge=0)] = 0.4
     """A version that is not final takes, to all devices, at most this share of the bytes that they have sent
     since the version before; until then it waits. 0: whatever it takes."""
     publish_gain: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
