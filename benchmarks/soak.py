@@ -10,6 +10,7 @@ are kept on disk, and its cache of decoded ones is full long before that.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -31,6 +32,7 @@ from tests.until import until
 
 _LABELS: Final = ("cold", "dark", "loud")
 _AHEAD: Final = 400
+_STYLES: Final = ("C0-", "C1-.", "C2-", "C3--")
 _HEADINGS: Final = (
     "process",
     "MiB after a minute",
@@ -113,12 +115,12 @@ def plot(samples: list[dict[str, float]], path: Path) -> None:
     minutes = [one["s"] / 60 for one in samples]
     with drawing(path, panels=2) as axes:
         for axis, unit in zip(axes, ("MiB", "files"), strict=True):
-            for key in samples[0]:
-                if key.endswith(f" {unit}"):
-                    axis.plot(minutes, [one[key] for one in samples], label=key.removesuffix(f" {unit}"))
+            keys = [key for key in samples[0] if key.endswith(f" {unit}")]
+            for key, how in zip(keys, itertools.cycle(_STYLES)):  # those on top of each other show both
+                axis.plot(minutes, [one[key] for one in samples], how, label=key.removesuffix(f" {unit}"))
             axis.set_ylim(bottom=0)
             axis.set_ylabel("resident memory, MiB" if unit == "MiB" else "open files")
-        axes[0].legend(loc="center right")
+        axes[0].legend(loc="center right", handlelength=4)
         axes[0].set_title(f"{samples[-1]['journaled']:,.0f} samples in {minutes[-1]:.0f} minutes")
         axes[1].set_xlabel("minutes")
 

@@ -214,7 +214,11 @@ class DeviceEnd:
             return
         lower = pace(lower_half(backbone, method.lora))
         adopter = cast(Adopter, self.adopted)
-        adapters: DeviceAdapters = HeldAdapters(lower, adopter, writer, in_step=method.window == 1)
+        adapters: DeviceAdapters = HeldAdapters(
+            *(lower, adopter, writer, self.outbox),
+            in_step=method.window == 1,
+            clock=context.clock,
+        )
         if method.adapters == "local":
             adapters = OwnAdapters(
                 *(lower, adopter, writer, local_steps(lower, method.round), method.round, self.outbox),

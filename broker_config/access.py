@@ -1,9 +1,9 @@
 """Who may do what at a fleet's broker: Mosquitto's access list, from the list of devices. Pure text.
 
-A device is named by its certificate. It writes its own uploads, status and telemetry. It reads the plan, the
-trainer's status, its tier's weights and flow, its own receipts and gradients, and its own status, by which it
-notices a duplicate device, and that its words arrive. It has an echo topic to try the broker
-with. What no line allows is denied.
+A device is named by its certificate. It writes its own uploads, queries, status and telemetry. It reads the
+plan, the trainer's status, its tier's weights and flow, its own receipts, gradients and predictions, and its
+own status, by which it notices a duplicate device, and that its words arrive. It has an echo topic to try the
+broker with. What no line allows is denied.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def _device(topics: Topics, member: Member) -> list[str]:
         f"user {name}",
         f"topic write {topics.activations(tier, name)}",
         f"topic write {topics.adapter(tier, name)}",
+        f"topic write {topics.query(tier, name)}",
         f"topic write {topics.telemetry(tier, name)}",
         f"topic readwrite {topics.status(tier, name)}",
         f"topic readwrite {topics.echo(tier, name)}",
@@ -54,4 +55,5 @@ def _device(topics: Topics, member: Member) -> list[str]:
         f"topic read {topics.flow(tier)}",
         f"topic read {topics.receipt(tier, name)}",
         f"topic read {topics.gradients_filter(tier, name)}",
+        f"topic read {topics.predictions_filter(tier, name)}",
     ]

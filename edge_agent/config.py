@@ -95,6 +95,18 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 @prepared
+class PredictConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the device predicts: the ``[predict]`` table."""
+
+    remote: bool = False
+    """In a split job, on a device without room for the whole model: have the trainer predict, if it may
+    (remote = true in its own table [predict]). It and the broker get what this device's layers make of each
+    text, from which the text can be read."""
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
+    """How long to wait for the trainer's answer."""
+
+
+@prepared
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an agent must be told; what is not here it learns from the job's plan."""
 
@@ -122,6 +134,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     whole_model: Literal["auto", "always", "never"] = "auto"
     """In a split job, whether the device may load all layers to measure and predict with the final weights:
     auto where it has twice their memory free. It trains in any case, with its own layers only."""
+    predict: PredictConfig = PredictConfig()
+    """How the device predicts."""
     state_dir: str = ""
     """Folder for the outbox and the adopted weights. Empty: below ~/.local/state/sidestream."""
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0

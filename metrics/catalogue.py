@@ -52,8 +52,17 @@ class Kind(_Label):
 
     ACTIVATIONS = "activations"
     ADAPTER = "adapter"
+    QUERY = "query"
     STATUS = "status"
     TELEMETRY = "telemetry"
+
+
+class Asked(_Label):
+    """What became of a device's query (label ``outcome``)."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    DROPPED = "dropped"
 
 
 class Reason(_Label):
@@ -77,6 +86,7 @@ class Content(_Label):
     WEIGHTS = "weights"
     CONTROL = "control"
     GRADIENT = "gradient"
+    PREDICTION = "prediction"
 
 
 class Source(_Label):
@@ -110,6 +120,7 @@ CLOSED_SETS: Final[dict[str, type[_Label]]] = {
     "content": Content,
     "source": Source,
     "measure": Measure,
+    "outcome": Asked,
 }
 """The labels whose values are known at start; ``tier`` follows with the plan."""
 
@@ -270,6 +281,11 @@ class TrainerMetrics(_Holder):
     )
     replies_expired: Counter = counter(
         "replies_expired_total", "Answers taken back because nobody wanted them for too long"
+    )
+    queries: Counter = counter(
+        "queries_total",
+        "Queries of devices that have the trainer predict (split jobs)",
+        "outcome",
     )
     gradient_norm: Gauge = gauge("gradient_norm", "Norm of the last update's gradient before it was clipped")
     staleness: Gauge = gauge(

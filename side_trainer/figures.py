@@ -61,6 +61,7 @@ class Figures:
         """Counts everything."""
         self.fleet = Fleet(config.tiers)
         """The view of the devices; the ingest thread's alone."""
+        self.fleet.held = judge.holds
         self.board = Board(config.job, unix_s=time.time(), task=config.task)
         """What the page shows."""
         self.broker = BrokerFigures()

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from metrics.catalogue import Source, TrainerMetrics
+from metrics.catalogue import Kind, Reason, Source, TrainerMetrics
 from side_trainer.broadcast.releases import Releases
 from side_trainer.broadcast.replies import Replies
 from side_trainer.fold.checkpointer import Checkpointer
@@ -22,6 +22,7 @@ from side_trainer.fold.progress import Progress
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import RecordKind
 from side_trainer.method import Step
+from side_trainer.queries.answering import Queries
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.errors import StateError
 from sidestream.host.trace import Trace
@@ -48,6 +49,7 @@ class Learner:
         checkpointer: Writes it down.
         releases: Publishes it.
         replies: Tells devices what their batches gave.
+        queries: What devices ask beside that.
         metrics: Counts updates.
         trace: Told what is done when.
         judge: Told of each batch's tier, stream, and loss before it was learnt.
@@ -62,6 +64,7 @@ class Learner:
         checkpointer: Checkpointer,
         releases: Releases,
         replies: Replies,
+        queries: Queries,
         *,
         metrics: TrainerMetrics,
         trace: Trace,
@@ -74,6 +77,7 @@ class Learner:
         self._checkpointer = checkpointer
         self._releases = releases
         self._replies = replies
+        self._queries = queries
         self._metrics = metrics
         self._trace = trace
         self._judge = judge
@@ -104,6 +108,7 @@ class Learner:
             try:
                 busy = self._own() or busy or self._idle()
                 self._answer()
+                busy = self._predict(learning=busy) or busy
                 self._releases.publish_if_due()
             except StateError as exc:
                 _log.error("%s; trying again in %.0f s", exc, _STORAGE_RETRY_S)
@@ -126,6 +131,13 @@ class Learner:
         self._recovered = self._recovered or not self._progress.backlog
         if self._recovered:
             self._replies.publish()
+
+    def _predict(self, *, learning: bool) -> bool:
+        """Answer a query, by weights that have all that was in the journal at the start."""
+        if not self._recovered:
+            return False
+        method = self._fold.method if self._fold.begun else None
+        return self._queries.answer(method, self._progress.version, learning=learning)
 
     def _catch_up(self, stop: threading.Event) -> bool:
         """Fold some of the records that follow; return whether there were any."""
@@ -183,6 +195,9 @@ class Learner:
                 "other devices' do",
                 *(device, 100 * weight),
             )
+        for device, why in step.refused.items():
+            self._metrics.messages_rejected.labels(Kind.ADAPTER, Reason.OTHER).inc()
+            _log.warning("what device %s uploaded is left out of the average: %s", device, why)
         if record.kind in _ARRIVED:
             self._last_batch_at = time.monotonic()
             self._releases.heard(len(record.payload))

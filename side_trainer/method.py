@@ -15,11 +15,13 @@ from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import IdleRecord, RecordKind, SettingsRecord, TierRecord
-from sidestream.contract.errors import DecodeError
+from sidestream.contract.errors import DecodeError, StateError
 from sidestream.contract.messages import GradientReply
+from sidestream.contract.tasks import Scale
 from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
 from sidestream.side_network.bundle import WeightsCodec
@@ -66,6 +68,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Of a device's answer: batches that were served since the one that it answers."""
     doubted: dict[str, float] = {}
     """Devices whose rows were found to count for less than half, with what they count, 0 to 1."""
+    refused: dict[str, str] = {}
+    """Devices that had something left out which was journaled, and why."""
 
 
 @dataclass(kw_only=True)
@@ -78,6 +82,16 @@ class Facts:
     """In index order; empty until they are fixed."""
     tiers: dict[str, TierRecord] = field(default_factory=dict)
     """Those that are settled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What texts of a device are answered with."""
+
+    numbers: Floats
+    """[K, C]: logits, or numbers."""
+    scale: Scale
+    """What a regression's numbers are measured in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +169,19 @@ class Method(ABC):
     def unanswered(self) -> int:
         """Batches that devices wait for an answer to."""
         return 0
+
+    def answers(self, tier: str, states: Floats, lengths: npt.NDArray[np.int64]) -> Answers:
+        """Predict for a device that has no room to; nothing of the state changes by that.
+
+        Args:
+            tier: The device's.
+            states: [N, d]: texts after the device's layers.
+            lengths: [K]: vectors of each.
+
+        Raises:
+            StateError: it cannot.
+        """
+        raise StateError("the devices of this job predict by themselves")
 
     def moved_by(self, before: Mapping[str, Floats], now: Mapping[str, Floats]) -> float:
         """How far weights have moved, as a share of their norm.

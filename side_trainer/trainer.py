@@ -35,6 +35,7 @@ from side_trainer.job import Contradiction, Job, check
 from side_trainer.journal.journal import FILE_NAME, Journal
 from side_trainer.learner import Learner
 from side_trainer.quarantine.judge import Judge
+from side_trainer.queries.answering import Queries
 from side_trainer.receive.batches import Batches
 from side_trainer.receive.duties import Duties
 from side_trainer.receive.inbox import SHARE_BYTES, Inbox
@@ -189,6 +190,7 @@ class Parts:
             keep_s=config.reply_keep_h * 3600,
             patience_s=config.reply_patience_s,
         )
+        self._queries = Queries(config.predict, link, topics, signer, self.figures.metrics, journal.run)
         self._retained = Retained()
         self._downlink = downlink = Downlink(link, topics, journal, self.figures.metrics)
         self.presence = Presence(election, journal, link, downlink, topics, signer, self._progress, gone)
@@ -204,7 +206,7 @@ class Parts:
         )
         checkpointer = Checkpointer(directory, fold, journal, metrics)
         return Learner(
-            *(config, journal, fold, self._progress, checkpointer, releases, self._replies),
+            *(config, journal, fold, self._progress, checkpointer, releases, self._replies, self._queries),
             metrics=metrics,
             trace=self._trace,
             judge=self._judge.on_loss,
@@ -222,7 +224,8 @@ class Parts:
         reports = Reports(job, figures, downlink, setbacks, refusals)
         router = Router(
             *(topics, link, self.presence, announcements, setbacks, reports, refusals),
-            *(figures.metrics, figures.broker),
+            *(figures.metrics, figures.broker, self._queries),
+            plan=lambda: job.plan,
         )
         batches = Batches(
             *(journal, job, judge, downlink, refusals, setbacks, shut_out, figures.metrics, self._trace)

@@ -53,4 +53,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """What is offered, and no more: it is what a Tab shows."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

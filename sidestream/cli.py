@@ -6,24 +6,28 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from importlib import import_module
+from typing import Final, NoReturn
 
-import broker_config.cli
-import edge_agent.commands.agent
-import metrics.cli
-import side_trainer.operator.commands
-import sidestream.backbone.commands
 import sidestream.completion
-import sidestream.demo.cli
-import sidestream.doctor.cli
-import sidestream.fleet.cli
-import sidestream.top.cli
 from sidestream.contract.errors import SidestreamError
 from sidestream.host.logs import fail
 from sidestream.host.signals import INTERRUPTED
 from sidestream.service.state_choice import find_state_dir
 from sidestream.version import version
 
+_ROOMS: Final = {
+    "demo": "sidestream.demo.cli",
+    "fleet": "sidestream.fleet.cli",
+    "doctor": "sidestream.doctor.cli",
+    "broker": "broker_config.cli",
+    "trainer": "side_trainer.operator.commands",
+    "agent": "edge_agent.commands.agent",
+    "backbone": "sidestream.backbone.commands",
+    "metrics": "metrics.cli",
+    "top": "sidestream.top.cli",
+}
+"""By command, the module whose ``add_parser`` adds it. Only the one that is asked for is imported."""
 _OURS = ("sidestream", "edge_agent", "side_trainer", "broker_config", "metrics")
 _DESCRIPTION = """\
 Federated fine-tuning of transformers on edge devices over MQTT. Devices run only the forward pass of a frozen
@@ -48,8 +52,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """The command line: all of it, or what a command that there is needs, which starts sooner."""
     parser = _Parser(
         prog="sidestream",
         description=_DESCRIPTION,
@@ -59,18 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sidestream {version()}")
     parser.set_defaults(handler=lambda args: parser.print_help())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for room in (
-        sidestream.demo.cli,
-        sidestream.fleet.cli,
-        sidestream.doctor.cli,
-        broker_config.cli,
-        side_trainer.operator.commands,
-        edge_agent.commands.agent,
-        sidestream.backbone.commands,
-        metrics.cli,
-        sidestream.top.cli,
-    ):
-        room.add_parser(commands)
+    for room in [_ROOMS[command]] if command in _ROOMS else _ROOMS.values():
+        import_module(room).add_parser(commands)
     sidestream.completion.add_parser(commands, parser)
     return parser
 
@@ -81,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 if it did what it was asked, 1 if it could not, 2 for wrong arguments, 130 after Ctrl-C.
     """
-    args = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    args = build_parser(given[0] if given else "").parse_args(given)
     try:
         find_state_dir(args)
         code: int = args.handler(args) or 0

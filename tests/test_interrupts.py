@@ -22,7 +22,7 @@ import os, signal, sidestream.cli
 class Late:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
-def build_parser():
+def build_parser(command):
     global late
     late = Late()
     late = None

@@ -198,7 +198,9 @@ def test_trainer_and_broker_get_units_of_their_own(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     settings = tmp_path / "trainer.toml"
-    settings.write_text('job = "home"\n[tiers.pi]\nbackbone = "x"\n')
+    runs = tmp_path / "runs"
+    trackers = f'trackers = ["tensorboard:{runs}", "mlflow:http://127.0.0.1:5000"]'
+    settings.write_text(f'job = "home"\n{trackers}\n[tiers.pi]\nbackbone = "x"\n')
     given = [str(settings)] if part == "trainer" else ["--port", "1999", "--host", "0.0.0.0"]
     root = tmp_path / "card"
     assert (
@@ -214,6 +216,9 @@ def test_trainer_and_broker_get_units_of_their_own(
     }[part]
     assert f"Description=Sidestream {part}\n" in text and expected in text
     assert f'"sidestream {part} uninstall"' in text and f"ReadWritePaths={state}" in text
+    assert (
+        (f"ReadWritePaths={runs}" in text) == (part == "trainer") == (root / runs.relative_to("/")).is_dir()
+    )
     if shutil.which("systemd-analyze"):
         shutil.copy(unit, tmp_path / unit.name)
         done = subprocess.run(
@@ -222,3 +227,12 @@ def test_trainer_and_broker_get_units_of_their_own(
         assert unit.name not in done.stderr, done.stderr
     assert main([part, "uninstall", "--root", str(root)]) == 0 and not unit.exists()
     assert "sidestream" in capsys.readouterr().out
+
+
+def test_a_tracker_whose_folder_depends_on_where_the_trainer_is_started_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "trainer.toml"
+    settings.write_text('job = "home"\ntrackers = ["tensorboard:runs"]\n[tiers.pi]\nbackbone = "x"\n')
+    assert main(["trainer", "install", str(settings), "--root", str(tmp_path / "card"), "--dry-run"]) == 1
+    assert "depends on where it is started" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import argparse
 import pytest
 
 import edge_agent
+import sidestream
 from broker_config.settings import BrokerSettings
 from sidestream.cli import build_parser
 from sidestream.contract.topics import Topics
@@ -155,3 +156,7 @@ def test_topics_are_these() -> None:
 
 def test_the_python_interface_is_this() -> None:
     assert edge_agent.__all__ == ["Prediction", "Predictor", "load", "load_tuned"]
+
+
+def test_a_tab_shows_of_the_library_what_it_offers() -> None:
+    assert [name for name in dir(sidestream) if not name.startswith("_")] == sorted(sidestream.__all__)

@@ -50,3 +50,15 @@ def test_the_linter_forbids_it_in_every_module_that_there_is() -> None:
             name = ".".join(module.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             known = [one for one in contract["source_modules"] if f"{name}.".startswith(f"{one}.")]
             assert known or name in FREE or name.startswith(WITH_TORCH), f"{name} is not in the contract"
+
+
+def test_a_command_imports_what_it_takes_and_no_other_commands() -> None:
+    script = (
+        "import sys; from sidestream.cli import build_parser; build_parser('trainer'); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(done.stdout.split())
+    assert "side_trainer.operator.commands" in loaded
+    assert not loaded & {"torch", "sidestream.fleet.cli", "edge_agent.commands.agent", "rich", "starlette"}

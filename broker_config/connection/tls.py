@@ -9,6 +9,19 @@ from broker_config.settings import BrokerSettings
 from sidestream.contract.errors import ConfigError
 
 
+class _Socket(ssl.SSLSocket):
+    """Closes where its handshake fails: paho lets go of it, open."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+
 def tls_context(settings: BrokerSettings) -> ssl.SSLContext:
     """What an ``mqtts://`` connection verifies the broker with, and shows of itself.
 
@@ -24,6 +37,7 @@ def tls_context(settings: BrokerSettings) -> ssl.SSLContext:
     except (ssl.SSLError, OSError) as error:
         raise ConfigError("broker.ca_file", f"{settings.ca_file} holds no PEM certificates") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = _Socket
     if settings.cert_file:
         try:
             context.load_cert_chain(settings.cert_file, settings.key_file, password=_no_passphrase)

@@ -19,6 +19,7 @@ import msgspec
 from broker_config.connection.tls import tls_context
 from edge_agent.commands import setup as setup_cli
 from edge_agent.commands.generate import add_adopted, add_generate
+from edge_agent.commands.predicting import predictor_of
 from edge_agent.commands.samples import add_label, add_samples
 from edge_agent.commands.serve import add_serve
 from edge_agent.config import AgentConfig
@@ -67,7 +68,9 @@ The same without a file:
 """
 
 _PREDICT_HELP: Final = """\
-Label texts with the weights that this device's agent adopted last. Needs no broker and no network.
+Label texts with the weights that this device's agent adopted last. Needs no broker and no network, but on a
+device of a split job that has no room for the whole model: with --config, and remote = true in its [predict],
+the trainer is asked, if it may answer.
 
     sidestream agent predict --state-dir ~/.local/state/sidestream/agent/support-intents "turn the lights off"
     sidestream agent predict --state-dir DIR --file texts.txt --json
@@ -150,18 +153,16 @@ def predict(args: argparse.Namespace) -> int:
     """Print the answer to each text."""
     set_up("warning")
     texts = texts_of(args.text, args.file)
-    from edge_agent.answers.predictor import load
-
-    predictor = load(args.state_dir, backbone=args.backbone)
-    at_once = _AT_ONCE if args.text or args.file else 1  # whoever pipes texts in may wait for each answer
-    while batch := list(islice(texts, at_once)):
-        inputs: list[Text] = [pair_of(text) for text in batch] if args.pair else list(batch)
-        for text, answer in zip(batch, predictor.predict(inputs), strict=True):
-            if args.json:
-                print(json.dumps({"text": text, **msgspec.to_builtins(answer)}, ensure_ascii=False))
-            else:
-                print(f"{answer}\t{' '.join(text.split())}")
-        sys.stdout.flush()
+    with predictor_of(args.state_dir, args.config, args.backbone) as predictor:
+        at_once = _AT_ONCE if args.text or args.file else 1  # whoever pipes texts in may wait for each answer
+        while batch := list(islice(texts, at_once)):
+            inputs: list[Text] = [pair_of(text) for text in batch] if args.pair else list(batch)
+            for text, answer in zip(batch, predictor.predict(inputs), strict=True):
+                if args.json:
+                    print(json.dumps({"text": text, **msgspec.to_builtins(answer)}, ensure_ascii=False))
+                else:
+                    print(f"{answer}\t{' '.join(text.split())}")
+            sys.stdout.flush()
     return 0
 
 

@@ -6,10 +6,12 @@ import argparse
 import sys
 from typing import Any, Final
 
+from edge_agent.config import AgentConfig
 from sidestream.contract.errors import DataError
 from sidestream.host.commands import add_command
 from sidestream.host.logs import set_up
 from sidestream.host.signals import stop_event
+from sidestream.host.toml import load_config
 from sidestream.service.state_choice import add_state_dir
 
 _HELP: Final = """\
@@ -60,7 +62,8 @@ def generate(args: argparse.Namespace) -> int:
     prompt = args.prompt if args.prompt is not None else _read(sys.stdin)
     from edge_agent.answers.predictor import load
 
-    pieces = load(args.state_dir, backbone=args.backbone).stream(
+    whole = "auto" if args.config is None else load_config(AgentConfig, args.config).whole_model
+    pieces = load(args.state_dir, backbone=args.backbone, whole_model=whole).stream(
         prompt,
         frozen=args.frozen,
         max_tokens=args.max_tokens,

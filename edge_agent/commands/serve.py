@@ -51,9 +51,13 @@ def serve(args: argparse.Namespace) -> int:
     host = args.host or (config.serve_host if config else "127.0.0.1")
     if not 0 <= port <= 65535:
         raise ConfigError("--port", f"is {port}; it must be from 0 to 65535")
+    whole = "auto" if config is None else config.whole_model
     with stop_event() as stop, ExitStack() as stack:
         predictions = stack.enter_context(
-            Predictions(args.state_dir.expanduser(), lambda folder: load(folder, backbone=args.backbone))
+            Predictions(
+                args.state_dir.expanduser(),
+                lambda folder: load(folder, backbone=args.backbone, whole_model=whole),
+            )
         )
         served = stack.enter_context(PredictionServer(predictions, port, host))
         say(f"answering at {served.url}/predict with version {predictions.predictor.version}")

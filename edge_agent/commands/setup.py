@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from edge_agent.commands.enrol import SETTINGS, default_config_dir, enrol, read_bundle
 from edge_agent.commands.service_state import SYSTEM, state_of
 from edge_agent.config import AgentConfig
@@ -117,6 +119,9 @@ def install(args: argparse.Namespace) -> int:
     )
     state = state.expanduser().absolute()
     service = service_of(settings, state, for_user=args.user, run_as=args.run_as, root=args.root)
+    if config.trace_path:
+        folder = Path(config.trace_path).expanduser().absolute().parent
+        service = msgspec.structs.replace(service, writes=(folder,))
     return put_in_place(service, dry_run=args.dry_run)
 
 

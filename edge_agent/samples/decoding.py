@@ -49,6 +49,7 @@ class Decoder:
         self._encoding = encoding
         self._head = b""
         self._gunzip: zlib._Decompress | None = None
+        self._in_pack = False  # a packed piece has begun and not ended
         self._begun = False
         self._characters: codecs.IncrementalDecoder | None = None
 
@@ -67,6 +68,10 @@ class Decoder:
                 self._gunzip = zlib.decompressobj(31)
         if self._gunzip is not None:
             data = self._unpack(data)
+            if final and self._in_pack:
+                raise DataError(
+                    f"{self._name}: is packed by gzip, and breaks off before its end: copy it anew"
+                )
         return self._decode(data, final)
 
     def _unpack(self, data: bytes) -> bytes:
@@ -77,7 +82,7 @@ class Decoder:
                 unpacked += self._gunzip.decompress(data)
             except zlib.error as exc:
                 raise DataError(f"{self._name}: is packed by gzip, and damaged: {exc}") from exc
-            data = self._gunzip.unused_data
+            data, self._in_pack = self._gunzip.unused_data, not self._gunzip.eof
             if self._gunzip.eof:  # what follows was appended, packed by itself
                 self._gunzip = zlib.decompressobj(31)
                 data = data.lstrip(b"\0")

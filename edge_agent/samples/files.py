@@ -106,10 +106,11 @@ class FileSource(NamingSource):
             raise DataError(
                 f"data.path: no .jsonl, .json, .csv, .tsv or .parquet file in folder {self._path}"
             )
-        rows, labels, first = 0, set[str](), list[Text]()
+        rows, labels, first, broken = 0, set[str](), list[Text](), ""
         for path in files:
             for row in self._rows(path):
                 if isinstance(row, BrokenRow):
+                    broken = broken or f", the first {row.why}"
                     continue
                 rows += 1
                 first += [row.input] if len(first) < FIRST_TEXTS and row.text.strip() else []
@@ -117,7 +118,7 @@ class FileSource(NamingSource):
                     labels.update(names_in(row.label))
                     self._warn_of(row.label)
         if not rows and not self._config.watch:
-            raise DataError(f"data.path: no usable row in {self._path}")
+            raise DataError(f"data.path: no usable row in {self._path}{broken}")
         self._readers.clear()
         self._first = first
         return listable(labels)

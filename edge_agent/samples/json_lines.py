@@ -65,6 +65,8 @@ class JsonLines:
         except (ValueError, RecursionError):
             # One object a line may well be broken; what breaks off after its bracket is a document.
             return _as_it_is if re.search(rb"[^\s{]", line) and not _unfinished(line) else self._document
+        if _holds_columns(first):
+            return self._document
         return _as_it_is if self._columns & first.keys() or not _rows_in(first) else self._document
 
     def _document(self, data: bytes, final: bool) -> bytes:
@@ -154,6 +156,13 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
         if not isinstance(found, dict):
             raise ValueError("not an object")
         yield found
+
+
+def _holds_columns(document: dict[str, Any]) -> bool:
+    """Whether an object in a line is no row of words but a document of columns: words hold no spaces."""
+    lists = [value for value in document.values() if isinstance(value, list)]
+    spaces = any(isinstance(word, str) and len(word.split()) > 1 for value in lists for word in value)
+    return spaces and len(lists) == len(document) and bool(_rows_in(document))
 
 
 def _rows_in(document: dict[str, Any]) -> list[dict[str, Any]]:

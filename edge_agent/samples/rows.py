@@ -257,7 +257,7 @@ class RowParser:
         if self.broken <= _SHOWN:
             more = "; further ones are only counted" if self.broken == _SHOWN else ""
             log.warning("%s, line %d: %s: row skipped%s", self.name, self._line, reason[:200], more)
-        return BrokenRow(hashlib.blake2b(content, digest_size=16).digest())
+        return BrokenRow(hashlib.blake2b(content, digest_size=16).digest(), reason[:200])
 
 
 def _text(line: bytes) -> str:

@@ -34,6 +34,8 @@ class BrokenRow(NamedTuple):
 
     content: bytes
     """A hash of how it stood in the source."""
+    why: str = ""
+    """In words."""
 
 
 class Sample(NamedTuple):

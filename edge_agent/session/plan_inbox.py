@@ -158,7 +158,7 @@ class PlanInbox:
         self.plan = plan
         return PlanVerdict.IN_FORCE
 
-    def check_tier(self, now: float, *, working: bool, labels_known: bool) -> None:
+    def check_tier(self, now: float, *, working: bool, labels_known: bool, loaded: bool) -> None:
         """Say what is being waited for, and give up on a plan that does not know our tier.
 
         Raises:
@@ -166,7 +166,7 @@ class PlanInbox:
         """
         if not working and now - self._waiting_s > _WAITING_S:
             self._waiting_s = now
-            log.info("waiting %s", self._waits_for(labels_known))
+            log.info("waiting %s", self._waits_for(labels_known, loaded))
         if self.plan is None or self.tier is not None:
             self._missing_s = None
             return
@@ -177,13 +177,13 @@ class PlanInbox:
         elif now - self._missing_s > _TIER_WAIT_S:
             raise ConfigError("tier", message)
 
-    def trouble(self, *, labels_known: bool) -> str:
+    def trouble(self, *, labels_known: bool, loaded: bool) -> str:
         """In words, what is wrong with the plan or lacks in it; empty once there is one to work by."""
         if self._refused:
             return f"a plan is not adopted: {self._refused}"
         if self.plan is not None and self.tier is None:
             return f"tier {self._tier!r} is none of the job's: {', '.join(sorted(self.plan.tiers))}"
-        return "" if self.ready else f"waits {self._waits_for(labels_known)}"
+        return "" if self.ready else f"waits {self._waits_for(labels_known, loaded)}"
 
     def check_backbone(self, backbone: Backbone | None) -> None:
         """Refuse to work with a backbone that is not the job's.
@@ -202,7 +202,7 @@ class PlanInbox:
                 f"{self._tier!r} has {wanted.depth} of {wanted.width}"
             )
 
-    def _waits_for(self, labels_known: bool) -> str:
+    def _waits_for(self, labels_known: bool, loaded: bool) -> str:
         if self.plan is None:
             trouble = f"one came, but {self._refused}" if self._refused else "is its trainer running?"
             return f"for the plan of job {self._job!r}: {trouble}"
@@ -211,6 +211,9 @@ class PlanInbox:
             return (
                 "until the trainer has the output head of this tier's backbone; its log says what is missing"
             )
+        loads = self.tier is not None and not loaded and not self.plan.method.awaits_cut(self.tier)
+        if loads and not self.plan.lacks_labels:  # what is loaded settles the tier
+            return "until its backbone is loaded"
         what = "the labels" if self.plan.lacks_labels else "the tier"
         hint = (
             ""

@@ -166,7 +166,8 @@ class Session:
     def _tick(self) -> None:
         now, status, plans = self._context.clock(), self._status, self._plans
         self._on_verdict(plans.stands(now, working=self._work.begun))
-        plans.check_tier(now, working=self._work.begun, labels_known=bool(status.labels))
+        known = {"labels_known": bool(status.labels), "loaded": status.backbone is not None}
+        plans.check_tier(now, working=self._work.begun, **known)
         plans.check_backbone(status.backbone)
         self._other_jobs.tick(now, waiting=plans.waits)
         if plans.plan is not None:
@@ -201,7 +202,10 @@ class Session:
             return "the trainer has no room for what it sends"
         if link.flow is not None and link.flow.pause:
             return "the trainer has its tier pause"
-        return "" if self._work.begun else self._plans.trouble(labels_known=bool(self._status.labels))
+        labels, loaded = bool(self._status.labels), self._status.backbone is not None
+        if self._work.begun:
+            return "" if loaded else "waits until its backbone is loaded"
+        return self._plans.trouble(labels_known=labels, loaded=loaded)
 
     # --- what the network says ---------------------------------------------------------------------------
 

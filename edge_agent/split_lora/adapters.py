@@ -30,6 +30,7 @@ from sidestream.split_model.adapter_bundle import AdapterBundle
 from sidestream.split_model.loading import Lower, Steps
 
 _ROUND: Final = "split_round"
+_PATIENCE_S: Final = 600.0
 log = logging.getLogger(__name__)
 
 
@@ -87,15 +88,30 @@ class HeldAdapters(DeviceAdapters):
         lower: The half.
         adopter: Adopts versions.
         writer: Writes gradients.
+        outbox: Says what of its messages will never arrive.
         in_step: Whether to wait, before each batch, for the adapters that the last answer is in.
+        clock: Seconds that only rise.
     """
 
-    def __init__(self, lower: Lower, adopter: Adopter, writer: Writer, *, in_step: bool) -> None:
+    def __init__(
+        self,
+        lower: Lower,
+        adopter: Adopter,
+        writer: Writer,
+        outbox: Outbox,
+        *,
+        in_step: bool,
+        clock: Callable[[], float],
+    ) -> None:
         super().__init__(lower, adopter)
         self._writer = writer
+        self._outbox = outbox
         self._in_step = in_step
+        self._clock = clock
         self._needed = 0
         self._awaited = b""  # the batch whose answer is not known to be learnt from
+        self._since_s = 0.0  # that it is awaited
+        self._given_up = 0  # messages until then
 
     def ready(self) -> bool:
         in_use = self._adopter.in_use
@@ -104,6 +120,9 @@ class HeldAdapters(DeviceAdapters):
         return self.version > 0
 
     def may_send(self, waiting: int) -> bool:
+        if self._awaited and self._is_vain():
+            log.warning("what this device made of a batch may never be learnt: it goes on without")
+            self._awaited = b""
         return not self._in_step or (not self._awaited and self.version >= self._needed)
 
     def applied(self, ticket: bytes, version: int) -> None:
@@ -114,8 +133,16 @@ class HeldAdapters(DeviceAdapters):
     def take(
         self, flight: Flight, gradients: Mapping[str, Floats], samples: int, progress: float
     ) -> Sequence[Pack]:
-        self._awaited = flight.ticket
+        self._awaited, self._since_s, self._given_up = flight.ticket, self._clock(), self._lost_messages()
         return [self._writer.gradient(flight.ticket, flight.adapter, samples, gradients)]
+
+    def _is_vain(self) -> bool:
+        """Whether to wait no longer: what was sent may be lost, or the word of it, which is not kept."""
+        return self._lost_messages() > self._given_up or self._clock() - self._since_s > _PATIENCE_S
+
+    def _lost_messages(self) -> int:
+        counters = self._outbox.counters()
+        return int(counters["batches_refused"] + counters["batches_dropped"])
 
 
 @prepared
@@ -171,8 +198,10 @@ class OwnAdapters(DeviceAdapters):
         in_use = self._adopter.in_use
         if in_use is None:
             return self.version > 0
-        if not self.version or in_use.network.about.round > self.round:
-            self._begin(in_use.network, in_use.version)
+        told = in_use.network.about.round
+        set_back = told < self.round and in_use.version > self.version
+        if not self.version or told > self.round or set_back:
+            self._begin(in_use.network, in_use.version, set_back=set_back)
         return True
 
     def may_send(self, waiting: int) -> bool:
@@ -199,7 +228,8 @@ class OwnAdapters(DeviceAdapters):
             self._upload()
         return True
 
-    def _begin(self, bundle: AdapterBundle, version: int) -> None:
+    def _begin(self, bundle: AdapterBundle, version: int, *, set_back: bool = False) -> None:
+        """Begin the round that a version is of; an earlier one, if the trainer's journal was set back."""
         before = self._kept
         if before.steps and before.uploaded < before.number:
             self._outbox.count("gradients_lost", before.steps)
@@ -210,7 +240,8 @@ class OwnAdapters(DeviceAdapters):
         self._compute_with(bundle, version)
         self._steps.begin()
         self._samples = 0
-        self._keep(number=self.round, steps=0)
+        uploaded = min(before.uploaded, self.round - 1) if set_back else before.uploaded
+        self._keep(number=self.round, steps=0, uploaded=uploaded)
 
     def _upload(self) -> None:
         name = ticket_of([self._outbox.name(b"round")], self.round)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sqlite3
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -24,11 +25,12 @@ from edge_agent.split_lora.stored_batches import Flight, StoredBatch, StoredBatc
 from edge_agent.split_lora.writing import Pack, Writer
 from edge_agent.store.outbox import Consumed
 from sidestream.contract.errors import DecodeError, WireError
-from sidestream.contract.messages import GradientReply
+from sidestream.contract.messages import NO_BASE, GradientReply
 from sidestream.contract.tensors import Floats, decode
 from sidestream.split_model.loading import Pass
 
 _WAIT_S: Final = 0.2
+_SILENCE_S: Final = 300.0
 _TOLD: Final = 5
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Exchange:
         self._replies = replies
         self._passes: dict[bytes, Pass] = {}
         self._told = 0
+        self._heard_s = context.clock()
 
     def run(self) -> None:
         """Take part until everything is sent, answered and learnt.
@@ -105,7 +108,7 @@ class Exchange:
         for _ in range(self._replies.qsize()):
             self._on_reply(self._replies.get())
             busy = True
-        return self._send_next() or busy
+        return self._send_next() or busy or self._ask_after_silence()
 
     def _ask_again(self) -> None:
         """Send once more what waits for an answer that the trainer may have given another life.
@@ -117,8 +120,21 @@ class Exchange:
         stream = self._context.outbox.stream
         for flight in self._batches.flights():
             if flight.stream != stream or flight.slot >= self._window:
-                back = partial(self._batches.turn_back, flight=flight)
-                self._patience.write(partial(self._context.outbox.append_all, [], Consumed(), back))
+                self._turn_back(flight)
+
+    def _turn_back(self, flight: Flight) -> None:
+        back = partial(self._batches.turn_back, flight=flight)
+        self._patience.write(partial(self._context.outbox.append_all, [], Consumed(), back))
+
+    def _ask_after_silence(self) -> bool:
+        """Send once more what the trainer has had for long without a word; return whether there was any."""
+        now = self._context.clock()
+        if now - self._heard_s <= _SILENCE_S or self._context.outbox.size()[0]:
+            return False
+        self._heard_s, flights = now, self._batches.flights()
+        for flight in flights:
+            self._turn_back(flight)
+        return bool(flights)
 
     def _wait(self) -> None:
         """For an answer, for adapters, or for samples."""
@@ -159,6 +175,7 @@ class Exchange:
         )
         if ticket:
             self._passes[ticket] = passed
+            self._heard_s = self._context.clock()
         return True
 
     def _forward(self, batch: StoredBatch) -> tuple[Pass, float]:
@@ -172,8 +189,9 @@ class Exchange:
     # --- down ----------------------------------------------------------------------------------------
 
     def _on_reply(self, reply: GradientReply) -> None:
-        if reply.applied:
-            self._adapters.applied(reply.ticket, reply.applied)
+        self._heard_s = self._context.clock()
+        if reply.applied:  # with what was refused no version comes
+            self._adapters.applied(reply.ticket, 0 if reply.refused else reply.applied)
             return
         flight = self._batches.flight(reply.ticket)
         if flight is None:
@@ -181,7 +199,10 @@ class Exchange:
             return
         if reply.gradient is None:
             self._tell(f"a batch was not answered with a gradient: {reply.refused or 'no reason was given'}")
-            self._settle(flight)
+            if reply.refused == NO_BASE:
+                self._send_whole(flight)
+            else:
+                self._settle(flight)
             return
         try:
             gradients, samples = self._backward(flight, reply)
@@ -191,6 +212,16 @@ class Exchange:
             return
         progress = self._departures.progress(self._intake.ended)
         self._settle(flight, *self._adapters.take(flight, gradients, samples, progress))
+
+    def _send_whole(self, flight: Flight) -> None:
+        """The trainer has nothing that could stand for a batch: it is sent again, to stand for later ones."""
+
+        def also(db: sqlite3.Connection) -> None:
+            self._batches.turn_back(db, flight)
+            self._batches.stands_for_none(db, flight.batch)
+
+        self._passes.pop(flight.ticket, None)
+        self._patience.write(partial(self._context.outbox.append_all, [], Consumed(), also))
 
     def _backward(self, flight: Flight, reply: GradientReply) -> tuple[dict[str, Floats], int]:
         """What an answer means for the adapters, and of how many rows it is.
@@ -223,7 +254,7 @@ class Exchange:
     def _settle(self, flight: Flight, *messages: Pack) -> None:
         """The batch does not wait any more; with what its answer means, in one transaction."""
         self._passes.pop(flight.ticket, None)
-        arrive = partial(self._batches.arrive, ticket=flight.ticket)
+        arrive = partial(self._batches.arrive, flight=flight)
         packed = [(one, 0) for one in messages]
         if self._patience.write(partial(self._context.outbox.append_all, packed, Consumed(), arrive)):
             self._on_batch()

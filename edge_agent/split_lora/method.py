@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from sidestream.contract.messages import GradientReply
 from sidestream.contract.plan import SplitLora
 from sidestream.contract.topics import Topics
 from sidestream.split_model.loading import Lower, local_steps, lower_half
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,9 @@ class SplitDevice(DeviceMethod):
         parts = self._parts(source, backbone)
         context = self.context
         self.adopter.evaluate_with(SplitEvaluation(context, self.plan, parts.preparer, stopped=self.stopped))
+        (cut, *_) = parts.patience.write(partial(parts.batches.rewrite, parts.preparer.shortened)) or (0,)
+        if cut:
+            log.info("%d batches are cut to max_tokens = %d of the plan", cut, self.tier.max_tokens)
         self._run(parts, backbone)
 
     @abstractmethod
@@ -173,7 +179,11 @@ class SplitLoraDevice(SplitDevice):
 
     def _adapters(self, lower: Lower, parts: _Parts) -> DeviceAdapters:
         if self.split.adapters == "held":
-            return HeldAdapters(lower, self.adopter, parts.writer, in_step=self.split.window == 1)
+            return HeldAdapters(
+                *(lower, self.adopter, parts.writer, self.context.outbox),
+                in_step=self.split.window == 1,
+                clock=self.context.clock,
+            )
         plan = self.split.round
         return OwnAdapters(
             *(lower, self.adopter, parts.writer, local_steps(lower, plan), plan, self.context.outbox),

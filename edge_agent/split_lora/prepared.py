@@ -19,7 +19,7 @@ from sidestream.backbone.sampled import Sampled
 from sidestream.backbone.text_input import Tokens, padded
 from sidestream.backbone.windows import Window, windows_of
 from sidestream.contract.plan import Plan, TierPlan
-from sidestream.contract.tasks import NO_TARGET, TASKS, write_tokens
+from sidestream.contract.tasks import NO_TARGET, TASKS, TargetForm, read_targets, write_tokens
 from sidestream.contract.wire import prepared
 
 _NO_VECTORS: Final = np.zeros((1, 1, 1), np.float32)
@@ -151,6 +151,38 @@ class Preparer:
             names=tuple(names),
         )
 
+    def shortened(self, body: StoredBody) -> StoredBody:
+        """A batch with its rows cut to what the plan takes now; itself if none is longer.
+
+        A token that ends every text of a model's stays at the end.
+        """
+        most, given = self._tier.max_tokens, [len(ids) for ids in body.ids]
+        if max(given) <= most:
+            return body
+        last = [most - 1 if self._ends(ids) else most for ids in body.ids]
+        kept = [
+            [*range(length)] if length <= most else [*range(end), *([length - 1] * (most - end))]
+            for length, end in zip(given, last, strict=True)
+        ]
+        return msgspec.structs.replace(
+            body,
+            ids=_taken(body.ids, kept),
+            segments=None if body.segments is None else _taken(body.segments, kept),
+            targets=self._targets_of(body, kept) if self._generates else body.targets,
+            context=tuple(min(count, most) for count in body.context),
+        )
+
+    def _ends(self, ids: Sequence[int]) -> bool:
+        return not self._generates and ids[-1] in self._input.tokenizer.all_special_ids
+
+    def _targets_of(self, body: StoredBody, kept: Sequence[Sequence[int]]) -> bytes:
+        """Of each token that is kept, the one that follows it."""
+        lengths = [len(ids) for ids in body.ids]
+        every = read_targets(TargetForm.TOKENS, body.targets, rows=len(lengths), vectors=sum(lengths))
+        starts = np.cumsum(lengths) - lengths
+        places = np.concatenate([start + np.asarray(row) for start, row in zip(starts, kept, strict=True)])
+        return write_tokens(every[places], self._tier.vocabulary)
+
     def _packed(self, rows: Sequence[PreparedRow]) -> bytes:
         if self._generates:
             every = np.concatenate([np.asarray(row.target) for row in rows])
@@ -163,6 +195,10 @@ class Preparer:
         if not self._generates:
             return ()
         return tuple(sum(target == NO_TARGET for target in row.target) for row in rows)
+
+
+def _taken(rows: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row[at] for at in places) for row, places in zip(rows, kept, strict=True))
 
 
 def _key(sample: bytes, window: int) -> bytes:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
 
 from edge_agent.split_lora.prepared import StoredBody
-from edge_agent.store.outbox import Outbox
+from edge_agent.store.outbox import Consumed, Outbox
 
 _SHUFFLES: Final = 2**31
 
@@ -62,6 +63,27 @@ class StoredBatches:
             "INSERT INTO split_batches (samples, body, shuffle) VALUES (?, ?, ?)",
             (len(body.ids), msgspec.msgpack.encode(body), random.randrange(_SHUFFLES)),
         )
+
+    def rewrite(self, change: Callable[[StoredBody], StoredBody]) -> int:
+        """Have all batches that are still to be sent be as ``change`` makes them; return how many others are.
+
+        Such a one is sent whole the next time: what the trainer has of it is not the same.
+        """
+        with self._outbox.reading() as db:
+            query = "SELECT id, body FROM split_batches WHERE passes < ?"
+            rows = db.execute(query, (self._passes,)).fetchall()
+        changed = 0
+        for number, packed in rows:
+            body = msgspec.msgpack.decode(packed, type=StoredBody)
+            if (other := change(body)) != body:
+                self._outbox.append_all([], Consumed(), partial(self._replace, number=number, body=other))
+                changed += 1
+        return changed
+
+    def _replace(self, db: sqlite3.Connection, number: int, body: StoredBody) -> None:
+        packed = msgspec.msgpack.encode(body)
+        db.execute("UPDATE split_batches SET body = ? WHERE id = ?", (packed, number))
+        self.stands_for_none(db, number)
 
     def next(self) -> StoredBatch | None:
         """One that has been sent least often, chosen by lot; None if all have been sent often enough."""
@@ -112,13 +134,17 @@ class StoredBatches:
         """A batch waits for an answer from now on, within a transaction."""
         db.execute("INSERT OR REPLACE INTO flights VALUES (?, ?, ?, ?, ?)", flight)
 
-    def arrive(self, db: sqlite3.Connection, ticket: bytes) -> None:
+    def arrive(self, db: sqlite3.Connection, flight: Flight) -> None:
         """It has been answered, and that is dealt with."""
-        db.execute("DELETE FROM flights WHERE ticket = ?", (ticket,))
+        db.execute("DELETE FROM flights WHERE ticket = ?", (flight.ticket,))
+
+    def stands_for_none(self, db: sqlite3.Connection, batch: int) -> None:
+        """What the trainer has of a batch is of no use for later passes: the next one is sent whole."""
+        db.execute("UPDATE split_batches SET first = x'', sketch = x'' WHERE id = ?", (batch,))
 
     def turn_back(self, db: sqlite3.Connection, flight: Flight) -> None:
         """A batch is to be sent once more, as if it had not been, within a transaction."""
-        self.arrive(db, flight.ticket)
+        self.arrive(db, flight)
         db.execute("UPDATE split_batches SET passes = passes - 1 WHERE id = ?", (flight.batch,))
 
     def flight(self, ticket: bytes) -> Flight | None:

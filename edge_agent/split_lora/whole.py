@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from sidestream.backbone.memory import free_memory_bytes
 from sidestream.backbone.runtimes import shared_backbone
@@ -11,11 +11,13 @@ from sidestream.contract.tasks import TASKS, Task
 from sidestream.split_model.adapter_bundle import AdapterBundle
 from sidestream.split_model.loading import Whole, whole_model
 
+WholeModel: TypeAlias = Literal["auto", "always", "never"]
+"""Whether all layers may be loaded; auto: where there is room."""
 _NEEDED: Final = 2.0
 """Times the weights: they are there twice for a moment while they are loaded."""
 
 
-def has_room(tier: TierPlan, choice: Literal["auto", "always", "never"]) -> bool:
+def has_room(tier: TierPlan, choice: WholeModel) -> bool:
     """Whether a device may load all layers of its backbone."""
     if choice != "auto":
         return choice == "always"

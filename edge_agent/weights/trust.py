@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from sidestream.contract.errors import ConfigError, OutdatedError, StateError, UntrustedError
-from sidestream.contract.messages import GradientReply, WeightsManifest
+from sidestream.contract.messages import GradientReply, QueryReply, WeightsManifest
 from sidestream.contract.plan import Plan
 from sidestream.contract.signing import Scope, key_id, open_signed, read_public_keys
 from sidestream.contract.wire import prepared, unpack
@@ -120,6 +120,19 @@ class Trust:
         plan, tier = self._plan_scope, self._weights_scope.tier
         scope = Scope(kind="gradient", job=plan.job, tier=tier, device=device)
         return open_signed(GradientReply, payload, scope, self._kept.keys)
+
+    def open_prediction(self, payload: bytes, device: str) -> QueryReply:
+        """Decode the answer to a query of this device, if it is the trainer's.
+
+        Raises:
+            UntrustedError: it is not.
+            DecodeError: it is none.
+        """
+        if not self._checks:
+            return unpack(QueryReply, payload)
+        plan, tier = self._plan_scope, self._weights_scope.tier
+        scope = Scope(kind="prediction", job=plan.job, tier=tier, device=device)
+        return open_signed(QueryReply, payload, scope, self._kept.keys)
 
     def adopted_plan(self, plan: Plan) -> None:
         """A plan from :meth:`open_plan` is in force: nothing older from now on, and its keys."""

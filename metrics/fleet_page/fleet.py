@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -67,6 +67,8 @@ class Device:
     """When it last sent something."""
     first_heard: float = 0.0
     """When it first did, in its present life."""
+    waited: float = 0.0
+    """When it last said that it waits for something."""
     announced: bool = False
     """Whether its last valid Status said online."""
     birth: int = -1
@@ -145,6 +147,8 @@ class Fleet:
     def __init__(
         self, tiers: Iterable[str], *, max_devices: int = MAX_DEVICES, silent_after_s: float = SILENT_AFTER_S
     ) -> None:
+        self.held: Callable[[str], bool] = lambda device: False
+        """Whether a device is in quarantine: what it measures counts for nothing."""
         self._tiers = tuple(sorted(set(tiers)))
         self._max_devices = max_devices
         self._silent_after_s = silent_after_s
@@ -198,6 +202,8 @@ class Fleet:
         """
         entry = self._entry(tier, device, now)
         entry.telemetry = telemetry
+        if telemetry.trouble:
+            entry.waited = now
         entry.clock_off_s = telemetry.unix_s - unix_s if telemetry.unix_s and unix_s else 0.0
         seen = self._seen.setdefault((tier, telemetry.stream), Counts())
         self._seen.move_to_end((tier, telemetry.stream))
@@ -248,9 +254,11 @@ class Fleet:
         online = [entry for entry in known if self.online(entry, now)]
         told = [entry.telemetry for entry in known if entry.telemetry is not None]
         live = [entry.telemetry for entry in online if entry.telemetry is not None]
+        # What a device measures on nonsense says nothing of the weights.
+        sane = [one.telemetry for one in online if one.telemetry is not None and not self.held(one.name)]
         judged = [
             (one.accuracy, one.evaluation_samples)
-            for one in live
+            for one in sane
             if one.accuracy is not None and one.evaluation_samples
         ]
         evaluation_samples = sum(weight for _, weight in judged)
@@ -266,8 +274,8 @@ class Fleet:
             counts=sum((self._totals[name] for name in self._tiers if tier in (None, name)), Counts()),
             accuracy=sum(a * n for a, n in judged) / evaluation_samples if judged else None,
             evaluation_samples=evaluation_samples,
-            tally=total(one.tally for one in live if one.tally is not None),
-            probe_accuracy=_probe_accuracy(live),
+            tally=total(one.tally for one in sane if one.tally is not None),
+            probe_accuracy=_probe_accuracy(sane),
             version_min=min(versions, default=None),
             version_max=max(versions, default=None),
             every_min=min(every, default=None),

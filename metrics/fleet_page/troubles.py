@@ -20,7 +20,7 @@ EXPIRES_SOON_S: Final = 14 * 86_400.0
 REFUSED_LATELY_S: Final = 600.0
 """A refused message counts as trouble for so long."""
 NO_DATA_AFTER_S: Final = 60.0
-"""A device that has read nothing for so long after it came has no data."""
+"""A device that has read nothing for so long after it came, or waited for anything, has no data."""
 WAITS_AFTER_S: Final = 15.0
 """Whoever has just come may wait a little: a plan takes a moment."""
 OUTBOX_FULL: Final = 0.8
@@ -55,6 +55,7 @@ TITLES: Final[dict[str, str]] = {
     "stopped": "Stopped early",
 }
 """Every kind of trouble with its title, the worst first."""
+_UNREADABLE: Final = " (another encoding, no text, or too many fields: its log names the first lines)"
 SEVERE: Final = frozenset(
     {"failed", "certificate", "absent", "quarantined", "weights", "refused", "undelivered"}
 )
@@ -88,6 +89,8 @@ def troubles_of(device: Device, about: Circumstances) -> dict[str, str]:
     found = {**_of_its_presence(device, about), **_of_what_it_sends(device, about)}
     if device.telemetry is not None:
         found |= _of_its_data(device, device.telemetry, about)
+        if not {"failed", "absent", "weights"}.isdisjoint(found):
+            found.pop("no-data", None)  # it follows
         if about.online:
             found |= _of_its_machine(device, device.telemetry, about)
     return {kind: found[kind] for kind in TITLES if found.get(kind)}
@@ -137,10 +140,11 @@ def _of_its_data(device: Device, told: Telemetry, about: Circumstances) -> dict[
         found["labels"] = f"{told.skipped_label} {whole} have a label that the job does not have"
     others = [f"{count} {why}" for count, why in taken.left_out if "label that" not in why]
     if others:
-        found["unusable"] = f"not used {whole}: {', '.join(others)}"
+        why = _UNREADABLE if told.samples_broken else ""
+        found["unusable"] = f"not used {whole}: {', '.join(others)}{why}"
     if told.samples_dropped:
         found["outbox"] = f"its full outbox dropped {told.samples_dropped} samples"
-    since_s = about.now - device.first_heard
+    since_s = about.now - max(device.first_heard, device.waited)
     if not told.samples_read and not told.trouble and (told.finished or since_s > NO_DATA_AFTER_S):
         found["no-data"] = "it has read no sample: its data is empty or missing, or it is only to predict"
     return found

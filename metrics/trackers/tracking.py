@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, TypeAlias
 
@@ -49,6 +50,24 @@ def check_trackers(specs: Sequence[str]) -> None:
     """Raises ConfigError unless each is ``NAME:WHERE`` of a tracker that there is."""
     for spec in specs:
         _factory(spec)
+
+
+def folders_of(specs: Sequence[str]) -> list[Path]:
+    """Where our own trackers write on this machine.
+
+    Raises:
+        ConfigError: that depends on the folder that the trainer is started in.
+    """
+    found = []
+    for spec in specs:
+        name, _, where = spec.partition(":")
+        if name not in OWN or "://" in where.removeprefix("file://"):
+            continue
+        folder = Path(where.removeprefix("file:").replace("///", "/", 1)).expanduser()
+        if not folder.is_absolute():
+            raise ConfigError("trackers", f"{spec!r} depends on where it is started; write a full path")
+        found.append(folder)
+    return found
 
 
 def _factory(spec: str) -> tuple[Factory, str]:

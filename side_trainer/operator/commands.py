@@ -16,7 +16,7 @@ import msgspec
 
 from broker_config.connection.connection import Connection
 from broker_config.connection.tls import tls_context
-from metrics.trackers.tracking import check_trackers
+from metrics.trackers.tracking import check_trackers, folders_of
 from side_trainer.broadcast.signing import load_signer
 from side_trainer.operator.forget import forget
 from side_trainer.settings.reload import SettingsFile
@@ -232,7 +232,10 @@ def install(args: argparse.Namespace) -> int:
     state = args.state_dir or state_by_hand("trainer", config.state_dir, config.job, probe)
     state = state.expanduser().absolute()
     words = ("trainer", "run", str(settings), "--state-dir", str(state))
-    return put_in_place(msgspec.structs.replace(probe, words=words, state=state), dry_run=args.dry_run)
+    trace = [Path(config.trace_path).expanduser().absolute().parent] if config.trace_path else []
+    writes = (*folders_of(config.trackers), *trace)
+    service = msgspec.structs.replace(probe, words=words, state=state, writes=writes)
+    return put_in_place(service, dry_run=args.dry_run)
 
 
 def forget_device(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Final
 
 from broker_config.transport import Connected, Disconnected, Event, Received
@@ -11,10 +12,12 @@ from metrics.catalogue import Kind, Reason, TrainerMetrics
 from side_trainer.broadcast.announcements import Announcements
 from side_trainer.broadcast.leader_transport import LeaderTransport
 from side_trainer.broadcast.presence import Presence
+from side_trainer.queries.answering import Queries
 from side_trainer.receive.refusals import Refusals
 from side_trainer.receive.reports import Reports
 from side_trainer.receive.setbacks import Setbacks
 from sidestream.contract.errors import DecodeError, StorageError
+from sidestream.contract.plan import Plan
 from sidestream.contract.topics import Topics, Uplink
 
 _SENT: Final = frozenset({Kind.ACTIVATIONS.value, Kind.ADAPTER.value})
@@ -34,6 +37,8 @@ class Router:
         refusals: For what is on no topic of a device's, or too much.
         metrics: Counts messages and connections.
         broker: Told what the broker says of itself.
+        queries: Take in what devices ask.
+        plan: The plan as it is now.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class Router:
         refusals: Refusals,
         metrics: TrainerMetrics,
         broker: BrokerFigures,
+        queries: Queries,
+        plan: Callable[[], Plan],
     ) -> None:
         self._topics = topics
         self._link = link
@@ -57,6 +64,8 @@ class Router:
         self._refusals = refusals
         self._metrics = metrics
         self._broker = broker
+        self._queries = queries
+        self._plan = plan
 
     def batches(self, events: list[Event], now: float) -> list[tuple[Uplink, Received]]:
         """See to everything else; return the batches, with where they came from."""
@@ -115,8 +124,17 @@ class Router:
             self._refusals.reject(None, event, Reason.UNDECODABLE, str(exc))
             return None
         self._metrics.messages_received.labels(Kind(uplink.kind)).inc()
+        if uplink.kind == Kind.QUERY.value:
+            self._on_query(uplink, event)
+            return None
         if uplink.kind not in _SENT:
             self._reports.on_report(uplink, event, now)
             return None
         self._reports.on_batch(uplink, now)
         return None if self._refusals.drops(uplink, now) else uplink
+
+    def _on_query(self, uplink: Uplink, event: Received) -> None:
+        try:
+            self._queries.put(uplink, event, self._plan())
+        except DecodeError as exc:
+            self._refusals.reject(uplink, event, Reason.UNDECODABLE, str(exc))

@@ -9,7 +9,7 @@ import msgspec
 
 from broker_config.settings import BrokerSettings
 from side_trainer.settings.implied import MethodName
-from side_trainer.settings.split import SplitConfig, check_split
+from side_trainer.settings.split import PredictConfig, SplitConfig, check_split
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.messages import check_labels
 from sidestream.contract.plan import (
@@ -201,6 +201,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     gradient; split-frozen: the same, but devices' layers stay as they are, and each sample is sent once."""
     split: SplitConfig = SplitConfig()
     """What the two split methods go by."""
+    predict: PredictConfig = PredictConfig()
+    """What the trainer does for devices that cannot predict."""
     labels: tuple[str, ...] = ()
     """Label names in index order; default: those that the first devices bring, sorted."""
     label_devices: Annotated[int, msgspec.Meta(ge=1)] = 1

@@ -53,6 +53,17 @@ class SplitConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return kind(**{name: given[name] for name in kind.__struct_fields__})
 
 
+@prepared
+class PredictConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the trainer does for devices that cannot predict; the table ``[predict]``."""
+
+    remote: bool = False
+    """In a split job, whether the trainer predicts for devices that have no room for the whole model and ask
+    it to. It gets what their layers make of the texts, from which the texts can be read."""
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.2
+    """As long as there is something to learn, answers take at most this share of the trainer's time."""
+
+
 class Splits(Protocol):
     """What of the trainer's settings goes with a split."""
 

@@ -7,7 +7,7 @@ what the device holds. So the second is FedAvg with LoRA, computed in two places
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,9 +16,13 @@ import torch
 from torch import nn
 
 from side_trainer.split_lora.optimiser import Optimiser, moment_arrays, read_moments
+from sidestream.contract.plan import RoundPlan
 from sidestream.contract.tensors import Floats
 
 _OWN: Final = "own"
+_FASTEST: Final = 4.0  # times the learning rate: no step of AdamW is longer
+_OTHERS: Final = 10.0
+_ROUNDING: Final = 0.03  # of the weights: devices began with what travels in int8
 _Moments = dict[str, dict[str, torch.Tensor]]
 
 
@@ -95,6 +99,39 @@ class OwnUppers:
         for device, below in by_device.items():
             own = {name: torch.tensor(below[f"weights/{name}"]) for name in self._parameters}
             self._sets[device] = own, read_moments(below, shapes)
+
+
+def too_far(
+    uploads: Sequence[Upload], common: Mapping[str, Floats], plan: RoundPlan, trainer_travel: float
+) -> dict[str, str]:
+    """Devices whose adapters lie where no steps of a round lead, with why in words.
+
+    AdamW moves a value by the learning rate or less a step, and never by more than some three times that.
+    Beside this, an upload lies no more than ten times as far off as the lower half of them.
+
+    Args:
+        uploads: Of the round.
+        common: The trainer's set, near which the round began.
+        plan: Says what steps are made.
+        trainer_travel: How far a value of the trainer's set may have moved meanwhile, at its own rate.
+    """
+    found = {one.device: _distance(one.tensors, common) for one in uploads}
+    usual = plan.learning_rate * plan.batches * (1 + plan.weight_decay)
+    nearby = sorted(distance for distance, _ in found.values())[(len(found) - 1) // 2]
+    refused = {}
+    for device, (distance, size) in found.items():
+        slack = _ROUNDING * size
+        most = min(_FASTEST * (usual + trainer_travel), max(_OTHERS * nearby, usual))
+        if not distance <= most + slack:
+            refused[device] = f"its adapters moved by {distance:.3g} in the mean; {most:.3g} is the most"
+    return refused
+
+
+def _distance(tensors: Mapping[str, Floats], common: Mapping[str, Floats]) -> tuple[float, float]:
+    """How far adapters lie from the trainer's, and how large those are: root mean squares."""
+    moved = np.concatenate([(one.astype(np.float64) - common[name]).ravel() for name, one in tensors.items()])
+    size = np.concatenate([common[name].astype(np.float64).ravel() for name in tensors])
+    return float(np.sqrt(np.square(moved).mean())), float(np.sqrt(np.square(size).mean()))
 
 
 def averaged(

@@ -26,6 +26,7 @@ from side_trainer.split_lora.turns import Turns
 from side_trainer.split_lora.waiting_batches import WaitingBatches
 from sidestream.contract.errors import WireError
 from sidestream.contract.messages import (
+    NO_BASE,
     ActivationBatch,
     AdapterGradient,
     AdapterUpload,
@@ -63,6 +64,7 @@ class SplitLoraMethod(SplitMethod):
         self._batches = WaitingBatches(journal, cache_bytes)
         self._owners: dict[str, str] = {}
         self._told_round = -1  # the last that devices were told of
+        self._below = self._told_below = 0  # updates of what devices hold; those that they were told of
         self._progress = 0.0  # what is learnt of a device's answer falls with what was served last
 
     @property
@@ -93,11 +95,12 @@ class SplitLoraMethod(SplitMethod):
             self.count(record.stream, told, record.samples)
 
     def _reuse(self, record: Record) -> Step:
-        message = unpack_adapter(record.payload)
+        message, device = unpack_adapter(record.payload), self.owner(record)
         assert isinstance(message, Reuse)
-        earlier = self.tickets.get(self.owner(record), message.of)
+        self.tickets.heard(device, message.stream)
+        earlier = self.tickets.get(device, message.of)
         if earlier is None or earlier.tier != record.tier:
-            return self._refused(record, message, "the batch that stands for it is not here")
+            return self._refused(record, message, NO_BASE)
         return self._arrived(record, earlier.source, message.sequence, message.split)
 
     def _arrived(self, record: Record, source: int, sequence: int, part: SplitPart) -> Step:
@@ -111,6 +114,7 @@ class SplitLoraMethod(SplitMethod):
             sequence=sequence,
             part=part,
         )
+        self.tickets.heard(ticket.device, ticket.stream)
         self.tickets.arrived(ticket)
         self.turns.arrived(ticket)
         return Step()
@@ -118,18 +122,15 @@ class SplitLoraMethod(SplitMethod):
     def _repeat(self, record: Record) -> Step:
         """A device that was set back sends again what is here: it has lost what it was answered."""
         found = msgspec.json.decode(record.payload, type=RepeatRecord)
-        known = self.tickets.get(self._owner_of(found.stream), found.ticket)
+        device = self._owner_of(found.stream)
+        self.tickets.heard(device, found.stream)
+        known = self.tickets.get(device, found.ticket)
         if known is not None and known.stage is Stage.WAITING:
             known.part = msgspec.structs.replace(known.part, slot=found.slot)
             known.stream, known.sequence = found.stream, found.sequence
             return Step()
-        return Step(
-            replies=(
-                self._without(
-                    record, found.stream, found.sequence, found.slot, found.ticket, "it had come before"
-                ),
-            )
-        )
+        place = found.stream, found.sequence, found.slot
+        return Step(replies=(self._without(record, *place, found.ticket, "it had come before"),))
 
     def _refused(self, record: Record, message: Reuse, why: str) -> Step:
         place = message.stream, message.sequence, message.split.slot
@@ -175,7 +176,7 @@ class SplitLoraMethod(SplitMethod):
         ):
             self.turns.served(ticket)
             self.averaging.served(ticket)
-            if ticket.stage is not Stage.DONE:
+            if ticket.stage is not Stage.DONE and self.tickets.is_current(ticket):
                 keys = b"" if batch.whole else batch.keys
                 replies.append(self._reply(record, ticket, gradient, loss, keys))
         by_tier: dict[str, list[float]] = {}
@@ -216,6 +217,7 @@ class SplitLoraMethod(SplitMethod):
         message = unpack_adapter(record.payload)
         assert isinstance(message, AdapterGradient) and record.tier is not None
         device = self.owner(record)
+        self.tickets.heard(device, message.stream)
         self.turns.returned(device, message.ticket)
         ticket = self.tickets.get(device, message.ticket)
         fresh = self.tickets.answer(device, message.ticket)
@@ -228,6 +230,7 @@ class SplitLoraMethod(SplitMethod):
         norm: float | None = None
         if not refused:
             norm = self._step_below(message.tensors)
+            self._below += 1
         replies = [self._settled(record, ticket, refused)] if ticket is not None and fresh else []
         return Step(updates=0 if refused else 1, replies=tuple(replies), gradient_norm=norm, staleness=late)
 
@@ -284,6 +287,7 @@ class SplitLoraMethod(SplitMethod):
         assert isinstance(message, AdapterUpload) and record.tier is not None
         why = self.misfit(record.tier, message.tensors) if self.is_local else "this job averages nothing"
         device = self.owner(record)
+        self.tickets.heard(device, message.stream)
         if not why:
             self.averaging.uploaded(record.offset, device, message)
         settled = self.tickets.open_of(device)
@@ -292,8 +296,7 @@ class SplitLoraMethod(SplitMethod):
         return Step(replies=tuple(self._settled(record, ticket, why) for ticket in settled))
 
     def _round(self, record: Record) -> Step:
-        self.averaging.end(record)
-        return Step()
+        return Step(refused=self.averaging.end(record))
 
     handlers: ClassVar = {
         **dict.fromkeys(set(RecordKind) - FACTS, foreign),
@@ -336,13 +339,14 @@ class SplitLoraMethod(SplitMethod):
         """Where devices wait for a version every one counts: with a window of 1, and at a round's end."""
         if self.is_local:
             return float("inf") if self.rounds != self._told_round else 0.0
-        moved = super().moved_by(before, now)
-        return float("inf") if moved and self.plan.window == 1 else moved
+        if self.plan.window == 1 and self._below != self._told_below:
+            return float("inf")  # even if it moved nothing: a device waits for its number
+        return super().moved_by(before, now)
 
     def bundles(
         self, run: str, version: int, codec: WeightsCodec, *, final: bool = False
     ) -> Mapping[str, bytes]:
-        self._told_round = self.rounds
+        self._told_round, self._told_below = self.rounds, self._below
         return super().bundles(run, version, codec, final=final)
 
     def owner(self, record: Record) -> str:
@@ -384,7 +388,9 @@ class SplitLoraMethod(SplitMethod):
                     self.turns.recalled(ticket)
                     self.averaging.served(ticket)
             elif record.kind == RecordKind.UPDATE.value:
-                self.tickets.answer(self.owner(record), unpack_adapter(record.payload).ticket)
+                message, device = unpack_adapter(record.payload), self.owner(record)
+                self.tickets.heard(device, message.stream)
+                self.tickets.answer(device, message.ticket)
             elif record.kind == RecordKind.UPLOAD.value:
                 self._upload(record)
             else:

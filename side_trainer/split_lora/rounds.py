@@ -10,7 +10,8 @@ import msgspec
 
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import RoundRecord
-from side_trainer.split_lora.local import OwnUppers, Upload, averaged
+from side_trainer.settings.schema import LearnerSettings
+from side_trainer.split_lora.local import OwnUppers, Upload, averaged, too_far
 from side_trainer.split_lora.optimiser import Optimiser
 from side_trainer.split_lora.tickets import Ticket
 from sidestream.contract.messages import AdapterUpload, unpack_adapter
@@ -35,6 +36,10 @@ class Averages(Protocol):
     @property
     def is_local(self) -> bool:
         """Whether devices keep adapters of their own."""
+
+    @property
+    def settings(self) -> LearnerSettings:
+        """In force."""
 
     @property
     def is_known(self) -> bool:
@@ -68,6 +73,7 @@ class Rounds:
         self._served: dict[int, dict[str, int]] = {}  # by device, rows served
         self._arrived: dict[int, dict[str, tuple[int, int]]] = {}  # by device, record and samples
         self._since_s = _NEVER
+        self._batches = 0  # that were served in this round
 
     @property
     def own_uppers(self) -> bool:
@@ -89,6 +95,7 @@ class Rounds:
 
     def served(self, ticket: Ticket) -> None:
         """A batch was learnt from."""
+        self._batches += 1
         if ticket.part.round >= self.number:
             rows = self._served.setdefault(ticket.part.round, {})
             rows[ticket.device] = rows.get(ticket.device, 0) + ticket.part.rows
@@ -114,15 +121,20 @@ class Rounds:
         offsets = sorted(offset for offset, _ in self._uploads.values())
         return RoundRecord(number=self.number, uploads=tuple(offsets))
 
-    def end(self, record: Record) -> None:
-        """Average, and begin the next."""
+    def end(self, record: Record) -> dict[str, str]:
+        """Average, and begin the next; return whose adapters were left out of it, and why."""
         ended = msgspec.json.decode(record.payload, type=RoundRecord)
         method = self._method
-        uploads = [self._read(offset) for offset in ended.uploads]
+        uploads, refused = [self._read(offset) for offset in ended.uploads], dict[str, str]()
         if uploads:  # a rebuild may have taken all of them out
             common = method.model.arrays()
+            travel = 0.0 if self.own_uppers else method.settings.learning_rate * self._batches
+            refused = too_far(uploads, common, method.plan.round, travel)
+            uploads = [one for one in uploads if one.device not in refused]
+        if uploads:
             method.model.load(averaged(uploads, common, self._uppers if self.own_uppers else None))
         self.begin_next()
+        return refused
 
     def begin_next(self) -> None:
         """What was of a round that has been averaged is over."""
@@ -130,6 +142,7 @@ class Rounds:
             of_round.pop(self.number, None)
         self.number += 1
         self._since_s = _NEVER
+        self._batches = 0
         if self._uppers is not None:
             self._uppers.clear()
 

@@ -18,7 +18,7 @@ import torch
 
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import TierRecord
-from side_trainer.method import Export, Facts, Method
+from side_trainer.method import Answers, Export, Facts, Method
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts
 from side_trainer.split_lora.optimiser import Optimiser
@@ -142,6 +142,9 @@ class SplitMethod(Method):
         """
         model, losses = self.model, self._losses()
         states, lengths = joined(batches)
+        if int(lengths.max()) > model.view.text_input.longest:  # a liar's: devices cut what they send
+            nothing = [np.full_like(one.states, np.nan) for one in batches]
+            return Learnt(losses=[0.0] * len(batches), gradients=nothing, norm=0.0)
         self.optimiser.forget_gradients()
         answers = model.answers(cut, states, lengths)
         parts = torch.split(
@@ -201,6 +204,25 @@ class SplitMethod(Method):
         return strength * (objective.prior(self._counts.get(stream, none)) - fleet)
 
     # --- what others see -----------------------------------------------------------------------------
+
+    def answers(self, tier: str, states: Floats, lengths: npt.NDArray[np.int64]) -> Answers:
+        """By what is learnt so far; a language model's trainer generates nothing for devices.
+
+        Raises:
+            StateError: see above, or there is nothing to answer with yet.
+            BackboneError: the model cannot be loaded.
+        """
+        task = self.facts.settings.task
+        if TASKS[task].generates:
+            raise StateError("the trainer generates no text for devices: that takes all layers on the device")
+        if not self.is_known or tier not in self.facts.tiers:
+            raise StateError("the job's labels, or the device's tier, are not settled yet")
+        longest = self.model.view.text_input.longest
+        if int(lengths.max()) > longest:
+            raise StateError(f"a text of {int(lengths.max())} vectors: the model sees {longest} at most")
+        with torch.no_grad():
+            found = self.model.answers(self.cut_of(tier), torch.from_numpy(states), lengths)
+        return Answers(numbers=found.numpy(), scale=self._losses().scale)
 
     @property
     def samples(self) -> int:

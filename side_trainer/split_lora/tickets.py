@@ -51,12 +51,24 @@ class Tickets:
         self._waiting: dict[int, Ticket] = {}
         self._open: dict[tuple[str, bytes], Ticket] = {}  # served, and not answered
         self._answered: set[tuple[str, bytes]] = set()  # before they were served: the journal was set back
+        self._streams: dict[str, str] = {}  # by device, the one that it sent in last
         self.served = 0
         """Batches that were learnt from."""
 
     def get(self, device: str, ticket: bytes) -> Ticket | None:
         """A batch, if it has come."""
         return self._known.get((device, ticket))
+
+    def heard(self, device: str, stream: str) -> None:
+        """A device has sent something in this stream."""
+        self._streams[device] = stream
+
+    def is_current(self, ticket: Ticket) -> bool:
+        """Whether its device still sends in the stream that the batch came in.
+
+        One that has begun another sends in it once more whatever it waits for.
+        """
+        return self._streams.get(ticket.device) == ticket.stream
 
     @property
     def waiting(self) -> Mapping[int, Ticket]:

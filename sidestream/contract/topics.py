@@ -2,8 +2,9 @@
 
 Direction stands before tier and device, so that an access list can fence a device in, topic by topic
 (:mod:`broker_config.access`): it writes only its own below ``up/``, and reads the plan, the trainer's status,
-its tier's weights and flow, and its own receipts, gradients, status and echo. ``down/<its tier>/#`` would
-show it its neighbours' receipts and gradients, too: an access list never has that.
+its tier's weights and flow, and its own receipts, gradients, predictions, status and echo.
+``down/<its tier>/#`` would show it its neighbours' gradients and predictions, too: an access list never has
+that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sidestream.contract.errors import ConfigError, DecodeError
 ROOT: Final = "sidestream/v1"
 MAX_NAME_CHARS: Final = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_UP_KINDS: Final = ("activations", "adapter", "status", "telemetry")
+_UP_KINDS: Final = ("activations", "adapter", "query", "status", "telemetry")
 
 
 def check_name(field: str, name: str) -> str:
@@ -50,7 +51,7 @@ class Uplink:
     device: str
     """The device's id."""
     kind: str
-    """``activations``, ``adapter``, ``status`` or ``telemetry``."""
+    """``activations``, ``adapter``, ``query``, ``status`` or ``telemetry``."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,18 @@ class Topics:
     def gradients_filter(self, tier: str, device: str) -> str:
         """The filter for all answers to one device."""
         return f"{self.base}/down/{tier}/device/{device}/gradient/+"
+
+    def query(self, tier: str, device: str) -> str:
+        """Where a device without room for the whole model has the trainer predict."""
+        return f"{self.base}/up/{tier}/{device}/query"
+
+    def prediction(self, tier: str, device: str, place: int) -> str:
+        """Where it is answered."""
+        return f"{self.base}/down/{tier}/device/{device}/prediction/{place}"
+
+    def predictions_filter(self, tier: str, device: str) -> str:
+        """The filter for all such answers to one device."""
+        return f"{self.base}/down/{tier}/device/{device}/prediction/+"
 
     def status(self, tier: str, device: str) -> str:
         return f"{self.base}/up/{tier}/{device}/status"

@@ -38,7 +38,7 @@ from sidestream.doctor.machine import (
 from sidestream.host.commands import add_command
 from sidestream.host.logs import silent
 from sidestream.host.state_dir import default_dir
-from sidestream.host.toml import load_config
+from sidestream.host.toml import load_config, read_table
 
 _TRAINER_DISK_MIB: Final = 1024
 _MEMORY_MIB: Final = 512
@@ -49,7 +49,7 @@ packet limit, access list, what it keeps, round trip and bandwidth; clock, certi
 agent's data; torch and the backbone. What is wrong comes with what to do. Exits with 1 if anything failed.
 
     sidestream doctor agent.toml
-    sidestream doctor --trainer trainer.toml --json
+    sidestream doctor trainer.toml --json
     sidestream doctor --broker mqtt://192.168.1.10:1883
 """
 
@@ -80,8 +80,10 @@ class Patient(msgspec.Struct, frozen=True, kw_only=True):
 def add_parser(subparsers: Any) -> None:
     """Add ``doctor``; its handler arrives as ``args.handler``."""
     parser = add_command(subparsers, "doctor", run, "see whether machine and broker are fit", _ABOUT)
-    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="an agent's settings")
-    parser.add_argument("--trainer", metavar="CONFIG", type=Path, help="instead: a trainer's settings")
+    parser.add_argument(
+        "config", metavar="CONFIG", type=Path, nargs="?", help="an agent's or a trainer's settings"
+    )
+    parser.add_argument("--trainer", metavar="CONFIG", type=Path, help="the same, of a trainer only")
     parser.add_argument("--broker", metavar="URL", help="instead: only a broker")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="leave torch and the backbone out")
@@ -110,15 +112,16 @@ def patient_of(args: argparse.Namespace) -> Patient:
     """
     given = [one for one in (args.config, args.trainer, args.broker) if one is not None]
     if len(given) != 1:
-        raise ConfigError(
-            "CONFIG", "give an agent's settings, --trainer and its settings, or --broker and a URL"
-        )
+        raise ConfigError("CONFIG", "give the settings of an agent or a trainer, or --broker and a URL")
     if args.broker is not None:
         settings = BrokerSettings(url=args.broker)
         settings.endpoint()
         return Patient(broker=settings, state_dir=default_dir("doctor"), disk_mib=0)
-    if args.trainer is not None:
-        trainer = load_config(TrainerConfig, args.trainer, complete=with_implied).checked()
+    of_trainer = args.trainer
+    if args.config is not None and "tiers" in read_table(args.config):  # only a trainer's settings have any
+        of_trainer = args.config
+    if of_trainer is not None:
+        trainer = load_config(TrainerConfig, of_trainer, complete=with_implied).checked()
         trainer.broker.endpoint()
         folder = (
             Path(trainer.state_dir).expanduser() if trainer.state_dir else default_dir("trainer", trainer.job)

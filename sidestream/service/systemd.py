@@ -68,6 +68,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     """Its state directory."""
     for_user: bool
     """A service of this user, not of the machine."""
+    writes: tuple[Path, ...] = ()
+    """Other folders that it writes to."""
     run_as: str = ""
     """Who a machine's service runs as; the settings' owner, if empty."""
     root: Path = Path("/")
@@ -143,9 +145,10 @@ WantedBy={"default" if self.for_user else "multi-user"}.target
     def _may_write(self) -> str:
         if self.for_user:
             return ""
+        more = "".join(f"ReadWritePaths={_quoted(str(one), dollar='$')}\n" for one in self.writes)
         if self.state == system_state(self.part):
-            return f"StateDirectory={self.state.name}\nStateDirectoryMode=0700\n"
-        return f"ReadWritePaths={_quoted(str(self.state), dollar='$')}\n"
+            return f"StateDirectory={self.state.name}\nStateDirectoryMode=0700\n{more}"
+        return f"ReadWritePaths={_quoted(str(self.state), dollar='$')}\n{more}"
 
     def install(self) -> list[str]:
         """Write the unit and start it; return what was done, in words.
@@ -158,6 +161,8 @@ WantedBy={"default" if self.for_user else "multi-user"}.target
             _require_systemd(self)
         if self.for_user or self.state != system_state(self.part):
             make_for(self.state, self.user, self.root)
+        for folder in self.writes:
+            make_for(folder, self.user, self.root)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, self.text().encode(), public=True)

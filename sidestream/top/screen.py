@@ -155,7 +155,11 @@ def _left(view: FleetView) -> str:
     trainer = view.trainer
     if trainer.final or not trainer.samples:
         return "nothing left to learn" if trainer.final else "nothing to learn yet"
-    wait = f", {trainer.backlog} records wait" if trainer.backlog else ""
+    wait = (
+        f", {trainer.backlog} {'record waits' if trainer.backlog == 1 else 'records wait'}"
+        if trainer.backlog
+        else ""
+    )
     if (answers := trainer.answers) is not None:
         return (
             f"{answers.waiting} batches wait, {answers.outstanding} answers with devices, gradient "
@@ -251,7 +255,8 @@ def _stuck(devices: Iterable[DeviceView], view: FleetView, most: int) -> list[Te
     )
     if not found:
         return []
-    lines = [Text(f"stuck: {len(found)} devices", style="yellow")]
+    noun = "device" if len(found) == 1 else "devices"
+    lines = [Text(f"stuck: {len(found)} {noun}", style="yellow")]
     for one in found[:most]:
         for trouble in one.troubles:
             since = span(view.now_unix_s - trouble.since_unix_s)

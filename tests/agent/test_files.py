@@ -138,6 +138,15 @@ def test_a_packed_file_that_is_damaged_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(packed)
     with pytest.raises(DataError, match="packed by gzip, and damaged"):
         read(tmp_path / "a.csv.gz")
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(as_csv().encode() * 50)[:-9])
+    with pytest.raises(DataError, match="breaks off before its end"):
+        read(tmp_path / "b.csv.gz")
+
+
+def test_a_file_of_which_nothing_can_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text,label\nStraße,zu\nSüden,auf\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"no usable row in .*, the first not in the encoding"):
+        read(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +187,7 @@ VALUES = st.recursive(
         json.dumps({"text": [text for text, _ in PAIRS], "label": [label for _, label in PAIRS]}, indent=1),
         "\n".join(json.dumps(one, indent=1) for one in OBJECTS),
         "\n".join(map(json.dumps, OBJECTS)),
+        json.dumps({name: [one[name] for one in OBJECTS] for name in OBJECTS[0]}),
     ],
     ids=[
         "array",
@@ -188,6 +198,7 @@ VALUES = st.recursive(
         "columns",
         "pretty-objects",
         "lines",
+        "columns-in-a-line",
     ],
 )
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])

@@ -28,10 +28,19 @@ def test_a_method_that_it_does_not_know_is_told_once_with_the_remedy(
     for _ in range(3):
         assert plans.on_plan(strange, working=False) is PlanVerdict.IGNORED
     told = "does not know (it knows fed-mobillm, mobillm, split-lora, split-frozen); update the agent"
-    assert caplog.text.count(told) == 1 and told in plans._waits_for(True)
+    assert caplog.text.count(told) == 1 and told in plans._waits_for(True, loaded=False)
 
 
 def test_other_damage_is_told_as_it_is(tmp_path: Path) -> None:
     damaged = msgspec.msgpack.encode({**to_map(plan()), "tiers": 7})
     with pytest.raises(DecodeError, match=r"not a Plan: .*\$\.tiers"):
         inbox(tmp_path).on_plan(damaged, working=False)
+
+
+def test_a_device_whose_backbone_loads_does_not_blame_the_trainer(tmp_path: Path) -> None:
+    plans = inbox(tmp_path)
+    plans.plan = plan(tiers={"full": msgspec.structs.replace(plan().tiers["full"], fingerprint="")})
+    assert plans.trouble(labels_known=True, loaded=False) == "waits until its backbone is loaded"
+    assert "until the trainer has settled the tier" in plans.trouble(labels_known=True, loaded=True)
+    plans.plan = plan(tiers={"half": plan().tiers["half"]})
+    assert "backbone" not in plans._waits_for(True, loaded=False)

@@ -73,6 +73,20 @@ def test_side_networks_learn_centrally_and_in_a_fleet(arguments: list[str], tmp_
     assert abs(found["fleet_over_central"]) < 0.2
 
 
+@pytest.mark.slow
+def test_split_models_learn_in_a_fleet(arguments: list[str], tmp_path: Path) -> None:
+    few = ("--set=learner.learning_rate=0.02", "--set=split.passes=2", "--share=0.5")
+    found = _run(arguments, tmp_path, "--rows", "frozen,split-lora,split-frozen", *few)
+    by_row = {result["row"]: result for result in found["results"]}
+    lora, frozen = by_row["split-lora"], by_row["split-frozen"]
+    for row in (lora, frozen):
+        assert row["perplexity"] < 0.9 * by_row["frozen"]["perplexity"]
+        assert row["up_per_token"] > 0
+    assert lora["forwards"] == 2 and lora["backwards"] == 2 and lora["down_per_token"] > 0
+    assert frozen["forwards"] == 1 and frozen["backwards"] == 0
+    assert frozen["up_per_token"] < lora["up_per_token"]
+
+
 @pytest.mark.parametrize("method", LM_STEPS)
 def test_every_step_runs(method: str) -> None:
     whole, tokenizer = random_decoder("tiny-projected")

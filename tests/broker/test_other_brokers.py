@@ -20,7 +20,7 @@ from broker_config.settings import BrokerSettings
 from broker_config.transport import Received, Will
 from tests.broker.conftest import PATIENCE_S, Client, needs_mosquitto, quick
 from tests.broker.test_connection import free_port
-from tests.broker.test_tls import authority, certificate, paho_leaks
+from tests.broker.test_tls import authority, certificate
 from tests.until import until
 
 LARGE = bytes(range(256)) * 1000
@@ -80,7 +80,6 @@ def test_web_sockets_carry_messages_large_and_small(tmp_path: Path, protocol: An
     ]
 
 
-@paho_leaks
 @pytest.mark.mosquitto
 @needs_mosquitto
 def test_web_sockets_over_tls_check_the_broker(tmp_path: Path) -> None:
@@ -102,7 +101,6 @@ def test_web_sockets_over_tls_check_the_broker(tmp_path: Path) -> None:
         stranger.close()
 
 
-@paho_leaks
 @pytest.mark.mosquitto
 @needs_mosquitto
 def test_a_port_without_web_sockets_is_told(tmp_path: Path) -> None:

@@ -21,9 +21,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command"),
 ]
 
-# paho leaves the socket of a failed handshake to the garbage collector.
-paho_leaks = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
 CONF = """
 listener {port} 127.0.0.1
 cafile {dir}/ca.crt
@@ -108,7 +105,6 @@ def test_large_messages_come_through_tls_whole_and_in_order(certs: Path, tls_por
     client.transport.close()
 
 
-@paho_leaks
 def test_a_broker_signed_by_a_stranger_is_refused(certs: Path, tls_port: int) -> None:
     stranger = connection(tls_port, certs, ca="stranger")
     stranger.start(lambda _event: None)
@@ -117,7 +113,6 @@ def test_a_broker_signed_by_a_stranger_is_refused(certs: Path, tls_port: int) ->
     stranger.close()
 
 
-@paho_leaks
 def test_a_broker_under_another_name_is_refused(certs: Path, tls_port: int) -> None:
     misnamed = connection(tls_port, certs, host="localhost")
     misnamed.start(lambda _event: None)

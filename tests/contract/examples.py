@@ -23,6 +23,8 @@ from sidestream.contract.messages import (
     AdapterUpload,
     Flow,
     GradientReply,
+    Query,
+    QueryReply,
     Receipt,
     Rejection,
     Reuse,
@@ -47,7 +49,7 @@ from sidestream.contract.plan import (
 )
 from sidestream.contract.quality import Tally
 from sidestream.contract.signing import Scope, Signer
-from sidestream.contract.tasks import TargetForm, write_tokens
+from sidestream.contract.tasks import Scale, TargetForm, write_tokens
 from sidestream.contract.tensors import Codec, Floats, Tensor, decode, encode
 from sidestream.contract.wire import Message, pack
 from sidestream.side_network.bundle import About, WeightsCodec, decode_bundle, encode_bundle
@@ -299,6 +301,26 @@ EXAMPLES: Final[dict[str, Message]] = {
     ),
     "trainer claim": TrainerClaim(instance="b2", fence=8, take_over=True),
     "rejection": Rejection(kind="activations", reason="no tier 'x'", size_bytes=77),
+    "query": Query(
+        run=STREAM,
+        mark=b"sixteen bytes it",
+        place=5,
+        fingerprint="f" * 16,
+        adapter=44,
+        lengths=to_bin([2, 1, 3], "<u2"),
+        states=encode(values((6, 5)), Codec.INT8),
+    ),
+    "query reply, unsigned": QueryReply(
+        run=STREAM, mark=b"sixteen bytes it", version=46, numbers=encode(values((3, 4)), Codec.F32)
+    ),
+    "query reply of a regression": QueryReply(
+        run=STREAM,
+        mark=b"sixteen bytes it",
+        version=46,
+        numbers=encode(values((3, 1)), Codec.F32),
+        scale=Scale(mean=3.5, deviation=1.25),
+    ),
+    "query reply, refused": QueryReply(run=STREAM, mark=b"sixteen bytes it", refused="it does not predict"),
 }
 
 KINDS: Final[dict[str, type[Message]]] = {type(one).__name__: type(one) for one in EXAMPLES.values()}

@@ -152,6 +152,14 @@ def test_some_rows_of_a_batch_without_keys_have_none() -> None:
         ("telemetry with troubles", {"receipt_s": float("inf")}),
         ("telemetry with troubles", {"unix_s": float("nan")}),
         ("status online, with a certificate", {"certificate_expires_unix_s": float("nan")}),
+        ("query", {"run": "z" * 32}),
+        ("query", {"lengths": to_bin([2, 1], "<u2")}),
+        ("query", {"lengths": to_bin([6, 0], "<u2")}),
+        ("query", {"lengths": to_bin([2, 1, 3], "<u2")[:-1]}),
+        ("query", {"states": encode(values((1, 6, 5)), Codec.INT8)}),
+        ("query reply, unsigned", {"numbers": None}),
+        ("query reply, unsigned", {"refused": "both"}),
+        ("query reply, unsigned", {"numbers": encode(values((3,)), Codec.F32)}),
     ],
 )
 def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[str, Any]) -> None:
@@ -172,6 +180,10 @@ def test_a_message_that_contradicts_itself_is_refused(name: str, changes: dict[s
         ("chunk", {"index": -1}),
         ("manifest, inline, unsigned", {"bundle_bytes": 0}),
         ("rejection", {"reason": "x" * 513}),
+        ("query", {"mark": bytes(15)}),
+        ("query", {"place": 64}),
+        ("query", {"lengths": b""}),
+        ("query", {"lengths": bytes([1, 0]) * 257}),
     ],
 )
 def test_a_value_outside_its_bounds_is_refused_on_arrival(name: str, changes: dict[str, Any]) -> None:

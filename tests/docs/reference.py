@@ -12,13 +12,13 @@ import msgspec
 from msgspec import inspect
 
 from sidestream.contract import plan, quality, signing, tasks, tensors, topics
-from sidestream.contract.messages import activations, device, trainer
+from sidestream.contract.messages import activations, device, query, split, trainer
 from sidestream.contract.wire import MAX_MESSAGE_BYTES, TARGET_MESSAGE_BYTES, WIRE_VERSION, Message
 from sidestream.host.flags import field_help
 from sidestream.side_network import bundle
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "wire.md"
-_MODULES: Final = (activations, device, trainer, plan)
+_MODULES: Final = (activations, device, split, query, trainer, plan)
 
 _HEAD: Final = f"""# The wire
 
@@ -54,12 +54,16 @@ def _topics() -> str:
     rows = {
         tree.plan: "Plan, retained",
         tree.activations("<tier>", "<device>"): "ActivationBatch",
+        tree.adapter("<tier>", "<device>"): "AdapterGradient, AdapterUpload or Reuse, of a split job",
+        tree.query("<tier>", "<device>"): "Query, of a split job",
         tree.status("<tier>", "<device>"): "Status, retained; also the last will",
         tree.telemetry("<tier>", "<device>"): "Telemetry, QoS 0",
         tree.weights("<tier>"): "WeightsManifest of every version, retained",
         tree.final_weights("<tier>"): "WeightsManifest of finished versions, or the first good one; retained",
         tree.weights_chunk("<tier>", 0, 0).replace("/0/0", "/<version>/<n>"): "WeightsChunk, retained",
         tree.receipt("<tier>", "<device>"): "Receipt, retained",
+        tree.gradient("<tier>", "<device>", 0)[:-1] + "<slot>": "GradientReply, retained",
+        tree.prediction("<tier>", "<device>", 0)[:-1] + "<place>": "QueryReply",
         tree.flow("<tier>"): "Flow, retained",
         tree.trainer_status: "TrainerStatus, retained; also the last will",
         tree.trainer_claim: "TrainerClaim",

@@ -186,3 +186,53 @@ def test_a_device_and_a_trainer_that_are_set_back_go_on_and_nothing_counts_twice
         state = job.state()
         assert state is not None and state.samples_unique == state.samples == 60
         assert "the digest matches" in job.run("trainer", "verify", "--state-dir", str(job.trainer_state))
+
+
+@pytest.mark.parametrize("form", ["held", "local", "frozen"])
+def test_a_device_without_room_for_the_model_predicts_through_the_trainer(
+    broker: EmbeddedBroker, tmp_path: Path, form: str
+) -> None:
+    """If it may; else both say so, and what is learnt stays what the journal gives."""
+    settings = tmp_path / "one.toml"
+    with fleet(tmp_path, broker.url, form) as job:
+        trainer = job.trainer()
+        job.expect_exit(job.agent("one", 40, "--whole-model", "never"), "one")
+        ask = ("agent", "predict", "--config", str(settings), "--json", "switch the lights on", "colder")
+        settings.write_text(f'whole_model = "never"\n{settings.read_text()}')
+        said = job.run(*ask, code=1)
+        assert "no room for the whole model" in said and "[predict]" in said and said.count("\n") == 1
+        settings.write_text(f"{settings.read_text()}[predict]\nremote = true\ntimeout_s = 20\n")
+        said = job.run(*ask, code=1)
+        assert "can be read from that" in said and "trainer does not predict for devices" in said
+        job.stop(trainer, "trainer")
+        settings.write_text(settings.read_text().replace("timeout_s = 20", "timeout_s = 0.5"))
+        assert "no answer from the trainer of job 'e2e' within 0.5 s" in job.run(*ask, code=1)
+        settings.write_text(settings.read_text().replace("timeout_s = 0.5", "timeout_s = 60"))
+        trainer = job.trainer("--predict.remote")
+        said = job.run(*ask)
+        found = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+        job.stop(trainer, "trainer")
+        settings.write_text(settings.read_text().replace('whole_model = "never"', 'whole_model = "always"'))
+        own = [json.loads(line) for line in job.run(*ask).splitlines()]
+        assert [one["label"] for one in found] == [one["label"] for one in own]
+        assert [one["probability"] for one in found] == pytest.approx(
+            [one["probability"] for one in own], abs=0.02
+        )
+        assert "the digest matches" in job.run("trainer", "verify", "--state-dir", str(job.trainer_state))
+
+
+def test_a_trainer_generates_no_text_for_devices(broker: EmbeddedBroker, tmp_path: Path) -> None:
+    settings = tmp_path / "one.toml"
+    with fleet(tmp_path, broker.url, "frozen", Task.CAUSAL_LM) as job:
+        trainer = job.trainer("--predict.remote")
+        job.expect_exit(job.agent("one", 12, "--whole-model", "never"), "one")
+        settings.write_text(
+            f'whole_model = "never"\n{settings.read_text()}[predict]\nremote = true\ntimeout_s = 60\n'
+        )
+        assert "generates no text for devices" in job.run(
+            "agent", "predict", "--config", str(settings), "on", code=1
+        )
+        assert "no room for the whole model" in job.run(
+            "agent", "generate", "--config", str(settings), "on", code=1
+        )
+        job.stop(trainer, "trainer")

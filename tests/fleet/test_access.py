@@ -36,6 +36,9 @@ def tree(job: str) -> list[str]:
                 topics.adapter(tier, device),
                 topics.gradient(tier, device, 0),
                 topics.gradient(tier, device, 63),
+                topics.query(tier, device),
+                topics.prediction(tier, device, 0),
+                topics.prediction(tier, device, 63),
                 topics.status(tier, device),
                 topics.telemetry(tier, device),
                 topics.echo(tier, device),
@@ -55,7 +58,7 @@ def may_write(actor: str, topic: str) -> bool:
         return topic.startswith(f"sidestream/v1/{JOB}/")
     own = f"sidestream/v1/{JOB}/up/{DEVICES[actor]}/{actor}"
     return topic in tuple(
-        f"{own}/{kind}" for kind in ("activations", "adapter", "status", "telemetry", "echo")
+        f"{own}/{kind}" for kind in ("activations", "adapter", "query", "status", "telemetry", "echo")
     )
 
 
@@ -73,6 +76,8 @@ def may_read(actor: str, topic: str) -> bool:
         f"{base}/down/{tier}/device/{actor}/receipt",
         f"{base}/down/{tier}/device/{actor}/gradient/0",
         f"{base}/down/{tier}/device/{actor}/gradient/63",
+        f"{base}/down/{tier}/device/{actor}/prediction/0",
+        f"{base}/down/{tier}/device/{actor}/prediction/63",
         f"{base}/up/{tier}/{actor}/status",
         f"{base}/up/{tier}/{actor}/echo",
     )

@@ -53,6 +53,7 @@ TRAINER = {
     "sidestream_batches_unanswered": (),
     "sidestream_replies_outstanding": (),
     "sidestream_replies_expired_total": (),
+    "sidestream_queries_total": ("outcome",),
     "sidestream_gradient_norm": (),
     "sidestream_adapter_gradient_staleness_batches": (),
     "sidestream_weights_version": (),

@@ -125,6 +125,15 @@ def test_accuracy_is_weighted_by_evaluation_samples_of_online_devices(fleet: Fle
     assert (summary.accuracy, summary.evaluation_samples) == (0.875, 40)
 
 
+def test_what_a_quarantined_device_measures_counts_for_nothing(fleet: Fleet) -> None:
+    for name, accuracy in (("a", 0.9), ("b", 0.1)):
+        fleet.on_status("pi", name, _status("online", 1), 0)
+        fleet.on_telemetry("pi", name, _told(accuracy=accuracy, evaluation_samples=10), 0)
+    fleet.held = lambda device: device == "b"
+    summary = fleet.summary(1, "pi")
+    assert summary.accuracy == pytest.approx(0.9) and summary.evaluation_samples == 10
+
+
 def test_a_tier_is_summed_up(fleet: Fleet) -> None:
     for name, version, finished in (("d", 3, False), ("e", 9, True)):
         fleet.on_status("pi", name, _status("online", 1), 0)

@@ -238,7 +238,8 @@ def test_a_browser_shows_the_fleet_its_curves_and_what_was_refused(crowd: Crowd)
     assert list(devices) == ["d3", "d1", "d5", *well], "the troubled first"
     assert devices["d5"][1:3] == [
         "online",
-        "Data that cannot be used: not used of the 12 samples read: 6 unreadable",
+        "Data that cannot be used: not used of the 12 samples read: 6 unreadable (another encoding, no text, "
+        "or too many fields: its log names the first lines)",
     ]
     assert text_of(document, "t-samples-sub").endswith("read not used: 6 unreadable")
     assert text_of(document, "t-left") == "2.0 of 8 passes"

@@ -98,6 +98,29 @@ def test_a_device_that_reads_nothing_for_a_minute_has_no_data() -> None:
     assert kinds(crowd) == ["no-data"]
 
 
+def test_what_a_device_waited_for_before_it_read_is_no_lack_of_data() -> None:
+    crowd = Crowd(0)
+    crowd.status(1, "online")
+    crowd.now = 70.0
+    crowd.tell(1, samples_read=0, samples_forwarded=0, trouble="waits until its backbone is loaded")
+    assert kinds(crowd) == ["waiting"]
+    crowd.now = 75.0
+    crowd.tell(1, samples_read=0, samples_forwarded=0)
+    assert kinds(crowd) == []
+    crowd.now = 135.0
+    crowd.tell(1, samples_read=0, samples_forwarded=0)
+    assert kinds(crowd) == ["no-data"]
+
+
+def test_who_ended_with_an_error_is_not_said_to_lack_data_too() -> None:
+    crowd = Crowd(0)
+    crowd.now = 70.0
+    crowd.tell(1, samples_read=0, samples_forwarded=0)
+    ended = Status(state="offline", birth=1, stream=f"{1:032x}", reason="other weights")
+    crowd.fleet.on_status("big", "d1", ended, crowd.now)
+    assert kinds(crowd) == ["failed"]
+
+
 def test_a_device_that_died_is_absent_or_failed_and_says_since_when() -> None:
     crowd = Crowd(4)
     crowd.now = 30.0

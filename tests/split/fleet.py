@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -269,6 +270,7 @@ class SplitDevice:
     fate: Fate = field(default_factory=Fate)
     adopted: _Adopted = field(default_factory=_Adopted)
     done: bool = False
+    clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -295,6 +297,7 @@ class SplitDevice:
             stop=cast(Any, None),
             trace=_FatefulTrace(self.fate),
             trust=cast(Trust, None),
+            clock=lambda: self.clock(),
         )
         backbone = shared_backbone(tier.backbone, tier.layers)
         lower = lower_half(backbone, method.lora)
@@ -316,7 +319,11 @@ class SplitDevice:
             on_batch=self.fate,
         )
         adopter = cast(Adopter, self.adopted)
-        adapters: DeviceAdapters = HeldAdapters(lower, adopter, writer, in_step=method.window == 1)
+        adapters: DeviceAdapters = HeldAdapters(
+            *(lower, adopter, writer, self.outbox),
+            in_step=method.window == 1,
+            clock=context.clock,
+        )
         if method.adapters == "local":
             steps = local_steps(lower, method.round)
             adapters = OwnAdapters(

@@ -138,6 +138,47 @@ def test_a_repeats_slot_outlives_a_checkpoint(tmp_path: Path, backbone: Path) ->
         assert reply_in(made, 1).gradient is not None
 
 
+def test_what_waited_in_an_earlier_stream_takes_no_slot_that_the_device_has_given_anew(
+    tmp_path: Path, backbone: Path
+) -> None:
+    with fleet(tmp_path, config(tmp_path, backbone, split={"window": 2}), {"cut1": 12}) as made:
+        device = made.devices[0]
+        while len(device.waiting()) < 2:
+            device.step()
+        answered, waiting = (unpack(ActivationBatch, one) for one in device.waiting())
+        assert answered.part is not None and waiting.part is not None
+        made.trainer.take(device.name, device.tier, pack(answered))
+        made.trainer.serve()
+        made.trainer.take(device.name, device.tier, pack(waiting))
+        slot = waiting.part.slot
+        again = msgspec.structs.replace(
+            answered, stream="cd" * 16, split=msgspec.structs.replace(answered.part, slot=slot)
+        )
+        made.trainer.take(device.name, device.tier, pack(again))
+        made.trainer.serve()
+        assert reply_in(made, slot).ticket == answered.part.ticket
+
+
+def test_a_device_that_hears_nothing_for_long_asks_again(tmp_path: Path, backbone: Path) -> None:
+    with fleet(tmp_path, config(tmp_path, backbone, split={"window": 2}), {"cut1": 8}) as made:
+        device, now = made.devices[0], [0.0]
+        device.clock = lambda: now[0]
+        device.again()
+        while device.step():
+            pass
+        for payload in device.waiting():
+            receipt = made.trainer.take(device.name, device.tier, payload)
+            assert receipt is not None
+            device.receipted(receipt)
+        now[0] = 299.0
+        assert not device.step() and not device.waiting()
+        now[0] = 301.0
+        assert device.step()
+        made.run()
+        counts = [one.kind for one in made.trainer.journal.read(0, limit=100)]
+        assert counts.count("batch") == counts.count("serve") == 2
+
+
 def test_rounds_are_counted_whoever_is_taken_out(tmp_path: Path, backbone: Path) -> None:
     plan = RoundPlan(batches=1, devices=1, deadline_s=1e-6)
     settings = config(tmp_path, backbone, split={"adapters": "local", "round": plan})

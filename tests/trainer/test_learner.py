@@ -22,10 +22,18 @@ from side_trainer.fold.progress import Progress
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
 from side_trainer.learner import Learner
+from side_trainer.queries.answering import Queries
+from side_trainer.settings.split import PredictConfig
 from sidestream.contract.topics import Topics
 from sidestream.host.trace import Trace
 from tests.trainer.conftest import append, config, devices, settle
 from tests.until import until
+
+
+def no_queries(journal: Journal, metrics: TrainerMetrics) -> Queries:
+    """Of a job whose devices ask nothing."""
+    link, signer = cast(LeaderTransport, None), TrainerSigner("colours")
+    return Queries(PredictConfig(), link, Topics("colours"), signer, metrics, journal.run)
 
 
 class Slow:
@@ -66,6 +74,7 @@ def test_a_connection_that_comes_up_while_publishing_gets_the_weights_too(
     releases = Releases(settings, fold, progress, journal.run, publisher, online=dict, trace=trace)
     slow.learner = Learner(
         *(settings, journal, fold, progress, checkpointer, releases, no_replies(journal, metrics)),
+        no_queries(journal, metrics),
         metrics=metrics,
         trace=trace,
     )
@@ -96,7 +105,7 @@ def test_the_loss_that_is_shown_moves_while_nothing_arrives_and_the_log_has_the_
     learner = Learner(
         *(settings, journal, fold, progress, Checkpointer(tmp_path, fold, journal, metrics)),
         Releases(settings, fold, progress, journal.run, cast(Publisher, Slow()), online=dict, trace=trace),
-        no_replies(journal, metrics),
+        *(no_replies(journal, metrics), no_queries(journal, metrics)),
         metrics=metrics,
         trace=trace,
         judge=lambda tier, stream, loss: judged.append(loss),

@@ -99,7 +99,7 @@ function showLeft(trainer) {
     ].filter(Boolean).join(", "));
     return;
   }
-  say("t-left-sub", !samples ? "no sample has come yet" : backlog ? `${whole(backlog)} records wait; ${whole(owed)} rows in passes` : owed ? `${whole(owed)} rows over the journal` : "all passes are made");
+  say("t-left-sub", !samples ? "no sample has come yet" : backlog ? `${whole(backlog)} ${backlog === 1 ? "record waits" : "records wait"}; ${whole(owed)} rows in passes` : owed ? `${whole(owed)} rows over the journal` : "all passes are made");
 }
 
 function showCharts(view) {

@@ -22,8 +22,10 @@ from sidestream.contract.messages.fields import (
     check_stream,
     to_bin,
 )
+from sidestream.contract.messages.query import MARK_BYTES, MAX_ASKED, Query, QueryReply
 from sidestream.contract.messages.split import (
     MAX_SLOTS,
+    NO_BASE,
     AdapterGradient,
     AdapterMessage,
     AdapterUpload,
@@ -48,10 +50,11 @@ from sidestream.contract.messages.trainer import (
 )
 
 __all__ = [
-    "COUNTERS", "HIGHEST_FENCE", "MAX_LABELS", "MAX_LABEL_CHARS", "MAX_ROWS", "MAX_SLOTS",
-    "MAX_STREAMS", "ActivationBatch", "AdapterGradient", "AdapterMessage", "AdapterUpload", "Count",
-    "Flow", "GradientReply", "Receipt", "Rejection", "Reuse", "ShortText", "SplitPart", "Status",
-    "Telemetry", "TrainerClaim", "TrainerStatus", "WeightsChunk", "WeightsManifest", "awaited_ticket",
-    "check_labels", "check_stream", "content_digest", "context_of", "derived_key",
-    "is_adapter_message", "ticket_of", "to_bin", "unpack_adapter", "with_floor",
+    "COUNTERS", "HIGHEST_FENCE", "MARK_BYTES", "MAX_ASKED", "MAX_LABELS", "MAX_LABEL_CHARS",
+    "MAX_ROWS", "MAX_SLOTS", "MAX_STREAMS", "NO_BASE", "ActivationBatch", "AdapterGradient", "AdapterMessage",
+    "AdapterUpload", "Count", "Flow", "GradientReply", "Query", "QueryReply", "Receipt", "Rejection",
+    "Reuse", "ShortText", "SplitPart", "Status", "Telemetry", "TrainerClaim", "TrainerStatus",
+    "WeightsChunk", "WeightsManifest", "awaited_ticket", "check_labels", "check_stream",
+    "content_digest", "context_of", "derived_key", "is_adapter_message", "ticket_of", "to_bin",
+    "unpack_adapter", "with_floor",
 ]  # fmt: skip

@@ -25,6 +25,8 @@ from sidestream.contract.wire import Message, prepared, unpack
 
 TICKET_BYTES: Final = 8
 MAX_SLOTS: Final = 64
+NO_BASE: Final = "the batch that stands for it is not here"
+"""Why a :class:`Reuse` is refused whose device is to send the whole batch."""
 _MAX_TENSORS: Final = 4096
 _TAG_BYTES: Final = 32  # a packed message tells version and kind within so many
 
