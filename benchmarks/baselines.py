@@ -89,12 +89,18 @@ def central_full(work: Workload, tier: str, seed: int, epochs: int, tell: Tell) 
 
 
 def fedavg_lora(
-    work: Workload, shards: Sequence[Sequence[Example]], seed: int, rounds: int, tell: Tell
+    work: Workload,
+    shards: Sequence[Sequence[Example]],
+    seed: int,
+    rounds: int,
+    tell: Tell,
+    *,
+    local_epochs: int = 1,
 ) -> Tuned:
     """FedAvg (McMahan et al. 2017) of LoRA adapters and head.
 
-    Each round every device starts from the global parameters with a fresh optimiser, trains one epoch on its
-    own samples, and sends its parameters; they are averaged, weighted by samples.
+    Each round every device starts from the global parameters with a fresh optimiser, trains some epochs on
+    its own samples, and sends its parameters; they are averaged, weighted by samples.
     """
     torch.manual_seed(seed)
     classifier = with_lora(_load(work, work.deepest))
@@ -110,7 +116,7 @@ def fedavg_lora(
                     parameter.copy_(value)
             rng = np.random.default_rng([seed, number, device])
             tuned.cpu_s += _fit(
-                work, classifier, shard, rng, epochs=1, rate=_LORA_RATE, decay=False, tell=tell
+                work, classifier, shard, rng, epochs=local_epochs, rate=_LORA_RATE, decay=False, tell=tell
             )
             for value, parameter in zip(mean, parameters, strict=True):
                 value += parameter.detach() * (len(shard) / total)

@@ -37,6 +37,8 @@ class Options:
     """Whether devices of the fleet come and go."""
     rounds: int = 8
     """Of FedAvg."""
+    local_epochs: int = 1
+    """Of FedAvg: on each device in each round."""
     lora_epochs: int = 6
     """Of centralised LoRA."""
     full_epochs: int = 3
@@ -142,12 +144,13 @@ class Bench:
         return self._tuned(row, seed, tuned, epochs)
 
     def fedavg_lora(self, seed: int) -> Measured:
-        """LoRA on every device's whole backbone, averaged after each local epoch."""
+        """LoRA on every device's whole backbone, averaged after so many local epochs."""
         options, say = self._options, self._say(f"fedavg-lora, seed {seed}")
+        epochs = options.local_epochs
         devices = make_fleet(self._work, devices=options.devices, alpha=options.alpha, seed=seed, churn=False)
         shards = [device.examples for device in devices]
-        tuned = baselines.fedavg_lora(self._work, shards, seed, options.rounds, say)
-        measured = self._tuned("fedavg-lora", seed, {self._work.deepest: tuned}, options.rounds)
+        tuned = baselines.fedavg_lora(self._work, shards, seed, options.rounds, say, local_epochs=epochs)
+        measured = self._tuned("fedavg-lora", seed, {self._work.deepest: tuned}, epochs * options.rounds)
         measured.rounds = tuned.accuracies
         measured.bytes_up = measured.bytes_down = 4.0 * tuned.trainable * options.rounds
         return measured

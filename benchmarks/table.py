@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -75,9 +76,10 @@ def gaps(results: Sequence[Measured], base: str = "central") -> dict[str, Any]:
 
 
 def equal_accuracy(results: Sequence[Measured]) -> dict[str, Any]:
-    """The device CPU that FedAvg-LoRA takes until it is as accurate as the fleet; empty without the two.
+    """What FedAvg-LoRA takes until it is as accurate as the fleet; empty without the two.
 
-    Means over seeds; ``rounds`` is None where it never gets there, and its CPU is then that of all rounds.
+    Means over seeds; ``rounds`` is None where it never gets there, and its CPU and bytes are then those of
+    all rounds. Bytes are a device's, up and down.
     """
     fleet = [one for one in results if one.row == "fleet"]
     fedavg = [one for one in results if one.row == "fedavg-lora"]
@@ -94,7 +96,14 @@ def equal_accuracy(results: Sequence[Measured]) -> dict[str, Any]:
         "fleet_device_cpu_s": fleet_s,
         "fedavg_device_cpu_s": fedavg_s,
         "saved": 1 - fleet_s / fedavg_s,
+        "fleet_bytes": _both_ways(fleet),
+        "fedavg_bytes": [share * size for size in _both_ways(fedavg)],
     }
+
+
+def _both_ways(results: Sequence[Measured]) -> list[float]:
+    """Bytes a device sends, and receives."""
+    return [mean(one.bytes_up or 0 for one in results), mean(one.bytes_down or 0 for one in results)]
 
 
 def gap_text(results: Sequence[Measured]) -> str:
@@ -117,7 +126,17 @@ def gap_text(results: Sequence[Measured]) -> str:
             f"{equal['fedavg_device_cpu_s']:.0f} s of device CPU; the fleet takes "
             f"{equal['fleet_device_cpu_s']:.0f} s, {100 * equal['saved']:.0f} % less"
         )
+        fleet, fedavg = equal["fleet_bytes"], equal["fedavg_bytes"]
+        share = sum(fleet) / sum(fedavg) if sum(fedavg) else math.nan
+        lines.append(
+            f"equal accuracy, KiB a device up + down: fedavg-lora {_kib(fedavg)}, the fleet {_kib(fleet)}: "
+            f"{share:.2f} of it"
+        )
     return "\n".join(lines)
+
+
+def _kib(sizes: Sequence[float]) -> str:
+    return " + ".join(f"{size / 1024:,.0f}" for size in sizes)
 
 
 def _line(name: str, seeds: Sequence[Measured]) -> list[str]:

@@ -50,6 +50,7 @@ def _device(topics: Topics, member: Member) -> list[str]:
         f"topic read {topics.plan}",
         f"topic read {topics.trainer_status}",
         f"topic read {topics.weights(tier)}",
+        f"topic read {topics.final_weights(tier)}",
         f"topic read {topics.weights_chunks_filter(tier)}",
         f"topic read {topics.flow(tier)}",
         f"topic read {topics.receipt(tier, name)}",

@@ -17,6 +17,8 @@ from sidestream.contract.wire import prepared
 from sidestream.host.logs import LogFormat
 from sidestream.host.state_dir import default_dir
 
+WeightsChoice = Literal["every", "final"]
+"""Which versions of the weights a device listens for."""
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})")
 
 
@@ -152,6 +154,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_kib_per_minute: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """Upload at most so many KiB in a minute: the agent sends less of each sample as its outbox fills, and
     then waits. 0: no such budget."""
+    weights: WeightsChoice = "every"
+    """Which versions of the weights come down: every one that the trainer publishes, or final: the finished
+    ones, and the first good one until there is one. Where the job's method needs every version, every version
+    comes."""
+    weights_budget_mib: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Once so many MiB of weights have come down, listen for finished versions only. 0: no such budget."""
     when_full: Literal["pause", "drop_oldest"] = "pause"
     """What to do when the outbox is full: stop computing until there is room, or drop the oldest batches and
     count them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 from edge_agent.context import AgentContext
 from edge_agent.samples.source import SampleSource
@@ -29,6 +30,9 @@ class DeviceMethod(ABC):
         stopped: Asked often; true ends everything.
         on_adopted: Called when other weights are in use.
     """
+
+    needs_every: ClassVar[bool] = False
+    """Whether training here goes by passing versions, so that all of them must come."""
 
     def __init__(
         self,

@@ -293,6 +293,9 @@ class TrainerMetrics(_Holder):
         "Batches served between the last one that a device answered and that answer",
     )
     weights_version: Gauge = gauge("weights_version", "Version last published: journal records folded in")
+    weights_finished: Gauge = gauge(
+        "weights_finished_version", "Version that devices get which want finished ones only"
+    )
     broker_connected: Gauge = gauge("broker_connected", "1 while connected to the broker")
     inbox_messages: Gauge = gauge("inbox_messages", "Messages received and not yet handled")
     learner_backlog_records: Gauge = gauge("learner_backlog_records", "Journal records not yet folded in")

@@ -25,15 +25,23 @@ class FleetExporter:
         self._task = task
         self._shown: dict[str, Counts] = {}
         self._versions = VersionTimes()
+        self._finished = VersionTimes()
 
-    def update(self, fleet: Fleet, *, version: int, now: float) -> dict[str, TierSummary]:
-        """Set every figure of the fleet. ``version`` is the one last published.
+    def update(self, fleet: Fleet, *, version: int, now: float, finished: int = 0) -> dict[str, TierSummary]:
+        """Set every figure of the fleet.
+
+        Args:
+            fleet: Summed up.
+            version: The one last published.
+            now: On the fleet's clock.
+            finished: The one for devices that want no other than finished ones.
 
         Returns:
             What the fleet is summed up to, by tier.
         """
         metrics = self._metrics
         self._versions.note(version, now)
+        self._finished.note(finished, now)
         summaries = fleet.summaries(now)
         for tier, summary in summaries.items():
             metrics.devices_online.labels(tier).set(summary.devices_online)
@@ -44,9 +52,12 @@ class FleetExporter:
             for measure in Measure:
                 metrics.quality.labels(tier, measure).set(_or_nan(measures.get(measure.value)))
             metrics.evaluation_samples.labels(tier).set(summary.evaluation_samples)
-            lag = 0 if summary.version_min is None else version - summary.version_min
-            metrics.version_lag.labels(tier).set(max(0, lag))
-            metrics.version_lag_seconds.labels(tier).set(self._versions.outdated_s(summary.version_min, now))
+            wanted = ((version, summary.every_min), (finished, summary.final_min))
+            lag = max(0, *(0 if least is None else newest - least for newest, least in wanted))
+            metrics.version_lag.labels(tier).set(lag)
+            outdated_s = self._versions.outdated_s(summary.every_min, now)
+            outdated_s = max(outdated_s, self._finished.outdated_s(summary.final_min, now))
+            metrics.version_lag_seconds.labels(tier).set(outdated_s)
             metrics.devices_lost.labels(tier).set(summary.devices_lost)
             metrics.outbox_fill.labels(tier).set(summary.outbox_fill)
             metrics.outbox_bytes.labels(tier).set(summary.outbox_bytes)

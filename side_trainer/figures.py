@@ -108,7 +108,8 @@ class Figures:
         self.metrics.journal_bytes.set(self._journal.size_bytes())
         self.metrics.quarantined.set(self._judge.count)
         published = self._journal.highest
-        summaries = self._exporter.update(self.fleet, version=published, now=now)
+        finished = self._finished
+        summaries = self._exporter.update(self.fleet, version=published, now=now, finished=finished)
         self.board.update(
             self.fleet,
             summaries,
@@ -133,6 +134,11 @@ class Figures:
             labels=plan.labels,
         )
 
+    @property
+    def _finished(self) -> int:
+        """The version for devices that want finished ones only; 0 until this trainer has published it."""
+        return int(level(self.metrics.weights_finished))
+
     def _view(self, status: TrainerStatus, published: int) -> TrainerView:
         metrics = self.metrics
         refused = values(metrics.messages_rejected)
@@ -140,6 +146,7 @@ class Figures:
             connected=self._link.connected,
             version=status.version,
             published=published,
+            finished=self._finished,
             backlog=self._journal.version_base + self._journal.tail - status.version,
             final=status.final,
             samples=status.samples,

@@ -200,6 +200,7 @@ class Learner:
             _log.warning("what device %s uploaded is left out of the average: %s", device, why)
         if record.kind in _ARRIVED:
             self._last_batch_at = time.monotonic()
+            self._releases.heard(len(record.payload))
         if record.kind == "batch":
             self._count_batch(record, step)
         elif record.kind in _SOURCES:

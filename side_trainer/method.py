@@ -196,6 +196,17 @@ class Method(ABC):
             return 0.0
         return float(np.sqrt(moved / whole)) if whole else math.inf
 
+    def gain(self, before: Mapping[str, Floats]) -> float | None:
+        """By which share the loss of today's weights lies below that of earlier ones, on what came last.
+
+        Args:
+            before: As :meth:`weights` gave them; empty for untrained ones.
+
+        Returns:
+            None where that cannot be told.
+        """
+        return None
+
     @property
     def unverified(self) -> str:
         """What of the weights no journal could give again, in words; empty for nothing."""

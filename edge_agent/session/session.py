@@ -29,8 +29,16 @@ from edge_agent.session.work import Work
 from edge_agent.uplink.in_flight import InFlight
 from edge_agent.uplink.link_state import LinkState
 from edge_agent.uplink.sender import Sender
+from edge_agent.weights.choice import VersionChoice
 from edge_agent.weights.weights_inbox import WeightsInbox
-from sidestream.contract.errors import BrokerError, DataError, SidestreamError, UntrustedError, WireError
+from sidestream.contract.errors import (
+    BrokerError,
+    DataError,
+    OutdatedError,
+    SidestreamError,
+    UntrustedError,
+    WireError,
+)
 from sidestream.contract.messages import Flow, TrainerStatus, WeightsChunk
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import unpack
@@ -52,7 +60,11 @@ class Session:
         self._plans = PlanInbox(config.job, tier, outbox, context.trust, clock=context.clock)
         self._status = OwnStatus(context, topics.status(tier, name), self._source, link)
         self._transport = context.connect(config, context.client_id, self._status.will())
-        self._weights = WeightsInbox(self._transport, topics.weights(tier))
+        self._weights = WeightsInbox(
+            self._transport,
+            *(topics.weights(tier), topics.final_weights(tier)),
+            VersionChoice(config.weights, config.weights_budget_mib, outbox.counters()["weights_bytes_down"]),
+        )
         self._receipts = Receipts(
             topics.receipt(tier, name),
             outbox,
@@ -100,8 +112,10 @@ class Session:
         topics, tier = self._topics, self._context.tier
         # The plan last: it sets the work going, and what is retained on the others should be known by then.
         states = (self._status.topic, topics.trainer_status, topics.flow(tier), self._receipts.topic)
-        for topic in (*states, topics.weights(tier), topics.plan):
+        for topic in states:
             self._transport.subscribe(topic)
+        self._weights.listen()
+        self._transport.subscribe(topics.plan)
         self._transport.start(self._mailbox.put)
         reason = "failed"
         try:
@@ -170,7 +184,11 @@ class Session:
         status.writes.check_batches(now, unanswered_s)
         if self._report.is_due(now):
             word = self._report.take(
-                now, self._work.in_use, source_ended=self._work.produced, trouble=self._trouble()
+                now,
+                self._work.in_use,
+                source_ended=self._work.produced,
+                trouble=self._trouble(),
+                final_only=self._weights.final_only,
             )
             if self._link.connected:
                 self._publish(word)
@@ -221,15 +239,12 @@ class Session:
                 self._outcomes.add(outcome)
         elif event.topic == topics.flow(tier):
             self._on_flow(unpack(Flow, payload))
-        elif event.topic == topics.weights(tier):
-            self._on_manifest(payload)
         elif event.topic == topics.trainer_status:
             self._link.trainer_online = unpack(TrainerStatus, payload).state == "online"
-        elif not event.topic.startswith(f"{topics.weights(tier)}/"):
-            self._work.on_message(event.topic, payload)
+        elif f"{event.topic}/".startswith(f"{topics.weights(tier)}/"):
+            self._on_weights(event.topic, payload)
         else:
-            topics.parse_weights_chunk(event.topic)
-            self._weights.on_chunk(unpack(WeightsChunk, payload))
+            self._work.on_message(event.topic, payload)
 
     def _on_verdict(self, verdict: PlanVerdict) -> None:
         plan, tier = self._plans.plan, self._plans.tier
@@ -242,10 +257,23 @@ class Session:
             if tier is not None:
                 self._work.on_plan(plan)
 
-    def _on_manifest(self, payload: bytes) -> None:
+    def _on_weights(self, topic: str, payload: bytes) -> None:
+        self._context.outbox.count("weights_bytes_down", len(payload))
+        self._weights.received(len(payload))
+        final = topic == self._topics.final_weights(self._context.tier)
+        if final or topic == self._topics.weights(self._context.tier):
+            self._on_manifest(payload, final=final)
+        else:
+            self._topics.parse_weights_chunk(topic)
+            self._weights.on_chunk(unpack(WeightsChunk, payload))
+
+    def _on_manifest(self, payload: bytes, *, final: bool) -> None:
         try:
             manifest = self._context.trust.open_manifest(payload)
         except UntrustedError as exc:
+            if final and isinstance(exc, OutdatedError):  # it has had passing versions since
+                log.info("a finished version stays where it is: %s", exc)
+                return
             log.error("weights are not adopted: %s", exc)
             self._context.outbox.count("weights_refused", 1)
             return
@@ -294,6 +322,12 @@ class Session:
         words: list[LastWord] = []
         if Outcome.DUPLICATE not in self._outcomes:  # else what stands on our topics is the other's
             now, work = self._context.clock(), self._work
-            figures = self._report.take(now, work.in_use, source_ended=work.produced, qos=1)
+            figures = self._report.take(
+                now,
+                work.in_use,
+                source_ended=work.produced,
+                final_only=self._weights.final_only,
+                qos=1,
+            )
             words = [figures, self._status.death(reason)]
         self._transport.close(last_words=words)

@@ -53,7 +53,14 @@ class TelemetryReport:
         return self.due or now >= self._next_s
 
     def take(
-        self, now: float, in_use: InUse | None, *, source_ended: bool, trouble: str = "", qos: int = 0
+        self,
+        now: float,
+        in_use: InUse | None,
+        *,
+        source_ended: bool,
+        trouble: str = "",
+        final_only: bool = False,
+        qos: int = 0,
     ) -> LastWord:
         """The figures now; they are shown in the metrics and, now and then, in the log.
 
@@ -62,6 +69,7 @@ class TelemetryReport:
             in_use: The version in use.
             source_ended: Whether the data has ended, and all of it is computed.
             trouble: In words, what keeps the device from working.
+            final_only: It listens for finished versions only.
             qos: Of the message.
         """
         context, self.due = self._context, False
@@ -73,6 +81,7 @@ class TelemetryReport:
             receipt_s=self._in_flight.receipt_s,
             reconnects=int(total(context.metrics.reconnects)),
             trouble=trouble[:500],
+            final_only=final_only,
         )
         measures = in_use.score.measures if in_use is not None and in_use.score is not None else {}
         self._exporter.update(telemetry, measures)

@@ -127,7 +127,7 @@ class Work:
         self._start(self._sender.run, "sender")
         for name, side_work in self._method.side_work():
             self._start(side_work, name)
-        self._weights.begin(plan.run, self._method.adopter)
+        self._weights.begin(plan.run, self._method.adopter, every=self._method.needs_every)
 
     def _on_adopted(self) -> None:
         self._on_news()

@@ -130,6 +130,8 @@ class SplitFrozenDevice(SplitDevice):
 class SplitLoraDevice(SplitDevice):
     """Every batch is answered."""
 
+    needs_every = True
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._replies: SimpleQueue[GradientReply] = SimpleQueue()

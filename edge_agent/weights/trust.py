@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from sidestream.contract.errors import ConfigError, StateError, UntrustedError
+from sidestream.contract.errors import ConfigError, OutdatedError, StateError, UntrustedError
 from sidestream.contract.messages import GradientReply, QueryReply, WeightsManifest
 from sidestream.contract.plan import Plan
 from sidestream.contract.signing import Scope, key_id, open_signed, read_public_keys
@@ -96,14 +96,14 @@ class Trust:
         """Decode a manifest, if its weights may be adopted.
 
         Raises:
-            UntrustedError: they may not.
+            UntrustedError: they may not; an OutdatedError where they are older and nothing else is wrong.
             DecodeError: it is none.
         """
         if not self._checks:
             return unpack(WeightsManifest, payload)
         manifest = open_signed(WeightsManifest, payload, self._weights_scope, self._kept.keys)
         if manifest.version < (before := self._kept.versions.get(manifest.run, 0)):
-            raise UntrustedError(
+            raise OutdatedError(
                 f"version {manifest.version} is older than {before}, which this device has had"
             )
         return manifest

@@ -7,6 +7,7 @@ import time
 
 from broker_config.transport import Transport
 from edge_agent.weights.adoption import Adopter
+from edge_agent.weights.choice import VersionChoice
 from edge_agent.weights.chunks import Assembly
 from sidestream.contract.messages import WeightsChunk, WeightsManifest
 
@@ -18,15 +19,20 @@ class WeightsInbox:
     """Hears of versions; belongs to one thread.
 
     Args:
-        transport: Where chunks are asked for.
-        topic: The tier's weights topic; chunks are below it.
+        transport: Where versions and chunks are asked for.
+        topic: Where the tier's versions stand, every one; chunks are below it.
+        final_topic: Where the finished ones stand.
+        choice: Which of the two is listened to.
     """
 
-    def __init__(self, transport: Transport, topic: str) -> None:
+    def __init__(self, transport: Transport, topic: str, final_topic: str, choice: VersionChoice) -> None:
         self.newest: WeightsManifest | None = None
         """The run's last manifest that is not older than what is in use; before :meth:`begin`, any last."""
         self._transport = transport
         self._topic = topic
+        self._final_topic = final_topic
+        self._choice = choice
+        self._versions = ""  # the topic that is listened to
         self._filter = ""
         self._run = ""
         self._adopter: Adopter | None = None
@@ -34,16 +40,46 @@ class WeightsInbox:
         self._asked_s = 0.0
 
     @property
+    def final_only(self) -> bool:
+        """Whether finished versions only are listened for."""
+        return not self._choice.every
+
+    @property
     def version(self) -> int:
         """Its version; 0 for none."""
         return self.newest.version if self.newest is not None else 0
 
-    def begin(self, run: str, adopter: Adopter) -> None:
-        """The plan is there: from now on, versions of its run go to the adopter."""
+    def listen(self) -> None:
+        """Subscribe to the versions that are wanted now, and to no others."""
+        wanted, before = self._topic if self._choice.every else self._final_topic, self._versions
+        if wanted == before:
+            return
+        self._versions = wanted
+        self._transport.subscribe(wanted)
+        if before:
+            why = "the budget for weights is used up" if self._choice.overspent else "the method needs them"
+            log.info("from now on %s: %s", "every version" if self._choice.every else "final versions", why)
+            self._transport.unsubscribe(before)
+
+    def begin(self, run: str, adopter: Adopter, *, every: bool = False) -> None:
+        """The plan is there: from now on, versions of its run go to the adopter.
+
+        Args:
+            run: The plan's.
+            adopter: Whose they are.
+            every: The plan's method cannot do without passing versions.
+        """
+        self._choice.needs_every = every
+        self.listen()
         self._run, self._adopter = run, adopter
         heard, self.newest = self.newest, None
         if heard is not None:
             self.on_manifest(heard)
+
+    def received(self, size: int) -> None:
+        """So many bytes of weights have come."""
+        self._choice.received(size)
+        self.listen()
 
     def on_manifest(self, manifest: WeightsManifest) -> None:
         """A version was published.

@@ -91,6 +91,7 @@ class Board:
         self._revision = 0
         self._shown = _Shown()
         self._versions = VersionTimes()
+        self._finished = VersionTimes()  # for devices that want no others
         self._history = History()
         self._log = EventLog()
 
@@ -109,6 +110,7 @@ class Board:
             self._revision += 1
             self._now_unix_s = unix_s
             self._versions.note(trainer.published, now)
+            self._finished.note(trainer.finished, now)
             states = self._take_devices(fleet, summaries, now, around)
             self._take_trainer(trainer)
             shown, whole = self._shown, fleet.summary(now)
@@ -205,6 +207,7 @@ class Board:
     def _circumstances(self, fleet: Fleet, entry: Device, now: float, around: Surroundings) -> Circumstances:
         told = entry.telemetry
         version = told.weights_version if told is not None else None
+        times = self._finished if told is not None and told.final_only else self._versions
         return Circumstances(
             state=fleet.state(entry, now),
             online=fleet.online(entry, now),
@@ -213,7 +216,7 @@ class Board:
             fingerprint=around.fingerprints.get(entry.tier, ""),
             held=around.held(entry.name),
             refusal=self._log.last_refusal(entry.tier, entry.name),
-            outdated_s=self._versions.outdated_s(version, now),
+            outdated_s=times.outdated_s(version, now),
         )
 
     def _show(

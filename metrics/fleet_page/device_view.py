@@ -82,6 +82,7 @@ def _told(known: DeviceView, device: Device, told: Telemetry, task: Task) -> Dev
         outbox_bytes=told.outbox_bytes,
         outbox_fill=round(outbox_fill(told), 3),
         weights_version=told.weights_version,
+        final_only=told.final_only,
         quality=None if quality is None else round(quality, 4),
         evaluation_samples=told.evaluation_samples,
         rss_bytes=told.rss_bytes,

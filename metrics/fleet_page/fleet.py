@@ -117,6 +117,10 @@ class TierSummary:
     """Oldest weights in use on an online device; None if none has reported."""
     version_max: int | None = None
     """Newest."""
+    every_min: int | None = None
+    """Oldest on one that wants every version."""
+    final_min: int | None = None
+    """Oldest on one that wants finished versions only."""
     outbox_batches: int = 0
     """Batches waiting, as last reported, offline devices included."""
     outbox_bytes: int = 0
@@ -259,6 +263,8 @@ class Fleet:
         ]
         evaluation_samples = sum(weight for _, weight in judged)
         versions = [one.weights_version for one in live]
+        finished = [one.weights_version for one in live if one.final_only]
+        every = [one.weights_version for one in live if not one.final_only]
         heat = [one.temperature_celsius for one in live if one.temperature_celsius is not None]
         return TierSummary(
             devices_known=len(known),
@@ -272,6 +278,8 @@ class Fleet:
             probe_accuracy=_probe_accuracy(sane),
             version_min=min(versions, default=None),
             version_max=max(versions, default=None),
+            every_min=min(every, default=None),
+            final_min=min(finished, default=None),
             outbox_batches=sum(one.outbox_batches for one in told),
             outbox_bytes=sum(one.outbox_bytes for one in told),
             unlabelled_waiting=sum(one.unlabelled_waiting for one in told),

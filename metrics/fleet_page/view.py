@@ -70,6 +70,8 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How full the outbox is, 0 to 1."""
     weights_version: int = 0
     """In use."""
+    final_only: bool = False
+    """Whether it wants finished versions only."""
     quality: float | None = None
     """That version's figure of merit on held-out samples."""
     evaluation_samples: int = 0
@@ -208,6 +210,8 @@ class TrainerView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Journal records folded in."""
     published: int = 0
     """The version that devices were sent last."""
+    finished: int = 0
+    """The version for devices that want finished ones only."""
     backlog: int = 0
     """Records not folded in yet."""
     final: bool = False

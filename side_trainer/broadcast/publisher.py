@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 
 from metrics.catalogue import Content, TrainerMetrics
@@ -25,6 +26,18 @@ CHUNK_BYTES: Final = TARGET_MESSAGE_BYTES - 1024
 _HEADERS_BYTES: Final = 1024
 _LEAST_CHUNK_BYTES: Final = 256
 _WARN_EVERY_S: Final = 600.0
+
+
+class Place(Enum):
+    """Where versions stand. A device listens to one of the two."""
+
+    NEWEST = auto()
+    """Every version, until the next one."""
+    FINISHED = auto()
+    """A finished one until the next one is finished; the first good one until there is one."""
+
+
+ALL: Final = frozenset(Place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,35 +90,46 @@ class Publisher:
         room = self._link.max_packet_bytes - _HEADERS_BYTES
         return min(CHUNK_BYTES, max(room, _LEAST_CHUNK_BYTES))
 
-    def publish(self, version: Version, job: str) -> bool:
+    def publish(self, version: Version, job: str, *, places: Collection[Place] = ALL, keep: int = 0) -> bool:
         """Publish a version to every settled tier; return False if the broker could not take all of it.
 
         What a device adopts is whole whenever it looks: chunks go first, then the manifest that names them,
-        and only then do the chunks of the version before disappear.
+        and only then do the chunks of earlier versions disappear.
+
+        Args:
+            version: What to publish.
+            job: The job's name.
+            places: Where it stands from now on.
+            keep: Another version, which still stands somewhere: its chunks stay.
         """
         if not self._link.active:  # the next connection asks for it
             return False
         topics = Topics(job)
-        self.sizes = {name: len(bundle) for name, bundle in version.bundles.items()}
-        part_bytes = self.chunk_bytes
-        chunks = {name: _chunk_count(size, part_bytes) for name, size in self.sizes.items()}
+        sizes, part_bytes = {name: len(bundle) for name, bundle in version.bundles.items()}, self.chunk_bytes
+        if Place.NEWEST in places:
+            self.sizes = sizes
+        chunks = {name: _chunk_count(size, part_bytes) for name, size in sizes.items()}
         before = self._journal.published
         out = {**before, version.number: _most(chunks, before.get(version.number, {}))}
         self._journal.published = out
         try:
             for name, bundle in version.bundles.items():
                 parts = _parts(bundle, part_bytes) if chunks[name] else []
-                self._publish_tier(topics, name, bundle, version, parts)
+                self._publish_tier(topics, name, bundle, version, parts, places)
             for old, counts in sorted(out.items()):
-                self._clear(topics, old, counts, chunks if old == version.number else {})
+                if old != keep or old == version.number:
+                    self._clear(topics, old, counts, chunks if old == version.number else {})
         except BrokerError as exc:
             text = "weights version %d not fully published yet: %s; it is tried again now and then"
             _log.log(self._warnings.level(), text, version.number, exc)
             return False
         if self._warnings.over():
             _log.info("weights version %d is published", version.number)
-        self._journal.published = {version.number: chunks}
-        self._metrics.weights_version.set(version.number)
+        self._journal.published = {**{old: out[old] for old in out if old == keep}, version.number: chunks}
+        if Place.NEWEST in places:
+            self._metrics.weights_version.set(version.number)
+        if Place.FINISHED in places:
+            self._metrics.weights_finished.set(version.number)
         return True
 
     def _clear(
@@ -117,7 +141,13 @@ class Publisher:
                 self._retain(topics.weights_chunk(tier, version, index), b"")
 
     def _publish_tier(
-        self, topics: Topics, tier: str, bundle: bytes, version: Version, parts: Sequence[bytes]
+        self,
+        topics: Topics,
+        tier: str,
+        bundle: bytes,
+        version: Version,
+        parts: Sequence[bytes],
+        places: Collection[Place],
     ) -> None:
         for index, part in enumerate(parts):
             chunk = pack(WeightsChunk(run=self._journal.run, version=version.number, index=index, data=part))
@@ -137,8 +167,13 @@ class Publisher:
             ),
             tier,
         )
-        self._retain(topics.weights(tier), manifest)
-        self._metrics.down_bytes.labels(tier, Content.WEIGHTS).inc(len(manifest))
+        for place, topic in (
+            (Place.NEWEST, topics.weights(tier)),
+            (Place.FINISHED, topics.final_weights(tier)),
+        ):
+            if place in places:
+                self._retain(topic, manifest)
+                self._metrics.down_bytes.labels(tier, Content.WEIGHTS).inc(len(manifest))
         self._metrics.weights_published.labels(tier).inc()
 
     def _retain(self, topic: str, payload: bytes) -> None:

@@ -21,6 +21,7 @@ Implied: TypeAlias = Mapping[str, Any]
 
 _OF_TASK: Final[Mapping[object, Implied]] = {
     Task.CAUSAL_LM.value: {
+        "publish_gain": 0.01,  # what it begins with answers well already
         "tiers": {"sampling": "all", "codec": "int8", "batch_size": 8, "max_tokens": 256},
         "side_network": {"apart": 0},
         "learner": {
@@ -39,6 +40,9 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
 _SPLIT: Final[Implied] = {
     "tiers": {"sampling": "all", "codec": "int8"},
     "publish_change": 0.2,
+    "publish_share": 0.0,  # devices learn by passing versions
+    "publish_gain": 0.0,
+    "weights_codec": "int8",
     "publish_every_s": 0.2,
 }
 _SPLIT_LEARNER: Final[Implied] = {

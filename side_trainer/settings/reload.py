@@ -21,7 +21,7 @@ from sidestream.host.toml import load_config
 
 _log = logging.getLogger(__name__)
 CADENCES: Final = (
-    *("publish_every_s", "publish_change", "max_down_mib_s"),
+    *("publish_every_s", "publish_change", "publish_share", "publish_gain", "max_down_mib_s"),
     *("checkpoint_every_s", "idle_after_s", "max_backlog"),
 )
 """Settings that may change while the trainer runs, besides new tiers."""

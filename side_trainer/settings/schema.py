@@ -218,12 +218,18 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     flow: FlowPlan = FlowPlan()
     """How fast devices may send."""
     publish_every_s: Annotated[float, msgspec.Meta(ge=0)] = 1.0
-    """Weights are published at most this often; the first and the final ones at once."""
+    """Weights are published at most this often; the final ones at once."""
     publish_change: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
     """Weights that moved by less than this share of their norm wait for the next version; the final one does
     not. Every version costs every device its bytes."""
-    weights_codec: WeightsCodec = "int8"
-    """How weights travel: f32, f16 or int8, a quarter of f32's bytes."""
+    publish_share: Annotated[float, msgspec.Meta(ge=0)] = 0.4
+    """A version that is not final takes, to all devices, at most this share of the bytes that they have sent
+    since the version before; until then it waits. 0: whatever it takes."""
+    publish_gain: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+    """A version that is not final waits until its loss on the rows that came last is this share below that of
+    the version before; of the first one, below that of untrained weights. 0: however good it is."""
+    weights_codec: WeightsCodec = "packed"
+    """How weights travel: f32, f16, int8, a quarter of f32's bytes, or packed, an eighth."""
     max_down_mib_s: Annotated[float, msgspec.Meta(ge=0)] = 16.0
     """A version waits until the one before it can have reached every online device at this rate, all of them
     together; 0 for no limit. It is the broker's uplink that this protects."""

@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from side_trainer.journal.records import SettingsRecord, TierRecord
+from side_trainer.method import Facts
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts
 from side_trainer.side_tuning.token_loss import token_loss
 from side_trainer.side_tuning.training_rows import MiniBatch
 from side_trainer.side_tuning.views import Tapped, Views
 from sidestream.contract.tasks import TASKS, Scale
+from sidestream.contract.tensors import Floats
+from sidestream.side_network.form import align_of, starts_among
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 
@@ -123,6 +126,25 @@ class BatchLoss:
     def adjustment(self, tier: str, taps: int) -> npt.NDArray[np.float64]:
         """[C]: what a tier's answer at ``taps`` taps is adjusted by."""
         return self._views.adjustment(tier, taps, self._fleet)
+
+
+def loss_by(weights: Mapping[str, Floats], facts: Facts, loss: BatchLoss, batch: MiniBatch) -> float:
+    """A mini-batch's mean loss by some of a job's weights; by untrained ones if there are none."""
+    settings, names = facts.settings, {align_of(name) for name in weights}
+    network = SideNetwork(
+        settings.side_network, labels=len(facts.labels), seed=settings.learner.seed, task=settings.task
+    )
+    for align, width in {tier.align: tier.width for tier in facts.tiers.values()}.items():
+        if not weights or align in names:
+            network.add_align(align, width)
+    for align, counts in starts_among(weights).items():
+        for taps in counts:
+            network.add_start(align, taps)
+    if weights:
+        network.load_arrays(weights)
+    with torch.no_grad():
+        _, shown = loss.of(network.eval(), batch)
+    return float(np.average(shown, weights=batch.weights.numpy() + 1e-9))
 
 
 def _own_answers(answers: dict[int, Tensor], families: list[tuple[int, int]]) -> Tensor:

@@ -23,7 +23,7 @@ from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, IdleRecord, RecordKind, TierRecord
 from side_trainer.method import Export, Facts, Method, Step, foreign
 from side_trainer.settings.schema import LearnerSettings
-from side_trainer.side_tuning.batch_loss import BatchLoss
+from side_trainer.side_tuning.batch_loss import BatchLoss, loss_by
 from side_trainer.side_tuning.device_weights import DeviceWeights
 from side_trainer.side_tuning.drawn_rows import draw
 from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
@@ -35,7 +35,7 @@ from side_trainer.side_tuning.training_rows import MiniBatch, RowStore, StoredBa
 from sidestream.contract.tasks import TASKS, Scale, Targets, Task
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
-from sidestream.side_network.form import starts_among
+from sidestream.side_network.form import align_of, starts_among
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 
@@ -45,6 +45,10 @@ _SURVEY_STREAM: Final = 3
 _EARLY: Final = 512  # rows up to which starts are fitted while they come, and not only when none does
 _FIRST_LOOK: Final = 16
 _SLICE_UPDATES: Final = 16
+_JUDGED_ROWS: Final = (
+    128  # by which weights are held against earlier ones; fewer of those that are long texts
+)
+_JUDGED_TEXTS: Final = 4
 
 
 class SideTuningMethod(Method):
@@ -292,6 +296,17 @@ class SideTuningMethod(Method):
     @property
     def head_bytes(self) -> int:
         return self.heads.nbytes
+
+    def gain(self, before: Mapping[str, Floats]) -> float | None:
+        if self.network is None or not len(self.rows):
+            return None
+        most = _JUDGED_TEXTS if TASKS[self.facts.settings.task].generates else _JUDGED_ROWS
+        batch = self._mini_batch(np.arange(max(0, len(self.rows) - most), len(self.rows)))
+        families = {family.align for family in batch.families}
+        if before and not families <= {align_of(name) for name in before}:
+            return None
+        now, then = (loss_by(one, self.facts, self._loss, batch) for one in (self.weights(), before))
+        return 1 - now / then if then > 0 else None
 
     def bundles(
         self, run: str, version: int, codec: WeightsCodec, *, final: bool = False

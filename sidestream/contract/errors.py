@@ -14,6 +14,7 @@
         ├── DecodeError      bytes that are not a Sidestream message or tensor
         ├── MismatchError    a well-formed message that contradicts the plan
         └── UntrustedError   a message not signed by whom the device trusts, or older than one adopted
+            └── OutdatedError    signed by whom it trusts, and only older
 """
 
 
@@ -73,3 +74,7 @@ class MismatchError(WireError):
 
 class UntrustedError(WireError):
     """A message that is not signed by whom the device trusts, or is older than one that was adopted."""
+
+
+class OutdatedError(UntrustedError):
+    """A message that is signed by whom the device trusts, and is older than one that was adopted."""

@@ -139,7 +139,12 @@ class Topics:
         return f"{self.base}/up/+/+/{kind}"
 
     def weights(self, tier: str) -> str:
+        """Where every version stands until the next one."""
         return f"{self.base}/down/{tier}/weights"
+
+    def final_weights(self, tier: str) -> str:
+        """Where finished versions stand, and the first good one until there is one."""
+        return f"{self.base}/down/{tier}/weights/final"
 
     def weights_chunk(self, tier: str, version: int, index: int) -> str:
         return f"{self.base}/down/{tier}/weights/{version}/{index}"
@@ -148,9 +153,10 @@ class Topics:
         return f"{self.base}/down/{tier}/weights/+/+"
 
     @property
-    def all_weights_filters(self) -> tuple[str, str]:
+    def all_weights_filters(self) -> tuple[str, str, str]:
         """Filters for every tier's manifests and chunks."""
-        return f"{self.base}/down/+/weights", f"{self.base}/down/+/weights/+/+"
+        down = f"{self.base}/down/+/weights"
+        return down, f"{down}/final", f"{down}/+/+"
 
     def receipt(self, tier: str, device: str) -> str:
         return f"{self.base}/down/{tier}/device/{device}/receipt"

@@ -213,7 +213,8 @@ def _tiers(picture: Picture, view: FleetView, width: int) -> Table:
 
 def _devices(picture: Picture, view: FleetView, sort: Sort, skip: int, room: int | None, width: int) -> Table:
     def version(device: DeviceView) -> Text:
-        behind = device.online and device.weights_version < view.trainer.published
+        wanted = view.trainer.finished if device.final_only else view.trainer.published
+        behind = device.online and device.weights_version < wanted
         return Text(str(device.weights_version), style="yellow" if behind else "")
 
     def outbox(device: DeviceView) -> Text:

@@ -130,9 +130,12 @@ class FakeTrainer:
         self.send(self.topics.flow(TIER), Flow(window=window, pause=pause))
 
     def publish_weights(
-        self, version: int, *, final: bool = False, chunks: int = 0, favour: int = 0
+        self, version: int, *, final: bool = False, first: bool = False, chunks: int = 0, favour: int = 0
     ) -> bytes:
-        """Publish a side-network that always answers with label ``favour``."""
+        """Publish a side-network that always answers with label ``favour``.
+
+        The ``first`` good version and ``final`` ones stand where finished versions do, too.
+        """
         bundle = self.bundle(version, favour=favour)
         parts = [
             bundle[index * len(bundle) // chunks : (index + 1) * len(bundle) // chunks]
@@ -140,7 +143,10 @@ class FakeTrainer:
         ]
         for index, part in enumerate(parts):
             self.publish_chunk(version, index, part)
-        self.send(self.topics.weights(TIER), self.manifest(version, bundle, final=final, chunks=chunks))
+        manifest = self.manifest(version, bundle, final=final, chunks=chunks)
+        self.send(self.topics.weights(TIER), manifest)
+        if final or first:
+            self.send(self.topics.final_weights(TIER), manifest)
         return bundle
 
     def publish_chunk(self, version: int, index: int, data: bytes) -> None:

@@ -120,6 +120,15 @@ def test_equal_accuracy_counts_only_the_rounds_that_it_takes() -> None:
     assert found["saved"] == pytest.approx(0.95)
 
 
+def test_equal_accuracy_tells_the_bytes_both_ways_to_there_and_no_further() -> None:
+    fleet, fedavg = _measured("fleet", 1, a=0.8), _measured("fedavg-lora", 1, a=0.9)
+    fleet.bytes_up, fleet.bytes_down = 2048.0, 1024.0
+    fedavg.rounds, fedavg.bytes_up, fedavg.bytes_down = [0.7, 0.85, 0.88, 0.9], 16384.0, 8192.0
+    found = equal_accuracy([fleet, fedavg])
+    assert found["fleet_bytes"] == [2048, 1024] and found["fedavg_bytes"] == [8192, 4096]
+    assert "fedavg-lora 8 + 4, the fleet 2 + 1: 0.25 of it" in gap_text([fleet, fedavg])
+
+
 def test_churn_takes_a_third_each_and_one_is_fast() -> None:
     work = Workload(
         train=[Example(f"text {index}", "ab"[index % 2]) for index in range(120)],

@@ -63,7 +63,7 @@ def trained(spec: SideNetworkSpec, task: Task, codec: Any, taps: int, seed: int)
 @given(
     spec=SPECS,
     task=st.sampled_from(CLASSIFIERS),
-    codec=st.sampled_from(["f32", "f16", "int8"]),
+    codec=st.sampled_from(["f32", "f16", "int8", "packed"]),
     align=st.sampled_from(sorted(ALIGNS)),
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6),
     data=st.data(),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from broker_config.testing.inprocess import InProcessBroker
 from broker_config.transport import Transport, Will
-from edge_agent.config import AgentConfig, DataConfig
+from edge_agent.config import AgentConfig, DataConfig, WeightsChoice
 from edge_agent.session.agent import Agent
 from side_trainer.settings.reload import SettingsFile
 from sidestream.backbone.backbone import Backbone
@@ -73,6 +73,7 @@ def agent(
     samples: int,
     trace: str = "",
     reference: str = "",
+    weights: WeightsChoice = "every",
     backbone: Callable[[Backbone], Any] = lambda loaded: loaded,
     transport: Callable[[Transport], Any] = lambda real: real,
 ) -> Iterator[Path]:
@@ -91,6 +92,7 @@ def agent(
         telemetry_every_s=0.1,
         trace_path=trace,
         backbone=reference,
+        weights=weights,
         data=DataConfig(path=str(data), evaluation_path=str(held), watch=True, poll_s=0.05),
     )
     stop = threading.Event()

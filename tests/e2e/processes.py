@@ -101,6 +101,7 @@ class Processes:
             config.write_text(
                 f'job = "{self.job}"\nstate_dir = "{self.trainer_state}"\ntask = "{self.task.value}"\n'
                 f'method = "{self.method}"\n'
+                "publish_share = 0.0\npublish_gain = 0.0\n"  # versions pass, however little there is
                 + (f"labels = {json.dumps(LABELS)}\n" if TASKS[self.task].named else "")
                 + f'metrics_port = 0\npage_port = 0\n[broker]\nurl = "{self.url}"\n[learner]\npasses = 2\n'
                 f'[flow]\nretry_s = 1.0\n[tiers.small]\nbackbone = "{self.backbone}"\nbatch_size = 4\n'

@@ -28,7 +28,8 @@ def tree(job: str) -> list[str]:
     topics = Topics(job)
     found = [topics.plan, topics.trainer_status, topics.trainer_claim, f"{topics.base}/other"]
     for tier in {*DEVICES.values(), "generic"}:
-        found += [topics.weights(tier), topics.weights_chunk(tier, 7, 0), topics.flow(tier)]
+        found += [topics.weights(tier), topics.final_weights(tier), topics.weights_chunk(tier, 7, 0)]
+        found.append(topics.flow(tier))
         for device in (*DEVICES, "stranger"):
             found += [
                 topics.activations(tier, device),
@@ -69,6 +70,7 @@ def may_read(actor: str, topic: str) -> bool:
         f"{base}/plan",
         f"{base}/trainer/status",
         f"{base}/down/{tier}/weights",
+        f"{base}/down/{tier}/weights/final",
         f"{base}/down/{tier}/weights/7/0",
         f"{base}/down/{tier}/flow",
         f"{base}/down/{tier}/device/{actor}/receipt",

@@ -57,6 +57,7 @@ TRAINER = {
     "sidestream_gradient_norm": (),
     "sidestream_adapter_gradient_staleness_batches": (),
     "sidestream_weights_version": (),
+    "sidestream_weights_finished_version": (),
     "sidestream_broker_connected": (),
     "sidestream_inbox_messages": (),
     "sidestream_learner_backlog_records": (),
@@ -97,6 +98,7 @@ TRAINER = {
     "sidestream_device_batches_sent_total": ("tier",),
     "sidestream_device_sent_bytes_total": ("tier",),
     "sidestream_device_received_bytes_total": ("tier",),
+    "sidestream_device_received_weights_bytes_total": ("tier",),
     "sidestream_device_messages_dropped_total": ("tier",),
     "sidestream_device_weights_refused_total": ("tier",),
     "sidestream_device_samples_unlabelled_total": ("tier",),
@@ -170,6 +172,7 @@ AGENT = (
     "sidestream_agent_batches_sent_total",
     "sidestream_agent_sent_bytes_total",
     "sidestream_agent_received_bytes_total",
+    "sidestream_agent_received_weights_bytes_total",
     "sidestream_agent_messages_dropped_total",
     "sidestream_agent_weights_refused_total",
     "sidestream_agent_samples_unlabelled_total",
@@ -300,7 +303,7 @@ def test_every_counter_of_telemetry_has_a_metric_on_either_end_and_what_only_cou
     last_words = {"outbox_batches", "outbox_bytes", "rss_bytes", "peak_rss_bytes", "temperature_celsius"}
     last_words |= {"stream", "weights_run", "weights_version", "accuracy", "evaluation_samples", "finished"}
     last_words |= {"outbox_max_bytes", "tally", "unlabelled_waiting"}
-    last_words |= {"unix_s", "receipt_s", "reconnects", "trouble", "probe_accuracy"}
+    last_words |= {"unix_s", "receipt_s", "reconnects", "trouble", "probe_accuracy", "final_only"}
     assert set(COUNTERS) == {field.name for field in msgspec.structs.fields(Telemetry)} - last_words
     for holder in (TrainerMetrics(CollectorRegistry()), AgentMetrics(CollectorRegistry())):
         assert list(holder.device_counters) == list(COUNTERS)

@@ -97,6 +97,23 @@ def test_a_device_with_weights_of_another_run_does_not_lag_negatively() -> None:
     assert _value(registry, "device_weights_lag_records") == 0
 
 
+def test_a_device_that_wants_finished_versions_lags_behind_those_only() -> None:
+    registry, fleet = CollectorRegistry(), _fleet_with_one_device()
+    metrics = TrainerMetrics(registry)
+    metrics.set_tiers(fleet.tiers)
+    exporter = FleetExporter(metrics)
+    fleet.on_telemetry("pi", "d", Telemetry(stream=A, weights_version=40, final_only=True), 1)
+    for version, finished, now in ((40, 40, 1.0), (45, 40, 10.0), (50, 40, 20.0)):
+        exporter.update(fleet, version=version, finished=finished, now=now)
+    assert (
+        _value(registry, "device_weights_lag_records") == _value(registry, "device_weights_lag_seconds") == 0
+    )
+    for now in (21.0, 24.0):
+        exporter.update(fleet, version=50, finished=48, now=now)
+    assert _value(registry, "device_weights_lag_records") == 8
+    assert _value(registry, "device_weights_lag_seconds") == 3
+
+
 def test_the_lag_in_seconds_counts_from_the_first_version_that_a_device_lacks() -> None:
     registry, fleet = CollectorRegistry(), _fleet_with_one_device()
     metrics = TrainerMetrics(registry)

@@ -196,6 +196,19 @@ def test_old_weights_are_told_of_once_a_newer_version_has_been_out_for_long() ->
         assert [one.kind for one in view.troubles] == expected
 
 
+def test_a_device_that_wants_finished_versions_is_behind_only_when_there_is_a_newer_one() -> None:
+    crowd = Crowd(2)
+    for now, finished, expected in ((0.0, 5, []), (1000.0, 5, []), (2000.0, 8, []), (2910.0, 8, ["behind"])):
+        crowd.now = now
+        crowd.tell(1, weights_version=5, final_only=True)
+        crowd.update(TrainerView(published=9, finished=finished))
+        crowd.now = now + 1
+        crowd.tell(1, weights_version=5, final_only=True)
+        crowd.update(TrainerView(published=9, finished=finished))
+        view = next(one for one in crowd.board.view().devices if one.name == "d1")
+        assert view.final_only and [one.kind for one in view.troubles] == expected
+
+
 def test_a_version_is_outdated_since_the_next_one() -> None:
     times = VersionTimes()
     times.note(3, 0.0)

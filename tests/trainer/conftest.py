@@ -40,6 +40,8 @@ def config(state_dir: Path, **changes: object) -> TrainerConfig:
         "page": False,
         "idle_after_s": 0.05,
         "publish_every_s": 0.05,
+        "publish_share": 0.0,
+        "publish_gain": 0.0,
         "checkpoint_every_s": 0.2,
     }
     return TrainerConfig(**{**settings, **changes})  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ class Slow:
         self.learner: Learner | None = None
         self.published: list[Version] = []
 
-    def publish(self, version: Version, job: str) -> bool:
+    def publish(self, version: Version, job: str, *, places: object, keep: int) -> bool:
         self.published.append(version)
         assert self.learner is not None
         if len(self.published) == 1:

@@ -325,12 +325,13 @@ def test_large_weights_travel_in_chunks_and_old_chunks_go(broker: InProcessBroke
         assert digest(listener.bundle(manifest)) == manifest.bundle_digest
         left = {topic for topic in broker.retained if "/weights/" in topic}
         expected = {TOPICS.weights_chunk("big", manifest.version, index) for index in range(manifest.chunks)}
+        expected.add(TOPICS.final_weights("big"))
         until(
             lambda: {t for t in broker.retained if "/weights/" in t} == expected, f"only {expected}: {left}"
         )
 
 
-@pytest.mark.parametrize("codec", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("codec", ["f32", "f16", "int8", "packed"])
 def test_a_tier_gets_the_blocks_that_it_needs_and_no_more(
     broker: InProcessBroker, tmp_path: Path, codec: WeightsCodec
 ) -> None:

@@ -149,9 +149,10 @@ export class Table {
       if (column.type === "name") cell.button.dataset.device = `${device.tier}/${device.name}`;
       if (column.type === "state") name = `state ${STATES.includes(device.state) ? device.state : "gone"}`;
       if (column.type === "trouble") name = `why ${device.troubles?.some((one) => one.severe) ? "severe" : ""}`;
-      if (column.type === "version" && device.online && (device.weights_version ?? 0) < view.trainer.published) {
+      const wanted = (device.final_only ? view.trainer.finished : view.trainer.published) ?? 0;
+      if (column.type === "version" && device.online && (device.weights_version ?? 0) < wanted) {
         name += " behind";
-        cell.title = `${whole(view.trainer.published - (device.weights_version ?? 0))} records behind the published version`;
+        cell.title = `${whole(wanted - (device.weights_version ?? 0))} records behind the version that it wants`;
       } else cell.removeAttribute("title");
       if (column.type === "samples") {
         cell.title = device.account ?? "";

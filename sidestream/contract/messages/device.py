@@ -177,6 +177,11 @@ class Telemetry(Message, frozen=True, kw_only=True):
     """Connections to the broker after the first, since the agent was started."""
     trouble: ShortText = ""
     """In its own words, what keeps it from working, or what it waits for; empty if nothing does."""
+    weights_bytes_down: Annotated[
+        Count, _counter("Payload bytes of weights received", "received_weights_bytes_total")
+    ] = 0
+    final_only: bool = False
+    """Whether it listens for finished versions of the weights only."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
