@@ -22,6 +22,7 @@ Implied: TypeAlias = Mapping[str, Any]
 _OF_TASK: Final[Mapping[object, Implied]] = {
     Task.CAUSAL_LM.value: {
         "publish_gain": 0.01,  # what it begins with answers well already
+        "weights_codec": "int8",  # what packing costs is known of labels only
         "tiers": {"sampling": "all", "codec": "int8", "batch_size": 8, "max_tokens": 256},
         "side_network": {"apart": 0},
         "learner": {
@@ -35,7 +36,10 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
             "pass_rows": 8,
         },
     },
-    Task.REGRESSION.value: {"side_network": {"apart": 0}},  # half a number and another are not their mean
+    Task.REGRESSION.value: {
+        "weights_codec": "int8",
+        "side_network": {"apart": 0},  # half a number and another are not their mean
+    },
 }
 _SPLIT: Final[Implied] = {
     "tiers": {"sampling": "all", "codec": "int8"},

@@ -45,6 +45,21 @@ def test_a_plan_carries_its_method_and_a_method_implies_settings(name: str) -> N
     assert msgspec.convert(settings, TrainerConfig).method == name
 
 
+@pytest.mark.parametrize(
+    ("task", "codec"),
+    [
+        ("text-classification", "packed"),
+        ("token-classification", "packed"),
+        ("regression", "int8"),
+        ("causal-lm", "int8"),
+    ],
+)
+def test_weights_are_packed_where_it_is_known_what_that_costs(task: str, codec: str) -> None:
+    assert msgspec.convert(with_implied({"job": "j", "task": task}), TrainerConfig).weights_codec == codec
+    chosen = with_implied({"job": "j", "task": task, "weights_codec": "f16"})
+    assert msgspec.convert(chosen, TrainerConfig).weights_codec == "f16"
+
+
 def test_a_plan_of_a_method_that_is_not_known_is_refused() -> None:
     strange = {**to_map(example()), "method": {"name": "telepathy"}}
     with pytest.raises(DecodeError, match="method"):
