@@ -106,11 +106,12 @@ class TierSummary:
     counts: Counts = field(default_factory=Counts)
     """Sums since this trainer started, and over the life of each outbox it heard of."""
     accuracy: float | None = None
-    """Mean over online devices, weighted by their evaluation samples; None if none has reported."""
+    """Mean over devices that are online or left when all was done, weighted by their evaluation samples; None
+    if none has reported."""
     evaluation_samples: int = 0
     """Samples behind it."""
     tally: Tally = field(default_factory=Tally)
-    """What online devices answered on them, added up."""
+    """What those answered on them, added up."""
     probe_accuracy: float | None = None
     """As ``accuracy``, of the linear starts alone."""
     version_min: int | None = None
@@ -254,8 +255,9 @@ class Fleet:
         online = [entry for entry in known if self.online(entry, now)]
         told = [entry.telemetry for entry in known if entry.telemetry is not None]
         live = [entry.telemetry for entry in online if entry.telemetry is not None]
+        counting = [one for one in known if self.online(one, now) or self.state(one, now) is State.FINISHED]
         # What a device measures on nonsense says nothing of the weights.
-        sane = [one.telemetry for one in online if one.telemetry is not None and not self.held(one.name)]
+        sane = [one.telemetry for one in counting if one.telemetry is not None and not self.held(one.name)]
         judged = [
             (one.accuracy, one.evaluation_samples)
             for one in sane
@@ -277,7 +279,7 @@ class Fleet:
             tally=total(one.tally for one in sane if one.tally is not None),
             probe_accuracy=_probe_accuracy(sane),
             version_min=min(versions, default=None),
-            version_max=max(versions, default=None),
+            version_max=max(versions or [one.weights_version for one in sane], default=None),
             every_min=min(every, default=None),
             final_min=min(finished, default=None),
             outbox_batches=sum(one.outbox_batches for one in told),

@@ -39,7 +39,8 @@ def test_an_export_of_any_task_answers_as_the_device_does(task: str, tmp_path: P
     tiers = {"pi": {"backbone": str(backbone), "sampling": "all"}}
     with sidestream.broker() as broker:
         common = {"broker": broker.url, "job": "colours"}
-        learner = {**common, **settings, "task": task, "tiers": tiers, "learner": {"passes": 2.0}}
+        form = {"tiers": tiers, "learner": {"passes": 2.0}, "weights_codec": "int8"}
+        learner = {**common, **settings, "task": task, **form}
         device: dict[str, Any] = {
             **common,
             "tier": "pi",

@@ -125,6 +125,19 @@ def test_accuracy_is_weighted_by_evaluation_samples_of_online_devices(fleet: Fle
     assert (summary.accuracy, summary.evaluation_samples) == (0.875, 40)
 
 
+@pytest.mark.parametrize(("reason", "counts"), [("goodbye", True), ("lost", False)])
+def test_a_device_that_left_when_all_was_done_is_still_measured_by(
+    fleet: Fleet, reason: str, counts: bool
+) -> None:
+    fleet.on_status("pi", "d", _status("online", 1), 0)
+    told = _told(finished=True, accuracy=0.75, evaluation_samples=10, weights_version=31)
+    fleet.on_telemetry("pi", "d", told, 0)
+    fleet.on_status("pi", "d", Status(state="offline", birth=1, stream=A, reason=reason), 1)
+    summary = fleet.summary(2, "pi")
+    assert summary.accuracy == (0.75 if counts else None)
+    assert summary.version_max == (31 if counts else None) and summary.version_min is None
+
+
 def test_what_a_quarantined_device_measures_counts_for_nothing(fleet: Fleet) -> None:
     for name, accuracy in (("a", 0.9), ("b", 0.1)):
         fleet.on_status("pi", name, _status("online", 1), 0)
