@@ -20,7 +20,7 @@ from sidestream.contract.errors import ConfigError, OutdatedError, StateError, U
 from sidestream.contract.messages import GradientReply, QueryReply, WeightsManifest
 from sidestream.contract.plan import Plan
 from sidestream.contract.signing import Scope, key_id, open_signed, read_public_keys
-from sidestream.contract.wire import prepared, unpack
+from sidestream.contract.wire import M, prepared, unpack
 from sidestream.host.state_dir import write_atomically
 
 _FILE: Final = "trust.json"
@@ -115,11 +115,7 @@ class Trust:
             UntrustedError: it is not.
             DecodeError: it is none.
         """
-        if not self._checks:
-            return unpack(GradientReply, payload)
-        plan, tier = self._plan_scope, self._weights_scope.tier
-        scope = Scope(kind="gradient", job=plan.job, tier=tier, device=device)
-        return open_signed(GradientReply, payload, scope, self._kept.keys)
+        return self._open_own(GradientReply, "gradient", payload, device)
 
     def open_prediction(self, payload: bytes, device: str) -> QueryReply:
         """Decode the answer to a query of this device, if it is the trainer's.
@@ -128,11 +124,14 @@ class Trust:
             UntrustedError: it is not.
             DecodeError: it is none.
         """
+        return self._open_own(QueryReply, "prediction", payload, device)
+
+    def _open_own(self, kind: type[M], purpose: str, payload: bytes, device: str) -> M:
+        """A message to this device alone."""
         if not self._checks:
-            return unpack(QueryReply, payload)
-        plan, tier = self._plan_scope, self._weights_scope.tier
-        scope = Scope(kind="prediction", job=plan.job, tier=tier, device=device)
-        return open_signed(QueryReply, payload, scope, self._kept.keys)
+            return unpack(kind, payload)
+        scope = Scope(kind=purpose, job=self._plan_scope.job, tier=self._weights_scope.tier, device=device)
+        return open_signed(kind, payload, scope, self._kept.keys)
 
     def adopted_plan(self, plan: Plan) -> None:
         """A plan from :meth:`open_plan` is in force: nothing older from now on, and its keys."""
