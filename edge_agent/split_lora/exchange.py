@@ -254,7 +254,7 @@ class Exchange:
     def _settle(self, flight: Flight, *messages: Pack) -> None:
         """The batch does not wait any more; with what its answer means, in one transaction."""
         self._passes.pop(flight.ticket, None)
-        arrive = partial(self._batches.arrive, flight=flight)
+        arrive = partial(self._batches.arrive, ticket=flight.ticket)
         packed = [(one, 0) for one in messages]
         if self._patience.write(partial(self._context.outbox.append_all, packed, Consumed(), arrive)):
             self._on_batch()

@@ -134,9 +134,9 @@ class StoredBatches:
         """A batch waits for an answer from now on, within a transaction."""
         db.execute("INSERT OR REPLACE INTO flights VALUES (?, ?, ?, ?, ?)", flight)
 
-    def arrive(self, db: sqlite3.Connection, flight: Flight) -> None:
+    def arrive(self, db: sqlite3.Connection, ticket: bytes) -> None:
         """It has been answered, and that is dealt with."""
-        db.execute("DELETE FROM flights WHERE ticket = ?", (flight.ticket,))
+        db.execute("DELETE FROM flights WHERE ticket = ?", (ticket,))
 
     def stands_for_none(self, db: sqlite3.Connection, batch: int) -> None:
         """What the trainer has of a batch is of no use for later passes: the next one is sent whole."""
@@ -144,7 +144,7 @@ class StoredBatches:
 
     def turn_back(self, db: sqlite3.Connection, flight: Flight) -> None:
         """A batch is to be sent once more, as if it had not been, within a transaction."""
-        self.arrive(db, flight)
+        self.arrive(db, flight.ticket)
         db.execute("UPDATE split_batches SET passes = passes - 1 WHERE id = ?", (flight.batch,))
 
     def flight(self, ticket: bytes) -> Flight | None:

@@ -45,10 +45,8 @@ _SURVEY_STREAM: Final = 3
 _EARLY: Final = 512  # rows up to which starts are fitted while they come, and not only when none does
 _FIRST_LOOK: Final = 16
 _SLICE_UPDATES: Final = 16
-_JUDGED_ROWS: Final = (
-    128  # by which weights are held against earlier ones; fewer of those that are long texts
-)
-_JUDGED_TEXTS: Final = 4
+_JUDGED_ROWS: Final = 128  # by which weights are held against earlier ones
+_JUDGED_TEXTS: Final = 4  # of a language model's
 
 
 class SideTuningMethod(Method):
