@@ -92,6 +92,14 @@ class Backbone(ABC):
                 seconds=time.perf_counter() - started,
             )
 
+    def forward_tokens(self, tokens: Tokens, taps: Sequence[int], sampling: Sampling) -> Sampled:
+        """As :meth:`forward`, of what is tokens already; a random policy draws the same for all of them."""
+        with self._lock:
+            seeds = np.zeros(len(tokens.ids), np.int64)
+            sampler = TokenSampler(sampling, tokens.mask, seeds, is_decoder=self.is_decoder)
+            self._run(tokens, taps, sampler.take)
+            return sampler.sampled()
+
     def states(self, tokens: Tokens, layer: int) -> Floats:
         """[N, d]: what a layer gives for the real tokens, row by row; 1 is the first layer's output."""
         found: list[Floats] = []
