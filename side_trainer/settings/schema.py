@@ -26,6 +26,7 @@ from sidestream.contract.plan import (
     nested_taps,
     tap_layers,
 )
+from sidestream.contract.privacy import parse_privacy
 from sidestream.contract.sampling import TOKEN_KINDS, parse_sampling
 from sidestream.contract.spelling import normal
 from sidestream.contract.tasks import TASKS, Task
@@ -211,6 +212,11 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Without ``labels``: and until no new label came for so long."""
     tiers: dict[str, TierConfig] = msgspec.field(default_factory=lambda: {"generic": TierConfig()})
     """By tier name."""
+    privacy: str = ""
+    """What devices do to what they upload, so that it reveals less: steps such as ``"sketch:32 noise:1"``
+    (docs/security.md says what each costs, and ``sidestream leakage --defences`` what it is worth). With it,
+    sampling is mean and the last layer alone is tapped, unless said otherwise, and no ladder is climbed.
+    Empty: nothing is done."""
     side_network: SideNetworkSpec = SideNetworkSpec()
     """The side-network's shape."""
     learner: LearnerSettings = LearnerSettings()
@@ -290,11 +296,22 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         tier = self.tiers[name]
         plan = tier.to_plan(self.task)
         if not issubclass(METHODS[self.method], Split):
-            return plan
+            return msgspec.structs.replace(plan, privacy=self.privacy)
         cut = 0 if tier.cut == "auto" else tier.cut
         return msgspec.structs.replace(
             plan, layers=cut, sampling="all", ladder=(), gradient_codec=tier.gradient_codec
         )
+
+    def _check_privacy(self) -> None:
+        if not self.privacy:
+            return
+        parse_privacy(self.privacy)
+        if issubclass(METHODS[self.method], Split):
+            raise ConfigError("privacy", f"{self.method} answers with gradients of what was sent; leave it out")
+        if TASKS[self.task].generates:
+            raise ConfigError("privacy", f"in {self.task.value} the text itself is what is learnt; leave it out")
+        if laddered := [name for name, tier in self.tiers.items() if tier.ladder]:
+            raise ConfigError(f"tiers.{laddered[0]}.ladder", "a richer rung would undo privacy; leave it out")
 
     def checked(self) -> TrainerConfig:
         """Return itself if its parts fit together.
@@ -303,6 +320,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ConfigError: naming the field that does not.
         """
         check_name("job", self.job)
+        self._check_privacy()
         if not self.tiers:
             raise ConfigError("tiers", "a job needs at least one tier; add a table [tiers.generic]")
         if len(self.tiers) > MAX_TIERS:

@@ -16,6 +16,7 @@ import msgspec
 from sidestream.contract.errors import ConfigError, DecodeError
 from sidestream.contract.lora import LoraSpec
 from sidestream.contract.messages import MAX_LABELS, MAX_SLOTS, Count, ShortText, check_labels, check_stream
+from sidestream.contract.privacy import parse_privacy
 from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.signing import MAX_KEYS, PublicKey
 from sidestream.contract.tasks import TASKS, Task
@@ -122,10 +123,14 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
     precision: Precision = "f32"
     """How devices keep the backbone in memory: int8 quantises its linear layers dynamically. The fingerprint
     is that of the weights as they were loaded, whatever the precision."""
+    privacy: ShortText = ""
+    """What is done to vectors before they are stored or sent (:mod:`sidestream.contract.privacy`). With it,
+    devices send by ``sampling`` and ``codec`` alone: a richer rung would reveal more."""
 
     def __post_init__(self) -> None:
         try:
             parse_sampling(self.sampling)
+            parse_privacy(self.privacy)
             check_name("align", self.align)
         except ConfigError as exc:
             raise DecodeError(str(exc)) from exc
@@ -134,6 +139,8 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
 
     def rungs(self, task: Task) -> tuple[Rung, ...]:
         """What its devices choose from if they have a byte budget."""
+        if self.privacy:
+            return (Rung(sampling=self.sampling, codec=self.codec),)
         return self.ladder or (TOKEN_LADDER if TASKS[task].generates else DEFAULT_LADDER)
 
     def policies(self, task: Task) -> frozenset[str]:

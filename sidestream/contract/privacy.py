@@ -6,7 +6,7 @@ A setting is steps, one after another, with a space between, each at most once a
 ``unit``      each vector is brought to the length of the square root of its width: its direction travels
 ``sketch:k``  ``unit``, and only k random directions of it, the same ones on every device (a random
               projection, Johnson and Lindenstrauss), brought to that length again
-``rotate:s``  a rotation that the secret ``s`` gives, which the fleet keeps to itself
+``rotate``    a rotation that a secret gives, which devices have and the trainer has not
 ``noise:x``   Gaussian noise, after a clip to the length of the square root of the width; x is its standard
               deviation in each of the directions that travel, where the signal's is 1 at most
 ============= =========================================================================================
@@ -35,7 +35,7 @@ from sidestream.contract.tensors import Floats
 MAX_DIRECTIONS: Final = 4096
 _WRITTEN: Final = re.compile(
     r"(?:(?P<unit>unit)|sketch:(?P<sketch>[1-9][0-9]{0,3}))?"
-    r"(?: ?rotate:(?P<rotate>[A-Za-z0-9_-]{1,64}))?"
+    r"(?: ?(?P<rotate>rotate))?"
     r"(?: ?noise:(?P<noise>[0-9]{0,3}(?:\.[0-9]{1,4})?))?"
 )
 
@@ -48,15 +48,17 @@ class Privacy:
     """Whether each vector is brought to one length."""
     directions: int = 0
     """k of a sketch; 0 for all."""
-    rotation: str = ""
-    """The secret of a rotation; empty for none."""
+    rotates: bool = False
+    """Whether vectors are rotated."""
+    secret: str = ""
+    """What gives the rotation; no part of a plan."""
     noise: float = 0.0
     """Standard deviation a direction."""
 
     def __str__(self) -> str:
         steps = [
             f"sketch:{self.directions}" if self.directions else "unit" if self.unit else "",
-            f"rotate:{self.rotation}" if self.rotation else "",
+            "rotate" if self.rotates else "",
             f"noise:{self.noise:g}" if self.noise else "",
         ]
         return " ".join(step for step in steps if step)
@@ -64,12 +66,13 @@ class Privacy:
     def project(self, vectors: Floats) -> Floats:
         """[B, V, d] -> the same without what is random."""
         if self.unit:
-            vectors = _scaled(vectors)
+            with np.errstate(invalid="ignore", over="ignore"):
+                vectors = _scaled(vectors)
         if self.directions and self.directions < vectors.shape[-1]:
             base = _directions(self.directions, vectors.shape[-1])
             vectors = _scaled((vectors @ base) @ base.T)
-        if self.rotation:
-            vectors = vectors @ _rotation(self.rotation, vectors.shape[-1])
+        if self.rotates:
+            vectors = vectors @ _rotation(self.secret, vectors.shape[-1])
         return vectors
 
     def apply(self, vectors: Floats) -> Floats:
@@ -77,24 +80,21 @@ class Privacy:
 
         Not finite where a vector is not, so that it is found and skipped.
         """
-        with np.errstate(invalid="ignore", over="ignore"):
-            vectors = self.project(vectors)
-            return self._noisy(vectors) if self.noise else vectors
+        return self.noisy(self.project(vectors))
 
-    def _noisy(self, vectors: Floats) -> Floats:
+    def noisy(self, vectors: Floats) -> Floats:
+        """[B, V, d] of :meth:`project` -> the same clipped and with noise, if there is to be any."""
+        if not self.noise:
+            return vectors
         width = vectors.shape[-1]
         kept = self.directions if 0 < self.directions < width else width
         noise = self.noise * gaussian((*vectors.shape[:-1], kept))
         if kept < width:  # as much of it as there is of the signal, which lies in these directions alone
             noise = math.sqrt(width / kept) * (noise @ _directions(kept, width).T)
-            if self.rotation:
-                noise = noise @ _rotation(self.rotation, width)
+            if self.rotates:
+                noise = noise @ _rotation(self.secret, width)
         noisy: Floats = (_clipped(vectors) + noise).astype(np.float32)
         return noisy
-
-    def spread(self, width: int) -> float:
-        """Standard deviation of the noise in each of ``width`` numbers."""
-        return self.noise
 
     def epsilon(self, width: int, vectors: int, apart: float = 2.0, delta: float = 1e-5) -> float:
         """ε of the Gaussian mechanism for two samples whose vectors are so far apart.
@@ -137,7 +137,7 @@ def parse_privacy(text: str, field: str = "privacy") -> Privacy:
     return Privacy(
         unit=bool(found["unit"] or directions),
         directions=directions,
-        rotation=found["rotate"] or "",
+        rotates=found["rotate"] is not None,
         noise=noise,
     )
 
