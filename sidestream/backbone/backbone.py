@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sidestream.backbone.sampled import Ints, Sampled
+from sidestream.backbone.sampled import Bools, Ints, Sampled
 from sidestream.backbone.text import Text, seeds_of
 from sidestream.backbone.text_input import TextInput, Tokens, Words
 from sidestream.backbone.token_sampler import TokenSampler
@@ -91,6 +91,24 @@ class Backbone(ABC):
                 words=None if found is None else found.numbers.ravel()[sampler.places],
                 seconds=time.perf_counter() - started,
             )
+
+    def sample(
+        self, tokens: Tokens, taps: Sequence[int], policy: Sampling, sampled_from: Bools | None = None
+    ) -> Sampled:
+        """As :meth:`forward`, of token ids that need be no text's.
+
+        Args:
+            tokens: K rows.
+            taps: As there.
+            policy: Whether it draws at random is not looked at: name the tokens, and sample all of them.
+            sampled_from: [K, T], which may be sampled; default: all.
+        """
+        mask = tokens.mask if sampled_from is None else sampled_from
+        seeds = np.zeros(len(mask), np.int64)
+        with self._lock:
+            sampler = TokenSampler(policy, mask, seeds, is_decoder=self.is_decoder)
+            self._run(tokens, taps, sampler.take)
+            return sampler.sampled()
 
     def states(self, tokens: Tokens, layer: int) -> Floats:
         """[N, d]: what a layer gives for the real tokens, row by row; 1 is the first layer's output."""
