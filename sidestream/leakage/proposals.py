@@ -98,6 +98,8 @@ class Proposals:
     """[d, d]: a root of the inverse of what the map errs by, a token."""
     seen_as: Floats
     """[V, d]: signatures times that."""
+    lengths_squared: Floats
+    """[V]: of those."""
     lengths: dict[int, Ridge]
     """By N, from a text's vectors to T; empty where N says it."""
     where: Ridge | None
@@ -108,7 +110,7 @@ class Proposals:
     def scores(self, change: Floats, prior: Floats) -> Floats:
         """[M, d] signatures wanted -> [M, V]: twice the logarithm of how likely each token is, but for a constant."""
         wanted = change @ self.precision
-        found: Floats = 2 * wanted @ self.seen_as.T - np.square(self.seen_as).sum(axis=1) + 2 * prior
+        found: Floats = 2 * wanted @ self.seen_as.T + (2 * prior - self.lengths_squared).astype(np.float32)
         return found
 
 
@@ -135,13 +137,15 @@ def fit(backbone: Backbone, way: Way, public: Sequence[Seen], language: Language
     spread = wrong.T @ wrong / len(wrong)
     spread += np.eye(len(spread), dtype=np.float32) * (_SHRINK * np.trace(spread) / len(spread) + 1e-9)
     precision = np.linalg.cholesky(np.linalg.inv(spread)).astype(np.float32)
+    seen_as = table @ precision
     return Proposals(
         way=way,
         table=table,
         own=own,
         others=ridge(np.stack(rest_in), np.stack(rest_out)) if len(rest_in) > _FEW else None,
         precision=precision,
-        seen_as=table @ precision,
+        seen_as=seen_as,
+        lengths_squared=np.square(seen_as).sum(axis=1),
         lengths=_lengths(way, public),
         where=_where(way, public) if single else None,
         errors=np.mean([np.square(one.sent - one.clean).mean(axis=(1, 2)) for one in public], axis=0) + 1e-12,

@@ -92,6 +92,11 @@ class Search:
         assert best is not None
         return best
 
+    def first(self, upload: Floats) -> Ints:
+        """[T] by the linear maps alone: no candidate goes through the backbone."""
+        length, places = self._lengths(upload)[0]
+        return self._first(self._stages[-1], upload, length, places)
+
     def _starts(self, upload: Floats) -> list[tuple[Ints, Ints]]:
         """First guesses of tokens and of where the vectors are from, the likeliest first, by their lengths."""
         whole, found = self._stages[-1], []

@@ -5,18 +5,23 @@ Legend: K texts, B taps, N vectors of a text, d width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.sampled import Ints, Sampled, starts_of
 from sidestream.contract.privacy import blurred
 from sidestream.contract.sampling import EVERY_TOKEN, Sampling, parse_sampling
+from sidestream.backbone.token_sampler import TokenSampler
 from sidestream.contract.tensors import Codec, Floats, decode, encode
 
+Tell: TypeAlias = Callable[[str], None]
+"""Given lines of progress."""
 _TOGETHER: Final = 64
 SINGLE: Final = ("all", "pivot", "random", "important", "hardest")
 """Kinds of policies whose vectors are each of one token."""
@@ -49,15 +54,6 @@ class Way:
         )
 
 
-class Upload(NamedTuple):
-    """What the trainer has of one text."""
-
-    vectors: Floats
-    """[B, N, d], decoded."""
-    label: str = ""
-    """Which travels beside it."""
-
-
 class Seen(NamedTuple):
     """A text with what was made of it, for those who know it."""
 
@@ -71,28 +67,70 @@ class Seen(NamedTuple):
     """[B, N, d] as the trainer decodes it."""
 
 
-def seen(backbone: Backbone, way: Way, texts: Sequence[str], rng: np.random.Generator) -> list[Seen]:
-    """Forward texts as a device does, in their order.
+class Whole(NamedTuple):
+    """Every token of a text, at all taps that any way needs."""
+
+    tokens: Ints
+    """[T]."""
+    states: npt.NDArray[np.float16]
+    """[B, T, d]."""
+
+
+def whole(
+    backbone: Backbone,
+    taps: Sequence[int],
+    texts: Sequence[str],
+    max_tokens: int,
+    tell: Tell,
+    until: float = float("inf"),
+) -> list[Whole | None]:
+    """Forward texts once, in their order; None of those that the time was not enough for."""
+    found: list[Whole | None] = [None] * len(texts)
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    parts = [order[start : start + _TOGETHER] for start in range(0, len(order), _TOGETHER)]
+    done = 0
+    for number in np.random.default_rng(0).permutation(len(parts)):  # no length comes first
+        rows = parts[number]
+        tokens = backbone.text_input.read([texts[row] for row in rows], max_tokens)
+        sampled = backbone.sample(tokens, taps, EVERY_TOKEN)
+        for place, (row, vectors) in enumerate(zip(rows, rows_of(sampled), strict=True)):
+            found[row] = Whole(tokens.ids[place][tokens.mask[place]], vectors.astype(np.float16))
+        done += len(rows)
+        tell(f"{done} of {len(texts)} texts through the backbone")
+        if time.monotonic() > until:
+            break
+    return found
+
+
+def seen(
+    way: Way, taps: Sequence[int], texts: Sequence[Whole], rng: np.random.Generator, *, is_decoder: bool
+) -> list[Seen]:
+    """What a device would send of texts.
 
     Random tokens are drawn by ``rng`` and not by the text's hash: alike in distribution, and where they are is known.
+
+    Args:
+        way: How it sends.
+        taps: The layers that are at hand.
+        texts: What went through the backbone.
+        rng: Of noise and of what is random.
+        is_decoder: Whether the last token is the pivot.
     """
-    found: list[Seen | None] = [None] * len(texts)
-    single = way.policy.kind in SINGLE
-    policy = EVERY_TOKEN if single else way.policy
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    for start in range(0, len(order), _TOGETHER):
-        rows = order[start : start + _TOGETHER]
-        some = [texts[row] for row in rows]
-        tokens = backbone.text_input.read(some, way.max_tokens)
-        sampled = backbone.sample(tokens, way.taps, policy)
-        for number, (row, vectors) in enumerate(zip(rows, rows_of(sampled), strict=True)):
-            places = _places(way.policy, vectors, rng, backbone.is_decoder) if single else np.empty(0, np.int64)
-            if single:
-                vectors = vectors[:, places]
-            found[row] = Seen(
-                tokens.ids[number][tokens.mask[number]], places, scaled(way, vectors), sent(way, vectors, rng)
-            )
-    return [one for one in found if one is not None]
+    index = [list(taps).index(tap) for tap in way.taps]
+    found = []
+    for tokens, states in texts:
+        every = states[index].astype(np.float32)
+        if way.policy.kind in SINGLE:
+            places = _places(way.policy, every, rng, is_decoder)
+            clean = scaled(way, every[:, places])
+        else:
+            places = np.empty(0, np.int64)
+            sampler = TokenSampler(way.policy, np.ones((1, len(tokens)), bool), np.zeros(1, np.int64))
+            for tap in every:
+                sampler.take(tap[None])
+            clean = scaled(way, sampler.sampled().vectors)
+        found.append(Seen(tokens, places, clean, sent(way, clean, rng)))
+    return found
 
 
 def _places(policy: Sampling, every: Floats, rng: np.random.Generator, is_decoder: bool) -> Ints:
