@@ -19,9 +19,10 @@ from sidestream.backbone.backbone import Backbone, Choose
 from sidestream.backbone.sampled import Sampled
 from sidestream.backbone.text import Text
 from sidestream.contract.plan import Plan, Rung, TierPlan
+from sidestream.contract.privacy import blurred
 from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.tasks import Task
-from sidestream.contract.tensors import encode, encoded_sizes
+from sidestream.contract.tensors import Floats, Tensor, encode, encoded_sizes
 
 
 class Ready(NamedTuple):
@@ -64,6 +65,7 @@ class BatchMaker:
         self._letterhead = Letterhead.of(plan, tier)
         self._words = plan.task is Task.TOKEN_CLASSIFICATION
         self._task, self._labels = plan.task, plan.labels
+        self._noise = np.random.default_rng()  # of the system's entropy: nobody can draw it again
         self._most_bytes = max_message_bytes - HEADER_BYTES
 
     @cached_property
@@ -130,7 +132,7 @@ class BatchMaker:
             keys: By what the trainer knows each of these again.
         """
         chosen = sampled.select(rows)
-        tensor = encode(chosen.vectors, self._rung.codec)
+        tensor = self.uploaded(chosen.vectors)
         packed_targets = self._written([targets[row] for row in rows], chosen)
 
         def packed(slot: Slot) -> bytes:
@@ -147,7 +149,15 @@ class BatchMaker:
 
     def keep(self, sampled: Sampled, row: int) -> bytes:
         """Quantise one row now, for the day when its label comes."""
-        return kept.write(sampled, row, self._rung.sampling, self._rung.codec)
+        return kept.write(sampled, row, self._rung.sampling, self.uploaded)
+
+    def quantised(self, vectors: Floats) -> Tensor:
+        """[B, V, d] as the rung has it."""
+        return encode(vectors, self._rung.codec)
+
+    def uploaded(self, vectors: Floats) -> Tensor:
+        """The same with the plan's noise first: nothing else is ever stored for the trainer, or sent."""
+        return self.quantised(blurred(vectors, self._tier.noise, self._noise))
 
     def _written(self, targets: Sequence[Any], chosen: Sampled) -> bytes:
         """Targets as they travel."""

@@ -16,6 +16,7 @@ import msgspec
 from sidestream.contract.errors import ConfigError, DecodeError
 from sidestream.contract.lora import LoraSpec
 from sidestream.contract.messages import MAX_LABELS, MAX_SLOTS, Count, ShortText, check_labels, check_stream
+from sidestream.contract.privacy import MAX_NOISE
 from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.signing import MAX_KEYS, PublicKey
 from sidestream.contract.tasks import TASKS, Task
@@ -122,6 +123,8 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
     precision: Precision = "f32"
     """How devices keep the backbone in memory: int8 quantises its linear layers dynamically. The fingerprint
     is that of the weights as they were loaded, whatever the precision."""
+    noise: Annotated[float, msgspec.Meta(ge=0, le=MAX_NOISE)] = 0.0
+    """What devices add to each vector, once it has length 1 (:func:`sidestream.contract.privacy.blurred`)."""
 
     def __post_init__(self) -> None:
         try:

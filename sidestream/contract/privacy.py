@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 
 from sidestream.contract.errors import ConfigError
-from sidestream.contract.sampling import KINDS, SHARED, parse_sampling
+from sidestream.contract.sampling import KINDS, parse_sampling
 from sidestream.contract.tensors import Floats
 
 DELTA: Final = 1e-5
@@ -44,6 +44,10 @@ class Privacy:
     noise: float = 0.0
     """Expected length of the noise, where vectors have length 1; 0 for neither."""
 
+    def kept(self, taps: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of a job's taps that travel."""
+        return taps[-self.taps :] if self.taps else taps
+
 
 def parse_privacy(text: str, field: str = "privacy") -> Privacy:
     """Read a setting; an empty one changes nothing.
@@ -58,7 +62,7 @@ def parse_privacy(text: str, field: str = "privacy") -> Privacy:
             name, value = "taps", _deep(part, number, field)
         elif kind == "noise":
             name, value = "noise", _noise(part, number, field)
-        elif kind in (*KINDS, *SHARED):
+        elif kind in KINDS:
             parse_sampling(part, field)
             name, value = "sampling", part
         else:

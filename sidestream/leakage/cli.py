@@ -88,9 +88,7 @@ def run(args: argparse.Namespace) -> int:
     tell = _teller()
     backbone = shared_backbone(args.backbone)
     if args.journal is not None:
-        from sidestream.leakage.journal import attack_journal
-
-        return attack_journal(args, backbone, _texts("--public", args.public, args.public_texts, args.seed)[0], tell)
+        return _run_journal(args, backbone, tell)
     ways = _ways(args, backbone)
     taps = sorted({tap for way in ways for tap in way.taps})
     public, _ = _texts("--public", args.public, args.public_texts, args.seed)
@@ -100,15 +98,7 @@ def run(args: argparse.Namespace) -> int:
         public = [text for text in public if text not in shared]
         say(f"{len(shared)} of the texts to attack are in --public too; left out there", file=sys.stderr)
     began = time.monotonic()
-    meter = Meter(
-        backbone,
-        Material(public, texts, labels),
-        taps,
-        seed=args.seed,
-        tell=tell,
-        max_tokens=128,
-        until=began + 60 * args.minutes * _SETTING_UP,
-    )
+    meter = _meter(args, backbone, Material(public, texts, labels), taps, tell)
     results = _measured(began + 60 * args.minutes, meter, ways, tell)
     if args.defences and not meter.interrupted:
         results[0].rotated = meter.rotated(ways[0])
@@ -118,6 +108,26 @@ def run(args: argparse.Namespace) -> int:
                 one.accuracy = judge.of(one.way)
     _show(args, results)
     return INTERRUPTED if meter.interrupted else 0
+
+
+def _run_journal(args: argparse.Namespace, backbone: Backbone, tell: Tell) -> int:
+    from sidestream.leakage import journal
+
+    noise, began = parse_privacy(args.privacy).noise, time.monotonic()
+    uploads = journal.uploads_of(args.journal, noise, args.sentences, args.seed, backbone.fingerprint)
+    public, _ = _texts("--public", args.public, args.public_texts, args.seed)
+    taps = sorted({tap for _, way in uploads for tap in way.taps})
+    meter = _meter(args, backbone, Material(public, [], []), taps, tell)
+    found = journal.attack(meter, uploads, 60 * args.minutes - (time.monotonic() - began))
+    print(journal.told(found, noise))
+    if args.json:
+        journal.write_json(args.json, found)
+    return INTERRUPTED if meter.interrupted else 0
+
+
+def _meter(args: argparse.Namespace, backbone: Backbone, material: Material, taps: Sequence[int], tell: Tell) -> Meter:
+    until = time.monotonic() + 60 * args.minutes * _SETTING_UP
+    return Meter(backbone, material, taps, seed=args.seed, tell=tell, max_tokens=128, until=until)
 
 
 def _measured(until: float, meter: Meter, ways: Sequence[Way], tell: Tell) -> list[Result]:

@@ -35,7 +35,7 @@ def under(way: Way, privacy: str) -> Way:
     found = parse_privacy(privacy)
     return replace(
         way,
-        taps=way.taps[-found.taps :] if found.taps else way.taps,
+        taps=found.kept(way.taps),
         sampling=found.sampling or way.sampling,
         noise=found.noise or way.noise,
     )
