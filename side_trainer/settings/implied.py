@@ -63,7 +63,6 @@ _OF_METHOD: Final[Mapping[object, Implied]] = {
     "split-lora": {**_SPLIT, "learner": _SPLIT_LEARNER},
     "split-frozen": {**_SPLIT, "learner": {**_SPLIT_LEARNER, "prior_correction": 1.0, "passes": 2.0}},
 }
-_WITH_PRIVACY: Final[Implied] = {"tiers": {"sampling": "mean"}, "side_network": {"blocks": 1}}
 _METHOD_FIRST: Final = ("split-lora", "split-frozen")
 """What their tasks imply beside is for side-networks."""
 if not METHODS.keys() == _OF_METHOD.keys() == set(get_args(MethodName)):  # pragma: no cover
@@ -81,9 +80,6 @@ def with_implied(settings: dict[str, Any]) -> dict[str, Any]:
     for field, implied in order:
         value = settings.get(field)
         settings = _completed(settings, implied.get(value, {}) if isinstance(value, str) else {})
-    if settings.get("privacy"):
-        per_vector = settings.get("task") == Task.TOKEN_CLASSIFICATION.value
-        settings = _completed(settings, {} if per_vector else _WITH_PRIVACY)
     return settings
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from broker_config.settings import BrokerSettings
 from side_trainer.settings.implied import MethodName
+from side_trainer.settings.privacy import check_privacy, under_privacy
 from side_trainer.settings.split import PredictConfig, SplitConfig, check_split
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.messages import check_labels
@@ -213,10 +214,10 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tiers: dict[str, TierConfig] = msgspec.field(default_factory=lambda: {"generic": TierConfig()})
     """By tier name."""
     privacy: str = ""
-    """What devices do to what they upload, so that it reveals less: steps such as ``"sketch:32 noise:1"``
-    (docs/security.md says what each costs, and ``sidestream leakage --defences`` what it is worth). With it,
-    sampling is mean and the last layer alone is tapped, unless said otherwise, and no ladder is climbed.
-    Empty: nothing is done."""
+    """What devices do before anything is stored or sent, so that uploads reveal less: deep or deep:2 (only the
+    last taps travel), mean, segments:2, random:2 or another policy, sketch:32 (so many random directions of each
+    vector) and noise:0.5 (of that length, where vectors have length 1), with commas between them. None makes
+    them unreadable: sidestream leakage measures what each leaves and costs, and docs/security.md has a table."""
     side_network: SideNetworkSpec = SideNetworkSpec()
     """The side-network's shape."""
     learner: LearnerSettings = LearnerSettings()
@@ -296,22 +297,11 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         tier = self.tiers[name]
         plan = tier.to_plan(self.task)
         if not issubclass(METHODS[self.method], Split):
-            return msgspec.structs.replace(plan, privacy=self.privacy)
+            return under_privacy(plan, parse_privacy(self.privacy), self.task)
         cut = 0 if tier.cut == "auto" else tier.cut
         return msgspec.structs.replace(
             plan, layers=cut, sampling="all", ladder=(), gradient_codec=tier.gradient_codec
         )
-
-    def _check_privacy(self) -> None:
-        if not self.privacy:
-            return
-        parse_privacy(self.privacy)
-        if issubclass(METHODS[self.method], Split):
-            raise ConfigError("privacy", f"{self.method} answers with gradients of what was sent; leave it out")
-        if TASKS[self.task].generates:
-            raise ConfigError("privacy", f"in {self.task.value} the text itself is what is learnt; leave it out")
-        if laddered := [name for name, tier in self.tiers.items() if tier.ladder]:
-            raise ConfigError(f"tiers.{laddered[0]}.ladder", "a richer rung would undo privacy; leave it out")
 
     def checked(self) -> TrainerConfig:
         """Return itself if its parts fit together.
@@ -320,7 +310,6 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ConfigError: naming the field that does not.
         """
         check_name("job", self.job)
-        self._check_privacy()
         if not self.tiers:
             raise ConfigError("tiers", "a job needs at least one tier; add a table [tiers.generic]")
         if len(self.tiers) > MAX_TIERS:
@@ -356,6 +345,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ConfigError(f"tiers.{name}", str(exc)) from exc
         if issubclass(METHODS[self.method], Split):
             check_split(self)
+        check_privacy(self)
         try:
             msgspec.structs.force_setattr(self, "labels", tuple(map(normal, self.labels)))
             check_labels(self.labels)
@@ -374,6 +364,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
         Nested within the tiers that share its alignment map, where one of those is truncated.
         """
+        return parse_privacy(self.privacy).kept(self._every_tap(name, depth))
+
+    def _every_tap(self, name: str, depth: int) -> tuple[int, ...]:
         tier, blocks = self.tiers[name], self.side_network.blocks
         if tier.taps:
             return tier.taps

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sidestream.backbone.sampled import Ints, Sampled
+from sidestream.backbone.sampled import Bools, Ints, Sampled
 from sidestream.backbone.text import Text, seeds_of
 from sidestream.backbone.text_input import TextInput, Tokens, Words
 from sidestream.backbone.token_sampler import TokenSampler
@@ -92,11 +92,21 @@ class Backbone(ABC):
                 seconds=time.perf_counter() - started,
             )
 
-    def forward_tokens(self, tokens: Tokens, taps: Sequence[int], sampling: Sampling) -> Sampled:
-        """As :meth:`forward`, of what is tokens already; a random policy draws the same for all of them."""
+    def sample(
+        self, tokens: Tokens, taps: Sequence[int], policy: Sampling, sampled_from: Bools | None = None
+    ) -> Sampled:
+        """As :meth:`forward`, of token ids that need be no text's.
+
+        Args:
+            tokens: K rows.
+            taps: As there.
+            policy: One that draws at random draws the same for all rows.
+            sampled_from: [K, T], which may be sampled; default: all.
+        """
+        mask = tokens.mask if sampled_from is None else sampled_from
         with self._lock:
-            seeds = np.zeros(len(tokens.ids), np.int64)
-            sampler = TokenSampler(sampling, tokens.mask, seeds, is_decoder=self.is_decoder)
+            seeds = np.zeros(len(mask), np.int64)
+            sampler = TokenSampler(policy, mask, seeds, is_decoder=self.is_decoder)
             self._run(tokens, taps, sampler.take)
             return sampler.sampled()
 

@@ -124,8 +124,8 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
     """How devices keep the backbone in memory: int8 quantises its linear layers dynamically. The fingerprint
     is that of the weights as they were loaded, whatever the precision."""
     privacy: ShortText = ""
-    """What is done to vectors before they are stored or sent (:mod:`sidestream.contract.privacy`). With it,
-    devices send by ``sampling`` and ``codec`` alone: a richer rung would reveal more."""
+    """What is done to vectors before they are stored or sent: sketch and noise of
+    :mod:`sidestream.contract.privacy`."""
 
     def __post_init__(self) -> None:
         try:
@@ -139,8 +139,6 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
 
     def rungs(self, task: Task) -> tuple[Rung, ...]:
         """What its devices choose from if they have a byte budget."""
-        if self.privacy:
-            return (Rung(sampling=self.sampling, codec=self.codec),)
         return self.ladder or (TOKEN_LADDER if TASKS[task].generates else DEFAULT_LADDER)
 
     def policies(self, task: Task) -> frozenset[str]:

@@ -1,3 +1,3 @@
-"""How much of a text an upload reveals: attacks on one's own uploads, and what each defence costs."""
+"""`sidestream leakage`: how much of the text an upload reveals, by attacks on it, and what defences cost."""
 
 __all__ = ["cli"]

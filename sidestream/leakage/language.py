@@ -1,52 +1,64 @@
-"""What the public text says of sentences before any upload is seen: how often tokens are, and follow each other.
-
-Legend: V vocabulary.
-"""
+"""What public text says of token ids before anything is seen of them: how often, and after which other."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
+from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.sampled import Ints
-from sidestream.contract.tensors import Floats
 
-_UNSEEN: Final = 0.05  # of an occurrence, for tokens that the public text does not have
-_BACKOFF: Final = 8.0  # occurrences that the token alone counts for, beside the pair
+_UNSEEN: Final = 0.05
+_PAIRS: Final = 0.7
 _NEVER: Final = -1e9
+_TRIED = ("a", "the dog")
 
 
 class Language:
-    """Token and pair frequencies, smoothed.
+    """Counts of a public text's tokens, and of two in a row.
 
     Args:
-        sentences: Token ids of public text.
-        vocabulary: V.
-        never: Tokens that no text has.
+        backbone: Whose tokens.
+        texts: [T] each, what stands around every text included.
     """
 
-    def __init__(self, sentences: Sequence[Ints], vocabulary: int, never: Collection[int]) -> None:
-        flat = np.concatenate(sentences)
-        counts = np.bincount(flat, minlength=vocabulary)[:vocabulary] + _UNSEEN
-        counts[list(never)] = 0.0
-        self.frequencies: Floats = (counts / counts.sum()).astype(np.float32)
-        """[V]."""
-        with np.errstate(divide="ignore"):
-            self.logs: Floats = np.maximum(np.log(self.frequencies), _NEVER).astype(np.float32)
-        """[V]: of these, the natural logarithm."""
-        pairs = np.concatenate([one[:-1] * vocabulary + one[1:] for one in sentences])
-        self._vocabulary = vocabulary
-        self._pairs, self._pair_counts = np.unique(pairs, return_counts=True)
-        self._firsts = np.bincount(flat, minlength=vocabulary)
+    def __init__(self, backbone: Backbone, texts: Sequence[Ints]) -> None:
+        rows = backbone.text_input.rows or int(max(text.max() for text in texts)) + 1
+        self.before, self.after = _around(backbone)
+        """Token ids that stand before and after every text."""
+        inner = [text[len(self.before) : len(text) - len(self.after)] for text in texts]
+        counts = np.bincount(np.concatenate([*inner, np.arange(0)]), minlength=rows) + _UNSEEN
+        self.log_counts: npt.NDArray[np.float64] = np.log(counts / counts.sum())
+        """[V]: of each token by itself."""
+        special = [one for one in getattr(backbone.text_input.tokenizer, "all_special_ids", []) if one < rows]
+        self.log_counts[special] = _NEVER
+        self._pairs = Counter(pair for text in texts for pair in zip(text.tolist(), text[1:].tolist()))
+        self._firsts = Counter(token for text in texts for token in text[:-1].tolist())
 
-    def surprise(self, sentences: Ints) -> Floats:
-        """[K]: minus the logarithm of how likely sentences [K, T] are, by pairs of tokens."""
-        first, second = sentences[:, :-1], sentences[:, 1:]
-        pairs = first * self._vocabulary + second
-        places = np.searchsorted(self._pairs, pairs).clip(0, len(self._pairs) - 1)
-        seen = np.where(self._pairs[places] == pairs, self._pair_counts[places], 0)
-        mass = seen + _BACKOFF * self.frequencies[second]
-        surprise: Floats = -np.log(np.maximum(mass / (self._firsts[first] + _BACKOFF), 1e-12)).sum(axis=1)
-        return surprise
+    def log_of(self, tokens: Ints) -> float:
+        """The logarithm of how likely a row of tokens is, by pairs where they are known."""
+        total, ids = 0.0, tokens.tolist()
+        for first, second in zip(ids, ids[1:]):
+            single = math.exp(max(self.log_counts[second], -30.0))
+            seen = self._firsts.get(first, 0)
+            pairs = self._pairs.get((first, second), 0) / seen if seen else single
+            total += math.log(_PAIRS * pairs + (1 - _PAIRS) * single)
+        return total
+
+
+def _around(backbone: Backbone) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts around every text."""
+    tokens = backbone.text_input.read(_TRIED, 16)
+    one, two = (row[mask].tolist() for row, mask in zip(tokens.ids, tokens.mask, strict=True))
+    before = 0
+    while before < len(one) - 1 and one[before] == two[before]:
+        before += 1
+    after = 0
+    while after < len(one) - 1 - before and one[-1 - after] == two[-1 - after]:
+        after += 1
+    return one[:before], one[len(one) - after :]

@@ -1,150 +1,182 @@
-"""Linear guesses at tokens: maps from an upload to what its tokens would add up to, fitted on public text.
+"""Which tokens a vector speaks of, by linear maps that are fitted on public text.
 
-A token's *signature* is what the first tapped layer makes of it when it stands alone. A vector that is a mean
-over tokens resembles the mean of their signatures; which signatures those are is found one after another.
+A token's *signature* is what the first tapped layer gives for it where it stands alone. A map takes an upload's
+vector to the sum of the signatures of the tokens that it is of. As it is linear, it also takes the difference between
+an upload and a candidate's to what must change: which token to put in another's place.
 
-Legend: n vectors of a sentence, F numbers of each, P positions, V vocabulary, d width.
+Legend: K texts, B taps, N vectors of a text, T tokens of it, d width, D = B·d, V tokens that there are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.sampled import Ints
+from sidestream.backbone.text_input import Tokens
 from sidestream.contract.tensors import Floats
-from sidestream.leakage.encoding import Encoding, Way
 from sidestream.leakage.language import Language
+from sidestream.leakage.way import SINGLE, Seen, Way
 
 _RIDGE: Final = 1e-2
 _SHRINK: Final = 0.1
+_TOGETHER: Final = 1024
+_FEW: Final = 100
 
 
+class Ridge(NamedTuple):
+    """x ↦ (x − middle) / spread · weights + bias."""
+
+    middle: Floats
+    spread: Floats
+    weights: Floats
+    bias: Floats
+
+    def __call__(self, rows: Floats) -> Floats:
+        """[M, D] -> [M, E]."""
+        found: Floats = ((rows - self.middle) / self.spread) @ self.weights + self.bias
+        return found
+
+    def change(self, rows: Floats) -> Floats:
+        """[M, D] -> [M, E]: what a difference of inputs makes."""
+        found: Floats = (rows / self.spread) @ self.weights
+        return found
+
+
+def ridge(inputs: Floats, answers: Floats) -> Ridge:
+    """Least squares with a small penalty, of standardised inputs [M, D] and [M, E]."""
+    middle, spread = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
+    rows = ((inputs - middle) / spread).astype(np.float32)
+    bias = answers.mean(axis=0)
+    gram = rows.T @ rows
+    gram[np.diag_indices_from(gram)] += _RIDGE * len(rows)
+    weights = np.linalg.solve(gram, rows.T @ (answers - bias))
+    return Ridge(middle, spread, weights.astype(np.float32), bias)
+
+
+def homes(way: Way, length: int, vectors: int, places: Ints) -> Ints:
+    """[T]: the vector that says most of each token."""
+    if way.policy.kind in SINGLE:
+        between = (places[1:] + places[:-1]) / 2
+        return np.searchsorted(between, np.arange(length))
+    return np.arange(length) * vectors // length
+
+
+def signatures(backbone: Backbone, layer: int, language: Language) -> Floats:
+    """[V, d], their mean taken away."""
+    before, after = language.before, language.after
+    found, count = [], len(language.log_counts)
+    for start in range(0, count, _TOGETHER):
+        ids = np.arange(start, min(count, start + _TOGETHER))
+        rows = np.empty((len(ids), len(before) + 1 + len(after)), np.int64)
+        rows[:, : len(before)], rows[:, len(before)] = before, ids
+        rows[:, len(before) + 1 :] = after
+        states = backbone.states(Tokens(rows, np.ones(rows.shape, bool)), layer)
+        found.append(states.reshape(*rows.shape, -1)[:, len(before)])
+    whole = np.concatenate(found)
+    centred: Floats = whole - whole.mean(axis=0)
+    return centred
+
+
+@dataclass(frozen=True)
 class Proposals:
-    """Fitted on public uploads.
+    """Fitted for a way to send. See :func:`fit`."""
 
-    Args:
-        encoding: The way to upload.
-        language: Of the public text.
-        sentences: The public text, token ids.
-        uploads: Of these, [n, F] each.
-        signatures: [V, d].
-    """
+    way: Way
+    table: Floats
+    """[V, d] signatures."""
+    own: Ridge
+    """From a vector to the mean signature of its tokens."""
+    others: Ridge | None
+    """From the mean of a text's vectors to the mean signature of its other tokens, where some are not sampled."""
+    precision: Floats
+    """[d, d]: a root of the inverse of what the map errs by, a token."""
+    seen_as: Floats
+    """[V, d]: signatures times that."""
+    lengths_squared: Floats
+    """[V]: of those."""
+    lengths: dict[int, Ridge]
+    """By N, from a text's vectors to T; empty where N says it."""
+    where: Ridge | None
+    """From a vector to where its token is, where that is not known."""
+    errors: Floats
+    """[B]: mean square of what quantising and noise did to a value."""
 
-    def __init__(
-        self,
-        encoding: Encoding,
-        language: Language,
-        sentences: Sequence[Ints],
-        uploads: Sequence[Floats],
-        signatures: Floats,
-    ) -> None:
-        self.way: Way = encoding.way
-        self.language = language
-        rows = np.concatenate(uploads)
-        self._middle, self._scale = rows.mean(axis=0), rows.std(axis=0) + 1e-6
-        self.signatures: Floats = signatures - signatures.mean(axis=0)
-        targets, counts = self._targets(sentences)
-        features = self.standard(rows)
-        self._map, self._offset = _ridge(features, targets)
-        errors = (features @ self._map + self._offset - targets) * np.sqrt(counts)[:, None]
-        self._whiten(errors)
-        self._fit_lengths(sentences, uploads)
-
-    def standard(self, rows: Floats) -> Floats:
-        """[n, F] uploads, each number by its mean and spread over the public text."""
-        return (rows - self._middle) / self._scale
-
-    def unstandard(self, rows: Floats) -> Floats:
-        """The inverse of :meth:`standard`."""
-        return rows * self._scale + self._middle
-
-    def _targets(self, sentences: Sequence[Ints]) -> tuple[Floats, Ints]:
-        targets, counts = [], []
-        for one in sentences:
-            homes = self.way.homes(len(one))
-            count = np.bincount(homes)
-            total = np.zeros((len(count), self.signatures.shape[1]), np.float32)
-            np.add.at(total, homes, self.signatures[one])
-            targets.append(total / count[:, None])
-            counts.append(count)
-        return np.concatenate(targets), np.concatenate(counts)
-
-    def _whiten(self, errors: Floats) -> None:
-        """Distances between signatures are measured by how well each direction can be told."""
-        spread = errors.T @ errors / len(errors)
-        spread[np.diag_indices_from(spread)] += _SHRINK * np.trace(spread) / len(spread)
-        self._white = np.linalg.cholesky(np.linalg.inv(spread)).astype(np.float32)
-        self._seen: Floats = self.signatures @ self._white  # [V, d]
-        self._norms: Floats = np.square(self._seen).sum(axis=1)
-
-    def _fit_lengths(self, sentences: Sequence[Ints], uploads: Sequence[Floats]) -> None:
-        lengths = np.array([len(one) for one in sentences])
-        self._full = max(len(one) for one in uploads)
-        full = np.array([len(one) == self._full for one in uploads])
-        self._longest = int(np.percentile(lengths, 99.5)) + 2
-        if self.way.sampling.kind == "all":
-            return
-        kept = [self.standard(one).ravel() for one, take in zip(uploads, full, strict=True) if take]
-        matrix = np.stack(kept)
-        self._length_map, self._length_offset = _ridge(matrix, lengths[full][:, None].astype(np.float32), 0.1)
-
-    def lengths(self, upload: Floats, count: int) -> list[int]:
-        """How many tokens the sentence may have, the likeliest first."""
-        vectors = len(upload)
-        if self.way.sampling.kind == "all" or vectors < self._full:
-            return [vectors]
-        guess = float((self.standard(upload).ravel() @ self._length_map + self._length_offset)[0])
-        nearest = sorted(range(max(3, vectors), self._longest + 1), key=lambda one: abs(one - guess))
-        return nearest[:count]
-
-    def estimate(self, standard: Floats) -> Floats:
-        """[n, d]: the mean signature of each vector's tokens."""
-        return standard @ self._map + self._offset
-
-    def change(self, difference: Floats) -> Floats:
-        """[n, d]: by how much the mean signatures differ where standardised uploads do by so much."""
-        return difference @ self._map
-
-    def scores(self, sums: Floats, counts: Ints) -> Floats:
-        """[P, V]: how well each token explains what is left of a vector's sum, and how frequent it is.
-
-        Args:
-            sums: [P, d]: what is left.
-            counts: [P]: tokens of the vector, by which its error grows.
-        """
-        seen = np.float32(2) * (sums.astype(np.float32) @ self._white)
-        each = counts[:, None].astype(np.float32)
-        scores: Floats = (seen @ self._seen.T - self._norms) / each + np.float32(2) * self.language.logs
-        return scores
-
-    def greedy(self, upload: Floats, length: int, first: Sequence[int], last: Sequence[int]) -> Ints:
-        """[T]: token after token of each vector, the best first."""
-        homes = self.way.homes(length)
-        counts = np.bincount(homes)
-        left = self.estimate(self.standard(upload)) * counts[:, None]
-        sentence = np.full(length, -1)
-        sentence[: len(first)] = first
-        sentence[length - len(last) :] = last
-        for place in np.flatnonzero(sentence >= 0):
-            left[homes[place]] -= self.signatures[sentence[place]]
-        for place in np.flatnonzero(sentence < 0):
-            home = homes[place]
-            token = int(self.scores(left[home : home + 1], counts[home : home + 1])[0].argmax())
-            sentence[place] = token
-            left[home] -= self.signatures[token]
-        return sentence
+    def scores(self, change: Floats, prior: Floats) -> Floats:
+        """[M, d] signatures wanted -> [M, V]: twice the logarithm of how likely each token is, but for a constant."""
+        wanted = change @ self.precision
+        found: Floats = 2 * wanted @ self.seen_as.T + (2 * prior - self.lengths_squared).astype(np.float32)
+        return found
 
 
-def _ridge(features: Floats, targets: Floats, strength: float = _RIDGE) -> tuple[Floats, Floats]:
-    """A linear map and its offset, by least squares; features are centred already."""
-    middle, offset = features.mean(axis=0), targets.mean(axis=0)
-    centred, wanted = features - middle, targets - offset
-    few = len(features) < features.shape[1]
-    gram = (centred @ centred.T if few else centred.T @ centred).astype(np.float64)
-    gram[np.diag_indices_from(gram)] += strength * len(features)
-    solved = np.linalg.solve(gram, wanted if few else centred.T @ wanted)
-    weights = (centred.T @ solved if few else solved).astype(np.float32)
-    return weights, (offset - middle @ weights).astype(np.float32)
+def fit(backbone: Backbone, way: Way, public: Sequence[Seen], language: Language, table: Floats) -> Proposals:
+    """Learn the maps from public text."""
+    inputs, answers, counts, rest_in, rest_out = [], [], [], [], []
+    single = way.policy.kind in SINGLE
+    for one in public:
+        vectors = flat(one.sent)
+        known = table[one.tokens]
+        if single:
+            inputs.append(vectors), answers.append(known[one.places]), counts.append(np.ones(len(vectors)))
+            others = np.setdiff1d(np.arange(len(known)), one.places)
+            if len(others):
+                rest_in.append(vectors.mean(axis=0)), rest_out.append(known[others].mean(axis=0))
+        else:
+            home = homes(way, len(known), len(vectors), one.places)
+            count = np.bincount(home, minlength=len(vectors))
+            inputs.append(vectors), counts.append(count)
+            answers.append(np.add.reduceat(known, np.searchsorted(home, np.arange(len(vectors)))) / count[:, None])
+    rows, wanted, weight = np.concatenate(inputs), np.concatenate(answers), np.concatenate(counts)
+    own = ridge(rows, wanted)
+    wrong = (own(rows) - wanted) * np.sqrt(weight)[:, None].astype(np.float32)
+    spread = wrong.T @ wrong / len(wrong)
+    spread += np.eye(len(spread), dtype=np.float32) * (_SHRINK * np.trace(spread) / len(spread) + 1e-9)
+    precision = np.linalg.cholesky(np.linalg.inv(spread)).astype(np.float32)
+    seen_as = table @ precision
+    return Proposals(
+        way=way,
+        table=table,
+        own=own,
+        others=ridge(np.stack(rest_in), np.stack(rest_out)) if len(rest_in) > _FEW else None,
+        precision=precision,
+        seen_as=seen_as,
+        lengths_squared=np.square(seen_as).sum(axis=1),
+        lengths=_lengths(way, public),
+        where=_where(way, public) if single else None,
+        errors=np.mean([np.square(one.sent - one.clean).mean(axis=(1, 2)) for one in public], axis=0) + 1e-12,
+    )
+
+
+def flat(vectors: Floats) -> Floats:
+    """[B, N, d] -> [N, D]."""
+    return vectors.transpose(1, 0, 2).reshape(vectors.shape[1], -1)
+
+
+def shape_of(vectors: Floats) -> Floats:
+    """[B, N, d] -> [N·d] of the first tap: how long a text is shows there best."""
+    return vectors[0].ravel()
+
+
+def _lengths(way: Way, public: Sequence[Seen]) -> dict[int, Ridge]:
+    if way.policy.kind == "all":
+        return {}
+    counts = np.array([one.sent.shape[1] for one in public])
+    found = {}
+    for count in np.unique(counts):
+        some = [one for one in public if one.sent.shape[1] == count]
+        if len(some) > 20 and count * some[0].sent.shape[2] <= 6144:
+            lengths = np.array([[len(one.tokens)] for one in some], np.float32)
+            found[int(count)] = ridge(np.stack([shape_of(one.sent) for one in some]), lengths)
+    return found
+
+
+def _where(way: Way, public: Sequence[Seen]) -> Ridge | None:
+    if way.policy.kind in ("all", "pivot"):
+        return None
+    places = np.concatenate([one.places for one in public]).astype(np.float32)
+    return ridge(np.concatenate([flat(one.sent) for one in public]), places[:, None])

@@ -1,261 +1,305 @@
-"""The search attack: sentences that, run through the public backbone again, give the upload.
+"""The search attack: candidates go through the public backbone again, and are compared with the upload.
 
-It begins with what the linear proposals say, and with the public sentences whose uploads are nearest, and goes
-on with what fits better: another token at a place, two places exchanged, a token moved. What fits is judged by
-the upload's own numbers and by how likely the sentence is in the public text. No decoder is trained, and
-nothing is known of the job.
+It begins with the tokens that linear maps propose (:mod:`.proposals`), and changes one or a few at a time. What the
+candidate's upload lacks of the true one is put through the same maps and says what to put in which place. First by
+the shallowest tap alone, which is cheap and nearest to the words; then by all. Of two candidates the likelier one is kept:
+by how far its upload is from the true one, in units of what quantising and noise do, and by how public text goes.
 
-Legend: n vectors of a sentence, F numbers of each, T tokens, P places, C candidates.
+Legend: B taps, N vectors, d width, T tokens.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.sampled import Ints
-from sidestream.contract.tensors import Floats
-from sidestream.leakage.encoding import Encoding
-from sidestream.leakage.proposals import Proposals
+from sidestream.contract.sampling import EVERY_TOKEN
+from sidestream.contract.tensors import Floats, decode, encode
+from sidestream.leakage.language import Language
+from sidestream.leakage.proposals import Proposals, flat, homes, shape_of
+from sidestream.leakage.way import SINGLE, rows_of
 
-_TOKENS: Final = 6  # proposals a place
-_AT_ONCE: Final = (32, 128)  # candidates of a step, at first and after one that found nothing better
-_LENGTHS: Final = 5
-_NEAREST: Final = 3
+_TOP: Final = 6
+_ROWS: Final = 24
+_ROWS_STUCK: Final = 64
 _STARTS: Final = 3
-_STEPS: Final = 40
-_PAIRS: Final = 4  # tokens between which two are chosen anew
-_SAME: Final = 0.1  # of the noise of quantising: so few codes differ between two machines that round
-_METRIC: Final = 0.02  # of the spread: a difference that counts as much as noise, so that no number rules
+_PATIENCE: Final = 3
+_ALIKE: Final = 0.97
+_NEAR: Final = 4
 
 
 class Guess(NamedTuple):
-    """What an attack made of an upload."""
+    """What the search found."""
 
-    sentence: Ints
-    """[T]: token ids."""
-    distance: float
-    """Squared difference to the upload, in units of what the truth would have on average."""
-    fits: bool
-    """Whether it gives the upload to the last bit, but for rounding: then it is the sentence."""
+    tokens: Ints
+    """[T], what stands around a text included."""
+    cost: float
+    """Minus the logarithm of how likely it is."""
+    verified: bool
+    """Whether its upload is the true one, value for value, or nearly."""
 
 
 class _State(NamedTuple):
-    sentence: Ints
-    upload: Floats  # [n, F], standardised
+    tokens: Ints
     cost: float
+    vectors: Floats
+    """[B, N, d] that it would give."""
 
 
 class Search:
-    """Attacks uploads of one way.
+    """Finds texts for uploads of one way to send.
 
     Args:
-        encoding: The way to upload.
-        proposals: Fitted on public text.
-        noise: [F]: variance of what quantising and the device's noise add, of standardised numbers.
-        public: Token ids of public text.
-        uploads: [n, F] of each.
-        first: Token ids that every sentence begins with.
-        last: And ends with.
-        stopped: Asked often; true ends a search where it stands.
+        backbone: The public one.
+        stages: Proposals for the shallowest tap alone, if there are several, and for all.
+        language: Of public text.
+        clock: Seconds.
     """
 
     def __init__(
         self,
-        encoding: Encoding,
-        proposals: Proposals,
-        noise: Floats,
-        *,
-        public: Sequence[Ints],
-        uploads: Sequence[Floats],
-        first: Sequence[int],
-        last: Sequence[int],
-        stopped: Callable[[], bool] = lambda: False,
+        backbone: Backbone,
+        stages: Sequence[Proposals],
+        language: Language,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._encoding, self._proposals = encoding, proposals
-        self._noise, self._weights = noise, 1.0 / (noise + _METRIC)
-        self._first, self._last = list(first), list(last)
-        self._public, self._stopped = public, stopped
-        self._by_count: dict[int, tuple[Ints, Floats]] = {}
-        counts = np.array([len(one) for one in uploads])
-        for count in np.unique(counts).tolist():
-            rows = np.flatnonzero(counts == count)
-            flat = np.stack([proposals.standard(uploads[row]).ravel() for row in rows])
-            self._by_count[count] = rows, flat * np.sqrt(np.tile(self._weights, count))
-        self.runs = 0
-        """Sentences that went through the backbone."""
+        self._backbone, self._stages, self._language, self._clock = backbone, stages, language, clock
+        self.forwards = 0
+        """Candidates that went through the backbone."""
 
-    def attack(self, upload: Floats, starts: Sequence[Ints] = ()) -> Guess:
-        """The sentence that explains an upload [n, F] best, of those tried.
-
-        Args:
-            upload: As the trainer decodes it.
-            starts: Sentences to begin with; what the proposals say and the nearest public ones by default.
-        """
-        target = self._proposals.standard(upload)
-        states = self._states(target, starts or self._starts(upload, target))
-        best = states[0]
-        for start in states[:_STARTS]:
-            state = self._climb(target, start)
-            best = min(best, state, key=lambda one: one.cost)
-            if self._fits(target, best) or self._stopped():
+    def find(self, upload: Floats, seconds: float = float("inf")) -> Guess:
+        """The likeliest text for an upload [B, N, d] that can be found in so many seconds."""
+        until = self._clock() + seconds
+        best: Guess | None = None
+        whole = self._stages[-1]
+        starts = self._starts(upload)
+        for tokens, places in starts[:_STARTS]:
+            one = _One(self, upload, places, until)
+            for stage in self._stages:
+                tokens = one.climb(stage, tokens).tokens
+            state = one.state(whole, [tokens])[0]
+            guess = Guess(state.tokens, state.cost, one.matches(state))
+            if best is None or guess.verified or guess.cost < best.cost:
+                best = guess
+            if best.verified or self._clock() > until:
                 break
-        return Guess(best.sentence, self._distance(target, best), self._fits(target, best))
+        assert best is not None
+        return best
 
-    def _starts(self, upload: Floats, target: Floats) -> list[Ints]:
-        guesses = [
-            self._proposals.greedy(upload, length, self._first, self._last)
-            for length in self._proposals.lengths(upload, _LENGTHS)
-        ]
-        if len(target) in self._by_count:
-            rows, known = self._by_count[len(target)]
-            sought = (target * np.sqrt(self._weights)).ravel()
-            nearest = np.argsort(np.square(known).sum(axis=1) - 2 * known @ sought)[:_NEAREST]
-            guesses += [self._public[rows[one]] for one in nearest]
-        return guesses
+    def first(self, upload: Floats) -> Ints:
+        """[T] by the linear maps alone: no candidate goes through the backbone."""
+        length, places = self._lengths(upload)[0]
+        return self._first(self._stages[-1], upload, length, places)
 
-    def _states(self, target: Floats, sentences: Sequence[Ints]) -> list[_State]:
-        """Sentences of any length, the best first."""
-        by_length: dict[int, list[Ints]] = {}
-        for one in sentences:
-            if self._proposals.way.counts(len(one)) == len(target):
-                by_length.setdefault(len(one), []).append(one)
-        states = [state for same in by_length.values() for state in self._tried(target, same)]
-        return sorted(states, key=lambda one: one.cost)
+    def _starts(self, upload: Floats) -> list[tuple[Ints, Ints]]:
+        """First guesses of tokens and of where the vectors are from, the likeliest first, by their lengths."""
+        whole, found = self._stages[-1], []
+        for length, places in self._lengths(upload):
+            tokens = self._first(whole, upload, length, places)
+            one = _One(self, upload, places, float("inf"))
+            stage = self._stages[0]
+            found.append((one.state(stage, [tokens])[0].cost, tokens, places))
+        found.sort(key=lambda one: one[0])
+        return [(tokens, places) for _, tokens, places in found]
 
-    def _distance(self, target: Floats, state: _State) -> float:
-        expected = len(target) * float((self._weights * self._noise).sum())
-        return float(self._misfit(target, state.upload[None])[0] / max(expected, 1e-9))
-
-    def _fits(self, target: Floats, state: _State) -> bool:
-        """Whether it gives the upload to the last bit, but for rounding; never where the device adds noise."""
-        if self._proposals.way.privacy.noise:
-            return False
-        again = self._encoding.recoded(self._proposals.unstandard(state.upload))
-        apart = np.square(self._proposals.standard(again) - target).mean()
-        return bool(apart < _SAME * max(float(self._noise.mean()), 1e-4))
-
-    def _tried(self, target: Floats, sentences: Sequence[Ints]) -> list[_State]:
-        """Sentences of one length, run through the backbone."""
-        self.runs += len(sentences)
-        uploads = np.stack([self._proposals.standard(one) for one in self._encoding.clean(sentences)])
-        surprise = self._proposals.language.surprise(np.stack(sentences))
-        costs = self._misfit(target, uploads) / 2 + surprise
-        return [_State(*one) for one in zip(sentences, uploads, costs.tolist(), strict=True)]
-
-    def _misfit(self, target: Floats, uploads: Floats) -> Floats:
-        misfit: Floats = (np.square(uploads - target) * self._weights).sum(axis=(1, 2))
-        return misfit
-
-    def _climb(self, target: Floats, state: _State) -> _State:
-        tried = {state.sentence.tobytes()}
-        stuck = 0
-        for _ in range(_STEPS):
-            if self._stopped() or self._fits(target, state):
-                break
-            fresh = [one for one in self._candidates(target, state, stuck) if one.tobytes() not in tried]
-            found = self._states(target, fresh[: _AT_ONCE[stuck]])
-            tried.update(one.sentence.tobytes() for one in found)
-            better = [one for one in found if one.cost < state.cost]
-            if len(better) > 1 and (joined := self._joined(state, better)).tobytes() not in tried:
-                tried.add(joined.tobytes())
-                better = sorted([*better, *self._tried(target, [joined])], key=lambda one: one.cost)
-            if better:
-                state, stuck = better[0], 0
-            elif stuck + 1 < len(_AT_ONCE):
-                stuck += 1
-            else:
-                break
-        return state
-
-    def _joined(self, state: _State, better: Sequence[_State]) -> Ints:
-        """All changes that help and do not touch each other, at once."""
-        joined, used = state.sentence.copy(), np.zeros(len(state.sentence), bool)
-        for one in better:
-            if len(one.sentence) != len(joined):
-                continue
-            changed = one.sentence != state.sentence
-            if not (changed & used).any():
-                joined[changed] = one.sentence[changed]
-                used |= changed
-        return joined
-
-    def _candidates(self, target: Floats, state: _State, stuck: int) -> list[Ints]:
-        """Sentences near by, the most promising first."""
-        sentence = state.sentence
-        places = np.arange(len(self._first), len(sentence) - len(self._last))
-        homes = self._proposals.way.homes(len(sentence))
-        counts = np.bincount(homes)
-        change = self._proposals.change(target - state.upload) * counts[:, None].astype(np.float32)
-        own = self._proposals.signatures[sentence[places]]
-        scores = self._proposals.scores(change[homes[places]] + own, counts[homes[places]])
-        gains = scores - scores[np.arange(len(places)), sentence[places]][:, None]
-        top = np.argpartition(-gains, _TOKENS, axis=1)[:, :_TOKENS]
-        by_gain = sorted(
-            ((float(gains[row, token]), place, token) for row, place in enumerate(places.tolist()) for token in top[row].tolist()),
-            reverse=True,
-        )
-        changed = [_put(sentence, place, token) for _, place, token in by_gain]
-        if not stuck:
-            many = _AT_ONCE[0] * 3 // 4
-            return [*changed[:many], *self._reordered(sentence, places, 1), *changed[many:]]
-        refilled = self._refilled(sentence, places, homes, counts, change)
-        resized = self._resized(sentence, places, [(place, token) for _, place, token in by_gain])
-        moved = self._reordered(sentence, places, 5)
-        return [*refilled, *resized, *moved, *changed]
-
-    def _refilled(
-        self, sentence: Ints, places: Ints, homes: Ints, counts: Ints, change: Floats
-    ) -> list[Ints]:
-        """Two tokens of one vector chosen anew, one after the other."""
-        pairs = [
-            (one, other)
-            for one in places.tolist()
-            for other in places[places > one].tolist()
-            if homes[one] == homes[other] and other - one <= _PAIRS
-        ]
-        if not pairs:
-            return []
-        one, other = np.array(pairs).T
-        signatures = self._proposals.signatures
-        left = change[homes[one]] + signatures[sentence[one]] + signatures[sentence[other]]
-        first = self._proposals.scores(left, counts[homes[one]]).argmax(axis=1)
-        second = self._proposals.scores(left - signatures[first], counts[homes[one]]).argmax(axis=1)
-        return [
-            _put(_put(sentence, places_[0], a), places_[1], b)
-            for places_, x, y in zip(pairs, first.tolist(), second.tolist(), strict=True)
-            for a, b in ((x, y), (y, x))
-        ]
-
-    def _resized(self, sentence: Ints, places: Ints, proposals: Sequence[tuple[int, int]]) -> list[Ints]:
-        """A token left out, or one more."""
-        if self._proposals.way.sampling.kind == "all" or not len(places):
-            return []
-        longer = [np.insert(sentence, place, token) for place, token in proposals[: 2 * len(places)]]
-        shorter = [np.delete(sentence, place) for place in places.tolist()]
-        return [*longer, *shorter]
-
-    def _reordered(self, sentence: Ints, places: Ints, far: int) -> list[Ints]:
-        """Two near places exchanged, or a token moved."""
+    def _lengths(self, upload: Floats) -> list[tuple[int, Ints]]:
+        way, count = self._stages[-1].way, upload.shape[1]
+        policy, around = way.policy, len(self._language.before) + len(self._language.after)
+        least = max(count, around + 1)
+        none = np.empty(0, np.int64)
+        if policy.kind == "all":
+            return [(count, np.arange(count))]
+        if policy.count > count and not policy.share and policy.kind not in ("mean", "pivot"):
+            return [(count, np.arange(count) if policy.kind in SINGLE else none)]
+        known = self._stages[-1].lengths.get(count)
+        middle = round(float(known(shape_of(upload)[None])[0, 0])) if known else 2 * count
+        if policy.share:
+            middle = round(count / policy.share)
         found = []
-        for place in places.tolist():
-            for other in range(place + 1, min(place + far, int(places[-1])) + 1):
-                run = sentence[place : other + 1]
-                found.append(_put(_put(sentence, place, run[-1]), other, run[0]))
-                if other > place + 1:
-                    found += [_rolled(sentence, place, other, by) for by in (1, -1)]
+        for length in (middle, middle - 1, middle + 1, middle - 2, middle + 2):
+            if least <= length <= way.max_tokens:
+                found.append((length, self._places(upload, length) if policy.kind in SINGLE else none))
+        return found or [(least, self._places(upload, least) if policy.kind in SINGLE else none)]
+
+    def _places(self, upload: Floats, length: int) -> Ints:
+        """[N]: where the sampled tokens were, ascending."""
+        stage, count = self._stages[-1], upload.shape[1]
+        if stage.where is None:
+            return np.array([length - 1 if self._backbone.is_decoder else 0])
+        found = np.rint(stage.where(flat(upload))[:, 0]).astype(np.int64)
+        for index in range(count):  # ascending, with room for those that follow
+            low = found[index - 1] + 1 if index else 0
+            found[index] = min(max(found[index], low), length - count + index)
+        return found
+
+    def _first(self, stage: Proposals, upload: Floats, length: int, places: Ints) -> Ints:
+        """Tokens by the linear maps alone, vector by vector, the surest first."""
+        language, vectors = self._language, flat(upload)
+        home = homes(stage.way, length, len(vectors), places)
+        fixed = self.fixed(length)
+        single = stage.way.policy.kind in SINGLE
+        wanted, rest = stage.own(vectors), None
+        if single and stage.others is not None:
+            rest = stage.others(vectors.mean(axis=0)[None])[0]
+        tokens = np.where(fixed >= 0, fixed, 0)
+        for number in range(len(vectors)):
+            mine = places[number : number + 1] if single else np.flatnonzero(home == number)
+            left = wanted[number] * len(mine)
+            left = left - stage.table[fixed[mine][fixed[mine] >= 0]].sum(axis=0)
+            for place in mine[fixed[mine] < 0]:
+                token = int(stage.scores(left[None], language.log_counts * len(mine))[0].argmax())
+                tokens[place], left = token, left - stage.table[token]
+        if single:
+            others = np.setdiff1d(np.flatnonzero(fixed < 0), places)
+            left = (wanted.mean(axis=0) if rest is None else rest) * max(1, len(others))
+            for place in others:
+                token = int(stage.scores(left[None], language.log_counts * len(others))[0].argmax())
+                tokens[place], left = token, left - stage.table[token]
+        return tokens
+
+    def fixed(self, length: int) -> Ints:
+        """[T]: tokens that stand around every text; -1 elsewhere."""
+        found = np.full(length, -1)
+        found[: len(self._language.before)] = self._language.before
+        if self._language.after:
+            found[-len(self._language.after) :] = self._language.after
+        return found
+
+    @property
+    def backbone(self) -> Backbone:
+        """The public one."""
+        return self._backbone
+
+    @property
+    def language(self) -> Language:
+        """Of public text."""
+        return self._language
+
+    def late(self, until: float) -> bool:
+        """Whether the time is up."""
+        return self._clock() > until
+
+
+class _One:
+    """The search for one upload, at one length."""
+
+    def __init__(self, search: Search, upload: Floats, places: Ints, until: float) -> None:
+        self._search, self._upload, self._places, self._until = search, upload, places, until
+
+    def climb(self, stage: Proposals, tokens: Ints) -> _State:
+        """Change tokens for the better until nothing helps."""
+        best, stuck = self.state(stage, [tokens])[0], 0
+        tried = {best.tokens.tobytes()}
+        while stuck < _PATIENCE and not self._search.late(self._until):
+            if self.matches(best, stage):
+                break
+            changed = self._changes(stage, best, stuck)
+            fresh = [one for one in changed if one.tobytes() not in tried][: _ROWS_STUCK if stuck else _ROWS]
+            if not fresh:
+                break
+            tried.update(one.tobytes() for one in fresh)
+            states = self.state(stage, fresh)
+            joined = self._joined(best, states)
+            if joined is not None and joined.tobytes() not in tried:
+                tried.add(joined.tobytes())
+                states += self.state(stage, [joined])
+            found = min(states, key=lambda one: one.cost)
+            best, stuck = (found, 0) if found.cost < best.cost else (best, stuck + 1)
+        return best
+
+    def state(self, stage: Proposals, rows: Sequence[Ints]) -> list[_State]:
+        """What candidates of one length would give, and how likely they are."""
+        way, search = stage.way, self._search
+        search.forwards += len(rows)
+        tokens = search.backbone.text_input.padded([row.tolist() for row in rows])
+        if way.policy.kind in SINGLE:
+            mask = np.zeros(tokens.mask.shape, bool)
+            mask[:, self._places] = True
+            sampled = search.backbone.sample(tokens, way.taps, EVERY_TOKEN, mask)
+        else:
+            sampled = search.backbone.sample(tokens, way.taps, way.policy)
+        target, found = self._upload[: len(way.taps)], []
+        for row, vectors in zip(rows, rows_of(sampled), strict=True):
+            vectors = way.privacy.project(vectors)
+            if not np.isfinite(vectors).all():
+                found.append(_State(row, np.inf, np.zeros_like(target)))
+                continue
+            apart = (np.square(vectors - target).sum(axis=(1, 2)) / stage.errors).sum() / 2
+            found.append(_State(row, float(apart) - search.language.log_of(row), vectors))
+        return found
+
+    def matches(self, state: _State, stage: Proposals | None = None) -> bool:
+        """Whether a candidate, written as devices write, is what came; where there is noise, nobody can tell."""
+        way = (stage or self._search._stages[-1]).way
+        if way.privacy.noise or len(way.taps) < len(self._upload):
+            return False
+        again = decode(encode(state.vectors, way.codec))
+        tolerance = 1e-5 + 1e-3 * np.abs(self._upload)
+        return bool((np.abs(again - self._upload) <= tolerance).mean() > _ALIKE)
+
+    def _changes(self, stage: Proposals, state: _State, stuck: int) -> list[Ints]:
+        """Candidates that differ in one place or two, the most promising first."""
+        tokens, free = state.tokens, np.flatnonzero(self._search.fixed(len(state.tokens)) < 0)
+        home = homes(stage.way, len(tokens), self._upload.shape[1], self._places)
+        count = np.ones(1, int) if stage.way.policy.kind in SINGLE else np.bincount(home)
+        size = count[home[free] if len(count) > 1 else np.zeros(len(free), int)]
+        lack = stage.own.change(flat(self._upload[: len(stage.way.taps)] - state.vectors))
+        wanted = lack[home[free]] * size[:, None] + stage.table[tokens[free]]
+        scores = stage.scores(wanted.astype(np.float32), self._search.language.log_counts)
+        gains = (scores - scores[np.arange(len(free)), tokens[free]][:, None]) / size[:, None]
+        top = np.argpartition(-gains, _TOP, axis=1)[:, :_TOP]
+        rated: list[tuple[float, Ints]] = []
+        for place, gain, choices in zip(free, gains, top, strict=True):
+            for token in choices:
+                if token != tokens[place]:
+                    changed = tokens.copy()
+                    changed[place] = token
+                    rated.append((float(gain[token]), changed))
+        rated += [(1.0 if stuck else -1.0, changed) for changed in _moved(tokens, free)]
+        rated.sort(key=lambda one: -one[0])
+        best, firsts = tokens.copy(), set[int]()
+        for gain, changed in rated:  # the best of each vector, all at once
+            (places,) = np.nonzero(changed != tokens)
+            if gain > 0 and len(places) == 1 and home[places[0]] not in firsts:
+                firsts.add(home[places[0]])
+                best[places] = changed[places]
+        return [best, *(changed for _, changed in rated)]
+
+    def _joined(self, best: _State, states: Sequence[_State]) -> Ints | None:
+        """All changes that helped, as far as they are of different places."""
+        better = sorted((one for one in states if one.cost < best.cost), key=lambda one: one.cost)
+        if len(better) < 2:
+            return None
+        found, taken = best.tokens.copy(), np.zeros(len(best.tokens), bool)
+        for one in better:
+            places = one.tokens != best.tokens
+            if not (places & taken).any():
+                found[places], taken = one.tokens[places], taken | places
         return found
 
 
-def _put(sentence: Ints, place: int, token: int) -> Ints:
-    changed = sentence.copy()
-    changed[place] = token
-    return changed
+def _moved(tokens: Ints, free: Ints) -> list[Ints]:
+    """Two near tokens exchanged, or one taken elsewhere near by."""
+    found = []
+    for first in range(len(free)):
+        for second in range(first + 1, min(first + _NEAR, len(free))):
+            a, b = free[first], free[second]
+            if tokens[a] == tokens[b]:
+                continue
+            swapped = tokens.copy()
+            swapped[[a, b]] = tokens[[b, a]]
+            found.append(swapped)
+            if b - a > 1 and len(free) == free[-1] - free[0] + 1:
+                for shift in (-1, 1):
+                    moved = tokens.copy()
+                    moved[a : b + 1] = np.roll(tokens[a : b + 1], shift)
+                    found.append(moved)
+    return found
 
 
-def _rolled(sentence: Ints, place: int, other: int, by: int) -> Ints:
-    changed = sentence.copy()
-    changed[place : other + 1] = np.roll(sentence[place : other + 1], by)
-    return changed
