@@ -27,6 +27,7 @@ _RIDGE: Final = 1e-2
 _SHRINK: Final = 0.1
 _TOGETHER: Final = 1024
 _FEW: Final = 100
+_FLOOR: Final = 0.02
 
 
 class Ridge(NamedTuple):
@@ -104,8 +105,12 @@ class Proposals:
     """By N, from a text's vectors to T; empty where N says it."""
     where: Ridge | None
     """From a vector to where its token is, where that is not known."""
-    errors: Floats
-    """[B]: mean square of what quantising and noise did to a value."""
+    weights: Floats
+    """[D]: what a squared difference counts in each number, by what quantising and noise do to it."""
+    public: Sequence[Seen]
+    """What it was fitted on."""
+    by_count: dict[int, tuple[Ints, Floats]]
+    """By N: which public texts have so many vectors, and those, weighted [M, N·D]."""
 
     def scores(self, change: Floats, prior: Floats) -> Floats:
         """[M, d] signatures wanted -> [M, V]: twice the logarithm of how likely each token is, but for a constant."""
@@ -132,11 +137,8 @@ def fit(backbone: Backbone, way: Way, public: Sequence[Seen], language: Language
             inputs.append(vectors), counts.append(count)
             answers.append(np.add.reduceat(known, np.searchsorted(home, np.arange(len(vectors)))) / count[:, None])
     rows, wanted, weight = np.concatenate(inputs), np.concatenate(answers), np.concatenate(counts)
-    own = ridge(rows, wanted)
-    wrong = (own(rows) - wanted) * np.sqrt(weight)[:, None].astype(np.float32)
-    spread = wrong.T @ wrong / len(wrong)
-    spread += np.eye(len(spread), dtype=np.float32) * (_SHRINK * np.trace(spread) / len(spread) + 1e-9)
-    precision = np.linalg.cholesky(np.linalg.inv(spread)).astype(np.float32)
+    own, precision = _explained(rows, wanted, weight)
+    weights = _weights(way, public, own.spread)
     seen_as = table @ precision
     return Proposals(
         way=way,
@@ -148,8 +150,52 @@ def fit(backbone: Backbone, way: Way, public: Sequence[Seen], language: Language
         lengths_squared=np.square(seen_as).sum(axis=1),
         lengths=_lengths(way, public),
         where=_where(way, public) if single else None,
-        errors=np.mean([np.square(one.sent - one.clean).mean(axis=(1, 2)) for one in public], axis=0) + 1e-12,
+        weights=weights,
+        public=public,
+        by_count=_by_count(public, weights),
     )
+
+
+def _explained(rows: Floats, wanted: Floats, counts: Floats) -> tuple[Ridge, Floats]:
+    """From uploads [M, D] to the mean signatures [M, d] that explain them best, and a root of how well they do.
+
+    Uploads are taken for a linear map of mean signatures with errors, which fall with the number of tokens; the way
+    back is by generalised least squares, which unlike a regression on uploads does not draw rare tokens to the mean.
+    """
+    middle, spread = rows.mean(axis=0), rows.std(axis=0) + 1e-6
+    inputs = ((rows - middle) / spread).astype(np.float32)
+    centre = wanted.mean(axis=0)
+    signal = (wanted - centre).astype(np.float32)
+    gram = signal.T @ signal
+    gram[np.diag_indices_from(gram)] += _RIDGE * np.trace(gram) / len(gram)
+    forth = np.linalg.solve(gram, signal.T @ inputs)  # [d, D]
+    wrong = (inputs - signal @ forth) * np.sqrt(counts)[:, None].astype(np.float32)
+    errors = wrong.T @ wrong / len(wrong)
+    errors[np.diag_indices_from(errors)] += _SHRINK * np.trace(errors) / len(errors) + 1e-6
+    weighed = np.linalg.solve(errors, forth.T)  # [D, d]
+    told = forth @ weighed
+    told[np.diag_indices_from(told)] += 1e-3 * np.trace(told) / len(told)
+    back = np.linalg.solve(told, weighed.T).T.astype(np.float32)
+    return Ridge(middle, spread, back, centre), np.linalg.cholesky(told).astype(np.float32)
+
+
+def _weights(way: Way, public: Sequence[Seen], spread: Floats) -> Floats:
+    """[D]: one over the noise, and a little of the spread, so that no number that hardly varies rules."""
+    errors = np.concatenate([flat(one.sent - one.clean) for one in public]).var(axis=0)
+    width, directions = public[0].sent.shape[2], way.privacy.directions
+    share = directions / width if way.privacy.noise and 0 < directions < width else 1.0  # they err together
+    weights: Floats = (share / (errors + _FLOOR * np.square(spread))).astype(np.float32)
+    return weights
+
+
+def _by_count(public: Sequence[Seen], weights: Floats) -> dict[int, tuple[Ints, Floats]]:
+    counts = np.array([one.sent.shape[1] for one in public])
+    found = {}
+    for count in np.unique(counts).tolist():
+        rows = np.flatnonzero(counts == count)
+        known = np.stack([(flat(public[row].clean) * np.sqrt(weights)).ravel() for row in rows])
+        found[count] = rows, known
+    return found
 
 
 def flat(vectors: Floats) -> Floats:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from itertools import zip_longest
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -23,13 +23,14 @@ from sidestream.contract.sampling import EVERY_TOKEN
 from sidestream.contract.tensors import Floats, decode, encode
 from sidestream.leakage.language import Language
 from sidestream.leakage.proposals import Proposals, flat, homes, shape_of
-from sidestream.leakage.way import SINGLE, rows_of
+from sidestream.leakage.way import SINGLE, Way, rows_of
 
 _TOP: Final = 6
-_ROWS: Final = 24
-_ROWS_STUCK: Final = 64
+_ROWS: Final = 32
+_ROWS_STUCK: Final = 128
 _STARTS: Final = 3
-_PATIENCE: Final = 3
+_NEAREST: Final = 3
+_PATIENCE: Final = 2
 _ALIKE: Final = 0.97
 _NEAR: Final = 4
 
@@ -78,8 +79,7 @@ class Search:
         until = self._clock() + seconds
         best: Guess | None = None
         whole = self._stages[-1]
-        starts = self._starts(upload)
-        for tokens, places in starts[:_STARTS]:
+        for tokens, places in self._starts(upload)[:_STARTS]:
             one = _One(self, upload, places, until)
             for stage in self._stages:
                 tokens = one.climb(stage, tokens).tokens
@@ -98,13 +98,22 @@ class Search:
         return self._first(self._stages[-1], upload, length, places)
 
     def _starts(self, upload: Floats) -> list[tuple[Ints, Ints]]:
-        """First guesses of tokens and of where the vectors are from, the likeliest first, by their lengths."""
+        """First guesses of tokens and of where the vectors are from, the likeliest first, by their lengths.
+
+        What the linear maps say, and the public texts whose uploads are nearest.
+        """
         whole, found = self._stages[-1], []
-        for length, places in self._lengths(upload):
-            tokens = self._first(whole, upload, length, places)
+        guesses = [
+            (self._first(whole, upload, length, places), places) for length, places in self._lengths(upload)
+        ]
+        if upload.shape[1] in whole.by_count:
+            rows, known = whole.by_count[upload.shape[1]]
+            sought = (flat(upload) * np.sqrt(whole.weights)).ravel()
+            nearest = rows[np.argsort(np.square(known).sum(axis=1) - 2 * known @ sought)[:_NEAREST]]
+            guesses += [(whole.public[row].tokens, whole.public[row].places) for row in nearest]
+        for tokens, places in guesses:
             one = _One(self, upload, places, float("inf"))
-            stage = self._stages[0]
-            found.append((one.state(stage, [tokens])[0].cost, tokens, places))
+            found.append((one.state(whole, [tokens])[0].cost, tokens, places))
         found.sort(key=lambda one: one[0])
         return [(tokens, places) for _, tokens, places in found]
 
@@ -209,6 +218,9 @@ class _One:
             if joined is not None and joined.tobytes() not in tried:
                 tried.add(joined.tobytes())
                 states += self.state(stage, [joined])
+            if not states:
+                stuck += 1
+                continue
             found = min(states, key=lambda one: one.cost)
             best, stuck = (found, 0) if found.cost < best.cost else (best, stuck + 1)
         return best
@@ -216,6 +228,9 @@ class _One:
     def state(self, stage: Proposals, rows: Sequence[Ints]) -> list[_State]:
         """What candidates of one length would give, and how likely they are."""
         way, search = stage.way, self._search
+        rows = [row for row in rows if way.policy.kind in SINGLE or self._fits(way, len(row))]
+        if not rows:
+            return []
         search.forwards += len(rows)
         tokens = search.backbone.text_input.padded([row.tolist() for row in rows])
         if way.policy.kind in SINGLE:
@@ -230,9 +245,13 @@ class _One:
             if not np.isfinite(vectors).all():
                 found.append(_State(row, np.inf, np.zeros_like(target)))
                 continue
-            apart = (np.square(vectors - target).sum(axis=(1, 2)) / stage.errors).sum() / 2
+            apart = (np.square(flat(vectors - target)) * stage.weights).sum() / 2
             found.append(_State(row, float(apart) - search.language.log_of(row), vectors))
         return found
+
+    def _fits(self, way: Way, length: int) -> bool:
+        """Whether a text of so many tokens gives so many vectors."""
+        return int(way.policy.counts(np.array([length]))[0]) == self._upload.shape[1] and length <= way.max_tokens
 
     def matches(self, state: _State, stage: Proposals | None = None) -> bool:
         """Whether a candidate, written as devices write, is what came; where there is noise, nobody can tell."""
@@ -254,26 +273,53 @@ class _One:
         scores = stage.scores(wanted.astype(np.float32), self._search.language.log_counts)
         gains = (scores - scores[np.arange(len(free)), tokens[free]][:, None]) / size[:, None]
         top = np.argpartition(-gains, _TOP, axis=1)[:, :_TOP]
-        rated: list[tuple[float, Ints]] = []
-        for place, gain, choices in zip(free, gains, top, strict=True):
-            for token in choices:
-                if token != tokens[place]:
-                    changed = tokens.copy()
-                    changed[place] = token
-                    rated.append((float(gain[token]), changed))
-        rated += [(1.0 if stuck else -1.0, changed) for changed in _moved(tokens, free)]
-        rated.sort(key=lambda one: -one[0])
+        rated = sorted(
+            (
+                (float(gains[row, token]), int(place), int(token))
+                for row, place in enumerate(free)
+                for token in top[row]
+                if token != tokens[place]
+            ),
+            reverse=True,
+        )
+        changed = [_put(tokens, place, token) for _, place, token in rated]
         best, firsts = tokens.copy(), set[int]()
-        for gain, changed in rated:  # the best of each vector, all at once
-            (places,) = np.nonzero(changed != tokens)
-            if gain > 0 and len(places) == 1 and home[places[0]] not in firsts:
-                firsts.add(home[places[0]])
-                best[places] = changed[places]
-        return [best, *(changed for _, changed in rated)]
+        for gain, place, token in rated:  # the best of each vector, all at once
+            if gain > 0 and home[place] not in firsts:
+                firsts.add(int(home[place]))
+                best[place] = token
+        if not stuck:
+            many = _ROWS * 3 // 4
+            return [best, *changed[:many], *_moved(tokens, free, 1), *changed[many:]]
+        if stage.way.policy.kind in SINGLE:
+            return [*changed, *_moved(tokens, free, _NEAR)]
+        kinds = (self._refilled(stage, tokens, free, home, lack), _resized(tokens, free, rated))
+        mixed = zip_longest(*kinds, _moved(tokens, free, _NEAR), changed)
+        return [one for some in mixed for one in some if one is not None]
+
+    def _refilled(self, stage: Proposals, tokens: Ints, free: Ints, home: Ints, lack: Floats) -> list[Ints]:
+        """Two near tokens of one vector chosen anew, one after the other, in either order."""
+        pairs = [
+            (a, b) for a in free for b in free if 0 < b - a <= _NEAR and home[a] == home[b]
+        ]
+        if not pairs:
+            return []
+        first, second = np.array(pairs).T
+        size = np.bincount(home)[home[first]][:, None].astype(np.float32)
+        prior, table = self._search.language.log_counts, stage.table
+        left = lack[home[first]] * size + table[tokens[first]] + table[tokens[second]]
+        one = stage.scores(left, prior).argmax(axis=1)
+        other = stage.scores(left - table[one], prior).argmax(axis=1)
+        return [
+            _put(_put(tokens, a, x), b, y)
+            for a, b, p, q in zip(first, second, one, other, strict=True)
+            for x, y in ((p, q), (q, p))
+        ]
 
     def _joined(self, best: _State, states: Sequence[_State]) -> Ints | None:
         """All changes that helped, as far as they are of different places."""
-        better = sorted((one for one in states if one.cost < best.cost), key=lambda one: one.cost)
+        same = (one for one in states if len(one.tokens) == len(best.tokens))
+        better = sorted((one for one in same if one.cost < best.cost), key=lambda one: one.cost)
         if len(better) < 2:
             return None
         found, taken = best.tokens.copy(), np.zeros(len(best.tokens), bool)
@@ -284,22 +330,30 @@ class _One:
         return found
 
 
-def _moved(tokens: Ints, free: Ints) -> list[Ints]:
+def _put(tokens: Ints, place: int, token: int) -> Ints:
+    changed = tokens.copy()
+    changed[place] = token
+    return changed
+
+
+def _resized(tokens: Ints, free: Ints, rated: Sequence[tuple[float, int, int]]) -> list[Ints]:
+    """One token less, or one more."""
+    longer = [np.insert(tokens, place, token) for _, place, token in rated[: 2 * len(free)]]
+    return [*longer, *(np.delete(tokens, place) for place in free if len(free) > 1)]
+
+
+def _moved(tokens: Ints, free: Ints, far: int) -> list[Ints]:
     """Two near tokens exchanged, or one taken elsewhere near by."""
     found = []
     for first in range(len(free)):
-        for second in range(first + 1, min(first + _NEAR, len(free))):
+        for second in range(first + 1, min(first + far + 1, len(free))):
             a, b = free[first], free[second]
             if tokens[a] == tokens[b]:
                 continue
-            swapped = tokens.copy()
-            swapped[[a, b]] = tokens[[b, a]]
-            found.append(swapped)
+            found.append(_put(_put(tokens, a, tokens[b]), b, tokens[a]))
             if b - a > 1 and len(free) == free[-1] - free[0] + 1:
                 for shift in (-1, 1):
                     moved = tokens.copy()
                     moved[a : b + 1] = np.roll(tokens[a : b + 1], shift)
                     found.append(moved)
     return found
-
-
