@@ -16,16 +16,16 @@ from sidestream.leakage.way import Tell, Way, seen, whole
 
 DEFENCES: Final = (
     "",
-    "noise:0.5",
     "noise:1",
-    "deep",
+    "deep:2",
+    "random:4",
     "mean",
-    "random:2",
     "deep, mean",
-    "deep, pivot",
-    "deep, mean, noise:0.5",
-    "deep, mean, noise:1",
+    "mean, noise:1",
+    "deep:2, mean, noise:1",
+    "deep:2, mean, noise:1.5",
     "deep, mean, noise:2",
+    "deep, mean, sketch:64, noise:1",
 )
 """What ``--defences`` tries, as ``privacy`` in trainer.toml has it."""
 

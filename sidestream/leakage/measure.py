@@ -22,6 +22,7 @@ from sidestream.leakage.side_attacks import Share
 from sidestream.leakage.way import Seen, Tell, Way, Whole, seen, whole
 
 _KNOWN: Final = (0, 25, 100, 200)
+_LEAST_SEARCH: Final = 0.5
 
 
 class Material(NamedTuple):
@@ -144,6 +145,7 @@ class Meter:
         )
         result.tokens = self._in_place(firsts, attacked)
         began = time.monotonic()
+        until = max(until, began + _LEAST_SEARCH * seconds)  # however long fitting took
         guesses = [one.tokens for one in self.searched(search, attacked, until, str(way))]
         if guesses:
             some = attacked[: len(guesses)]

@@ -24,7 +24,7 @@ from sidestream.leakage.language import Language
 from sidestream.leakage.way import SINGLE, Seen, Way
 
 _RIDGE: Final = 1e-2
-_SHRINK: Final = 0.1
+_SHRINK: Final = 0.02
 _TOGETHER: Final = 1024
 _FEW: Final = 100
 _FLOOR: Final = 0.02

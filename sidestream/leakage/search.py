@@ -25,9 +25,9 @@ from sidestream.leakage.language import Language
 from sidestream.leakage.proposals import Proposals, flat, homes, shape_of
 from sidestream.leakage.way import SINGLE, Way, rows_of
 
-_TOP: Final = 6
+_TOP: Final = 12
 _ROWS: Final = 32
-_ROWS_STUCK: Final = 128
+_ROWS_STUCK: Final = 160
 _STARTS: Final = 3
 _NEAREST: Final = 3
 _PATIENCE: Final = 2
