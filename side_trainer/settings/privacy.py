@@ -21,7 +21,8 @@ _CODECS: Final = (Codec.INT8, Codec.INT4, Codec.INT2)
 def under_privacy(plan: TierPlan, privacy: Privacy, task: Task) -> TierPlan:
     """A tier's plan with the setting on it.
 
-    A device with a byte budget then chooses among codecs only: the usual ladder's richest rungs send every token.
+    A device with a byte budget then chooses among codecs only: the usual ladder's richest rungs send every
+    token.
     """
     if privacy == NO_PRIVACY:
         return plan
@@ -42,13 +43,18 @@ def check_privacy(config: TrainerConfig) -> None:
     if issubclass(METHODS[config.method], Split):
         raise ConfigError("privacy", f"{config.method} sends every token of its cut as it is; leave it out")
     if str(privacy) and TASKS[config.task].generates:
-        raise ConfigError("privacy", f"{config.task.value} needs vectors as they are; leave sketch and noise out")
+        raise ConfigError(
+            "privacy", f"{config.task.value} needs vectors as they are; leave sketch and noise out"
+        )
     for name, tier in config.tiers.items():
         if privacy.sampling and (tier.sampling or tier.ladder):
             field = "sampling" if tier.sampling else "ladder"
             raise ConfigError(
-                "privacy", f"says which vectors travel, and tiers.{name}.{field} does too, or the method or the task "
-                "implies it; leave one of them out"
+                "privacy",
+                f"says which vectors travel, and tiers.{name}.{field} does too, or the method or the task "
+                "implies it; leave one of them out",
             )
         if privacy.sampling and TASKS[config.task].per_vector:
-            raise ConfigError("privacy", f"{config.task.value} has an answer for every vector; leave {privacy.sampling} out")
+            raise ConfigError(
+                "privacy", f"{config.task.value} has an answer for every vector; leave {privacy.sampling} out"
+            )

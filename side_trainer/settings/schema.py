@@ -214,10 +214,11 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tiers: dict[str, TierConfig] = msgspec.field(default_factory=lambda: {"generic": TierConfig()})
     """By tier name."""
     privacy: str = ""
-    """What devices do before anything is stored or sent, so that uploads reveal less: deep or deep:2 (only the
-    last taps travel), mean, segments:2, random:2 or another policy, sketch:32 (so many random directions of each
-    vector) and noise:0.5 (of that length, where vectors have length 1), with commas between them. None makes
-    them unreadable: sidestream leakage measures what each leaves and costs, and docs/security.md has a table."""
+    """What devices do before anything is stored or sent, so that uploads reveal less: deep or deep:2 (only
+    the last taps travel), mean, segments:2, random:2 or another policy, sketch:32 (so many random
+    directions of each vector) and noise:0.5 (of that length, where vectors have length 1), with commas
+    between them. None makes them unreadable: sidestream leakage measures what each leaves and costs, and
+    docs/security.md has a table."""
     side_network: SideNetworkSpec = SideNetworkSpec()
     """The side-network's shape."""
     learner: LearnerSettings = LearnerSettings()

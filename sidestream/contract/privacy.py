@@ -11,11 +11,11 @@
 ``noise:s``    Gaussian noise of the expected length s, where each vector has length 1
 ============== =====================================================================================
 
-With a sketch or noise all vectors are brought to one length. The noise is DP-Forward's (Du et al., CCS 2023, arXiv
-2309.06746): a bound on each vector's length, and Gaussian noise calibrated to it, here in those directions alone
-that travel. A vector keeps its width, so whoever learns from it need know nothing of this. All but the noise is done
-to what a device answers with, too. None of it makes an upload unreadable: ``sidestream leakage --defences`` measures
-what each leaves, and what it costs. NumPy only.
+With a sketch or noise all vectors are brought to one length. The noise is DP-Forward's (Du et al., CCS
+2023, arXiv 2309.06746): a bound on each vector's length, and Gaussian noise calibrated to it, here in those
+directions alone that travel. A vector keeps its width, so whoever learns from it need know nothing of this.
+All but the noise is done to what a device answers with, too. None of it makes an upload unreadable:
+``sidestream leakage --defences`` measures what each leaves, and what it costs. NumPy only.
 
 Legend: B taps, V vectors, d width, k directions.
 """
@@ -49,7 +49,8 @@ def gaussian(shape: tuple[int, ...]) -> Floats:
     draws = np.frombuffer(os.urandom(16 * count), "<u8").reshape(2, count)
     uniform = ((draws >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     normal = np.sqrt(-2.0 * np.log(uniform[0])) * np.cos(2.0 * np.pi * uniform[1])
-    return normal.reshape(shape).astype(np.float32)
+    found: Floats = normal.reshape(shape).astype(np.float32)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Privacy:
     """Expected length of the noise, where vectors have length 1; 0 for none."""
 
     def __str__(self) -> str:
-        """As :func:`parse_privacy` reads it, without taps and sampling, which have places of their own in a plan."""
+        """As :func:`parse_privacy` reads it; without taps and sampling, which a plan has elsewhere."""
         sketch = [f"sketch:{self.directions}"] if self.directions else []
         return ", ".join([*sketch, *([f"noise:{self.noise:g}"] if self.noise else [])])
 
@@ -75,7 +76,7 @@ class Privacy:
         return taps[-self.taps :] if self.taps else taps
 
     def project(self, vectors: Floats) -> Floats:
-        """[B, V, d] -> what of them travels, without noise: of length √d where there is to be any, or a sketch.
+        """[B, V, d] -> what of them travels, without noise; of length √d where there is noise or a sketch.
 
         Not finite where a vector is not, so that its sample is found and skipped.
         """
@@ -100,12 +101,13 @@ class Privacy:
             return vectors
         width = vectors.shape[-1]
         if not self._are_fewer(vectors):
-            return vectors + np.float32(self.noise) * draw(vectors.shape)
+            return np.asarray(vectors + np.float32(self.noise) * draw(vectors.shape), np.float32)
         noise = draw((*vectors.shape[:-1], self.directions)) @ _directions(self.directions, width).T
-        return vectors + np.float32(self.noise * math.sqrt(width / self.directions)) * noise
+        scale = np.float32(self.noise * math.sqrt(width / self.directions))
+        return np.asarray(vectors + scale * noise, np.float32)
 
     def _are_fewer(self, vectors: Floats) -> bool:
-        return 0 < self.directions < vectors.shape[-1]
+        return 0 < self.directions < int(vectors.shape[-1])
 
     def epsilon(self, width: int, distance: float) -> float | None:
         """The least ε of (ε, :data:`DELTA`)-indistinguishability of two uploads; None without noise.

@@ -8,8 +8,8 @@ import json
 import re
 import sys
 import time
-from dataclasses import replace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,19 +33,22 @@ from sidestream.leakage.report import plot, sentences, table, to_builtins
 from sidestream.leakage.way import Tell, Way
 
 _HELP: Final = """\
-Attack uploads as somebody would who has them, the public backbone and public text, and say how much of the texts
-comes back. Before there is a job: name a backbone, some ways to send, and texts like those that devices have.
+Attack uploads as somebody would who has them, the public backbone and public text, and say how much of the
+texts comes back. Before there is a job: name a backbone, some ways to send, and texts like those that
+devices have.
 
     sidestream leakage --public public.jsonl --texts mine.jsonl
     sidestream leakage --public public.jsonl --texts mine.jsonl --way 6/mean/int4 --way 6/mean/int4/noise:1
-    sidestream leakage --public public.jsonl --texts mine.jsonl --train train.jsonl --defences --plot defences.png
+    sidestream leakage --public public.jsonl --texts mine.jsonl --train train.jsonl --defences --plot
+    defences.png
 
 On the trainer's machine, of what it has received; what comes back is shown:
 
     sidestream leakage --public public.jsonl --journal ~/.local/state/sidestream/trainer/JOB
 
-Files are JSONL, CSV or TSV with a text (and a label), as an agent reads them. The better the public text is like the
-devices', the stronger the attack; never give it the attacked texts themselves. Each number is a lower bound.
+Files are JSONL, CSV or TSV with a text (and a label), as an agent reads them. The better the public text is
+like the devices', the stronger the attack; never give it the attacked texts themselves. Each number is a
+lower bound.
 """
 _EVERY_S: Final = 2.0
 _TRAIN, _TEST = 2000, 1000
@@ -67,12 +70,26 @@ def add_parser(subparsers: Any) -> None:
         help="a way to send, such as 1,3,6/segments:4/int4, or with /noise:0.5 behind; may be given again "
         "(default: what a job does by default, and three others)",
     )
-    add("--privacy", default="", metavar="SETTING", help="with --journal: what the job's trainer.toml says of privacy")
+    add(
+        "--privacy",
+        default="",
+        metavar="SETTING",
+        help="with --journal: what the job's trainer.toml says of privacy",
+    )
     add("--defences", action="store_true", help="try each defence on the first way: accuracy against leakage")
-    add("--train", metavar="FILE", help="with --defences: labelled texts to learn an answer from; --texts judge it")
+    add(
+        "--train",
+        metavar="FILE",
+        help="with --defences: labelled texts to learn an answer from; --texts judge it",
+    )
     add("--sentences", type=int, default=50, metavar="N", help="texts to attack (default: %(default)s)")
     add("--public-texts", type=int, default=4000, metavar="N", help="at most (default: %(default)s)")
-    add("--minutes", type=float, default=5.0, help="for all ways together; the fewer, the less is found (default: %(default)s)")
+    add(
+        "--minutes",
+        type=float,
+        default=5.0,
+        help="for all ways together; the fewer, the less is found (default: %(default)s)",
+    )
     add("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
     add("--threads", type=int, default=2, help="of the backbone (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write everything there")
@@ -127,7 +144,9 @@ def _run_journal(args: argparse.Namespace, backbone: Backbone, tell: Tell) -> in
     return INTERRUPTED if meter.interrupted else 0
 
 
-def _meter(args: argparse.Namespace, backbone: Backbone, material: Material, taps: Sequence[int], tell: Tell) -> Meter:
+def _meter(
+    args: argparse.Namespace, backbone: Backbone, material: Material, taps: Sequence[int], tell: Tell
+) -> Meter:
     until = time.monotonic() + 60 * args.minutes * _SETTING_UP
     return Meter(backbone, material, taps, seed=args.seed, tell=tell, max_tokens=128, until=until)
 
@@ -148,7 +167,9 @@ def _show(args: argparse.Namespace, results: Sequence[Result]) -> None:
     print()
     print(sentences(results))
     if args.json:
-        settings = {name: value for name, value in vars(args).items() if isinstance(value, str | int | float | list)}
+        settings = {
+            name: value for name, value in vars(args).items() if isinstance(value, str | int | float | list)
+        }
         content = {"settings": settings, "results": to_builtins(results)}
         args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if args.plot:
@@ -166,8 +187,14 @@ def _accuracy(args: argparse.Namespace, backbone: Backbone, taps: Sequence[int],
 
 def _check(args: argparse.Namespace) -> None:
     if (args.texts is None) == (args.journal is None):
-        raise ConfigError("--texts", "name texts to attack, or a trainer's state directory with --journal; one of them")
-    for option, value in (("--sentences", args.sentences), ("--public-texts", args.public_texts), ("--threads", args.threads)):
+        raise ConfigError(
+            "--texts", "name texts to attack, or a trainer's state directory with --journal; one of them"
+        )
+    for option, value in (
+        ("--sentences", args.sentences),
+        ("--public-texts", args.public_texts),
+        ("--threads", args.threads),
+    ):
         if value < 1:
             raise ConfigError(option, f"{value}: write 1 or more")
     if not args.minutes > 0:
@@ -185,7 +212,9 @@ def _ways(args: argparse.Namespace, backbone: Backbone) -> list[Way]:
     ways = [parse_way(text) for text in args.way or ()]
     for way in ways:
         if way.taps[-1] > backbone.depth:
-            raise ConfigError("--way", f"{args.backbone} has {backbone.depth} layers, and no layer {way.taps[-1]}")
+            raise ConfigError(
+                "--way", f"{args.backbone} has {backbone.depth} layers, and no layer {way.taps[-1]}"
+            )
     if args.defences:
         return list(dict.fromkeys(under(ways[0] if ways else usual, one) for one in DEFENCES))
     last = usual.taps[-1:]

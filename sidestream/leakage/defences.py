@@ -81,4 +81,6 @@ class Accuracy:
         asked = seen(way, self._taps, self._test, rng, is_decoder=self._is_decoder)
         learnt = ridge(features(sent), self._answers)
         told = learnt(features([one._replace(sent=one.clean) for one in asked])).argmax(axis=1)
-        return float(np.mean([self._classes[one] == label for one, label in zip(told, self._labels, strict=True)]))
+        return float(
+            np.mean([self._classes[one] == label for one, label in zip(told, self._labels, strict=True)])
+        )

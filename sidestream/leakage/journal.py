@@ -1,6 +1,7 @@
 """The search attack on what a trainer has received: nobody knows the texts here, so it says how sure it is.
 
-An upload without noise whose candidate gives it again, value for value, is of that text: no other attack is needed.
+An upload without noise whose candidate gives it again, value for value, is of that text: no other attack is
+needed.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import RecordKind
 from side_trainer.operator.status import open_journal
 from sidestream.contract.errors import ConfigError
-from sidestream.contract.privacy import Privacy
 from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.privacy import Privacy
 from sidestream.contract.tensors import Floats, decode
 from sidestream.contract.wire import unpack
 from sidestream.leakage.measure import Meter
@@ -55,7 +56,9 @@ def uploads_of(
     finally:
         journal.close()
     if not found:
-        raise ConfigError("--journal", f"{state_dir} holds no upload of --backbone with its {fingerprint[:8]}…")
+        raise ConfigError(
+            "--journal", f"{state_dir} holds no upload of --backbone with its {fingerprint[:8]}…"
+        )
     return found
 
 
@@ -81,9 +84,7 @@ def _drawn(
     return {key: rows[: max(1, most // len(found))] for key, rows in found.items()}
 
 
-def attack(
-    meter: Meter, uploads: dict[tuple[str, Way], list[Floats]], seconds: float
-) -> list[Recovered]:
+def attack(meter: Meter, uploads: dict[tuple[str, Way], list[Floats]], seconds: float) -> list[Recovered]:
     """Search for the texts of uploads, for so long at most."""
     until, found = time.monotonic() + seconds, list[Recovered]()
     for number, ((tier, way), rows) in enumerate(uploads.items()):
@@ -104,12 +105,12 @@ def told(found: Sequence[Recovered], noise: float) -> str:
     certain = sum(sure.values())
     lines += [
         "",
-        f"Of {len(found)} uploads that were attacked, {certain} came back for certain: the text found gives the upload "
-        "again, value for value.",
-        "The others are the likeliest texts that were found, of which many words are right as a rule: attack texts "
-        "that you know with --texts, sent the same way, to see how many."
+        f"Of {len(found)} uploads that were attacked, {certain} came back for certain: the text found gives "
+        "the upload again, value for value.",
+        "The others are the likeliest texts that were found, of which many words are right as a rule: attack "
+        "texts that you know with --texts, sent the same way, to see how many."
         if not noise
-        else "With noise nobody can tell for certain: attack texts that you know with --texts, sent the same way.",
+        else "With noise nobody can tell for certain: attack texts that you know, with --texts and --way.",
         "Whoever has these uploads, the trainer and the broker among them, can do the same or better.",
     ]
     return "\n".join(lines)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.sampled import Ints
+from sidestream.contract.tensors import Floats
 
 _UNSEEN: Final = 0.05
 _PAIRS: Final = 0.7
@@ -33,18 +34,18 @@ class Language:
         """Token ids that stand before and after every text."""
         inner = [text[len(self.before) : len(text) - len(self.after)] for text in texts]
         counts = np.bincount(np.concatenate([*inner, np.arange(0)]), minlength=rows) + _UNSEEN
-        self.log_counts: npt.NDArray[np.float64] = np.log(counts / counts.sum())
+        self.log_counts: Floats = np.log(counts / counts.sum()).astype(np.float32)
         """[V]: of each token by itself."""
         special = [one for one in getattr(backbone.text_input.tokenizer, "all_special_ids", []) if one < rows]
         self.log_counts[special] = _NEVER
-        self._pairs = Counter(pair for text in texts for pair in zip(text.tolist(), text[1:].tolist()))
+        self._pairs = Counter(pair for text in texts for pair in pairwise(text.tolist()))
         self._firsts = Counter(token for text in texts for token in text[:-1].tolist())
 
     def log_of(self, tokens: Ints) -> float:
         """The logarithm of how likely a row of tokens is, by pairs where they are known."""
         total, ids = 0.0, tokens.tolist()
-        for first, second in zip(ids, ids[1:]):
-            single = math.exp(max(self.log_counts[second], -30.0))
+        for first, second in pairwise(ids):
+            single = math.exp(max(float(self.log_counts[second]), -30.0))
             seen = self._firsts.get(first, 0)
             pairs = self._pairs.get((first, second), 0) / seen if seen else single
             total += math.log(_PAIRS * pairs + (1 - _PAIRS) * single)

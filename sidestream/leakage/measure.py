@@ -89,7 +89,15 @@ class Meter:
     """
 
     def __init__(
-        self, backbone: Backbone, material: Material, taps: Sequence[int], *, seed: int, tell: Tell, max_tokens: int, until: float
+        self,
+        backbone: Backbone,
+        material: Material,
+        taps: Sequence[int],
+        *,
+        seed: int,
+        tell: Tell,
+        max_tokens: int,
+        until: float,
     ) -> None:
         self._backbone, self._taps, self._seed, self._tell = backbone, taps, seed, tell
         self.interrupted = False
@@ -118,7 +126,9 @@ class Meter:
         stages: list[Proposals] = []
         if len(way.taps) > 1:
             shallow = [one._replace(clean=one.clean[:1], sent=one.sent[:1]) for one in public]
-            stages.append(fit(self._backbone, replace(way, taps=way.taps[:1]), shallow, self._language, table))
+            stages.append(
+                fit(self._backbone, replace(way, taps=way.taps[:1]), shallow, self._language, table)
+            )
         stages.append(fit(self._backbone, way, public, self._language, table))
         return Search(self._backbone, stages, self._language), public
 
@@ -173,7 +183,9 @@ class Meter:
         """F1 of words by the linear inverter, under a secret rotation, with so many sentences known."""
         search, public = self.search_of(way)
         attacked = self._seen(way, self._attacked)
-        turns = side_attacks.random_turns(len(way.taps), self._backbone.width, np.random.default_rng(self._seed))
+        turns = side_attacks.random_turns(
+            len(way.taps), self._backbone.width, np.random.default_rng(self._seed)
+        )
         secret = side_attacks.turned(attacked, turns)
         scores = {}
         for known in _KNOWN:
@@ -187,7 +199,7 @@ class Meter:
 
     @cached_property
     def _table(self) -> Floats:
-        """Of the first layer, whatever is tapped: there a token looks most like itself, and it costs least."""
+        """Of the first layer, whatever is tapped: a token looks most like itself there, at the least cost."""
         self._tell("every token through the first layer, for what it looks like by itself")
         return signatures(self._backbone, 1, self._language)
 
@@ -217,6 +229,9 @@ class Meter:
 
     def _in_place(self, guesses: Sequence[Ints], attacked: Sequence[Seen]) -> float:
         """Share of tokens found at their place; none of a text whose length was missed."""
-        pairs = [(self._inner(guess), self._inner(one.tokens)) for guess, one in zip(guesses, attacked, strict=True)]
+        pairs = [
+            (self._inner(guess), self._inner(one.tokens))
+            for guess, one in zip(guesses, attacked, strict=True)
+        ]
         right = sum(int((guess == true).sum()) for guess, true in pairs if len(guess) == len(true))
         return right / max(1, sum(len(true) for _, true in pairs))

@@ -1,8 +1,8 @@
 """Which tokens a vector speaks of, by linear maps that are fitted on public text.
 
-A token's *signature* is what the first tapped layer gives for it where it stands alone. A map takes an upload's
-vector to the sum of the signatures of the tokens that it is of. As it is linear, it also takes the difference between
-an upload and a candidate's to what must change: which token to put in another's place.
+A token's *signature* is what the first tapped layer gives for it where it stands alone. A map takes an
+upload's vector to the sum of the signatures of the tokens that it is of. As it is linear, it also takes the
+difference between an upload and a candidate's to what must change: which token to put in another's place.
 
 Legend: K texts, B taps, N vectors of a text, T tokens of it, d width, D = B·d, V tokens that there are.
 """
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.sampled import Ints
@@ -40,12 +39,12 @@ class Ridge(NamedTuple):
 
     def __call__(self, rows: Floats) -> Floats:
         """[M, D] -> [M, E]."""
-        found: Floats = ((rows - self.middle) / self.spread) @ self.weights + self.bias
+        found: Floats = (((rows - self.middle) / self.spread) @ self.weights + self.bias).astype(np.float32)
         return found
 
     def change(self, rows: Floats) -> Floats:
         """[M, D] -> [M, E]: what a difference of inputs makes."""
-        found: Floats = (rows / self.spread) @ self.weights
+        found: Floats = ((rows / self.spread) @ self.weights).astype(np.float32)
         return found
 
 
@@ -94,7 +93,7 @@ class Proposals:
     own: Ridge
     """From a vector to the mean signature of its tokens."""
     others: Ridge | None
-    """From the mean of a text's vectors to the mean signature of its other tokens, where some are not sampled."""
+    """From the mean of a text's vectors to the mean signature of the tokens that are not sampled."""
     precision: Floats
     """[d, d]: a root of the inverse of what the map errs by, a token."""
     seen_as: Floats
@@ -113,7 +112,7 @@ class Proposals:
     """By N: which public texts have so many vectors, and those, weighted [M, N·D]."""
 
     def scores(self, change: Floats, prior: Floats) -> Floats:
-        """[M, d] signatures wanted -> [M, V]: twice the logarithm of how likely each token is, but for a constant."""
+        """[M, d] signatures wanted -> [M, V]: twice how likely each token is, as a logarithm."""
         wanted = change @ self.precision
         found: Floats = 2 * wanted @ self.seen_as.T + (2 * prior - self.lengths_squared).astype(np.float32)
         return found
@@ -121,21 +120,26 @@ class Proposals:
 
 def fit(backbone: Backbone, way: Way, public: Sequence[Seen], language: Language, table: Floats) -> Proposals:
     """Learn the maps from public text."""
-    inputs, answers, counts, rest_in, rest_out = [], [], [], [], []
+    inputs, answers, counts = list[Floats](), list[Floats](), list[Floats]()
+    rest_in, rest_out = list[Floats](), list[Floats]()
     single = way.policy.kind in SINGLE
     for one in public:
         vectors = flat(one.sent)
+        inputs.append(vectors)
         known = table[one.tokens]
         if single:
-            inputs.append(vectors), answers.append(known[one.places]), counts.append(np.ones(len(vectors)))
+            answers.append(known[one.places])
+            counts.append(np.ones(len(vectors), np.float32))
             others = np.setdiff1d(np.arange(len(known)), one.places)
             if len(others):
-                rest_in.append(vectors.mean(axis=0)), rest_out.append(known[others].mean(axis=0))
+                rest_in.append(vectors.mean(axis=0))
+                rest_out.append(known[others].mean(axis=0))
         else:
             home = homes(way, len(known), len(vectors), one.places)
             count = np.bincount(home, minlength=len(vectors))
-            inputs.append(vectors), counts.append(count)
-            answers.append(np.add.reduceat(known, np.searchsorted(home, np.arange(len(vectors)))) / count[:, None])
+            sums = np.add.reduceat(known, np.searchsorted(home, np.arange(len(vectors))))
+            counts.append(count.astype(np.float32))
+            answers.append(np.asarray(sums / count[:, None], np.float32))
     rows, wanted, weight = np.concatenate(inputs), np.concatenate(answers), np.concatenate(counts)
     own, precision = _explained(rows, wanted, weight)
     weights = _weights(way, public, own.spread)
@@ -157,10 +161,11 @@ def fit(backbone: Backbone, way: Way, public: Sequence[Seen], language: Language
 
 
 def _explained(rows: Floats, wanted: Floats, counts: Floats) -> tuple[Ridge, Floats]:
-    """From uploads [M, D] to the mean signatures [M, d] that explain them best, and a root of how well they do.
+    """From uploads [M, D] to the mean signatures [M, d] that explain them best, and a root of how well.
 
-    Uploads are taken for a linear map of mean signatures with errors, which fall with the number of tokens; the way
-    back is by generalised least squares, which unlike a regression on uploads does not draw rare tokens to the mean.
+    Uploads are taken for a linear map of mean signatures with errors, which fall with the number of tokens;
+    the way back is by generalised least squares, which unlike a regression on uploads does not draw rare
+    tokens to the mean.
     """
     middle, spread = rows.mean(axis=0), rows.std(axis=0) + 1e-6
     inputs = ((rows - middle) / spread).astype(np.float32)
@@ -176,7 +181,8 @@ def _explained(rows: Floats, wanted: Floats, counts: Floats) -> tuple[Ridge, Flo
     told = forth @ weighed
     told[np.diag_indices_from(told)] += 1e-3 * np.trace(told) / len(told)
     back = np.linalg.solve(told, weighed.T).T.astype(np.float32)
-    return Ridge(middle, spread, back, centre), np.linalg.cholesky(told).astype(np.float32)
+    root: Floats = np.linalg.cholesky(told).astype(np.float32)
+    return Ridge(middle, spread, back, centre), root
 
 
 def _weights(way: Way, public: Sequence[Seen], spread: Floats) -> Floats:
@@ -193,19 +199,21 @@ def _by_count(public: Sequence[Seen], weights: Floats) -> dict[int, tuple[Ints, 
     found = {}
     for count in np.unique(counts).tolist():
         rows = np.flatnonzero(counts == count)
-        known = np.stack([(flat(public[row].clean) * np.sqrt(weights)).ravel() for row in rows])
+        known = np.stack([(flat(public[row].clean) * np.sqrt(weights)).ravel() for row in rows.tolist()])
         found[count] = rows, known
     return found
 
 
 def flat(vectors: Floats) -> Floats:
     """[B, N, d] -> [N, D]."""
-    return vectors.transpose(1, 0, 2).reshape(vectors.shape[1], -1)
+    found: Floats = vectors.transpose(1, 0, 2).reshape(vectors.shape[1], -1)
+    return found
 
 
 def shape_of(vectors: Floats) -> Floats:
     """[B, N, d] -> [N·d] of the first tap: how long a text is shows there best."""
-    return vectors[0].ravel()
+    found: Floats = vectors[0].ravel()
+    return found
 
 
 def _lengths(way: Way, public: Sequence[Seen]) -> dict[int, Ridge]:

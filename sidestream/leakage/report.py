@@ -12,6 +12,7 @@ from sidestream.leakage.measure import Result
 from sidestream.leakage.scores import Found
 from sidestream.leakage.side_attacks import Share
 
+_VACUOUS: Final = 50.0
 _HEADINGS: Final = (
     *("taps", "sent", "exact", "precision", "recall", "F1", "F1 content", "by"),
     *("without upload", "nearest", "label", "number", "name"),
@@ -39,7 +40,9 @@ def table(results: Sequence[Result]) -> str:
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 
@@ -55,27 +58,36 @@ def sentences(results: Sequence[Result]) -> str:
     found = worst.worst
     lines = [
         f"Of {found.texts} texts sent as {worst.way}, {found.exact} came back word for word, and "
-        f"{found.words.recall:.0%} of all words ({found.content.recall:.0%} of the content words), from the upload and "
-        "public text alone.",
-        f"The least was found in {least.way}: {least.worst.exact} of {least.worst.texts} word for word, F1 of content "
-        f"words {least.worst.content.f1:.2f}, where a guess that needs no upload has {least.blind.content.f1:.2f}.",
-        "These are lower bounds, of the attacks built in and the time they were given: whoever has the uploads, "
-        "the trainer and the broker among them, may have better ones, so let them run where the texts may be read.",
+        f"{found.words.recall:.0%} of all words ({found.content.recall:.0%} of the content words), from the "
+        "upload and public text alone.",
+        f"The least was found in {least.way}: {least.worst.exact} of {least.worst.texts} word for word, F1 "
+        f"of content words {least.worst.content.f1:.2f}, where a guess that needs no upload has "
+        f"{least.blind.content.f1:.2f}.",
+        "These are lower bounds, of the attacks built in and the time they were given: whoever has the "
+        "uploads, the trainer and the broker among them, may have better ones, so let them run where the "
+        "texts may be read.",
     ]
-    lines += [
-        f"{one.way}: ε = {one.epsilon:,.0f} at δ = {DELTA:g} for one sample, between any two samples whatever (all taps "
-        f"and vectors together, each of length 1)." + (" At such an ε the bound says nothing." if one.epsilon > 50 else "")
+    return "\n".join([*lines, *_epsilons(results), *_rotations(results)])
+
+
+def _epsilons(results: Sequence[Result]) -> list[str]:
+    return [
+        f"{one.way}: ε = {one.epsilon:,.0f} at δ = {DELTA:g} for one sample, between any two samples "
+        "whatever (all taps and vectors together, each of length 1)."
+        + (" At such an ε the bound says nothing." if one.epsilon > _VACUOUS else "")
         for one in results
         if one.epsilon is not None
     ]
-    for one in results:
-        if one.rotated:
-            known = ", ".join(f"{f1:.2f} with {count} known" for count, f1 in one.rotated.items())
-            lines.append(
-                f"{one.way} under a fleet's secret rotation: F1 of words by the linear inverter {known}; it falls to whoever "
-                "knows some texts, or has one device."
-            )
-    return "\n".join(lines)
+
+
+def _rotations(results: Sequence[Result]) -> list[str]:
+    return [
+        f"{one.way} under a fleet's secret rotation: F1 of words by the linear inverter "
+        + ", ".join(f"{f1:.2f} with {count} known" for count, f1 in one.rotated.items())
+        + "; it falls to whoever knows some texts, or has one device."
+        for one in results
+        if one.rotated
+    ]
 
 
 def to_builtins(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -84,7 +96,12 @@ def to_builtins(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _plain(one: Result) -> dict[str, Any]:
-    way = {**dataclasses.asdict(one.way), "privacy": str(one.way.privacy), "codec": one.way.codec.value, "taps": list(one.way.taps)}
+    way = {
+        **dataclasses.asdict(one.way),
+        "privacy": str(one.way.privacy),
+        "codec": one.way.codec.value,
+        "taps": list(one.way.taps),
+    }
     return {
         "way": way,
         "attacks": {
@@ -132,14 +149,19 @@ def plot(results: Sequence[Result], path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(9, 1.6 + 0.55 * len(results)), constrained_layout=True)
     places = range(len(results))
     names = [
-        str(one.way) + (f"\naccuracy {one.accuracy:.3f}" if one.accuracy is not None else "") for one in results
+        str(one.way) + (f"\naccuracy {one.accuracy:.3f}" if one.accuracy is not None else "")
+        for one in results
     ]
     exact = [100 * one.worst.exact / max(1, one.worst.texts) for one in results]
     content = [100 * one.worst.content.f1 for one in results]
-    axis.barh([place - 0.2 for place in places], exact, 0.38, color="C3", label="texts word for word, % of all")
+    axis.barh(
+        [place - 0.2 for place in places], exact, 0.38, color="C3", label="texts word for word, % of all"
+    )
     axis.barh([place + 0.2 for place in places], content, 0.38, color="C0", label="content words, F1 in %")
     blind = [100 * one.blind.content.f1 for one in results]
-    axis.plot(blind, [place + 0.2 for place in places], "k|", markersize=12, label="the same without any upload")
+    axis.plot(
+        blind, [place + 0.2 for place in places], "k|", markersize=12, label="the same without any upload"
+    )
     axis.set_yticks(list(places), names)
     axis.invert_yaxis()
     axis.set_xlim(0, 100)

@@ -58,7 +58,10 @@ def found(
         words=_score([(words_of(a), words_of(b)) for a, b in zip(guesses, truths, strict=True)]),
         content=_score(
             [
-                ([w for w in words_of(a) if w not in functions], [w for w in words_of(b) if w not in functions])
+                (
+                    [w for w in words_of(a) if w not in functions],
+                    [w for w in words_of(b) if w not in functions],
+                )
                 for a, b in zip(guesses, truths, strict=True)
             ]
         ),

@@ -1,9 +1,10 @@
 """The search attack: candidates go through the public backbone again, and are compared with the upload.
 
-It begins with the tokens that linear maps propose (:mod:`.proposals`), and changes one or a few at a time. What the
-candidate's upload lacks of the true one is put through the same maps and says what to put in which place. First by
-the shallowest tap alone, which is cheap and nearest to the words; then by all. Of two candidates the likelier one is kept:
-by how far its upload is from the true one, in units of what quantising and noise do, and by how public text goes.
+It begins with the tokens that linear maps propose (:mod:`.proposals`), and changes one or a few at a time.
+What the candidate's upload lacks of the true one is put through the same maps and says what to put in which
+place. First by the shallowest tap alone, which is cheap and nearest to the words; then by all. Of two
+candidates the likelier one is kept: by how far its upload is from the true one, in units of what quantising
+and noise do, and by how public text goes.
 
 Legend: B taps, N vectors, d width, T tokens.
 """
@@ -251,10 +252,13 @@ class _One:
 
     def _fits(self, way: Way, length: int) -> bool:
         """Whether a text of so many tokens gives so many vectors."""
-        return int(way.policy.counts(np.array([length]))[0]) == self._upload.shape[1] and length <= way.max_tokens
+        return (
+            int(way.policy.counts(np.array([length]))[0]) == self._upload.shape[1]
+            and length <= way.max_tokens
+        )
 
     def matches(self, state: _State, stage: Proposals | None = None) -> bool:
-        """Whether a candidate, written as devices write, is what came; where there is noise, nobody can tell."""
+        """Whether a candidate, written as devices write, is what came; with noise, nobody can tell."""
         way = (stage or self._search._stages[-1]).way
         if way.privacy.noise or len(way.taps) < len(self._upload):
             return False
@@ -267,10 +271,10 @@ class _One:
         tokens, free = state.tokens, np.flatnonzero(self._search.fixed(len(state.tokens)) < 0)
         home = homes(stage.way, len(tokens), self._upload.shape[1], self._places)
         count = np.ones(1, int) if stage.way.policy.kind in SINGLE else np.bincount(home)
-        size = count[home[free] if len(count) > 1 else np.zeros(len(free), int)]
+        size = count[home[free] if len(count) > 1 else np.zeros(len(free), int)].astype(np.float32)
         lack = stage.own.change(flat(self._upload[: len(stage.way.taps)] - state.vectors))
         wanted = lack[home[free]] * size[:, None] + stage.table[tokens[free]]
-        scores = stage.scores(wanted.astype(np.float32), self._search.language.log_counts)
+        scores = stage.scores(wanted.astype(np.float32), self._search.language.log_counts * size[:, None])
         gains = (scores - scores[np.arange(len(free)), tokens[free]][:, None]) / size[:, None]
         top = np.argpartition(-gains, _TOP, axis=1)[:, :_TOP]
         rated = sorted(
@@ -299,14 +303,12 @@ class _One:
 
     def _refilled(self, stage: Proposals, tokens: Ints, free: Ints, home: Ints, lack: Floats) -> list[Ints]:
         """Two near tokens of one vector chosen anew, one after the other, in either order."""
-        pairs = [
-            (a, b) for a in free for b in free if 0 < b - a <= _NEAR and home[a] == home[b]
-        ]
+        pairs = [(a, b) for a in free for b in free if 0 < b - a <= _NEAR and home[a] == home[b]]
         if not pairs:
             return []
         first, second = np.array(pairs).T
         size = np.bincount(home)[home[first]][:, None].astype(np.float32)
-        prior, table = self._search.language.log_counts, stage.table
+        prior, table = self._search.language.log_counts * size, stage.table
         left = lack[home[first]] * size + table[tokens[first]] + table[tokens[second]]
         one = stage.scores(left, prior).argmax(axis=1)
         other = stage.scores(left - table[one], prior).argmax(axis=1)
@@ -322,16 +324,18 @@ class _One:
         better = sorted((one for one in same if one.cost < best.cost), key=lambda one: one.cost)
         if len(better) < 2:
             return None
-        found, taken = best.tokens.copy(), np.zeros(len(best.tokens), bool)
+        found: Ints = best.tokens.copy()
+        taken = np.zeros(len(best.tokens), bool)
         for one in better:
             places = one.tokens != best.tokens
             if not (places & taken).any():
-                found[places], taken = one.tokens[places], taken | places
+                found[places] = one.tokens[places]
+                taken |= places
         return found
 
 
 def _put(tokens: Ints, place: int, token: int) -> Ints:
-    changed = tokens.copy()
+    changed: Ints = tokens.copy()
     changed[place] = token
     return changed
 

@@ -27,7 +27,7 @@ class Share(NamedTuple):
 
 
 def nearest(attacked: Sequence[Seen]) -> Share:
-    """How often an upload's text is the nearest of all the texts attacked, by the upload that each would give."""
+    """How often an upload's text is the nearest of those attacked, by what each would give."""
     right = 0
     for number, one in enumerate(attacked):
         apart = [
@@ -39,7 +39,7 @@ def nearest(attacked: Sequence[Seen]) -> Share:
 
 
 def labels(attacked: Sequence[Seen], names: Sequence[str]) -> Share | None:
-    """Labels from uploads: learnt from half of them, told of the others. None where there are none, or one."""
+    """Labels from uploads: learnt from half of them, told of the others; None of less than two."""
     if len(set(names)) < 2 or not all(names):
         return None
     classes = sorted(set(names))
@@ -58,7 +58,7 @@ def attribute(
     texts: Sequence[str],
     has: Callable[[str], bool],
 ) -> Share | None:
-    """Whether a text has something, learnt from public text: right among those with it and without, in the mean.
+    """Whether a text has something, learnt from public text: right with it and without, in the mean.
 
     None where fewer than five of either are at hand.
     """
@@ -79,7 +79,7 @@ def has_digit(text: str) -> bool:
 
 
 def has_name(text: str) -> bool:
-    """Whether a word within it begins with a capital, and is not all of them; the first word does not count."""
+    """Whether a word but the first begins with a capital, and goes on without."""
     return any(word[:1].isupper() and word[1:].islower() for word in text.split()[1:])
 
 
@@ -95,8 +95,9 @@ def turned(uploads: Sequence[Seen], turns: Floats) -> list[Seen]:
 
 
 def turned_back(uploads: Sequence[Seen], known: Sequence[Seen], turns: Floats) -> list[Seen]:
-    """What an attacker makes of rotated uploads who knows the texts of some: the rotation nearest to what those
-    tell (Schönemann's orthogonal Procrustes, 1966), taken back.
+    """What somebody makes of rotated uploads who knows the texts of some: the likeliest rotation, taken back.
+
+    It is the nearest to what those texts tell (orthogonal Procrustes, Schönemann 1966).
 
     Args:
         uploads: Rotated.

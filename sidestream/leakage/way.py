@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.sampled import Ints, Sampled, starts_of
+from sidestream.backbone.token_sampler import TokenSampler
 from sidestream.contract.privacy import NO_PRIVACY, Privacy
 from sidestream.contract.sampling import EVERY_TOKEN, Sampling, parse_sampling
-from sidestream.backbone.token_sampler import TokenSampler
 from sidestream.contract.tensors import Codec, Floats, decode, encode
 
 Tell: TypeAlias = Callable[[str], None]
@@ -107,7 +107,8 @@ def seen(
 ) -> list[Seen]:
     """What a device would send of texts.
 
-    Random tokens are drawn by ``rng`` and not by the text's hash: alike in distribution, and where they are is known.
+    Random tokens are drawn by ``rng`` and not by the text's hash: alike in distribution, and where they are
+    is known.
 
     Args:
         way: How it sends.
