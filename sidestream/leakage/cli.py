@@ -155,7 +155,12 @@ def _measured(until: float, meter: Meter, ways: Sequence[Way], tell: Tell) -> li
     results = list[Result]()
     for number, way in enumerate(ways):
         seconds = max(1.0, (until - time.monotonic()) / (len(ways) - number))
-        results.append(meter.measure(way, seconds))
+        try:
+            results.append(meter.measure(way, seconds))
+        except KeyboardInterrupt:  # before there was anything of this way
+            if not results:
+                raise
+            meter.interrupted = True
         if meter.interrupted:
             tell("interrupted: here is what there is")
             break
