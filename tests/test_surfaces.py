@@ -56,7 +56,7 @@ COMMANDS = {
     "fleet rotate": ["--certificates", "--finish"],
     "completion": [],
     "leakage": [
-        *("--backbone", "--defences", "--journal", "--json", "--minutes", "--plot", "--privacy", "--public"),
+        *("--backbone", "--defences", "--journal", "--json", "--minutes", "--plot", "--public"),
         *("--public-texts", "--seed", "--sentences", "--texts", "--threads", "--train", "--way"),
     ],
     "metrics render": ["--docs", "--out", "--target"],

@@ -9,5 +9,6 @@ __all__ = [
     "sampled",
     "text",
     "text_input",
+    "token_sampler",
     "windows",
 ]

@@ -8,6 +8,7 @@ __all__ = [
     "errors",
     "lora",
     "plan",
+    "privacy",
     "quality",
     "sampling",
     "signing",
