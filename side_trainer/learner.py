@@ -34,8 +34,14 @@ _STORAGE_RETRY_S: Final = 5.0
 _ARRIVED: Final = frozenset(
     kind.value for kind in (RecordKind.BATCH, RecordKind.REUSE, RecordKind.UPDATE, RecordKind.UPLOAD)
 )
-_SOURCES: Final = {"idle": Source.IDLE, "serve": Source.UPLOAD, "update": Source.DEVICE}
-"""Records whose updates are counted as they come."""
+_SOURCES: Final = {
+    "batch": Source.UPLOAD,
+    "serve": Source.UPLOAD,
+    "learn": Source.UPLOAD,
+    "idle": Source.IDLE,
+    "update": Source.DEVICE,
+}
+"""What a record's first update is counted as; what follows on a batch's is replay."""
 
 
 class Learner:
@@ -98,8 +104,8 @@ class Learner:
 
     @property
     def behind(self) -> bool:
-        """Whether so much waits to be folded that the devices should wait."""
-        return self._progress.backlog > self._config.max_backlog
+        """Whether so much waits to be learnt from that the devices should wait."""
+        return self._progress.waiting > self._config.max_backlog
 
     def run(self, stop: threading.Event) -> None:
         """Learn until stopped, then checkpoint."""
@@ -118,7 +124,7 @@ class Learner:
             self._metrics.learner_backlog_records.set(self._progress.backlog)
             if self._fold.begun:
                 self._metrics.head_bytes.set(self._fold.method.head_bytes)
-                self._metrics.unanswered.set(self._fold.method.unanswered)
+                self._metrics.unlearnt.set(self._fold.method.unlearnt)
             if not busy:
                 self._wake.wait(0.1)
                 self._wake.clear()
@@ -201,21 +207,18 @@ class Learner:
         if record.kind in _ARRIVED:
             self._last_batch_at = time.monotonic()
             self._releases.heard(len(record.payload))
-        if record.kind == "batch":
-            self._count_batch(record, step)
-        elif record.kind in _SOURCES:
-            self._metrics.updates.labels(_SOURCES[record.kind]).inc(step.updates)
-
+        self._count(record, step)
         for tier, stream, loss in step.served:
             self._judge(tier, stream, loss)
 
-    def _count_batch(self, record: Record, step: Step) -> None:
-        if step.updates:
-            self._metrics.updates.labels(Source.UPLOAD).inc()
-            self._metrics.updates.labels(Source.REPLAY).inc(step.updates - 1)
-        for tier, loss in step.losses.items():
-            if record.stream is not None:
-                self._judge(tier, record.stream, loss)
+    def _count(self, record: Record, step: Step) -> None:
+        source = _SOURCES.get(record.kind)
+        if source is None or not step.updates:
+            return
+        first = 1 if source is Source.UPLOAD else step.updates
+        self._metrics.updates.labels(source).inc(first)
+        if step.updates > first:
+            self._metrics.updates.labels(Source.REPLAY).inc(step.updates - first)
 
     def _tell(self) -> None:
         """Log how far it is, now and then."""

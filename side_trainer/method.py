@@ -54,14 +54,12 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     updates: int = 0
     """Optimiser updates."""
-    losses: dict[str, float] = {}
-    """By tier, mean loss of an arriving batch's rows, before anything was learnt from it."""
     learnt: dict[str, float] = {}
     """By tier, mean loss of all updates' rows, each before its update: arriving, replayed, or idle."""
     replies: tuple[Reply, ...] = ()
     """What devices are to be told."""
     served: tuple[tuple[str, str, float], ...] = ()
-    """Of each served batch its tier, stream, and mean loss before anything was learnt from it."""
+    """Of each batch that is learnt from for the first time its tier, stream, and mean loss before that."""
     gradient_norm: float | None = None
     """Of the last update, before it was clipped."""
     staleness: int | None = None
@@ -166,9 +164,9 @@ class Method(ABC):
         return self.updates > 0
 
     @property
-    def unanswered(self) -> int:
-        """Batches that devices wait for an answer to."""
-        return 0
+    @abstractmethod
+    def unlearnt(self) -> int:
+        """Batches that are folded and wait to be learnt from."""
 
     def answers(self, tier: str, states: Floats, lengths: npt.NDArray[np.int64]) -> Answers:
         """Predict for a device that has no room to; nothing of the state changes by that.

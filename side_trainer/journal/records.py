@@ -24,6 +24,8 @@ class RecordKind(str, enum.Enum):
     """:class:`TierRecord`"""
     BATCH = "batch"
     """An ``ActivationBatch`` as it came over the wire, less the rows that had come before."""
+    LEARN = "learn"
+    """:class:`LearnRecord`"""
     IDLE = "idle"
     """:class:`IdleRecord`"""
     REUSE = "reuse"
@@ -110,6 +112,14 @@ class RoundRecord(Message, frozen=True, kw_only=True):
     """The round's."""
     uploads: tuple[int, ...]
     """Their records."""
+
+
+@prepared
+class LearnRecord(Message, frozen=True, kw_only=True):
+    """An update on batches that came: so how many are learnt from together is data."""
+
+    batches: Annotated[int, msgspec.Meta(ge=1)]
+    """How many of those that have waited longest."""
 
 
 @prepared

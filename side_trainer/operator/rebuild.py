@@ -4,9 +4,10 @@ What that means exactly:
 
 - The settings, labels, tiers and all other devices' batches stay, in their order. Facts that one of these
   devices was the first to show (a tier's depth) stay too: they say nothing of its data.
-- Training while idle is dropped: which rows it drew depended on who had sent what by then. The trainer makes
-  its passes again at the end. So the weights are, to the bit, those of a job that received the same batches
-  of the others in the same order and then went idle.
+- What was learnt when is dropped, while idle and before: which rows were drawn depended on who had sent what
+  by then. The trainer learns again from batch to batch, and makes its passes again at the end. So the weights
+  are, to the bit, those of a job that received the same batches of the others in the same order before it
+  learnt from any, and then went idle. In a split job the order of service stays, less what is taken out.
 - Records get new numbers, for randomness derives from them. Weights versions count on from the highest one
   that was published, so that devices adopt what comes.
 - What is taken out is kept as held batches, and the devices are excluded; releasing one brings it back, at
@@ -116,7 +117,7 @@ def _take_out(db: sqlite3.Connection, without: Sequence[str], base: int) -> tupl
         f"WHERE {theirs} ORDER BY offset",
         without,
     )
-    db.execute(f"DELETE FROM records WHERE kind IN ('idle', 'repeat') OR {theirs}", without)
+    db.execute(f"DELETE FROM records WHERE kind IN ('learn', 'idle', 'repeat') OR {theirs}", without)
     _renumber(db)
     db.execute(f"UPDATE streams SET batches = 0, samples = 0, bytes = 0 WHERE device IN ({marks})", without)
     for device in without:

@@ -125,9 +125,12 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.2
     """On normalised activations and before the head, while training."""
     replay: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
-    """Updates on rows drawn from the journal after each received batch."""
+    """Updates on rows drawn from the journal after each update on received batches."""
     replay_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
     """Rows of such an update."""
+    update_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 128
+    """Rows of received batches that one update learns from, at most, where several batches wait. One alone
+    is not divided; language models learn from one batch at a time."""
     passes: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 4.0
     """Passes over the journal while nothing arrives."""
     pass_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32

@@ -1,7 +1,9 @@
 """A side-network learnt from a journal of activations: what Fed MobiLLM and MobiLLM do with its records.
 
-Per batch record: one optimiser update on its rows, then ``replay`` updates on rows drawn from the journal so
-far. Per idle record: updates on the next slice of a shuffled pass over the journal. What a mini-batch teaches
+A batch record changes nothing by itself. A learn record, which the trainer appends as soon as all that came
+is folded, makes one update on the rows of the batches that have waited longest, then ``replay`` updates on
+rows drawn from those learnt from so far: a trainer that falls behind learns from more at once. An idle record
+makes updates on the next slice of a shuffled pass over the journal. What a mini-batch teaches
 is in :mod:`side_trainer.side_tuning.batch_loss`, what an update does in
 :mod:`side_trainer.side_tuning.optimiser`.
 """
@@ -10,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, Final
 
@@ -20,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from side_trainer.journal.journal import Journal, Record
-from side_trainer.journal.records import FACTS, IdleRecord, RecordKind, TierRecord
+from side_trainer.journal.records import FACTS, IdleRecord, LearnRecord, RecordKind, TierRecord
 from side_trainer.method import Export, Facts, Method, Step, foreign
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.batch_loss import BatchLoss, loss_by
@@ -39,7 +42,7 @@ from sidestream.side_network.form import align_of, starts_among
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 
-_BATCH_STREAM: Final = 1
+_LEARN_STREAM: Final = 1
 _IDLE_STREAM: Final = 2
 _SURVEY_STREAM: Final = 3
 _EARLY: Final = 512  # rows up to which starts are fitted while they come, and not only when none does
@@ -71,6 +74,8 @@ class SideTuningMethod(Method):
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
         self.devices = DeviceWeights(self._device_of)
         """What each device counts in learning."""
+        self._waiting: deque[tuple[int, int]] = deque()  # batches to learn from: record, rows
+        self._learns = 0  # learn records since the last phase of idle training began
         self._optimiser: Optimiser | None = None
         self._counts: dict[str, Counts] = {}
         self._made_loss: BatchLoss | None = None  # until settings, tiers or counts change
@@ -114,21 +119,37 @@ class SideTuningMethod(Method):
 
     def _batch(self, record: Record) -> Step:
         assert record.tier is not None
-        settings = self._learner
-        stored = self.rows.decode(record)
-        self._count(record.tier, stored.targets)
+        self._count(record.tier, self.rows.read(record).targets)
         self._add(record)
+        return Step()
+
+    def _learn(self, record: Record) -> Step:
+        settings = self._learner
+        learn = msgspec.json.decode(record.payload, type=LearnRecord)
+        chosen = [self._waiting.popleft() for _ in range(learn.batches)]
+        before, known = self.rows.rows_before(chosen[0][0]), self.rows.rows_before(chosen[-1][0] + 1)
+        self._learns += 1
         doubted = {}
-        if _doubled(len(self.rows) - record.samples, len(self.rows)):
-            doubted = self._survey(record.offset, starts=len(self.rows) < _EARLY)
-        generator = self._generator(_BATCH_STREAM, record.offset)
+        if _doubled(before, known):
+            doubted = self._survey(record.offset, starts=known < _EARLY)
+        generator, losses = self._generator(_LEARN_STREAM, record.offset), _Losses()
         with self._seeded(record.offset):
-            fresh = self._gather((stored, row) for row in range(record.samples))
-            losses = [self._update(fresh)]
+            fresh = self._gather(
+                (self.rows.batch(offset), row) for offset, rows in chosen for row in range(rows)
+            )
+            shown = losses.add(fresh, self._update(fresh))
             for _ in range(settings.replay):
-                drawn = generator.integers(len(self.rows), size=settings.replay_rows)
-                losses.append(self._update(self._mini_batch(drawn)))
-        return Step(updates=len(losses), losses=losses[0], learnt=_mean(losses), doubted=doubted)
+                drawn = self._mini_batch(generator.integers(known, size=settings.replay_rows))
+                losses.add(drawn, self._update(drawn))
+        return Step(
+            updates=1 + settings.replay,
+            learnt=losses.by_tier,
+            served=tuple(
+                (one.tier, one.stream, float(shown[[of is one for of in fresh.batches]].mean()))
+                for one in dict.fromkeys(fresh.batches)
+            ),
+            doubted=doubted,
+        )
 
     def _idle(self, record: Record) -> Step:
         settings = self._learner
@@ -141,21 +162,25 @@ class SideTuningMethod(Method):
                 for position in _parts(idle.position, idle.rows, total)
             ]
         )[: idle.rows]
+        losses, starts = _Losses(), range(0, len(chosen), settings.pass_rows)
         with self._seeded(record.offset):
-            losses = [
-                self._update(
-                    self._mini_batch(chosen[start : start + settings.pass_rows]),
-                    rate=_half_cosine((idle.position + start) / idle.total, settings.final_rate),
-                )
-                for start in range(0, len(chosen), settings.pass_rows)
-            ]
+            for start in starts:
+                drawn = self._mini_batch(chosen[start : start + settings.pass_rows])
+                rate = _half_cosine((idle.position + start) / idle.total, settings.final_rate)
+                losses.add(drawn, self._update(drawn, rate=rate))
+        self._remember(idle)
+        return Step(updates=len(starts), learnt=losses.by_tier, doubted=doubted)
+
+    def _remember(self, idle: IdleRecord) -> None:
         self.idle_rows += idle.rows
         self.last_idle = idle
-        return Step(updates=len(losses), learnt=_mean(losses), doubted=doubted)
+        if not idle.position:
+            self._learns = 0
 
     handlers: ClassVar = {
         **dict.fromkeys(set(RecordKind) - FACTS, foreign),
         RecordKind.BATCH: _batch,
+        RecordKind.LEARN: _learn,
         RecordKind.IDLE: _idle,
     }
 
@@ -169,7 +194,7 @@ class SideTuningMethod(Method):
         if last is not None:
             left, known = last.total - last.position - last.rows, self.rows.rows_before(last.phase + 1)
         fresh = (len(self.rows) - known) / len(self.rows)
-        done = self.rows.batches_after(last.phase if last is not None else 0) * (1 + settings.replay)
+        done = self._learns * (1 + settings.replay)
         lacking = max(0, int((settings.least_updates * fresh - done) * settings.pass_rows))
         return max(int(passes * len(self.rows)) - self.idle_rows, left + lacking)
 
@@ -185,18 +210,27 @@ class SideTuningMethod(Method):
         total = self.owed(passes)
         return IdleRecord(phase=offset, position=0, rows=min(rows, total), total=total)
 
+    def next_own(self, now: float) -> tuple[RecordKind, bytes] | None:
+        """Learn from what waits: so many batches as make up an update, or one."""
+        if not self._waiting:
+            return None
+        most = 1 if TASKS[self.facts.settings.task].generates else self._learner.update_rows
+        batches = rows = 0
+        for _, more in self._waiting:
+            if batches and rows + more > most:
+                break
+            batches, rows = batches + 1, rows + more
+        return RecordKind.LEARN, msgspec.json.encode(LearnRecord(batches=batches))
+
     # --- learning ------------------------------------------------------------------------------------
 
-    def _update(self, batch: MiniBatch, *, rate: float = 1.0) -> dict[str, float]:
-        """One optimiser update; returns each tier's mean loss before it."""
+    def _update(self, batch: MiniBatch, *, rate: float = 1.0) -> npt.NDArray[np.float32]:
+        """One optimiser update; returns each row's loss before it."""
         assert self.network is not None and self._optimiser is not None
         self.updates += 1
         loss, shown = self._loss.of(self.network.train(), batch)
         self._optimiser.step(loss, updates=self.updates, rate=rate)
-        return {
-            tier: float(np.mean([value for value, of in zip(shown, batch.tiers, strict=True) if of == tier]))
-            for tier in sorted(set(batch.tiers))
-        }
+        return shown
 
     def _survey(self, offset: int, *, starts: bool) -> dict[str, float]:
         """Weigh the devices anew by all rows so far, and with ``starts`` fit the linear starts to them.
@@ -225,6 +259,7 @@ class SideTuningMethod(Method):
         """Number a batch's rows, and know whose they are."""
         assert record.stream is not None
         self.rows.add(record.offset, record.samples)
+        self._waiting.append((record.offset, record.samples))
         self.devices.add(record.stream, record.samples)
 
     def _device_of(self, stream: str) -> str:
@@ -292,6 +327,10 @@ class SideTuningMethod(Method):
         return len(self.rows)
 
     @property
+    def unlearnt(self) -> int:
+        return len(self._waiting)
+
+    @property
     def head_bytes(self) -> int:
         return self.heads.nbytes
 
@@ -340,13 +379,17 @@ class SideTuningMethod(Method):
         return arrays
 
     def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
-        for record in self.journal.others(offset, (RecordKind.IDLE.value,)):
-            self.last_idle = msgspec.json.decode(record.payload, type=IdleRecord)
-            self.idle_rows += self.last_idle.rows
         for at, tier, _ in self.journal.batches(offset):
             record = self.journal.get(at)
             self._add(record)
             self._count(tier, StoredBatch.read_targets(record.payload))
+        for record in self.journal.others(offset, (RecordKind.LEARN.value, RecordKind.IDLE.value)):
+            if record.kind == RecordKind.IDLE.value:
+                self._remember(msgspec.json.decode(record.payload, type=IdleRecord))
+                continue
+            self._learns += 1
+            for _ in range(msgspec.json.decode(record.payload, type=LearnRecord).batches):
+                self._waiting.popleft()
         if self.network is not None and self.average is not None and self._optimiser is not None:
             self.network.load_arrays(_below("current", arrays))
             average = _below("average", arrays)
@@ -359,12 +402,22 @@ class SideTuningMethod(Method):
         self.updates = updates
 
 
-def _mean(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """By tier, over those updates that had rows of it."""
-    return {
-        tier: float(np.mean([one[tier] for one in losses if tier in one]))
-        for tier in sorted({tier for one in losses for tier in one})
-    }
+class _Losses:
+    """Rows' losses over some updates, by tier."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[float]] = {}
+
+    def add(self, batch: MiniBatch, shown: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Take in an update's [K]; return them."""
+        for tier, loss in zip(batch.tiers, shown.tolist(), strict=True):
+            self._found.setdefault(tier, []).append(loss)
+        return shown
+
+    @property
+    def by_tier(self) -> dict[str, float]:
+        """Means."""
+        return {tier: float(np.mean(losses)) for tier, losses in sorted(self._found.items())}
 
 
 def _needs(tier: TierRecord) -> tuple[str, int]:

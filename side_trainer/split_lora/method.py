@@ -182,7 +182,6 @@ class SplitLoraMethod(SplitMethod):
         losses = {tier: sum(found) / len(found) for tier, found in by_tier.items()}
         return Step(
             updates=1,
-            losses=losses,
             learnt=losses,
             replies=tuple(replies),
             served=tuple(
@@ -322,7 +321,7 @@ class SplitLoraMethod(SplitMethod):
         )
 
     @property
-    def unanswered(self) -> int:
+    def unlearnt(self) -> int:
         return len(self.tickets.waiting)
 
     def owed(self, passes: float) -> int:

@@ -191,7 +191,7 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
         assert not learnt(fold)._loss.adjustment(tier, 2).any(), "at two taps all rows teach both"
 
 
-def test_what_the_inbox_has_decoded_is_not_decoded_again_and_gives_the_same_bits(
+def test_what_the_inbox_has_unpacked_is_not_unpacked_again_and_gives_the_same_bits(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(journal, tmp_path, batches=4)
@@ -200,7 +200,7 @@ def test_what_the_inbox_has_decoded_is_not_decoded_again_and_gives_the_same_bits
             batch = unpack(ActivationBatch, record.payload)
             journal.decoded.put(record.offset, Decoded(batch, decode(batch.activations)))
     with monkeypatch.context() as patched:
-        patched.setattr("side_trainer.side_tuning.training_rows.decode", None)
+        patched.setattr("side_trainer.side_tuning.training_rows.unpack", None)
         handed_on = fold_all(journal, Fold(journal)).digest()
     assert fold_all(journal, Fold(journal)).digest() == handed_on
 
