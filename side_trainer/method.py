@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 import numpy as np
@@ -25,6 +25,9 @@ from sidestream.contract.tasks import Scale
 from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
 from sidestream.side_network.bundle import WeightsCodec
+
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+"""A method's state by name: float32, or what else it takes not to lose a bit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,11 +257,11 @@ class Method(ABC):
         """Every parameter that devices get; empty before there are any."""
 
     @abstractmethod
-    def state(self) -> dict[str, Floats]:
+    def state(self) -> Arrays:
         """All that the journal cannot give back without computing."""
 
     @abstractmethod
-    def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
+    def restore(self, offset: int, updates: int, arrays: Arrays) -> None:
         """Return to a :meth:`state` taken at ``offset``, the facts up to there having been told.
 
         Raises:

@@ -16,8 +16,8 @@ import msgspec
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from side_trainer.method import Arrays
 from sidestream.contract.errors import DecodeError, StateError
-from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
 from sidestream.host.state_dir import write_atomically
 from sidestream.side_network.bundle import state_digest
@@ -53,7 +53,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     about: CheckpointAbout
     """What it is."""
-    arrays: dict[str, Floats]
+    arrays: Arrays
     """As :meth:`side_trainer.fold.fold.Fold.state` gave them."""
 
 

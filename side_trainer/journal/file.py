@@ -31,6 +31,7 @@ CREATE TABLE records (
     payload BLOB NOT NULL,
     digest BLOB NOT NULL
 );
+CREATE INDEX kinds ON records (kind, offset, tier, stream, samples);
 CREATE UNIQUE INDEX batch_identity ON records (stream, sequence) WHERE stream IS NOT NULL;
 CREATE TABLE streams (
     stream TEXT PRIMARY KEY,
@@ -77,7 +78,8 @@ CREATE TABLE verdicts (
 """
 """A batch that was taken has its row in ``identities`` for ever, and its samples' keys theirs in ``samples``;
 its payload is a record, is held, or, if every sample of it had come before, is nowhere. ``replies`` is what
-devices may still have to be told, which the records give too."""
+devices may still have to be told, which the records give too. ``kinds`` gives what a restart asks of records
+without a look at what is in them."""
 
 
 class JournalFile:

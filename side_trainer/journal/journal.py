@@ -314,14 +314,25 @@ class Journal(JournalFacts):
             raise self.damaged(f"record {offset} is missing")
         return record
 
-    def batches(self, upto: int) -> list[tuple[int, str, int]]:
-        """``(offset, tier, samples)`` of every batch up to an offset, in order, without payloads."""
+    def batches(self, upto: int) -> list[tuple[int, str, int, str]]:
+        """``(offset, tier, samples, stream)`` of every batch up to an offset, in order, without payloads."""
         with self.reading() as db:
             return db.execute(
-                "SELECT offset, tier, samples FROM records WHERE kind = 'batch' AND offset <= ? "
+                "SELECT offset, tier, samples, stream FROM records WHERE kind = 'batch' AND offset <= ? "
                 "ORDER BY offset",
                 (upto,),
             ).fetchall()
+
+    def count(self, kind: str, after: int, upto: int) -> int:
+        """How many records of a kind follow the offset ``after``, up to another."""
+        query = "SELECT count(*) FROM records WHERE kind = ? AND offset > ? AND offset <= ?"
+        with self.reading():
+            return self.one(query, (kind, after, upto))
+
+    def newest(self, kind: str, upto: int) -> Record | None:
+        """The last record of a kind up to an offset."""
+        clause = "WHERE kind = ? AND offset <= ? ORDER BY offset DESC LIMIT 1"
+        return next(iter(self._records(clause, (kind, upto))), None)
 
     def others(self, upto: int, kinds: tuple[str, ...]) -> list[Record]:
         """The records of some kinds up to an offset, in order."""

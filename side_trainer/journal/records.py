@@ -118,8 +118,8 @@ class RoundRecord(Message, frozen=True, kw_only=True):
 class LearnRecord(Message, frozen=True, kw_only=True):
     """An update on batches that came: so how many are learnt from together is data."""
 
-    batches: Annotated[int, msgspec.Meta(ge=1)]
-    """How many of those that have waited longest."""
+    through: int
+    """The record of the last of them. The first is the one that has waited longest."""
 
 
 @prepared

@@ -24,7 +24,7 @@ import torch
 
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, IdleRecord, LearnRecord, RecordKind, TierRecord
-from side_trainer.method import Export, Facts, Method, Step, foreign
+from side_trainer.method import Arrays, Export, Facts, Method, Step, foreign
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.batch_loss import BatchLoss, loss_by
 from side_trainer.side_tuning.device_weights import DeviceWeights
@@ -119,14 +119,18 @@ class SideTuningMethod(Method):
 
     def _batch(self, record: Record) -> Step:
         assert record.tier is not None
+        assert record.stream is not None
         self._count(record.tier, self.rows.read(record).targets)
-        self._add(record)
+        self._add(record.offset, record.samples, record.stream)
         return Step()
 
     def _learn(self, record: Record) -> Step:
         settings = self._learner
         learn = msgspec.json.decode(record.payload, type=LearnRecord)
-        chosen = [self._waiting.popleft() for _ in range(learn.batches)]
+        chosen: list[tuple[int, int]] = []
+        while not chosen or chosen[-1][0] < learn.through:
+            chosen.append(self._waiting.popleft())
+        assert chosen[-1][0] == learn.through
         before, known = self.rows.rows_before(chosen[0][0]), self.rows.rows_before(chosen[-1][0] + 1)
         self._learns += 1
         doubted = {}
@@ -215,12 +219,13 @@ class SideTuningMethod(Method):
         if not self._waiting:
             return None
         most = 1 if TASKS[self.facts.settings.task].generates else self._learner.update_rows
-        batches = rows = 0
-        for _, more in self._waiting:
-            if batches and rows + more > most:
+        through, rows = self._waiting[0][0], 0
+        for offset, more in self._waiting:
+            rows += more
+            if rows > most:
                 break
-            batches, rows = batches + 1, rows + more
-        return RecordKind.LEARN, msgspec.json.encode(LearnRecord(batches=batches))
+            through = offset
+        return RecordKind.LEARN, msgspec.json.encode(LearnRecord(through=through))
 
     # --- learning ------------------------------------------------------------------------------------
 
@@ -255,12 +260,11 @@ class SideTuningMethod(Method):
             self.average.set_start(align, start.weight, start.bias)
         return doubted
 
-    def _add(self, record: Record) -> None:
+    def _add(self, offset: int, rows: int, stream: str) -> None:
         """Number a batch's rows, and know whose they are."""
-        assert record.stream is not None
-        self.rows.add(record.offset, record.samples)
-        self._waiting.append((record.offset, record.samples))
-        self.devices.add(record.stream, record.samples)
+        self.rows.add(offset, rows)
+        self._waiting.append((offset, rows))
+        self.devices.add(stream, rows)
 
     def _device_of(self, stream: str) -> str:
         known = self.journal.stream(stream)
@@ -369,27 +373,28 @@ class SideTuningMethod(Method):
         """The side-network's averaged parameters; empty before the labels are fixed."""
         return self.average.arrays() if self.average is not None else {}
 
-    def state(self) -> dict[str, Floats]:
-        arrays = {f"average/{name}": array for name, array in self.weights().items()}
+    def state(self) -> Arrays:
+        arrays: Arrays = {f"average/{name}": array for name, array in self.weights().items()}
         if self.network is not None and self._optimiser is not None:
             arrays |= {f"current/{name}": array for name, array in self.network.arrays().items()}
             arrays |= self._optimiser.arrays()
         if len(self.devices.values):
             arrays["devices/weights"] = self.devices.values
-        return arrays
+        return arrays | {f"counts/{tier}": counts for tier, counts in self._counts.items()}
 
-    def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
-        for at, tier, _ in self.journal.batches(offset):
-            record = self.journal.get(at)
-            self._add(record)
-            self._count(tier, StoredBatch.read_targets(record.payload))
-        for record in self.journal.others(offset, (RecordKind.LEARN.value, RecordKind.IDLE.value)):
-            if record.kind == RecordKind.IDLE.value:
-                self._remember(msgspec.json.decode(record.payload, type=IdleRecord))
-                continue
-            self._learns += 1
-            for _ in range(msgspec.json.decode(record.payload, type=LearnRecord).batches):
-                self._waiting.popleft()
+    def restore(self, offset: int, updates: int, arrays: Arrays) -> None:
+        for record in self.journal.others(offset, (RecordKind.IDLE.value,)):
+            self._remember(msgspec.json.decode(record.payload, type=IdleRecord))
+        for at, _, rows, stream in self.journal.batches(offset):
+            self._add(at, rows, stream)
+        learnt = self.journal.newest(RecordKind.LEARN.value, offset)
+        if learnt is not None:
+            through = msgspec.json.decode(learnt.payload, type=LearnRecord).through
+            self._waiting = deque(one for one in self._waiting if one[0] > through)
+        phase = 0 if self.last_idle is None else self.last_idle.phase
+        self._learns = self.journal.count(RecordKind.LEARN.value, phase, offset)
+        self._counts |= _below("counts", arrays)
+        self._made_loss = None
         if self.network is not None and self.average is not None and self._optimiser is not None:
             self.network.load_arrays(_below("current", arrays))
             average = _below("average", arrays)
@@ -425,7 +430,7 @@ def _needs(tier: TierRecord) -> tuple[str, int]:
     return tier.align, len(tier.taps)
 
 
-def _below(key: str, arrays: Mapping[str, Floats]) -> dict[str, Floats]:
+def _below(key: str, arrays: Arrays) -> Arrays:
     prefix = f"{key}/"
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 

@@ -17,7 +17,7 @@ import torch
 
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, IdleRecord, RecordKind, RepeatRecord, ServeRecord
-from side_trainer.method import Facts, Reply, Step, foreign
+from side_trainer.method import Arrays, Facts, Reply, Step, foreign
 from side_trainer.split_lora.rounds import Rounds
 from side_trainer.split_lora.served_batch import part_of, told_vectors
 from side_trainer.split_lora.split import SplitMethod
@@ -359,10 +359,10 @@ class SplitLoraMethod(SplitMethod):
 
     # --- checkpoints ---------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Floats]:
+    def state(self) -> Arrays:
         return {**super().state(), **self.averaging.arrays()}
 
-    def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
+    def restore(self, offset: int, updates: int, arrays: Arrays) -> None:
         super().restore(offset, updates, arrays)
         self.averaging.restore(arrays)
 

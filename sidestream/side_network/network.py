@@ -68,11 +68,14 @@ class _Align(nn.Module):
         if not self.weight.is_meta:  # there it would import half of torch's compiler, for nothing
             nn.init.normal_(self.weight, std=width**-0.5)
 
-    def forward(self, tap: int, activations: Tensor, dropout: float) -> Tensor:
-        """[K, N, d] of tap number ``tap``, from 0 -> [K, N, r]."""
-        normed = functional.layer_norm(activations, activations.shape[-1:])
-        normed = functional.dropout(normed, dropout, self.training)
-        return normed @ self.weight[tap] + self.bias[tap]
+    def forward(self, taps: Tensor, dropout: float) -> Iterator[Tensor]:
+        """[B, K, N, d] -> of each tap [K, N, r].
+
+        The matrices are taken apart once: the gradient of each one alone would be as large as all of them.
+        """
+        for values, weight, bias in zip(taps, self.weight.unbind(), self.bias.unbind(), strict=False):
+            normed = functional.layer_norm(values, values.shape[-1:])
+            yield functional.dropout(normed, dropout, self.training) @ weight + bias
 
 
 class _Adapter(nn.Module):
@@ -266,13 +269,12 @@ class SideNetwork(nn.Module):
         """As :meth:`forward`, up to the head: numbers of taps b, rising, with h_b [K_b, N, r]."""
         exits = {*exits, *(len(taps) for _, taps in families)}
         hidden = torch.empty(0)
+        mapped = [self.aligns[align_key(name)](taps, self.dropout) for name, taps in families]
         for tap, adapter in enumerate(self.adapters):
-            active = [(name, taps[tap]) for name, taps in families if len(taps) > tap]
+            active = [next(each) for each, (_, taps) in zip(mapped, families, strict=True) if len(taps) > tap]
             if not active:
                 break
-            mixed = torch.cat(
-                [self.aligns[align_key(name)](tap, values, self.dropout) for name, values in active]
-            )
+            mixed = torch.cat(active)
             if tap and not stands_apart(self.spec, self._task, tap + 1):
                 gate = torch.sigmoid(self.gates[tap - 1])
                 mixed = (1 - gate) * mixed + gate * hidden[: len(mixed)]

@@ -84,7 +84,7 @@ def test_a_fold_that_stopped_between_batches_and_their_update_goes_on_to_the_sam
 
 def test_an_update_on_more_batches_than_wait_is_a_damaged_journal(journal: Journal, tmp_path: Path) -> None:
     filled(journal, tmp_path, batches=2, idle=False)
-    journal.append("learn", b'{"batches":3}')
+    journal.append("learn", b'{"through":99}')
     with pytest.raises(StateError, match="damaged"):
         fold_all(journal, Fold(journal))
 
@@ -122,5 +122,5 @@ def test_rows_are_decoded_as_their_batches_are(codecs: list[Codec], width: int, 
         start, end = stored[at].starts[row], stored[at].starts[row + 1]
         np.testing.assert_array_equal(taken[:, place, : end - start], whole[at][:, start:end])
         assert not taken[:, place, end - start :].any() and got.mask[place].sum() == end - start
-    for one, values in zip(stored, whole, strict=True):
-        np.testing.assert_array_equal(one.decode(), values)
+    for one, decoded in zip(stored, whole, strict=True):
+        np.testing.assert_array_equal(one.decode(), decoded)
