@@ -98,7 +98,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
                 f"{sum(one.total_s for one in first) / sum(one.total_s for one in found):.2f}",
             )
         )
-    headings = ("row", "accuracy", "samples/s as they come", "with passes", "ratio, as they come", "with passes")
+    headings = (
+        "row",
+        "accuracy",
+        "samples/s as they come",
+        "with passes",
+        "ratio, as they come",
+        "with passes",
+    )
     return render(headings, rows)
 
 

@@ -19,6 +19,7 @@ from side_trainer.broadcast.replies import Replies
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
+from side_trainer.fold.retention import Retention
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import RecordKind
 from side_trainer.method import Step
@@ -53,6 +54,7 @@ class Learner:
         fold: What it comes to.
         progress: How far that is.
         checkpointer: Writes it down.
+        retention: Lets go what it stands for.
         releases: Publishes it.
         replies: Tells devices what their batches gave.
         queries: What devices ask beside that.
@@ -68,6 +70,7 @@ class Learner:
         fold: Fold,
         progress: Progress,
         checkpointer: Checkpointer,
+        retention: Retention,
         releases: Releases,
         replies: Replies,
         queries: Queries,
@@ -81,6 +84,8 @@ class Learner:
         self._fold = fold
         self._progress = progress
         self._checkpointer = checkpointer
+        self._retention = retention
+        self._lets_go = True  # whether something may have to be deleted
         self._releases = releases
         self._replies = replies
         self._queries = queries
@@ -112,7 +117,7 @@ class Learner:
         while not stop.is_set():
             busy = self._catch_up(stop)
             try:
-                busy = self._own() or busy or self._idle()
+                busy = self._own() or busy or self._idle() or self._let_go()
                 self._answer()
                 busy = self._predict(learning=busy) or busy
                 self._releases.publish_if_due()
@@ -179,6 +184,22 @@ class Learner:
         if self._progress.owed <= 0:
             self._metrics.passes.inc(self._config.learner.passes)
         return True
+
+    def _let_go(self) -> bool:
+        """Journal what need not be kept, and delete it once a checkpoint stands for it."""
+        if self._progress.waiting:
+            return False
+        if (snapshot := self._retention.due()) is not None:
+            offset = self._journal.append(RecordKind.SNAPSHOT.value, msgspec.json.encode(snapshot))
+            if offset == self._fold.offset + 1:
+                self._apply(self._journal.get(offset))
+            self._lets_go = True
+            return True
+        if not self._lets_go or not self._replies.all_written:
+            return False
+        self._checkpointer.write()
+        self._lets_go = self._retention.let_go(self._journal.folder)
+        return self._lets_go
 
     def _apply(self, record: Record) -> None:
         started, began = time.monotonic(), self._trace.now()

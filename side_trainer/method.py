@@ -120,8 +120,12 @@ class Method(ABC):
     """What each kind of record but facts does. A method says of every kind what it does with it."""
     formats: ClassVar[tuple[str, ...]]
     """In which its weights can be exported."""
+    lets_go: ClassVar[bool] = False
+    """Whether it can do without batches that it has learnt from."""
 
     def __init__(self, facts: Facts, journal: Journal, cache_bytes: int) -> None:
+        self.kept_since = 1
+        """The first record of which batches are still drawn."""
         self.facts = facts
         self.journal = journal
         self.updates = 0

@@ -28,6 +28,8 @@ class RecordKind(str, enum.Enum):
     """:class:`LearnRecord`"""
     IDLE = "idle"
     """:class:`IdleRecord`"""
+    SNAPSHOT = "snapshot"
+    """:class:`SnapshotRecord`"""
     REUSE = "reuse"
     """A ``Reuse`` as it came over the wire."""
     REPEAT = "repeat"
@@ -78,6 +80,14 @@ class TierRecord(TierFacts, frozen=True, kw_only=True):
     """Its name."""
     backbone: str = ""
     """Where the trainer's settings say that it is, for exports."""
+
+
+@prepared
+class SnapshotRecord(Message, frozen=True, kw_only=True):
+    """From here on the batches before a record are not drawn any more: the journal may let them go."""
+
+    before: Annotated[int, msgspec.Meta(ge=1)]
+    """The first record of which batches stay."""
 
 
 @prepared

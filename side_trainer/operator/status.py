@@ -67,7 +67,7 @@ class SampleCounts(NamedTuple):
 
 def _count_samples(journal: Journal, upto: int, *, trained: int) -> SampleCounts:
     """Count in one reading of the batches up to ``upto``; a checkpoint includes those up to ``trained``."""
-    batches = [one for one in journal.batches(upto) if one[2]]  # others are of a later pass of a split job
+    batches = [one for one in journal.batches(upto) if one[1]]  # others are of a later pass of a split job
     all_seen: set[tuple[str, int]] = set()
     trained_seen = 0
     for offset, *_ in batches:
@@ -75,7 +75,7 @@ def _count_samples(journal: Journal, upto: int, *, trained: int) -> SampleCounts
         all_seen.update((batch.stream, sample) for sample in batch.sample_ids.tolist())
         if offset <= trained:
             trained_seen = len(all_seen)
-    samples = sum(count for _, _, count, _ in batches)
+    samples = sum(count for _, count in batches)
     return SampleCounts(len(batches), samples, len(all_seen), trained_seen)
 
 

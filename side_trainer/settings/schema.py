@@ -240,6 +240,13 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """In a split job: how long the answer to a batch waits on the broker for a device that is away."""
     reply_patience_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     """In a split job: for how long such a device holds up the version that is called final."""
+    keep_days: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Let batches go that came longer ago, once they are learnt from. 0: keep all. Nothing is let go in a split
+    job. What was learnt of them stays, and so does what tells a repeated sample from a new one."""
+    keep_gib: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Let the oldest batches go when the journal takes more than so many GiB. 0: no bound."""
+    keep_samples: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Let the oldest batches go when there are more samples than this. 0: no bound."""
     checkpoint_every_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     """Seconds of learning that a crash may cost (never data: it is learnt again from the journal)."""
     idle_after_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0

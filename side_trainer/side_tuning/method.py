@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,14 @@ import numpy.typing as npt
 import torch
 
 from side_trainer.journal.journal import Journal, Record
-from side_trainer.journal.records import FACTS, IdleRecord, LearnRecord, RecordKind, TierRecord
+from side_trainer.journal.records import (
+    FACTS,
+    IdleRecord,
+    LearnRecord,
+    RecordKind,
+    SnapshotRecord,
+    TierRecord,
+)
 from side_trainer.method import Arrays, Export, Facts, Method, Step, foreign
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.batch_loss import BatchLoss, loss_by
@@ -76,6 +84,8 @@ class SideTuningMethod(Method):
         """What each device counts in learning."""
         self._waiting: deque[tuple[int, int]] = deque()  # batches to learn from: record, rows
         self._learns = 0  # learn records since the last phase of idle training began
+        self.dropped = 0
+        """Rows that were learnt from and let go since."""
         self._optimiser: Optimiser | None = None
         self._counts: dict[str, Counts] = {}
         self._made_loss: BatchLoss | None = None  # until settings, tiers or counts change
@@ -121,7 +131,9 @@ class SideTuningMethod(Method):
         assert record.tier is not None
         assert record.stream is not None
         self._count(record.tier, self.rows.read(record).targets)
-        self._add(record.offset, record.samples, record.stream)
+        self.rows.add(record.offset, record.samples)
+        self.devices.add(record.stream, record.samples)
+        self._waiting.append((record.offset, record.samples))
         return Step()
 
     def _learn(self, record: Record) -> Step:
@@ -181,12 +193,28 @@ class SideTuningMethod(Method):
         if not idle.position:
             self._learns = 0
 
+    def _snapshot(self, record: Record) -> Step:
+        """Go on as if only the batches that stay had ever come, but for what is learnt and owed."""
+        snapshot, owed = (
+            msgspec.json.decode(record.payload, type=SnapshotRecord),
+            self.owed(self._learner.passes),
+        )
+        assert not self._waiting or self._waiting[0][0] >= snapshot.before, "what is let go is learnt from"
+        self.dropped += self.rows.drop_before(snapshot.before)
+        self.devices.count(self.journal.samples_by_stream(record.offset, since=snapshot.before))
+        self.kept_since, self._learns, self._order = snapshot.before, 0, None
+        self.last_idle = IdleRecord(phase=record.offset, position=0, rows=1, total=1)
+        self.idle_rows = int(self._learner.passes * len(self.rows)) - owed
+        return Step()
+
     handlers: ClassVar = {
         **dict.fromkeys(set(RecordKind) - FACTS, foreign),
         RecordKind.BATCH: _batch,
         RecordKind.LEARN: _learn,
         RecordKind.IDLE: _idle,
+        RecordKind.SNAPSHOT: _snapshot,
     }
+    lets_go: ClassVar = True
 
     # --- while nothing arrives -----------------------------------------------------------------------
 
@@ -260,12 +288,6 @@ class SideTuningMethod(Method):
             self.average.set_start(align, start.weight, start.bias)
         return doubted
 
-    def _add(self, offset: int, rows: int, stream: str) -> None:
-        """Number a batch's rows, and know whose they are."""
-        self.rows.add(offset, rows)
-        self._waiting.append((offset, rows))
-        self.devices.add(stream, rows)
-
     def _device_of(self, stream: str) -> str:
         known = self.journal.stream(stream)
         assert known is not None
@@ -328,7 +350,7 @@ class SideTuningMethod(Method):
 
     @property
     def samples(self) -> int:
-        return len(self.rows)
+        return self.dropped + len(self.rows)
 
     @property
     def unlearnt(self) -> int:
@@ -380,19 +402,31 @@ class SideTuningMethod(Method):
             arrays |= self._optimiser.arrays()
         if len(self.devices.values):
             arrays["devices/weights"] = self.devices.values
-        return arrays | {f"counts/{tier}": counts for tier, counts in self._counts.items()}
+        arrays |= {f"counts/{tier}": counts for tier, counts in self._counts.items()}
+        return arrays | {"counters": np.array(self._counters(), np.int64)}
+
+    def _counters(self) -> list[int]:
+        """What :meth:`_recall` goes by."""
+        last = self.last_idle
+        idle = [last.phase, last.position, last.rows, last.total] if last is not None else []
+        waits = self._waiting[0][0] if self._waiting else 0
+        return [self.kept_since, self.dropped, waits, self._learns, self.idle_rows, *idle]
+
+    def _recall(self, offset: int, counters: list[int]) -> None:
+        """Which rows there are, and how far they are learnt from; no batch is read for that."""
+        self.kept_since, self.dropped, waits, self._learns, self.idle_rows, *idle = counters
+        if idle:
+            self.last_idle = IdleRecord(
+                **dict(zip(("phase", "position", "rows", "total"), idle, strict=True))
+            )
+        known = self.journal.batches(offset, since=self.kept_since)
+        self.rows.extend(known)
+        self._waiting = deque(known[bisect_left(known, (waits, 0)) :] if waits else ())
+        self.devices.count(self.journal.samples_by_stream(offset, since=self.kept_since))
 
     def restore(self, offset: int, updates: int, arrays: Arrays) -> None:
-        for record in self.journal.others(offset, (RecordKind.IDLE.value,)):
-            self._remember(msgspec.json.decode(record.payload, type=IdleRecord))
-        for at, _, rows, stream in self.journal.batches(offset):
-            self._add(at, rows, stream)
-        learnt = self.journal.newest(RecordKind.LEARN.value, offset)
-        if learnt is not None:
-            through = msgspec.json.decode(learnt.payload, type=LearnRecord).through
-            self._waiting = deque(one for one in self._waiting if one[0] > through)
-        phase = 0 if self.last_idle is None else self.last_idle.phase
-        self._learns = self.journal.count(RecordKind.LEARN.value, phase, offset)
+        if "counters" in arrays:
+            self._recall(offset, arrays["counters"].tolist())
         self._counts |= _below("counts", arrays)
         self._made_loss = None
         if self.network is not None and self.average is not None and self._optimiser is not None:

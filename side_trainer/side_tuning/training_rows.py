@@ -158,6 +158,24 @@ class RowStore:
         self._offsets.append(offset)
         self._ends.append(len(self) + rows)
 
+    def extend(self, batches: Sequence[tuple[int, int]]) -> None:
+        """As :meth:`add`, of many at once."""
+        if batches:
+            offsets, rows = np.array(batches, np.int64).T
+            self._ends.frombytes((len(self) + np.cumsum(rows)).tobytes())
+            self._offsets.frombytes(offsets.tobytes())
+
+    def drop_before(self, offset: int) -> int:
+        """Forget the batches before ``offset``; return how many rows they had. The rest are numbered anew."""
+        position = bisect_left(self._offsets, offset)
+        rows = self.rows_before(offset)
+        for gone in self._offsets[:position]:
+            if (stored := self._cache.pop(gone, None)) is not None:
+                self._cached -= stored.nbytes
+        del self._offsets[:position]
+        self._ends = array("q", (end - rows for end in self._ends[position:]))
+        return rows
+
     def rows_before(self, offset: int) -> int:
         """How many rows stand in batches before ``offset``."""
         position = bisect_left(self._offsets, offset)

@@ -75,7 +75,7 @@ class _Align(nn.Module):
         """
         for values, weight, bias in zip(taps, self.weight.unbind(), self.bias.unbind(), strict=False):
             normed = functional.layer_norm(values, values.shape[-1:])
-            yield functional.dropout(normed, dropout, self.training) @ weight + bias
+            yield (_dropout(normed, dropout) if self.training else normed) @ weight + bias
 
 
 class _Adapter(nn.Module):
@@ -342,6 +342,18 @@ def from_bundle(bundle: Bundle) -> SideNetwork:
                 network.add_start(name, taps)
     network.load_arrays(bundle.tensors, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def _dropout(values: Tensor, rate: float) -> Tensor:
+    """Dropout to the nearest 256th, by a random byte a value: torch's draws floats, for three times the time."""
+    kept = round(256 * (1 - rate))
+    if kept == 256:
+        return values
+    drawn = torch.empty(-(-values.numel() // 8), dtype=torch.int64, device=values.device).random_(
+        -(2**63), None
+    )
+    stays = drawn.view(torch.uint8)[: values.numel()].view(values.shape) < kept
+    return values * stays * (256 / max(1, kept))
 
 
 @contextmanager

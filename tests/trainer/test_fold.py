@@ -182,8 +182,10 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
     filled(journal, tmp_path, batches=3, idle=False)
     fold = fold_all(journal, Fold(journal))
     counts = {name: np.zeros(4) for name in ("big", "small")}
-    for offset, tier, *_ in journal.batches(journal.tail):
-        counts[tier] += np.bincount(StoredBatch.read(tier, journal.get(offset).payload).targets, minlength=4)
+    for offset, _ in journal.batches(journal.tail):
+        record = journal.get(offset)
+        assert record.tier is not None
+        counts[record.tier] += np.bincount(StoredBatch.read("", record.payload).targets, minlength=4)
     fleet, deep = (count + 1 for count in (counts["big"] + counts["small"], counts["big"]))
     expected = np.log(deep / deep.sum()) - np.log(fleet / fleet.sum())
     np.testing.assert_allclose(learnt(fold)._loss.adjustment("big", 3), expected, rtol=1e-5)
@@ -262,7 +264,7 @@ def test_mixed_tiers_are_gathered_deepest_first(journal: Journal, tmp_path: Path
     for device in fleet[:2]:
         append(journal, device, device.batch(job.plan, rows=rows))
     fold = fold_all(journal, Fold(journal))
-    offsets = [offset for offset, *_ in journal.batches(journal.tail)]
+    offsets = [offset for offset, _ in journal.batches(journal.tail)]
     picks = [(learnt(fold).rows.batch(offset), row) for row in range(rows) for offset in reversed(offsets)]
     batch = gather(picks, lambda _: "m")
     assert batch.tiers == ["big"] * rows + ["small"] * rows
