@@ -225,6 +225,8 @@ class Learner:
         for device, why in step.refused.items():
             self._metrics.messages_rejected.labels(Kind.ADAPTER, Reason.OTHER).inc()
             _log.warning("what device %s uploaded is left out of the average: %s", device, why)
+        if record.kind == RecordKind.SNAPSHOT.value:
+            self._releases.unchanged()
         if record.kind in _ARRIVED:
             self._last_batch_at = time.monotonic()
             self._releases.heard(len(record.payload))

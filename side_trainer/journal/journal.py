@@ -319,9 +319,12 @@ class Journal(JournalFacts):
 
     def batches(self, upto: int, *, since: int = 1) -> list[tuple[int, int]]:
         """``(offset, samples)`` of every batch from one offset up to another, in order."""
-        query = "SELECT offset, samples FROM records WHERE kind = 'batch' AND offset BETWEEN ? AND ? ORDER BY offset"
         with self.reading() as db:
-            return db.execute(query, (since, upto)).fetchall()
+            return db.execute(
+                "SELECT offset, samples FROM records WHERE kind = 'batch' AND offset BETWEEN ? AND ? "
+                "ORDER BY offset",
+                (since, upto),
+            ).fetchall()
 
     def samples_by_stream(self, upto: int, *, since: int = 1) -> list[tuple[str, int]]:
         """``(stream, samples)`` of such batches, in the order of each stream's first one."""

@@ -10,8 +10,8 @@ What that means exactly:
   learnt from any, and then went idle. In a split job the order of service stays, less what is taken out.
 - Records get new numbers, for randomness derives from them. Weights versions count on from the highest one
   that was published, so that devices adopt what comes.
-- Where batches are let go (``keep_days`` and the like), the fold begins at the snapshot that stands for them: what it
-  has of these devices stays, and how many samples that is is said.
+- Where batches were let go (``keep_days`` and the like), the fold begins at the snapshot that stands for them:
+  what it has of these devices stays, and how many samples that is is said.
 - What is taken out is kept as held batches, and the devices are excluded; releasing one brings it back, at
   the end. The old journal stays beside the new one.
 """

@@ -22,9 +22,10 @@ from side_trainer.operator.audit import verify
 from side_trainer.operator.rebuild import rebuild
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.errors import ConfigError, StateError
-from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.messages import ActivationBatch, WeightsManifest
+from sidestream.contract.wire import unpack
 from tests.trainer.conftest import FakeDevice, append, config, devices, fold_all, put, settle
-from tests.trainer.test_trainer import Listener, born, final, send, trainer
+from tests.trainer.test_trainer import TOPICS, Listener, born, final, receipted, send, trainer
 from tests.until import until
 
 DAY = 86_400.0
@@ -232,11 +233,25 @@ def test_a_running_trainer_lets_go_and_its_successor_goes_on(
         with trainer(broker, settings):
             listener = Listener(broker.transport(f"watch-{life}"))
             plan = born(listener, fleet)
-            for _ in range(3):
-                for device in fleet:
-                    send(listener, device, device.batch(plan))
+            batches = [(device, device.batch(plan)) for _ in range(3) for device in fleet]
+
+            def arrived(batches: list[tuple[FakeDevice, ActivationBatch]] = batches) -> bool:
+                """Send what is not receipted yet: the plan may be of a trainer that is gone."""
+                for device, batch in batches:
+                    if receipted(listener, device) < batch.sequence:
+                        send(listener, device, batch)
+                return all(receipted(listener, device) == 3 * (life + 1) for device in fleet)
+
+            until(arrived, "receipts")
             assert final(listener, 72 * (life + 1))
             until(lambda: here() <= 40, "the oldest are let go")
+        versions = [
+            unpack(WeightsManifest, one.payload)
+            for one in listener.seen
+            if one.topic == TOPICS.weights("big") and one.payload
+        ]
+        finals = [one.samples for one in versions if one.final and one.samples == 72 * (life + 1)]
+        assert len(finals) == 1, "letting go makes no version"
         assert verify(tmp_path).matches
 
 
