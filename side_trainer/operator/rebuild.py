@@ -10,8 +10,8 @@ What that means exactly:
   learnt from any, and then went idle. In a split job the order of service stays, less what is taken out.
 - Records get new numbers, for randomness derives from them. Weights versions count on from the highest one
   that was published, so that devices adopt what comes.
-- Where batches were let go (``keep_days`` and the like), the fold begins at the snapshot that stands for them:
-  what it has of these devices stays, and how many samples that is is said.
+- Where batches were let go (``keep_days`` and the like), the fold begins at the snapshot that stands for
+  them: what it has of these devices stays, and how many samples that is is said.
 - What is taken out is kept as held batches, and the devices are excluded; releasing one brings it back, at
   the end. The old journal stays beside the new one.
 """
@@ -142,7 +142,10 @@ def _take_out(db: sqlite3.Connection, without: Sequence[str], base: int, begins:
 
 
 def _renumber(db: sqlite3.Connection, begins: int) -> None:
-    """Close the gaps after the record that the fold begins at. Records that name others name what is left of them; a serve goes if nothing is."""
+    """Close the gaps after the record that the fold begins at.
+
+    Records that name others name what is left of them; a serve goes if nothing is.
+    """
     kept = {offset for (offset,) in db.execute("SELECT offset FROM records")}
     for offset, kind, payload in db.execute(
         "SELECT offset, kind, payload FROM records WHERE kind IN ('serve', 'round')"

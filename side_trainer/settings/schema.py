@@ -241,8 +241,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     reply_patience_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     """In a split job: for how long such a device holds up the version that is called final."""
     keep_days: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Let batches go that came longer ago, once they are learnt from. 0: keep all. Nothing is let go in a split
-    job. What was learnt of them stays, and so does what tells a repeated sample from a new one."""
+    """Let batches go that came longer ago, once they are learnt from; what was learnt stays, and so does what
+    tells a repeated sample from a new one. 0: keep all. Split jobs keep all."""
     keep_gib: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """Let the oldest batches go when the journal takes more than so many GiB. 0: no bound."""
     keep_samples: Annotated[int, msgspec.Meta(ge=0)] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -219,6 +220,14 @@ def test_without_bounds_and_in_split_jobs_nothing_is_let_go(journal: Journal, tm
         TrainerConfig(job="j", method="split-lora", keep_days=3.0, tiers=kept.config.tiers).checked()
 
 
+def arrived(listener: Listener, batches: list[tuple[FakeDevice, ActivationBatch]]) -> bool:
+    """Send what is not receipted yet: the plan that was seen may be of a trainer that is gone."""
+    waiting = [(device, batch) for device, batch in batches if receipted(listener, device) < batch.sequence]
+    for device, batch in waiting:
+        send(listener, device, batch)
+    return not waiting
+
+
 def test_a_running_trainer_lets_go_and_its_successor_goes_on(
     broker: InProcessBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,15 +243,7 @@ def test_a_running_trainer_lets_go_and_its_successor_goes_on(
             listener = Listener(broker.transport(f"watch-{life}"))
             plan = born(listener, fleet)
             batches = [(device, device.batch(plan)) for _ in range(3) for device in fleet]
-
-            def arrived(batches: list[tuple[FakeDevice, ActivationBatch]] = batches) -> bool:
-                """Send what is not receipted yet: the plan may be of a trainer that is gone."""
-                for device, batch in batches:
-                    if receipted(listener, device) < batch.sequence:
-                        send(listener, device, batch)
-                return all(receipted(listener, device) == 3 * (life + 1) for device in fleet)
-
-            until(arrived, "receipts")
+            until(partial(arrived, listener, batches), "receipts")
             assert final(listener, 72 * (life + 1))
             until(lambda: here() <= 40, "the oldest are let go")
         versions = [
