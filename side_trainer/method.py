@@ -124,8 +124,6 @@ class Method(ABC):
     """Whether it can do without batches that it has learnt from."""
 
     def __init__(self, facts: Facts, journal: Journal, cache_bytes: int) -> None:
-        self.kept_since = 1
-        """The first record of which batches are still drawn."""
         self.facts = facts
         self.journal = journal
         self.updates = 0
@@ -169,6 +167,11 @@ class Method(ABC):
     def has_weights(self) -> bool:
         """Whether there is anything that devices can use."""
         return self.updates > 0
+
+    @property
+    def kept_since(self) -> int:
+        """The first record of which batches are still drawn from."""
+        return 1
 
     @property
     @abstractmethod

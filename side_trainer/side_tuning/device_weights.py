@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from side_trainer.side_tuning.drawn_rows import Drawn, Ints
+from side_trainer.rows.drawn_rows import Drawn, Ints
 from sidestream.contract.tensors import Floats
 
 LEAST_DEVICES: Final = 4

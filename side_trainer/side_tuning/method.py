@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import copy
 import math
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, Final
@@ -33,16 +31,17 @@ from side_trainer.journal.records import (
     TierRecord,
 )
 from side_trainer.method import Arrays, Export, Facts, Method, Step, foreign
+from side_trainer.rows.drawn_rows import draw
+from side_trainer.rows.training_order import TrainingOrder
+from side_trainer.rows.training_rows import MiniBatch, RowStore, StoredBatch, gather
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.batch_loss import BatchLoss, loss_by
 from side_trainer.side_tuning.device_weights import DeviceWeights
-from side_trainer.side_tuning.drawn_rows import draw
 from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
 from side_trainer.side_tuning.linear_starts import fit_starts
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser
 from side_trainer.side_tuning.output_heads import Heads
-from side_trainer.side_tuning.training_rows import MiniBatch, RowStore, StoredBatch, gather
 from sidestream.contract.tasks import TASKS, Scale, Targets, Task
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
@@ -51,11 +50,9 @@ from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 
 _LEARN_STREAM: Final = 1
-_IDLE_STREAM: Final = 2
 _SURVEY_STREAM: Final = 3
 _EARLY: Final = 512  # rows up to which starts are fitted while they come, and not only when none does
 _FIRST_LOOK: Final = 16
-_SLICE_UPDATES: Final = 16
 _JUDGED_ROWS: Final = 128  # by which weights are held against earlier ones
 _JUDGED_TEXTS: Final = 4  # of a language model's
 
@@ -71,25 +68,19 @@ class SideTuningMethod(Method):
 
     def __init__(self, facts: Facts, journal: Journal, cache_bytes: int) -> None:
         super().__init__(facts, journal, cache_bytes)
-        self.idle_rows = 0
-        """Rows that idle records trained on."""
-        self.last_idle: IdleRecord | None = None
         self.network: SideNetwork | None = None
         self.average: SideNetwork | None = None
         """The running mean of the network over updates: what devices get (Polyak averaging)."""
         self.heads = Heads(journal.folder)
         """Backbones' output heads, those that the task goes by."""
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
+        self.order = TrainingOrder(self.rows)
+        """Which of them are learnt from next."""
         self.devices = DeviceWeights(self._device_of)
         """What each device counts in learning."""
-        self._waiting: deque[tuple[int, int]] = deque()  # batches to learn from: record, rows
-        self._learns = 0  # learn records since the last phase of idle training began
-        self.dropped = 0
-        """Rows that were learnt from and let go since."""
         self._optimiser: Optimiser | None = None
         self._counts: dict[str, Counts] = {}
         self._made_loss: BatchLoss | None = None  # until settings, tiers or counts change
-        self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
 
     # --- facts ---------------------------------------------------------------------------------------
 
@@ -128,23 +119,16 @@ class SideTuningMethod(Method):
     # --- records -------------------------------------------------------------------------------------
 
     def _batch(self, record: Record) -> Step:
-        assert record.tier is not None
-        assert record.stream is not None
+        assert record.tier is not None and record.stream is not None
         self._count(record.tier, self.rows.read(record).targets)
-        self.rows.add(record.offset, record.samples)
+        self.order.arrived(record.offset, record.samples)
         self.devices.add(record.stream, record.samples)
-        self._waiting.append((record.offset, record.samples))
         return Step()
 
     def _learn(self, record: Record) -> Step:
         settings = self._learner
-        learn = msgspec.json.decode(record.payload, type=LearnRecord)
-        chosen: list[tuple[int, int]] = []
-        while not chosen or chosen[-1][0] < learn.through:
-            chosen.append(self._waiting.popleft())
-        assert chosen[-1][0] == learn.through
+        chosen = self.order.learn(msgspec.json.decode(record.payload, type=LearnRecord))
         before, known = self.rows.rows_before(chosen[0][0]), self.rows.rows_before(chosen[-1][0] + 1)
-        self._learns += 1
         doubted = {}
         if _doubled(before, known):
             doubted = self._survey(record.offset, starts=known < _EARLY)
@@ -170,41 +154,20 @@ class SideTuningMethod(Method):
     def _idle(self, record: Record) -> Step:
         settings = self._learner
         idle = msgspec.json.decode(record.payload, type=IdleRecord)
-        total = self.rows.rows_before(idle.phase + 1)
         doubted = {} if idle.position else self._survey(record.offset, starts=True)
-        chosen = np.concatenate(
-            [
-                self._shuffled(idle.phase, position // total, total)[position % total :][: idle.rows]
-                for position in _parts(idle.position, idle.rows, total)
-            ]
-        )[: idle.rows]
+        chosen = self.order.idle(idle, settings.seed)
         losses, starts = _Losses(), range(0, len(chosen), settings.pass_rows)
         with self._seeded(record.offset):
             for start in starts:
                 drawn = self._mini_batch(chosen[start : start + settings.pass_rows])
                 rate = _half_cosine((idle.position + start) / idle.total, settings.final_rate)
                 losses.add(drawn, self._update(drawn, rate=rate))
-        self._remember(idle)
         return Step(updates=len(starts), learnt=losses.by_tier, doubted=doubted)
 
-    def _remember(self, idle: IdleRecord) -> None:
-        self.idle_rows += idle.rows
-        self.last_idle = idle
-        if not idle.position:
-            self._learns = 0
-
     def _snapshot(self, record: Record) -> Step:
-        """Go on as if only the batches that stay had ever come, but for what is learnt and owed."""
-        snapshot, owed = (
-            msgspec.json.decode(record.payload, type=SnapshotRecord),
-            self.owed(self._learner.passes),
-        )
-        assert not self._waiting or self._waiting[0][0] >= snapshot.before, "what is let go is learnt from"
-        self.dropped += self.rows.drop_before(snapshot.before)
+        snapshot = msgspec.json.decode(record.payload, type=SnapshotRecord)
+        self.order.let_go(snapshot.before, record.offset, self._learner.passes, self._learner)
         self.devices.count(self.journal.samples_by_stream(record.offset, since=snapshot.before))
-        self.kept_since, self._learns, self._order = snapshot.before, 0, None
-        self.last_idle = IdleRecord(phase=record.offset, position=0, rows=1, total=1)
-        self.idle_rows = int(self._learner.passes * len(self.rows)) - owed
         return Step()
 
     handlers: ClassVar = {
@@ -219,41 +182,20 @@ class SideTuningMethod(Method):
     # --- while nothing arrives -----------------------------------------------------------------------
 
     def owed(self, passes: float) -> int:
-        """Each new row brings ``passes`` new ones, and few rows as many as make up ``least_updates``."""
-        if not passes or not len(self.rows):
-            return 0
-        settings, last, left, known = self._learner, self.last_idle, 0, 0
-        if last is not None:
-            left, known = last.total - last.position - last.rows, self.rows.rows_before(last.phase + 1)
-        fresh = (len(self.rows) - known) / len(self.rows)
-        done = self._learns * (1 + settings.replay)
-        lacking = max(0, int((settings.least_updates * fresh - done) * settings.pass_rows))
-        return max(int(passes * len(self.rows)) - self.idle_rows, left + lacking)
+        return self.order.owed(passes, self._learner)
 
     def next_idle(self, passes: float, pass_rows: int, offset: int) -> IdleRecord:
-        """Go on with the phase, or start one if rows have come since."""
-        rows = _SLICE_UPDATES * pass_rows
-        last = self.last_idle
-        unfinished = last is not None and last.position + last.rows < last.total
-        if last is not None and unfinished and self.rows.rows_before(last.phase + 1) == len(self.rows):
-            position = last.position + last.rows
-            rows = min(rows, last.total - position)
-            return IdleRecord(phase=last.phase, position=position, rows=rows, total=last.total)
-        total = self.owed(passes)
-        return IdleRecord(phase=offset, position=0, rows=min(rows, total), total=total)
+        return self.order.next_idle(self.owed(passes), pass_rows, offset)
 
     def next_own(self, now: float) -> tuple[RecordKind, bytes] | None:
-        """Learn from what waits: so many batches as make up an update, or one."""
-        if not self._waiting:
-            return None
+        """Learn from what waits."""
         most = 1 if TASKS[self.facts.settings.task].generates else self._learner.update_rows
-        through, rows = self._waiting[0][0], 0
-        for offset, more in self._waiting:
-            rows += more
-            if rows > most:
-                break
-            through = offset
-        return RecordKind.LEARN, msgspec.json.encode(LearnRecord(through=through))
+        learn = self.order.next_learn(most)
+        return None if learn is None else (RecordKind.LEARN, msgspec.json.encode(learn))
+
+    @property
+    def kept_since(self) -> int:
+        return self.order.kept_since
 
     # --- learning ------------------------------------------------------------------------------------
 
@@ -340,21 +282,15 @@ class SideTuningMethod(Method):
             torch.manual_seed(int(self._generator(0, offset).integers(2**62)))
             yield
 
-    def _shuffled(self, phase: int, number: int, total: int) -> npt.NDArray[np.int64]:
-        """The order of a phase's pass ``number``; the last one is kept, slices come one after another."""
-        if self._order is None or self._order[0] != (phase, number):
-            self._order = ((phase, number), self._generator(_IDLE_STREAM, phase, number).permutation(total))
-        return self._order[1]
-
     # --- what others see -----------------------------------------------------------------------------
 
     @property
     def samples(self) -> int:
-        return self.dropped + len(self.rows)
+        return self.order.dropped + len(self.rows)
 
     @property
     def unlearnt(self) -> int:
-        return len(self._waiting)
+        return len(self.order.waiting)
 
     @property
     def head_bytes(self) -> int:
@@ -403,30 +339,13 @@ class SideTuningMethod(Method):
         if len(self.devices.values):
             arrays["devices/weights"] = self.devices.values
         arrays |= {f"counts/{tier}": counts for tier, counts in self._counts.items()}
-        return arrays | {"counters": np.array(self._counters(), np.int64)}
-
-    def _counters(self) -> list[int]:
-        """What :meth:`_recall` goes by."""
-        last = self.last_idle
-        idle = [last.phase, last.position, last.rows, last.total] if last is not None else []
-        waits = self._waiting[0][0] if self._waiting else 0
-        return [self.kept_since, self.dropped, waits, self._learns, self.idle_rows, *idle]
-
-    def _recall(self, offset: int, counters: list[int]) -> None:
-        """Which rows there are, and how far they are learnt from; no batch is read for that."""
-        self.kept_since, self.dropped, waits, self._learns, self.idle_rows, *idle = counters
-        if idle:
-            self.last_idle = IdleRecord(
-                **dict(zip(("phase", "position", "rows", "total"), idle, strict=True))
-            )
-        known = self.journal.batches(offset, since=self.kept_since)
-        self.rows.extend(known)
-        self._waiting = deque(known[bisect_left(known, (waits, 0)) :] if waits else ())
-        self.devices.count(self.journal.samples_by_stream(offset, since=self.kept_since))
+        return arrays | {"order": np.array([self.kept_since, *self.order.counters()])}
 
     def restore(self, offset: int, updates: int, arrays: Arrays) -> None:
-        if "counters" in arrays:
-            self._recall(offset, arrays["counters"].tolist())
+        if "order" in arrays:
+            since, counters = int(arrays["order"][0]), arrays["order"][1:]
+            self.order.restore(counters, since, self.journal.batches(offset, since=since))
+            self.devices.count(self.journal.samples_by_stream(offset, since=since))
         self._counts |= _below("counts", arrays)
         self._made_loss = None
         if self.network is not None and self.average is not None and self._optimiser is not None:
@@ -472,11 +391,6 @@ def _below(key: str, arrays: Arrays) -> Arrays:
 def _doubled(before: int, rows: int) -> bool:
     """Whether the rows have doubled, counted from the first look."""
     return rows >= _FIRST_LOOK and (before < _FIRST_LOOK or before.bit_length() < rows.bit_length())
-
-
-def _parts(position: int, rows: int, total: int) -> Iterable[int]:
-    """Where a slice starts, and where each further pass that it runs into does."""
-    return [position, *range((position // total + 1) * total, position + rows, total)]
 
 
 def _half_cosine(progress: float, final: float) -> float:

@@ -345,7 +345,7 @@ def from_bundle(bundle: Bundle) -> SideNetwork:
 
 
 def _dropout(values: Tensor, rate: float) -> Tensor:
-    """Dropout to the nearest 256th, by a random byte a value: torch's draws floats, for three times the time."""
+    """Dropout to the nearest 256th, by a byte a value: drawing floats as torch does takes thrice as long."""
     kept = round(256 * (1 - rate))
     if kept == 256:
         return values

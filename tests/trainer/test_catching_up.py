@@ -15,8 +15,8 @@ from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import IdleRecord
+from side_trainer.rows.training_rows import StoredBatch, gather
 from side_trainer.settings.schema import LearnerSettings
-from side_trainer.side_tuning.training_rows import StoredBatch, gather
 from sidestream.contract.errors import StateError
 from sidestream.contract.messages import ActivationBatch, to_bin
 from sidestream.contract.tensors import Codec, Floats, decode, encode

@@ -17,8 +17,8 @@ from side_trainer.journal.decoded import Decoded, DecodedBatches
 from side_trainer.journal.file import digest_of
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import IdleRecord
+from side_trainer.rows.training_rows import Ints, MiniBatch, RowStore, StoredBatch, gather
 from side_trainer.settings.schema import LearnerSettings
-from side_trainer.side_tuning.training_rows import Ints, MiniBatch, RowStore, StoredBatch, gather
 from sidestream.contract.errors import StateError
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.tensors import decode
@@ -64,7 +64,7 @@ def test_a_fold_resumed_from_any_checkpoint_ends_with_the_same_bits(journal: Jou
         found = resume(directory, late, journal.run, journal.tail)
         assert found is not None and found.about.offset == stop
         assert fold_all(journal, late).digest() == whole.digest(), stop
-        assert late.updates == whole.updates and learnt(late).idle_rows == learnt(whole).idle_rows
+        assert late.updates == whole.updates and learnt(late).order.idle_rows == learnt(whole).order.idle_rows
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_what_the_inbox_has_unpacked_is_not_unpacked_again_and_gives_the_same_bi
             batch = unpack(ActivationBatch, record.payload)
             journal.decoded.put(record.offset, Decoded(batch, decode(batch.activations)))
     with monkeypatch.context() as patched:
-        patched.setattr("side_trainer.side_tuning.training_rows.unpack", None)
+        patched.setattr("side_trainer.rows.training_rows.unpack", None)
         handed_on = fold_all(journal, Fold(journal)).digest()
     assert fold_all(journal, Fold(journal)).digest() == handed_on
 

@@ -12,9 +12,9 @@ from side_trainer.fold.checkpoint import resume, write_checkpoint
 from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
+from side_trainer.rows.training_rows import StoredBatch
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.linear_starts import share_of
-from side_trainer.side_tuning.training_rows import StoredBatch
 from sidestream.contract.messages import to_bin
 from sidestream.contract.wire import pack
 from sidestream.side_network.bundle import decode_bundle

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from side_trainer.journal.records import TierRecord
-from side_trainer.side_tuning.training_rows import RowStore, StoredBatch
+from side_trainer.rows.training_rows import RowStore, StoredBatch
 from sidestream.contract.tensors import Floats
 
 MOST_VALUES: Final = 2**23
