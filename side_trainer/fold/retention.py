@@ -56,7 +56,7 @@ class Retention:
         if self._looked_s is not None and 0 <= now - self._looked_s < _LOOK_EVERY_S:
             return None
         self._looked_s = now
-        self._journal.keeping.note_hour(now)
+        self._journal.keeping.note_hour(now, self._journal.tail)
         method = self._fold.method
         batches = self._journal.batches(self._fold.offset, since=method.kept_since)
         before = max(self._too_old(now), self._too_many(batches), self._too_large(batches))

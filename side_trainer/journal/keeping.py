@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from side_trainer.journal.file import digest_of, is_whole
-
-if TYPE_CHECKING:
-    from side_trainer.journal.journal import Journal
+from side_trainer.journal.file import JournalFile, digest_of, is_whole
 
 _GONE: Final = "('batch', 'learn', 'idle', 'snapshot')"
 _AT_ONCE: Final = 500
@@ -21,7 +18,7 @@ class Keeping:
         journal: What it is of.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: JournalFile) -> None:
         self._journal = journal
 
     @property
@@ -33,14 +30,14 @@ class Keeping:
             )
         return (pages - free) * size
 
-    def note_hour(self, now: float) -> None:
-        """Remember which record was the last one when an hour of Unix time began."""
+    def note_hour(self, now: float, tail: int) -> None:
+        """Remember which record was the last one when an hour of Unix time began; it is ``tail`` now."""
         hour = int(now // _HOUR_S)
         with self._journal.reading():
             known = self._journal.one("SELECT coalesce(max(since), 0) FROM hours")
         if hour > known:
             with self._journal.transaction():
-                self._journal.db.execute("INSERT INTO hours VALUES (?, ?)", (hour, self._journal.tail))
+                self._journal.db.execute("INSERT INTO hours VALUES (?, ?)", (hour, tail))
 
     def before(self, then: float) -> int:
         """The last record that was here at some Unix time, as far as hours tell; 0 if none was."""
