@@ -73,10 +73,13 @@ class Bench:
         points: All that will be run.
         folder: For scratch files.
         tell: Given progress.
+        codebooks: Where those for product quantisation are.
     """
 
-    def __init__(self, work: Workload, points: Sequence[Point], folder: Path, tell: Tell) -> None:
-        self._work, self._folder, self._tell = work, folder, tell
+    def __init__(
+        self, work: Workload, points: Sequence[Point], folder: Path, tell: Tell, codebooks: str = ""
+    ) -> None:
+        self._work, self._folder, self._tell, self._codebooks = work, folder, tell, codebooks
         inner = shared_backbone(work.backbone)
         assert isinstance(inner, TorchBackbone)
         taps = {layer for point in points for layer in tap_layers(inner.depth, point.taps)}
@@ -89,7 +92,8 @@ class Bench:
             return self._backbone
 
         taps = tap_layers(self._backbone.depth, point.taps)
-        way = TierConfig(taps=taps, sampling=point.sampling, codec=point.codec)
+        codebooks = self._codebooks if point.codec.stages else ""
+        way = TierConfig(taps=taps, sampling=point.sampling, codec=point.codec, codebooks=codebooks)
         work = replace(self._work, way=way)
         work.config(self._folder, seed=0).checked()
         features = TierFeatures(work, _TIER, work.train, self._scratch() / "features", self._tell, load)
@@ -168,7 +172,7 @@ def _run(args: argparse.Namespace) -> str:
         for point in dict.fromkeys([REFERENCE, *args.points])
     }
     with tempfile.TemporaryDirectory(prefix="sidestream-bytes-") as folder:
-        bench = Bench(work, list(todo), Path(folder), tell) if any(todo.values()) else None
+        bench = Bench(work, list(todo), Path(folder), tell, args.codebooks) if any(todo.values()) else None
         for point, seeds in todo.items():
             if bench and seeds:
                 results += bench.run(point, seeds)
@@ -211,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="POINT,…",
         help="default: %(default)s",
     )
+    add("--codebooks", default="", metavar="DIR", help="codebooks of the backbone, for pq1 and pq2")
     add("--max-samples", type=int, default=0, help="use so many training samples only")
     add("--json", type=Path, metavar="FILE", help="write everything there, after every point")
     add("--plot", type=Path, metavar="FILE", help="draw this PNG, after every point")

@@ -12,12 +12,13 @@ from typing import Final
 
 import msgspec
 
+from side_trainer.codebook_store import CodebookStore
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import LabelsRecord, SettingsRecord, TierRecord
 from side_trainer.method_registry import SETTLERS
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.settling import UnsuitableTier
-from sidestream.contract.errors import ConfigError, WireError
+from sidestream.contract.errors import BackboneError, ConfigError, WireError
 from sidestream.contract.messages import Status, check_labels
 from sidestream.contract.plan import METHODS, MethodPlan, Plan, RoundPlan, SideTuning, Split, TierPlan
 
@@ -234,8 +235,11 @@ class Job:
         """Journal what is fixed of a tier, if a plan can be made with it."""
         name = record.tier
         try:
+            if reference := self._config.tiers[name].codebooks:
+                taken = CodebookStore(self._journal.folder).take(reference, record)
+                record = msgspec.structs.replace(record, codebooks=taken)
             self._build_plan({**self._settled, name: record}, revision=0)
-        except WireError as exc:
+        except (BackboneError, WireError) as exc:
             self._refused(name, str(exc))
             return False
         self._journal.append("tier", msgspec.json.encode(record), tier=name)

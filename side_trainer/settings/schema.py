@@ -62,7 +62,10 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Which token vectors travel: pivot, mean, segments:n, random:n, important:n or all; default: segments:4,
     or all where the task has a label for every word."""
     codec: Codec = Codec.INT4
-    """How they are quantised: f32, f16, int8, int4, nf4 or int2."""
+    """How they are quantised: f32, f16, int8, int4, nf4, int2, or with codebooks pq1 or pq2."""
+    codebooks: str = ""
+    """Where this machine has the backbone's codebooks for pq1 and pq2, one and two bits a value: a file that
+    sidestream backbone codebooks wrote, or its folder. Devices that lack them get them from the trainer."""
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
     """Samples a message."""
     max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128

@@ -8,6 +8,7 @@ fixed.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -25,6 +26,7 @@ from sidestream.contract.wire import Message, prepared
 
 MAX_TIERS: Final = 64
 MAX_RUNGS: Final = 64
+_CODEBOOKS: Final = re.compile(r"([0-9a-f]{32})?")
 Precision: TypeAlias = Literal["f32", "bf16", "int8"]
 
 
@@ -56,7 +58,17 @@ DEFAULT_LADDER: Final = (
 )
 """What a device with a byte budget chooses from where its tier has no ladder."""
 
-
+CODED_LADDER: Final = (
+    Rung(sampling="all", codec=Codec.INT8),
+    Rung(sampling="all", codec=Codec.INT4),
+    Rung(sampling="all", codec=Codec.PQ2),
+    Rung(sampling="all", codec=Codec.PQ1),
+    Rung(sampling="segments:12", codec=Codec.PQ1),
+    Rung(sampling="segments:4", codec=Codec.PQ1),
+    Rung(sampling="segments:2", codec=Codec.PQ1),
+    Rung(sampling="mean", codec=Codec.PQ1),
+)
+"""The same where the tier has codebooks."""
 TOKEN_LADDER: Final = (
     Rung(sampling="all", codec=Codec.INT8),
     Rung(sampling="all", codec=Codec.INT4),
@@ -94,6 +106,13 @@ class TierFacts(Message, frozen=True, kw_only=True):
     """What they take in f32."""
     gradient_codec: Codec = Codec.INT8
     """How gradients travel, where devices get any."""
+    codebooks: ShortText = ""
+    """Of product quantisation, the id of the codebooks of its taps, 32 hex digits; empty where it has none."""
+
+    @property
+    def codebooks_id(self) -> bytes:
+        """The same, as tensors name it."""
+        return bytes.fromhex(self.codebooks)
 
     def facts(self) -> dict[str, Any]:
         """These, by name."""
@@ -129,12 +148,23 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
             check_name("align", self.align)
         except ConfigError as exc:
             raise DecodeError(str(exc)) from exc
+        if not _CODEBOOKS.fullmatch(self.codebooks):
+            raise DecodeError("codebooks are named by 32 hex digits")
+        coded = [codec for codec in (self.codec, *(rung.codec for rung in self.ladder)) if codec.stages]
+        if coded and self.depth and not self.codebooks:
+            raise DecodeError(f"{coded[0].value} takes codebooks; name a file of them with codebooks")
+        if self.gradient_codec.stages:
+            raise DecodeError(f"gradients have no codebooks, and cannot travel as {self.gradient_codec.value}")
         if list(self.taps) != sorted(set(self.taps)) or any(not 1 <= tap <= self.depth for tap in self.taps):
             raise DecodeError(f"taps {list(self.taps[:16])} must ascend within layers 1 to {self.depth}")
 
     def rungs(self, task: Task) -> tuple[Rung, ...]:
         """What its devices choose from if they have a byte budget."""
-        return self.ladder or (TOKEN_LADDER if TASKS[task].generates else DEFAULT_LADDER)
+        if self.ladder:
+            return self.ladder
+        if TASKS[task].generates:
+            return TOKEN_LADDER
+        return CODED_LADDER if self.codebooks else DEFAULT_LADDER
 
     def policies(self, task: Task) -> frozenset[str]:
         """The token-sampling policies that its devices may send by."""

@@ -62,7 +62,7 @@ def keep(outbox: Outbox, number: int, *, held_out: bool = False) -> None:
     if outbox.is_consumed(key):
         return
     sampled = Sampled(vectors=np.full((2, 1, 4), number + 1.0, np.float32), lengths=np.array([1]))
-    activations = kept.write(sampled, 0, "mean", Codec.F32)
+    activations = kept.write(sampled, 0, "mean", partial(encode, codec=Codec.F32))
     sample = Sample(f"text {number}", None, key)
     made_by = kept.made_by(PLAN.tiers[TIER], PLAN.task)
     outbox.consume(Consumed(keys=[key], kept=[UnlabelledSample(sample, held_out, made_by, activations)]))
