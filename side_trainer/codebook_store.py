@@ -1,11 +1,12 @@
 """Codebooks that a job goes by, kept beside its journal: a record can be folded wherever the folder is.
 
-The settings name a file (``codebooks``); what a tier takes of it is fixed with the tier, by its id, and a copy
-of that stays here, whatever becomes of the file.
+The settings name a file (``codebooks``); what a tier takes of it is fixed with
+the tier, by its id, and a copy of that stays here, whatever becomes of the file.
 """
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +28,13 @@ class CodebookStore:
     def __init__(self, state_dir: Path) -> None:
         self._folder = state_dir / FOLDER
 
-    def take(self, reference: str, tier: TierRecord) -> str:
+    def take(self, reference: str, tier: TierRecord, stages: int) -> str:
         """Keep a copy of what a tier takes; return its id.
 
         Args:
             reference: A file, or the folder that it is in.
             tier: Which, with its taps and its backbone's fingerprint.
+            stages: As many as its codecs take.
 
         Raises:
             BackboneError: there is no such file, it is of another backbone, or lacks a layer.
@@ -42,7 +44,7 @@ class CodebookStore:
         try:
             whole = read(path)
             whole.check(tier.fingerprint, tier.depth)
-            codebooks = keep(whole.of_taps(tier.taps))
+            codebooks = keep(whole.of_taps(tier.taps, stages))
         except BackboneError as exc:
             text = str(exc)
             raise BackboneError(text if text.startswith(str(path)) else f"{path}: {text}") from exc
@@ -50,7 +52,7 @@ class CodebookStore:
         if not copy.exists():
             try:
                 self._folder.mkdir(mode=0o700, exist_ok=True)
-                write(copy, whole.cut_to(tier.taps))
+                write(copy, whole.cut_to(tier.taps, stages))
             except (OSError, BackboneError) as exc:
                 raise StateError(f"{copy}: cannot be written: {exc}") from exc
         return codebooks.id.hex()
@@ -65,12 +67,12 @@ class CodebookStore:
             keep(_all_of(self._checked(path)))
 
     def payload(self, id_: str) -> bytes:
-        """What devices are handed that have none: the file.
+        """What devices are handed that have none: the file, deflated.
 
         Raises:
             StateError: it is not here, or damaged.
         """
-        return self._checked(self._path(id_)).to_bytes()
+        return zlib.compress(self._checked(self._path(id_)).to_bytes(), 9)
 
     def _checked(self, path: Path) -> CodebookFile:
         try:
@@ -86,7 +88,7 @@ class CodebookStore:
 
 
 def _all_of(content: CodebookFile) -> Codebooks:
-    return content.of_taps(tuple(content.by_layer))
+    return content.of_taps(tuple(content.by_layer), content.stages)
 
 
 def place_of(reference: str) -> Path:

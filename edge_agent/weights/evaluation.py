@@ -108,9 +108,7 @@ class EvaluationSet:
             chosen = sampled.select(usable)
             kept = [target for target, good in zip(targets, usable.tolist(), strict=True) if good]
             stacked = self._maker.targets.stack([one for one in kept if one is not None], chosen)
-            self._chunks.append(
-                _EvaluationBatch(self._write(chosen.vectors), chosen.lengths, stacked)
-            )
+            self._chunks.append(_EvaluationBatch(self._write(chosen.vectors), chosen.lengths, stacked))
 
     def _target_of(self, row: Row) -> Target | None:
         """None where the label is of no use even to judge by, such as one that is no number."""

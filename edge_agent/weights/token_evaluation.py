@@ -16,7 +16,7 @@ from sidestream.backbone.sampled import Ints
 from sidestream.backbone.windows import Window
 from sidestream.contract.quality import Tally, tally_tokens
 from sidestream.contract.tasks import Task
-from sidestream.contract.tensors import Codec, Tensor, decode, encode
+from sidestream.contract.tensors import Codec, Floats, Tensor, decode, encode
 from sidestream.side_network.inference import InferenceNetwork
 
 log = logging.getLogger(__name__)

@@ -135,7 +135,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def fingerprint_of_first(self, layers: int) -> str:
-        """What :attr:`fingerprint` is where only the first so many layers are loaded, without an output head."""
+        """What :attr:`fingerprint` is where only the first so many layers are loaded, and no output head."""
 
     @abstractmethod
     def _run(self, tokens: Tokens, taps: Sequence[int], take: Callable[[Floats], None]) -> None:

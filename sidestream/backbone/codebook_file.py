@@ -1,4 +1,4 @@
-"""Codebooks as they lie on disk: a safetensors file beside the backbone, in float16, that says what it is for.
+"""Codebooks as they lie on disk: a safetensors file in float16, beside the backbone, that says whose it is.
 
 ``sidestream backbone codebooks`` writes it with every layer that was asked for; what a tier's devices take of
 it, those of its taps, is written in the same form. Pure, but for :func:`read` and :func:`write`.
@@ -52,18 +52,25 @@ class CodebookFile:
     by_layer: Mapping[int, Codebook]
     """1 is the first layer's output."""
 
-    def of_taps(self, taps: Sequence[int]) -> Codebooks:
+    @property
+    def stages(self) -> int:
+        """S, of all of them."""
+        return min(one.stages for one in self.by_layer.values())
+
+    def of_taps(self, taps: Sequence[int], stages: int) -> Codebooks:
         """Those of a tier's taps.
 
         Raises:
-            BackboneError: it has none for one of them.
+            BackboneError: it has none for one of them, or not so many stages.
         """
+        if stages > self.stages:
+            raise BackboneError(f"pq{stages} takes {stages} stages; {_REMEDY} with --stages {stages}")
         if missing := [tap for tap in taps if tap not in self.by_layer]:
             raise BackboneError(
                 f"has no codebook for layer {missing[0]}, only for {', '.join(map(str, self.by_layer))}; "
                 f"{_REMEDY} with --layers {','.join(map(str, sorted({*self.by_layer, *taps})))}"
             )
-        return Codebooks(tuple(self.by_layer[tap] for tap in taps))
+        return Codebooks(tuple(self.by_layer[tap].first(stages) for tap in taps))
 
     def check(self, fingerprint: str, layers: int) -> None:
         """Refuse to be used with another backbone.
@@ -83,9 +90,10 @@ class CodebookFile:
                 f"({fingerprint[:16]}); {_REMEDY} for that one"
             )
 
-    def cut_to(self, taps: Sequence[int]) -> CodebookFile:
+    def cut_to(self, taps: Sequence[int], stages: int) -> CodebookFile:
         """Only what a tier's devices take."""
-        return CodebookFile(about=self.about, by_layer={tap: self.by_layer[tap] for tap in taps})
+        by_layer = {tap: self.by_layer[tap].first(stages) for tap in taps}
+        return CodebookFile(about=self.about, by_layer=by_layer)
 
     def to_bytes(self) -> bytes:
         """The file."""
@@ -124,7 +132,8 @@ def _metadata(data: bytes) -> bytes:
     if not 2 <= length <= min(len(data) - 8, 2**20):
         raise ValueError("no header")
     header = msgspec.json.decode(data[8 : 8 + length], type=dict[str, Any])
-    return str(header["__metadata__"][_KEY]).encode()
+    text: str = header["__metadata__"][_KEY]
+    return text.encode()
 
 
 def read(path: Path) -> CodebookFile:
@@ -135,7 +144,9 @@ def read(path: Path) -> CodebookFile:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise BackboneError(f"{path}: is larger than codebooks ever are ({MAX_BYTES >> 20} MiB); {_REMEDY}")
+            raise BackboneError(
+                f"{path}: is larger than codebooks ever are ({MAX_BYTES >> 20} MiB); {_REMEDY}"
+            )
         return CodebookFile.from_bytes(path.read_bytes())
     except OSError as exc:
         raise BackboneError(f"{path}: cannot be read: {exc.strerror or exc}; {_REMEDY}") from exc

@@ -1,9 +1,9 @@
 """Fits product quantisation's codebooks to a backbone's layers, on texts that whoever runs it calls public.
 
-NumPy beside the backbone's own runtime. A layer's vectors are turned so that every group of eight values holds an equal part of what varies
-(the parametric solution of OPQ, Ge et al. 2013: principal directions, dealt out to groups), and k-means finds
-256 centroids for each group (Lloyd). Half of what is fitted to are single tokens, the other half means over
-parts of texts, for these are what pooling policies send.
+NumPy beside the backbone's own runtime. A layer's vectors are turned so that all groups of eight values vary
+alike (the parametric solution of OPQ, Ge et al. 2013: principal directions, dealt out to groups), and k-means
+finds 256 centroids for each group (Lloyd). Half of what is fitted to are single tokens, the other half means
+over parts of texts, for these are what pooling policies send.
 
 Legend: N vectors, d width, M = d / 8 groups.
 """
@@ -36,6 +36,8 @@ _PARTS: Final = (1, 2, 4, 8, 12)
 """Segments whose means are fitted to."""
 _APART: Final = 16
 """Each so many vectors one is not fitted to, and tells what is lost."""
+_GRID: Final = 2.0**-9
+"""Of a rotation's values; costs a hundredth of what one bit a value loses."""
 _BATCH: Final = 32
 _LARGEST: Final = 65504.0
 _ROUNDS: Final = 12
@@ -115,7 +117,7 @@ def _lines(path: Path) -> list[str]:
     except OSError as exc:
         raise ConfigError("--text", f"{path} cannot be read: {exc.strerror or exc}") from exc
     except (ValueError, KeyError) as exc:
-        text = f"{path} is no UTF-8 text, or (*.jsonl) a line of it has no \"text\""
+        text = f'{path} is no UTF-8 text, or (*.jsonl) a line of it has no "text"'
         raise ConfigError("--text", text) from exc
 
 
@@ -181,33 +183,40 @@ def _count(parts: Sequence[Halves]) -> int:
 
 
 def _means(vectors: Floats, lengths: Ints, count: int) -> Floats:
-    """[B, V, d] of all tokens -> means over ``count`` equal parts of each row, as pooling policies have it."""
+    """[B, V, d] of all tokens -> means over ``count`` equal parts of each row, as pooling policies do."""
     counts = np.minimum(lengths, count)
     of_row = np.arange(int(lengths.sum())) - np.repeat(starts_of(lengths), lengths)
     part = of_row * np.repeat(counts, lengths) // np.repeat(lengths, lengths)
     starts = np.flatnonzero((part != np.roll(part, 1)) | (of_row == 0))
-    sizes = np.diff([*starts, len(of_row)])
-    means: Floats = np.add.reduceat(vectors, starts, axis=1) / sizes[:, None].astype(np.float32)
+    sizes = np.diff([*starts, len(of_row)]).astype(np.float32)
+    means: Floats = np.add.reduceat(vectors, starts, axis=1) / sizes[:, None]
     return means
 
 
 def codebook(vectors: Floats, stages: int, rng: Generator) -> Codebook:
     """Fit to vectors [N, d]."""
-    rotation = _rotation(vectors).astype(np.float16)
+    rotation = _rounded(_rotation(vectors), _GRID)
     left = vectors @ rotation.astype(np.float32)
-    found: list[Floats] = []
+    found: list[Halves] = []
     for _ in range(stages):
         groups = left.reshape(len(left), -1, GROUP).transpose(1, 0, 2).copy()  # [M, N, 8]
-        centroids = [_k_means(group, rng).astype(np.float16) for group in groups]
-        found.append(np.stack(centroids))
+        centroids = np.stack([_k_means(group, rng) for group in groups])
+        found.append(_rounded(centroids, _GRID * float(np.sqrt(np.square(centroids).mean())) * 16))
         for group, entries in zip(groups, found[-1].astype(np.float32), strict=True):
             group -= entries[_nearest(group, entries)]
         left = groups.transpose(1, 0, 2).reshape(left.shape)
     return Codebook(centroids=np.stack(found), rotation=rotation)
 
 
+def _rounded(values: Floats, step: float) -> Halves:
+    """To multiples of a power of two of about so much: what is handed out is then deflated to half."""
+    step = 2.0 ** round(np.log2(step))
+    rounded: Halves = (np.rint(values / step) * step).astype(np.float16)
+    return rounded
+
+
 def _rotation(vectors: Floats) -> Floats:
-    """[d, d] orthogonal: principal directions, dealt out so that variances multiply to alike in all groups."""
+    """[d, d] orthogonal: principal directions, dealt out so that groups' variances have alike products."""
     variances, directions = np.linalg.eigh(np.cov(vectors.T.astype(np.float64)))
     logs = np.log(np.maximum(variances, variances.max(initial=0.0) * 1e-9 + 1e-30))
     groups: list[list[int]] = [[] for _ in range(vectors.shape[1] // GROUP)]
@@ -239,7 +248,5 @@ def _k_means(points: Floats, rng: Generator) -> Floats:
 
 def _nearest(points: Floats, centroids: Floats) -> npt.NDArray[np.intp]:
     """[N]: the nearest centroid of each point."""
-    found: npt.NDArray[np.intp] = (
-        points @ centroids.T - np.square(centroids).sum(axis=1) / 2
-    ).argmax(axis=1)
+    found: npt.NDArray[np.intp] = (points @ centroids.T - np.square(centroids).sum(axis=1) / 2).argmax(axis=1)
     return found

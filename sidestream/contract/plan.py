@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 from sidestream.contract.errors import ConfigError, DecodeError
+from sidestream.contract.ladders import CODED_LADDER, DEFAULT_LADDER, MAX_RUNGS, TOKEN_LADDER, Rung
 from sidestream.contract.lora import LoraSpec
 from sidestream.contract.messages import MAX_LABELS, MAX_SLOTS, Count, ShortText, check_labels, check_stream
 from sidestream.contract.sampling import parse_sampling
@@ -25,59 +26,8 @@ from sidestream.contract.topics import check_name
 from sidestream.contract.wire import Message, prepared
 
 MAX_TIERS: Final = 64
-MAX_RUNGS: Final = 64
 _CODEBOOKS: Final = re.compile(r"([0-9a-f]{32})?")
 Precision: TypeAlias = Literal["f32", "bf16", "int8"]
-
-
-@prepared
-class Rung(Message, frozen=True, kw_only=True):
-    """One step of a ladder: a way to send, by which a device with a byte budget may answer to it."""
-
-    sampling: ShortText
-    """Token-sampling policy."""
-    codec: Codec
-    """How activations are quantised."""
-
-    def __post_init__(self) -> None:
-        try:
-            parse_sampling(self.sampling)
-        except ConfigError as exc:
-            raise DecodeError(str(exc)) from exc
-
-
-DEFAULT_LADDER: Final = (
-    Rung(sampling="all", codec=Codec.INT8),
-    Rung(sampling="all", codec=Codec.INT4),
-    Rung(sampling="all", codec=Codec.INT2),
-    Rung(sampling="segments:8", codec=Codec.INT4),
-    Rung(sampling="segments:4", codec=Codec.INT4),
-    Rung(sampling="segments:4", codec=Codec.INT2),
-    Rung(sampling="segments:2", codec=Codec.INT2),
-    Rung(sampling="mean", codec=Codec.INT2),
-)
-"""What a device with a byte budget chooses from where its tier has no ladder."""
-
-CODED_LADDER: Final = (
-    Rung(sampling="all", codec=Codec.INT8),
-    Rung(sampling="all", codec=Codec.INT4),
-    Rung(sampling="all", codec=Codec.PQ2),
-    Rung(sampling="all", codec=Codec.PQ1),
-    Rung(sampling="segments:12", codec=Codec.PQ1),
-    Rung(sampling="segments:4", codec=Codec.PQ1),
-    Rung(sampling="segments:2", codec=Codec.PQ1),
-    Rung(sampling="mean", codec=Codec.PQ1),
-)
-"""The same where the tier has codebooks."""
-TOKEN_LADDER: Final = (
-    Rung(sampling="all", codec=Codec.INT8),
-    Rung(sampling="all", codec=Codec.INT4),
-    Rung(sampling="random:0.5", codec=Codec.INT4),
-    Rung(sampling="random:0.25", codec=Codec.INT4),
-    Rung(sampling="random:0.125", codec=Codec.INT4),
-    Rung(sampling="random:0.0625", codec=Codec.INT4),
-)
-"""The same in a language-model job. Not by the hardest tokens: learnt alone, they lean to surprises."""
 
 
 @prepared
@@ -107,7 +57,7 @@ class TierFacts(Message, frozen=True, kw_only=True):
     gradient_codec: Codec = Codec.INT8
     """How gradients travel, where devices get any."""
     codebooks: ShortText = ""
-    """Of product quantisation, the id of the codebooks of its taps, 32 hex digits; empty where it has none."""
+    """The id of its taps' codebooks for product quantisation, 32 hex digits; empty where it has none."""
 
     @property
     def codebooks_id(self) -> bytes:
@@ -154,7 +104,9 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
         if coded and self.depth and not self.codebooks:
             raise DecodeError(f"{coded[0].value} takes codebooks; name a file of them with codebooks")
         if self.gradient_codec.stages:
-            raise DecodeError(f"gradients have no codebooks, and cannot travel as {self.gradient_codec.value}")
+            raise DecodeError(
+                f"gradients have no codebooks, and cannot travel as {self.gradient_codec.value}"
+            )
         if list(self.taps) != sorted(set(self.taps)) or any(not 1 <= tap <= self.depth for tap in self.taps):
             raise DecodeError(f"taps {list(self.taps[:16])} must ascend within layers 1 to {self.depth}")
 

@@ -16,9 +16,8 @@ codec     one value                                           bytes/value scale
 ``pq2``   the same, and again for what that leaves over       0.25        none
 ========  ==================================================  ==========  =====================
 
-The last two, product quantisation, take codebooks (:mod:`sidestream.contract.codebooks`), which a tensor names;
-its last dimension is a multiple of eight, and its first one has a codebook for each tap. Their error has no
-bound: it is small for what codebooks were fitted to.
+The last two, product quantisation, take codebooks (:mod:`sidestream.contract.codebooks`), which a tensor
+names: one for each tap, its first dimension. No error is bounded; what they were fitted to has a small one.
 
 A scale is a bfloat16 rounded **up**, so that it keeps the whole range of f32 in two bytes and no value of its
 block is ever clipped. Blocks run over the flattened tensor; the last one may be shorter.

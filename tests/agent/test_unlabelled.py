@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from sidestream.backbone.sampled import Sampled
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan
 from sidestream.contract.tasks import Task
-from sidestream.contract.tensors import Codec, decode
+from sidestream.contract.tensors import Codec, decode, encode
 from sidestream.contract.wire import unpack
 from tests.agent.fake_trainer import JOB, LABELS, RUN, TIER
 from tests.agent.late import give, listed

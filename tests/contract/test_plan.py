@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidestream.contract.errors import ConfigError, DecodeError
+from sidestream.contract.ladders import DEFAULT_LADDER, MAX_RUNGS
 from sidestream.contract.plan import (
-    DEFAULT_LADDER,
-    MAX_RUNGS,
     MAX_TIERS,
     Plan,
     SideNetworkSpec,
