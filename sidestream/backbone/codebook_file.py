@@ -161,6 +161,6 @@ def write(path: Path, content: CodebookFile) -> None:
         BackboneError: it cannot be written.
     """
     try:
-        write_atomically(path, content.to_bytes())
+        write_atomically(path, content.to_bytes(), public=True)
     except OSError as exc:
         raise BackboneError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
