@@ -101,7 +101,8 @@ class CodebookFile:
         for layer, one in self.by_layer.items():
             arrays[f"layer_{layer}.centroids"] = np.ascontiguousarray(one.centroids)
             arrays[f"layer_{layer}.rotation"] = np.ascontiguousarray(one.rotation)
-        return save(arrays, {_KEY: msgspec.json.encode(self.about).decode()})
+        written: bytes = save(arrays, {_KEY: msgspec.json.encode(self.about).decode()})
+        return written
 
     @classmethod
     def from_bytes(cls, data: bytes) -> CodebookFile:
@@ -131,7 +132,7 @@ def _metadata(data: bytes) -> bytes:
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= min(len(data) - 8, 2**20):
         raise ValueError("no header")
-    header = msgspec.json.decode(data[8 : 8 + length], type=dict[str, Any])
+    header = msgspec.json.decode(data[8 : 8 + length], type=dict[str, dict[str, Any]])
     text: str = header["__metadata__"][_KEY]
     return text.encode()
 
@@ -154,13 +155,18 @@ def read(path: Path) -> CodebookFile:
         raise BackboneError(f"{path}: {exc}; {_REMEDY}") from exc
 
 
-def write(path: Path, content: CodebookFile) -> None:
+def write(path: Path, content: CodebookFile, *, public: bool = False) -> None:
     """Write it, whole or not at all.
+
+    Args:
+        path: Where.
+        content: What.
+        public: Others on this machine may read it.
 
     Raises:
         BackboneError: it cannot be written.
     """
     try:
-        write_atomically(path, content.to_bytes(), public=True)
+        write_atomically(path, content.to_bytes(), public=public)
     except OSError as exc:
         raise BackboneError(f"{path}: cannot be written: {exc.strerror or exc}") from exc

@@ -106,7 +106,7 @@ def make(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise BackboneError(f"{out}: cannot be made: {exc.strerror or exc}") from exc
-    write(out / FILE_NAME, CodebookFile(about=about, by_layer=found))
+    write(out / FILE_NAME, CodebookFile(about=about, by_layer=found), public=True)
     return Made(out / FILE_NAME, errors)
 
 
@@ -189,8 +189,8 @@ def _means(vectors: Floats, lengths: Ints, count: int) -> Floats:
     of_row = np.arange(int(lengths.sum())) - np.repeat(starts_of(lengths), lengths)
     part = of_row * np.repeat(counts, lengths) // np.repeat(lengths, lengths)
     starts = np.flatnonzero((part != np.roll(part, 1)) | (of_row == 0))
-    sizes = np.diff([*starts, len(of_row)]).astype(np.float32)
-    means: Floats = np.add.reduceat(vectors, starts, axis=1) / sizes[:, None]
+    sizes = np.diff([*starts, len(of_row)])[:, None]
+    means: Floats = (np.add.reduceat(vectors, starts, axis=1) / sizes).astype(np.float32)
     return means
 
 

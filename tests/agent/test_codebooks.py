@@ -32,7 +32,7 @@ FILE = CodebookFile(about=ABOUT, by_layer=dict(zip((1, 3), BOOKS.by_tap, strict=
 
 def _tier(books: Codebooks = BOOKS, **changes: Any) -> TierPlan:
     facts = {"depth": 3, "width": 16, "taps": (1, 3), "fingerprint": "c", "codec": Codec.PQ1}
-    return TierPlan(**{"backbone": "m", "codebooks": books.id.hex(), **facts, **changes})  # type: ignore[arg-type]
+    return TierPlan(**{"backbone": "m", "codebooks": books.id.hex(), **facts, **changes})
 
 
 def _chunks(content: CodebookFile = FILE, parts: int = 3, id_: bytes = BOOKS.id) -> list[CodebooksChunk]:
@@ -106,7 +106,8 @@ def test_those_beside_the_backbone_are_used_if_the_plan_names_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state, beside = tmp_path / "state", tmp_path / "backbone"
-    state.mkdir(), beside.mkdir()
+    state.mkdir()
+    beside.mkdir()
     write(beside / FILE_NAME, FILE)
     first = Codebooks(tuple(one.first(1) for one in BOOKS.by_tap))
     assert find_codebooks(_tier(), state, str(beside))
