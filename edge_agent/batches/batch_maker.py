@@ -18,9 +18,8 @@ from edge_agent.store.streams import Slot
 from sidestream.backbone.backbone import Backbone, Choose
 from sidestream.backbone.sampled import Sampled
 from sidestream.backbone.text import Text
-from sidestream.contract.ladders import Rung
 from sidestream.contract.plan import Plan, TierPlan
-from sidestream.contract.sampling import parse_sampling
+from sidestream.contract.sampling import Rung, parse_sampling
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Floats, Tensor, encode, encoded_sizes
 

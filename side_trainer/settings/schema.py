@@ -11,7 +11,6 @@ from broker_config.settings import BrokerSettings
 from side_trainer.settings.implied import MethodName
 from side_trainer.settings.split import PredictConfig, SplitConfig, check_split
 from sidestream.contract.errors import ConfigError, WireError
-from sidestream.contract.ladders import MAX_RUNGS, Rung
 from sidestream.contract.messages import check_labels
 from sidestream.contract.plan import (
     MAX_TIERS,
@@ -25,7 +24,7 @@ from sidestream.contract.plan import (
     nested_taps,
     tap_layers,
 )
-from sidestream.contract.sampling import TOKEN_KINDS, parse_sampling
+from sidestream.contract.sampling import MAX_RUNGS, TOKEN_KINDS, Rung, parse_sampling
 from sidestream.contract.spelling import normal
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Codec

@@ -7,7 +7,6 @@ __all__ = [
     "codebooks",
     "enrolment",
     "errors",
-    "ladders",
     "lora",
     "plan",
     "quality",

@@ -15,10 +15,16 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 from sidestream.contract.errors import ConfigError, DecodeError
-from sidestream.contract.ladders import CODED_LADDER, DEFAULT_LADDER, MAX_RUNGS, TOKEN_LADDER, Rung
 from sidestream.contract.lora import LoraSpec
 from sidestream.contract.messages import MAX_LABELS, MAX_SLOTS, Count, ShortText, check_labels, check_stream
-from sidestream.contract.sampling import parse_sampling
+from sidestream.contract.sampling import (
+    CODED_LADDER,
+    DEFAULT_LADDER,
+    MAX_RUNGS,
+    TOKEN_LADDER,
+    Rung,
+    parse_sampling,
+)
 from sidestream.contract.signing import MAX_KEYS, PublicKey
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Codec

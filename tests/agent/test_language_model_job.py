@@ -27,9 +27,9 @@ from metrics.catalogue import AgentMetrics
 from side_trainer.receive.inbox import examine
 from sidestream.backbone.sampled import Sampled
 from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
-from sidestream.contract.ladders import TOKEN_LADDER
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan
+from sidestream.contract.sampling import TOKEN_LADDER
 from sidestream.contract.tasks import NO_TARGET, TargetForm, Task
 from sidestream.contract.tensors import Codec, decode
 from sidestream.contract.wire import unpack

@@ -13,8 +13,8 @@ import pytest
 
 from broker_config.testing.inprocess import InProcessBroker
 from sidestream.backbone.backbone import Backbone
-from sidestream.contract.ladders import Rung
 from sidestream.contract.messages import ActivationBatch
+from sidestream.contract.sampling import Rung
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Codec, decode
 from tests.agent.fake_trainer import LABELS, TIER, FakeTrainer

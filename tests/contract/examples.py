@@ -17,7 +17,6 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sidestream.contract.codebooks import ENTRIES, GROUP, Codebook, Codebooks, keep
-from sidestream.contract.ladders import Rung
 from sidestream.contract.lora import LoraSpec
 from sidestream.contract.messages import (
     ActivationBatch,
@@ -50,6 +49,7 @@ from sidestream.contract.plan import (
     TierPlan,
 )
 from sidestream.contract.quality import Tally
+from sidestream.contract.sampling import Rung
 from sidestream.contract.signing import Scope, Signer
 from sidestream.contract.tasks import Scale, TargetForm, write_tokens
 from sidestream.contract.tensors import Codec, Floats, Tensor, decode, encode
