@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from side_trainer.codebook_store import CodebookStore
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, LabelsRecord, RecordKind, SettingsRecord, TierRecord
 from side_trainer.method import Arrays, Facts, Method, Step
@@ -24,9 +25,13 @@ class Fold:
     Args:
         journal: Where replayed rows are read from.
         cache_bytes: Memory for decoded rows.
+
+    Raises:
+        StateError: codebooks beside the journal are damaged.
     """
 
     def __init__(self, journal: Journal, *, cache_bytes: int = 256 * 2**20) -> None:
+        CodebookStore(journal.folder).load()
         self.offset = 0
         """The last record applied."""
         self._method: Method | None = None

@@ -2,6 +2,7 @@
 
 __all__ = [
     "backbone",
+    "codebook_file",
     "commands",
     "language_model",
     "memory",
