@@ -90,7 +90,7 @@ def test_an_update_on_more_batches_than_wait_is_a_damaged_journal(journal: Journ
 
 
 @given(
-    codecs=st.lists(st.sampled_from(list(Codec)), min_size=1, max_size=4),
+    codecs=st.lists(st.sampled_from([codec for codec in Codec if not codec.stages]), min_size=1, max_size=4),
     width=st.sampled_from([16, 64, 96, 128]),
     seed=st.integers(0, 2**16),
 )
