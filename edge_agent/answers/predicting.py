@@ -9,10 +9,10 @@ from typing import Any, Final
 import numpy as np
 
 from edge_agent.answers.answer import Answer, answers_of
-from edge_agent.answers.texts import check_texts
+from edge_agent.answers.asked import check_inputs
 from edge_agent.batches.targets import Unusable, targets_of
+from sidestream.backbone.inputs import Input
 from sidestream.backbone.sampled import Sampled
-from sidestream.backbone.text import Text
 from sidestream.contract.errors import DataError, StateError
 from sidestream.contract.quality import Tally
 from sidestream.contract.tasks import TASKS, Scale, Task
@@ -40,7 +40,7 @@ class Predictor(ABC):
         """What it was taught."""
         self._scale = scale
 
-    def predict(self, texts: Sequence[Text]) -> list[Any]:
+    def predict(self, texts: Sequence[Input]) -> list[Any]:
         """Answer each text: with a Prediction, or what the task has (:data:`.answer.Answer`).
 
         Args:
@@ -50,7 +50,7 @@ class Predictor(ABC):
         Raises:
             TypeError: ``texts`` is a single text, or holds something else than texts and pairs.
         """
-        check_texts(texts)
+        check_inputs(texts)
         if TASKS[self.task].generates:
             raise StateError("the adopted weights are a language model's; use generate")
         answers: list[Answer] = []
@@ -79,12 +79,12 @@ class Predictor(ABC):
     def stream(self, prompt: str, *, frozen: bool = False, **options: Any) -> Iterator[str]:
         """As :meth:`generate`, piece by piece as it comes."""
 
-    def forward(self, texts: Sequence[Text]) -> Floats:
+    def forward(self, texts: Sequence[Input]) -> Floats:
         """The numbers behind the answers: logits [K, C]; [V, C], one for each word's vector; or [K, 1]."""
         parts = (self._numbers(texts[start : start + _ROWS])[0] for start in range(0, len(texts), _ROWS))
         return np.concatenate(list(parts))
 
-    def score(self, texts: Sequence[Text], labels: Sequence[str]) -> tuple[list[Any], Tally]:
+    def score(self, texts: Sequence[Input], labels: Sequence[str]) -> tuple[list[Any], Tally]:
         """Answers, and how good they are.
 
         Args:
@@ -110,5 +110,5 @@ class Predictor(ABC):
         return answers, tally
 
     @abstractmethod
-    def _numbers(self, texts: Sequence[Text]) -> tuple[Floats, Sampled]:
+    def _numbers(self, texts: Sequence[Input]) -> tuple[Floats, Sampled]:
         """[K, C], [V, C] or [K, 1], and what they were computed from."""

@@ -68,7 +68,7 @@ class Intake:
         if sample.broken:
             self._set_aside(sample, "samples_broken")
             return []
-        waits = sample.label is None and bool(sample.text.strip()) and self.keeps_unlabelled
+        waits = sample.label is None and not sample.row.is_blank and self.keeps_unlabelled
         if sample.label is None and self._rungs.needs_labels and lacking and lacking not in self._told:
             self._told.add(lacking)
             log.warning("%s; such rows wait for a label", lacking)
@@ -143,4 +143,4 @@ class Intake:
 
 def waiting(sample: Sample) -> Ready:
     """A sample whose label may come later."""
-    return Ready(sample, sample.key, None, sample.row.characters)
+    return Ready(sample, sample.key, None, sample.row.size)

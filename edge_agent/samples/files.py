@@ -12,9 +12,9 @@ from edge_agent.config import DataConfig
 from edge_agent.samples.identities import Identities
 from edge_agent.samples.rows import Format
 from edge_agent.samples.sample import BrokenRow, Row, Sample
-from edge_agent.samples.source import FIRST_TEXTS, NamesIn, NamingSource, listable, parser_for
+from edge_agent.samples.source import FIRST_INPUTS, NamesIn, NamingSource, listable, parser_for
 from edge_agent.samples.tables import TableReader, is_dataset
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Input
 from sidestream.contract.errors import DataError
 from sidestream.contract.spelling import Spellings
 
@@ -46,7 +46,7 @@ class FileSource(NamingSource):
             raise DataError(f"data.path: there is no file or folder {self._path}")
         self._many = self._path.is_dir() and not is_dataset(self._path)
         self._labels: tuple[str, ...] | None = None
-        self._first: Sequence[Text] = ()
+        self._first: Sequence[Input] = ()
         self._spellings = Spellings()
         self._survey(lambda label: ())
 
@@ -59,7 +59,7 @@ class FileSource(NamingSource):
             self._labels = self._survey(names_in)
         return self._labels
 
-    def first_texts(self) -> Sequence[Text]:
+    def first_inputs(self) -> Sequence[Input]:
         return self._first
 
     def read(self) -> Iterator[Sample]:
@@ -106,14 +106,14 @@ class FileSource(NamingSource):
             raise DataError(
                 f"data.path: no .jsonl, .json, .csv, .tsv or .parquet file in folder {self._path}"
             )
-        rows, labels, first, broken = 0, set[str](), list[Text](), ""
+        rows, labels, first, broken = 0, set[str](), list[Input](), ""
         for path in files:
             for row in self._rows(path):
                 if isinstance(row, BrokenRow):
                     broken = broken or f", the first {row.why}"
                     continue
                 rows += 1
-                first += [row.input] if len(first) < FIRST_TEXTS and row.text.strip() else []
+                first += [row.input] if len(first) < FIRST_INPUTS and not row.is_blank else []
                 if row.label is not None:
                     labels.update(names_in(row.label))
                     self._warn_of(row.label)
@@ -205,7 +205,7 @@ def read_evaluation(config: DataConfig, part: tuple[int, int]) -> list[Row]:
         raise DataError(f"data.evaluation_path: there is no file {path}")
     index, parts = part
     found = list(reader_of(path, config).read_on(final=True))
-    rows = [row for row in found if isinstance(row, Row) and row.text.strip()]
+    rows = [row for row in found if isinstance(row, Row) and not row.is_blank]
     if not rows:
         raise DataError(f"data.evaluation_path: no usable row in {path}")
     if left_out := len(found) - len(rows):

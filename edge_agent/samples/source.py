@@ -10,10 +10,10 @@ from edge_agent.config import DataConfig
 from edge_agent.samples.identities import Identities
 from edge_agent.samples.rows import Format, RowParser
 from edge_agent.samples.sample import Sample
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Input
 from sidestream.contract.messages import MAX_LABEL_CHARS, MAX_LABELS
 
-FIRST_TEXTS = 64  # by which a tokenizer is judged
+FIRST_INPUTS = 64  # by which a tokenizer is judged
 log = logging.getLogger(__name__)
 
 NamesIn: TypeAlias = Callable[[str], Sequence[str]]
@@ -36,7 +36,7 @@ class SampleSource(Protocol):
         Asked before reading begins, perhaps several times. ``names_in`` takes a row's label apart.
         """
 
-    def first_texts(self) -> Sequence[Text]:
+    def first_inputs(self) -> Sequence[Input]:
         """A few inputs of the data that is there now; none where it cannot be looked at beforehand."""
         return ()
 

@@ -22,7 +22,7 @@ from edge_agent.samples.identities import Identities
 from edge_agent.samples.rows import Format, RowParser
 from edge_agent.samples.sample import BrokenRow, Row, Sample
 from edge_agent.samples.source import (
-    FIRST_TEXTS,
+    FIRST_INPUTS,
     NamesIn,
     NamingSource,
     NoSource,
@@ -30,7 +30,7 @@ from edge_agent.samples.source import (
     listable,
     parser_for,
 )
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Input
 from sidestream.contract.errors import ConfigError, DataError
 
 _STDIN = "standard input"
@@ -83,12 +83,12 @@ class StreamSource(NamingSource):
         labels = {sample.label for sample in self._parsed if sample.label}
         return listable({name for label in labels for name in names_in(label)})
 
-    def first_texts(self) -> Sequence[Text]:
+    def first_inputs(self) -> Sequence[Input]:
         parsed = self._parsed  # the session's thread may be adding to it
         return [
-            parsed[place].row.input
-            for place in range(min(len(parsed), FIRST_TEXTS))
-            if parsed[place].text.strip()
+            parsed[place].input
+            for place in range(min(len(parsed), FIRST_INPUTS))
+            if not parsed[place].row.is_blank
         ]
 
     def read(self) -> Iterator[Sample]:

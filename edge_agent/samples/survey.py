@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 from edge_agent.config import DataConfig, parse_part
 from edge_agent.samples.files import read_evaluation
+from edge_agent.samples.sample import Sample
 from edge_agent.samples.source import NamesIn
 from edge_agent.samples.sources import open_source
 
@@ -53,23 +54,18 @@ def survey(
             return None
         for sample in source.read():
             rows += 1
-            if why := _unused(sample.broken, sample.text, sample.label, names_in, known):
+            if why := _unused(sample, names_in, known):
                 unused[why] += 1
             elif sample.label is None:
                 unlabelled += 1
     return Survey(rows, unused, unlabelled)
 
 
-def _unused(
-    broken: bool,
-    text: str,
-    label: str | None,
-    names_in: Callable[[str], Sequence[str]],
-    known: Collection[str],
-) -> str:
-    if broken:
+def _unused(sample: Sample, names_in: NamesIn, known: Collection[str]) -> str:
+    if sample.broken:
         return "unreadable"
-    if not text.strip():
+    if sample.row.is_blank:
         return "without a text"
+    label = sample.label
     strange = label is not None and known and not set(names_in(label)) <= set(known)
     return "with a label that the job does not have" if strange else ""

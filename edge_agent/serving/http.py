@@ -13,7 +13,7 @@ import msgspec
 
 from edge_agent.serving.predictions import Predictions
 from metrics.server import NOT_OURS, is_loopback, is_ours, why_not
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Input
 from sidestream.contract.errors import ConfigError, SidestreamError
 
 MOST_BYTES: Final = 1024 * 1024
@@ -21,7 +21,7 @@ MOST_BYTES: Final = 1024 * 1024
 _SILENT_S: Final = 30.0
 
 
-def texts_in(body: bytes) -> list[Text]:
+def texts_in(body: bytes) -> list[Input]:
     """The texts of a question; a pair of texts is a list of two.
 
     Raises:

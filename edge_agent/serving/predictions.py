@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from edge_agent.answers.predictor import Predictor, load
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Input
 from sidestream.contract.errors import SidestreamError, StateError
 
 MOST_TEXTS: Final = 256
@@ -35,7 +35,7 @@ class Answered(NamedTuple):
 
 
 class _Question:
-    def __init__(self, texts: Sequence[Text]) -> None:
+    def __init__(self, texts: Sequence[Input]) -> None:
         self.texts = texts
         self.done = threading.Event()
         self.answered: Answered | None = None
@@ -73,7 +73,7 @@ class Predictions:
         for thread in self._threads:
             thread.start()
 
-    def ask(self, texts: Sequence[Text]) -> Answered:
+    def ask(self, texts: Sequence[Input]) -> Answered:
         """Answer texts; several threads' are answered together.
 
         Raises:

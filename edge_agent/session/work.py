@@ -149,7 +149,7 @@ class Work:
         purpose = plan.task if plan.method.needs_head(plan.task) else Task.TEXT_CLASSIFICATION
         backbone = context.load_backbone(self._reference(tier), tier.layers, tier.precision, purpose)
         backbone.check_head(tier.head)
-        backbone.check_texts(self._source.first_texts())
+        backbone.check_inputs(self._source.first_inputs())
         self._on_backbone(backbone)
         while not self._ready.wait(_TICK_S):
             if self._stopped():

@@ -3,6 +3,7 @@
 __all__ = [
     "backbone",
     "commands",
+    "inputs",
     "language_model",
     "memory",
     "runtimes",

@@ -233,7 +233,7 @@ class FleetFiles:
             "unreadable"
             if row.broken
             else "without a text"
-            if not row.text.strip()
+            if row.row.is_blank
             else "without a label"
             if row.label is None
             else ""
@@ -242,9 +242,9 @@ class FleetFiles:
         if unused := ", ".join(f"{count} {why}" for why, count in sorted(becomes.items()) if why):
             self.left_out.append(f"{flag}: {len(rows) - becomes['']} of {len(rows)} rows left out: {unused}")
         return [
-            Example(row.text, row.label, row.pair)
+            Example(row.row.text, row.label, row.row.pair)
             for row in rows
-            if row.label is not None and row.text.strip()
+            if row.label is not None and not row.row.is_blank
         ]
 
 

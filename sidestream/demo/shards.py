@@ -22,7 +22,7 @@ class Example(NamedTuple):
     @property
     def row(self) -> Row:
         """As an agent reads it."""
-        return Row(self.text, self.label, self.pair)
+        return Row(self.text if self.pair is None else (self.text, self.pair), self.label)
 
 
 def groups_of(task: Task, examples: Sequence[Example]) -> list[str]:

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from edge_agent.answers.answer import LabelSet, Number, Prediction, WordLabels
 from edge_agent.answers.predictor import Predictor, load_exported
 from edge_agent.answers.predictor import load as load_adopted
+from sidestream.backbone.inputs import Input
 from sidestream.backbone.runtimes import RuntimeChoice
-from sidestream.backbone.text import Text
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.exported import INDEX
 
@@ -61,7 +61,7 @@ class Model:
         """Of the weights."""
         return self._predictor.version
 
-    def predict(self, texts: Sequence[Text]) -> list[Any]:
+    def predict(self, texts: Sequence[Input]) -> list[Any]:
         """Answer each text.
 
         Returns:
@@ -69,11 +69,11 @@ class Model:
         """
         return self._predictor.predict(texts)
 
-    def forward(self, texts: Sequence[Text]) -> Floats:
+    def forward(self, texts: Sequence[Input]) -> Floats:
         """The numbers behind the answers: logits [K, C] of K texts and C labels, or [K, 1] in regression."""
         return self._predictor.forward(texts)
 
-    def __call__(self, texts: str | Sequence[Text]) -> list[dict[str, Any]]:
+    def __call__(self, texts: str | Sequence[Input]) -> list[dict[str, Any]]:
         """Answer as a pipeline of transformers does: a list of ``{"label": …, "score": …}``."""
         given = [texts] if isinstance(texts, str) else list(texts)
         return [_as_pipeline(answer) for answer in self.predict(given)]
@@ -87,7 +87,7 @@ class Model:
         return self._predictor.stream(prompt, **options)
 
     def evaluate(
-        self, texts: Sequence[Text], labels: Sequence[Any], metrics: Mapping[str, Metric] | None = None
+        self, texts: Sequence[Input], labels: Sequence[Any], metrics: Mapping[str, Metric] | None = None
     ) -> dict[str, Any]:
         """How good the answers are, by the task's own measures and by yours.
 

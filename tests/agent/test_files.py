@@ -30,7 +30,7 @@ PAIRS = [("turn it on", "an"), ("größer, bitte", "wärmer"), ("off", "aus")]
 
 def read(path: Path, **settings: Any) -> list[tuple[str, str | None]]:
     source = open_source(DataConfig(path=str(path), **settings))
-    return [(one.text, one.label) for one in source.read() if not one.broken]
+    return [(one.row.text, one.label) for one in source.read() if not one.broken]
 
 
 def as_csv(delimiter: str = ",") -> str:
@@ -317,7 +317,7 @@ def test_a_damaged_table_is_told_and_one_that_is_being_written_is_waited_for(
     assert list(source.read()) == []
     table = arrow.table({"text": ["a"], "label": ["x"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    assert [one.text for one in source.read()] == ["a"] and list(source.read()) == []
+    assert [one.row.text for one in source.read()] == ["a"] and list(source.read()) == []
 
 
 def test_without_pyarrow_a_table_is_refused_in_one_line(

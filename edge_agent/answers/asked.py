@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Input
 
 
-def check_texts(texts: Sequence[Text]) -> None:
+def check_inputs(inputs: Sequence[Input]) -> None:
     """Refuse what is no list of texts and pairs.
 
     Raises:
         TypeError: saying what to write.
     """
-    if isinstance(texts, str) or not all(map(_is_text, texts)):
+    if isinstance(inputs, str) or not all(map(_is_text, inputs)):
         raise TypeError('predict takes a list of texts: predict(["dim the lights"])')
 
 
