@@ -49,11 +49,14 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     path: str = ""
     """A file (JSON lines, a JSON array, CSV, TSV, packed by gzip or not, or Parquet), a folder of such files,
-    a folder that datasets saved, or - for standard input. Empty: no data of its own; the device only receives
-    weights and predicts."""
-    format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
+    a folder of images, a folder that datasets saved, or - for standard input. Empty: no data of its own; the
+    device only receives weights and predicts."""
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "images"] = "auto"
     """How rows are written; auto goes by the file's name, or by the first line of standard input. jsonl takes
-    arrays and whole documents too."""
+    arrays and whole documents too. images: path is a folder of images, each label a sub-folder of it, or a
+    file whose rows name images; auto takes a folder with images and no files of rows for that."""
+    image_column: Annotated[str, msgspec.Meta(min_length=1)] = "image"
+    """Of a file whose rows name images: the column (JSONL: key) with the path, relative to the file."""
     delimiter: str = ""
     """What stands between the columns of CSV and TSV: one character, or tab. Empty: it is found by the
     header."""
@@ -90,6 +93,10 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError("data.delimiter", f"{self.delimiter!r} is not one character, nor tab")
         if self.encoding != "auto" and not is_encoding(self.encoding):
             raise ConfigError("data.encoding", f"{self.encoding!r} is no encoding of text; such as cp1252")
+        if self.format == "images" and (self.plugin or self.path == "-"):
+            raise ConfigError(
+                "data.format", "images come as files: name a folder of them, or a list of paths"
+            )
         if self.plugin and self.path:
             raise ConfigError("data.plugin", "a plug-in replaces data.path; give one of the two")
 

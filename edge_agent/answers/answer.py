@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from edge_agent.batches.targets import values
-from sidestream.backbone.inputs import Input
+from sidestream.backbone.inputs import Input, text_of
 from sidestream.backbone.sampled import Sampled
 from sidestream.contract.tasks import Scale, Task
 from sidestream.contract.tensors import Floats
@@ -125,7 +125,7 @@ def _likeliest(labels: Sequence[str], numbers: Floats) -> list[Prediction]:
 def _word_labels(found: Mapping[int, Prediction], text: Input) -> WordLabels:
     """Every word's answer, of those that were found by the word's number."""
     words = []
-    for number, word in enumerate((text if isinstance(text, str) else text[0]).split()):
+    for number, word in enumerate(text_of(text).split()):
         one = found.get(number, Prediction(label="", probability=0.0))
         words.append(WordLabel(word=word, label=one.label, probability=one.probability))
     return WordLabels(words=tuple(words))

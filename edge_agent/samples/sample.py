@@ -1,11 +1,13 @@
-"""A row of the data, the sample that it becomes, and whether it is held out. Pure."""
+"""A row of the data, the sample that it becomes, and whether it is held out. Opens image files only."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import NamedTuple
 
-from sidestream.backbone.inputs import Input, content_of, is_blank, pair_of, size_of, text_of
+from sidestream.backbone.images.decoding import check_image
+from sidestream.backbone.inputs import ImageFile, Input, content_of, is_blank, pair_of, size_of, text_of
+from sidestream.contract.errors import DataError
 
 
 class Row(NamedTuple):
@@ -60,6 +62,20 @@ class Sample(NamedTuple):
     def row(self) -> Row:
         """What stood in the source."""
         return Row(self.input, self.label)
+
+
+def why_unreadable(one: Input) -> str:
+    """In one line, why nothing can be computed of an input; empty where it can. An image's file is read.
+
+    Raises:
+        BackboneError: what reads images is not installed.
+    """
+    if isinstance(one, ImageFile):
+        try:
+            check_image(one)
+        except DataError as exc:
+            return str(exc)
+    return ""
 
 
 def is_held_out(row: Row, share: float) -> bool:

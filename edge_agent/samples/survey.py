@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
 
+import msgspec
+
 from edge_agent.config import DataConfig, parse_part
-from edge_agent.samples.files import read_evaluation
-from edge_agent.samples.sample import Sample
+from edge_agent.samples.images import holds_images
+from edge_agent.samples.sample import Sample, why_unreadable
 from edge_agent.samples.source import NamesIn
-from edge_agent.samples.sources import open_source
+from edge_agent.samples.sources import open_source, read_evaluation
 
 
 class Survey(NamedTuple):
@@ -49,6 +51,8 @@ def survey(
     if config.path == "-":
         return None
     unused, rows, unlabelled = Counter[str](), 0, 0
+    if holds_images(config.path, config.format):
+        config = msgspec.structs.replace(config, watch=False)  # a watched one is given out at the second look
     with contextlib.closing(open_source(config)) as source:
         if config.plugin or not config.path:
             return None
@@ -62,7 +66,7 @@ def survey(
 
 
 def _unused(sample: Sample, names_in: NamesIn, known: Collection[str]) -> str:
-    if sample.broken:
+    if sample.broken or why_unreadable(sample.input):
         return "unreadable"
     if sample.row.is_blank:
         return "without a text"

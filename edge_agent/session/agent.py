@@ -18,8 +18,7 @@ from broker_config.connection.connection import Connection
 from broker_config.transport import Transport, Will
 from edge_agent.config import AgentConfig, parse_part
 from edge_agent.context import AgentContext, Connect, LoadBackbone
-from edge_agent.samples.files import read_evaluation
-from edge_agent.samples.sources import open_source
+from edge_agent.samples.sources import open_source, read_evaluation
 from edge_agent.session.duplicate_device import await_departure
 from edge_agent.session.machine import detect_tier, device_name, keep_name, unique_name
 from edge_agent.session.outcome import Outcome

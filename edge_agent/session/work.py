@@ -13,7 +13,7 @@ from collections.abc import Callable
 from edge_agent.context import AgentContext
 from edge_agent.method import DeviceMethod
 from edge_agent.method_registry import METHODS
-from edge_agent.samples.source import SampleSource
+from edge_agent.samples.source import SampleSource, check_modality
 from edge_agent.session.plan_inbox import PlanInbox
 from edge_agent.uplink.link_state import LinkState
 from edge_agent.uplink.sender import Sender
@@ -137,6 +137,7 @@ class Work:
         """The producer's thread: load the backbone, wait until the job is ready, work off the source."""
         context, plan = self._context, self._plans.plan
         assert plan is not None
+        check_modality(self._source, plan.task)
         tier = plan.tiers[context.tier]
         if self._plans.ready and self._weights.newest is not None:
             self._adopted.wait(_ADOPT_FIRST_S)

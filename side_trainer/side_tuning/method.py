@@ -32,7 +32,7 @@ from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser
 from side_trainer.side_tuning.output_heads import Heads
 from side_trainer.side_tuning.training_rows import MiniBatch, RowStore, StoredBatch, gather
-from sidestream.contract.tasks import TASKS, Scale, Targets, Task
+from sidestream.contract.tasks import TASKS, Scale, TargetForm, Targets
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
 from sidestream.side_network.form import align_of, starts_among
@@ -205,7 +205,7 @@ class SideTuningMethod(Method):
         whom it found to count for less than half.
         """
         facts, settings, drawn = self.facts, self._learner, {}
-        if facts.settings.task is Task.TEXT_CLASSIFICATION:
+        if TASKS[facts.settings.task].form is TargetForm.LABELS:
             generator = self._generator(_SURVEY_STREAM, offset)
             drawn = draw(self.rows, facts.tiers, generator, self.devices.number_of)
         doubted = self.devices.weigh(drawn.values(), settings.device_share)

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sidestream.backbone.images.image_input import Pixels
 from sidestream.backbone.inputs import Input, seeds_of
 from sidestream.backbone.preprocessor import Prepared, Preprocessor
 from sidestream.backbone.sampled import Ints, Sampled
@@ -78,6 +79,9 @@ class Backbone(ABC):
             words: Sample words, each by the token that stands for it, and not tokens; lengths are then in
                 words. Of a pair of texts only the first one has any.
 
+        Returns:
+            NaN for inputs that could not be read, which the log names.
+
         Raises:
             BackboneError: ``words`` are asked for, and the tokenizer does not tell where they are.
         """
@@ -92,8 +96,11 @@ class Backbone(ABC):
             policy = choose(sampled_from.sum(axis=1))
             sampler = TokenSampler(policy, sampled_from, seeds_of(inputs), is_decoder=self.is_decoder)
             self._run(tokens, taps, sampler.take)
+            sampled = sampler.sampled()
+            if isinstance(tokens, Pixels) and tokens.unreadable.any():  # what is not finite is not used
+                sampled.vectors[:, np.repeat(tokens.unreadable, sampled.lengths)] = np.nan
             return replace(
-                sampler.sampled(),
+                sampled,
                 words=None if found is None else found.numbers.ravel()[sampler.places],
                 seconds=time.perf_counter() - started,
             )

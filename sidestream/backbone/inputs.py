@@ -85,14 +85,14 @@ def texts_of(inputs: Sequence[Input]) -> list[Text]:
 def shown(one: Input) -> str:
     """It, for people, in one line."""
     if isinstance(one, ImageFile):
-        return one.path
+        return one.path.encode(errors="replace").decode()
     return " | ".join(" ".join(part.split()) for part in ([one] if isinstance(one, str) else one))
 
 
 def about(one: Input) -> dict[str, str]:
     """It, for programs."""
     if isinstance(one, ImageFile):
-        return {"image": one.path}
+        return {"image": shown(one)}
     return {"text": one} if isinstance(one, str) else {"text": one[0], "text_pair": one[1]}
 
 

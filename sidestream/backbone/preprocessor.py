@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
+from sidestream.backbone.images.image_input import Pixels
 from sidestream.backbone.inputs import Input
 from sidestream.backbone.text_input import Tokens, Words
 
-Prepared: TypeAlias = Tokens
+Prepared: TypeAlias = Tokens | Pixels
 """Inputs as a model takes them."""
 
 

@@ -18,11 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.config import DataConfig
-from edge_agent.samples.files import read_evaluation
 from edge_agent.samples.json_lines import JsonLines
 from edge_agent.samples.rows import MAX_ROW_BYTES, RowParser
 from edge_agent.samples.sample import Row
-from edge_agent.samples.sources import open_source
+from edge_agent.samples.sources import open_source, read_evaluation
 from sidestream.contract.errors import ConfigError, DataError
 
 PAIRS = [("turn it on", "an"), ("größer, bitte", "wärmer"), ("off", "aus")]

@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 
 import edge_agent.samples.sources as sources
 from edge_agent.config import DataConfig, parse_part
-from edge_agent.samples.files import read_evaluation
 from edge_agent.samples.identities import Identities
 from edge_agent.samples.sample import Row, is_held_out
 from edge_agent.samples.source import SampleSource
-from edge_agent.samples.sources import StreamSource, open_source
+from edge_agent.samples.sources import StreamSource, open_source, read_evaluation
 from sidestream.contract.errors import ConfigError, DataError
 
 

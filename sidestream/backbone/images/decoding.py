@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def check_image(one: ImageFile) -> None:
     Raises:
         DataError: in one line, why not.
     """
-    read_image(one)
+    read_image(one, least=1)
 
 
 def read_image(one: ImageFile, least: int = 0) -> Image:
@@ -128,14 +128,16 @@ def _as_rgb(image: Image) -> Image:
         values = np.asarray(image, dtype=np.float64)
         if values.max(initial=0) > np.iinfo(np.uint8).max:
             values = values / _DEEP
-        return pillow.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        deep: Image = pillow.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        return deep
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return pillow.alpha_composite(pillow.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
+        flat: Image = pillow.alpha_composite(pillow.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
+        return flat
     return image.convert("RGB")
 
 
-def _pillow() -> type:
+def _pillow() -> Any:
     """``PIL.Image``.
 
     Raises:
@@ -145,5 +147,4 @@ def _pillow() -> type:
         import PIL.Image
     except ModuleNotFoundError as exc:
         raise BackboneError("images take Pillow: pip install 'sidestream[images]'") from exc
-    found: type = PIL.Image
-    return found
+    return PIL.Image

@@ -39,10 +39,10 @@ class ImageInput:
     Args:
         scaling: What is done with each.
         name: The model's, for messages.
-        tokens: Vectors that the model makes of one.
+        tokens: Vectors that the model makes of one; whoever tries it finds out.
     """
 
-    def __init__(self, scaling: Scaling, name: str, *, tokens: int) -> None:
+    def __init__(self, scaling: Scaling, name: str, *, tokens: int = 0) -> None:
         self.scaling = scaling
         """What is done with each."""
         self.tokens = tokens

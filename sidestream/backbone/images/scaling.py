@@ -1,8 +1,8 @@
-"""From a picture to a model's numbers, as the model's own image processor has it. Knows no files and no model.
+"""From a picture to a model's numbers, as the model's own image processor has it. Knows no files, no model.
 
-What transformers' processors do with one picture is, of those that vision transformers come with, always this:
-scale it, cut its middle out, and shift its values. Whether that is all that one does is not believed but tried
-where transformers is (:mod:`sidestream.backbone.torch_runtime.vision`).
+What the processors that vision transformers come with do with one picture is always this: scale it, cut its
+middle out, and shift its values. Whether that is all that one does is not believed but tried where
+transformers is (:mod:`sidestream.backbone.torch_runtime.vision`).
 """
 
 from __future__ import annotations

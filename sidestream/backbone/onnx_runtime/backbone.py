@@ -11,14 +11,26 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from sidestream.backbone.backbone import Backbone
-from sidestream.backbone.onnx_runtime.folder import INPUTS, TOKENIZER, check, graph_of, output_of, read
+from sidestream.backbone.images.image_input import ImageInput, Pixels
+from sidestream.backbone.onnx_runtime.folder import (
+    INPUTS,
+    PIXELS,
+    TOKENIZER,
+    ExportedBackbone,
+    check,
+    graph_of,
+    output_of,
+    read,
+)
 from sidestream.backbone.onnx_runtime.tokenizer import ExportedTokenizer
-from sidestream.backbone.text_input import TextInput, Tokens
+from sidestream.backbone.preprocessor import Prepared, Preprocessor
+from sidestream.backbone.text_input import TextInput
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.plan import Precision
 from sidestream.contract.tensors import Floats
@@ -48,11 +60,7 @@ class OnnxBackbone(Backbone):
             )
         self.depth = layers or exported
         check(folder, about, self.depth)
-        tokenizer = ExportedTokenizer(folder / TOKENIZER, about.tokenizer)
-        text_input = TextInput(
-            tokenizer, name, rows=about.rows, longest=about.longest, segments=about.segments
-        )
-        super().__init__(name, text_input)
+        super().__init__(name, _preprocessor(folder, about))
         self.width = about.width
         self.is_decoder = about.is_decoder
         self.fingerprint = about.fingerprints[self.depth - 1]
@@ -85,13 +93,26 @@ class OnnxBackbone(Backbone):
             log.info("%s: is in %s, the plan's tier in %s", found.name, found.precision, precision)
         return found
 
-    def _run(self, tokens: Tokens, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
+    def _run(self, tokens: Prepared, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
+        for tap in self._session.run([output_of(tap) for tap in taps], self._feeds(tokens)):
+            take(tap)
+
+    def _feeds(self, tokens: Prepared) -> dict[str, Any]:
+        if isinstance(tokens, Pixels):
+            return {PIXELS: tokens.values}
         given = [tokens.ids, tokens.mask.astype(np.int64)]
         if self._has_segments:
             given.append(np.zeros_like(tokens.ids) if tokens.segments is None else tokens.segments)
-        feeds = dict(zip(INPUTS, given, strict=False))
-        for tap in self._session.run([output_of(tap) for tap in taps], feeds):
-            take(tap)
+        return dict(zip(INPUTS, given, strict=False))
+
+
+def _preprocessor(folder: Path, about: ExportedBackbone) -> Preprocessor:
+    name = str(folder)
+    if about.scaling is not None:
+        return ImageInput(about.scaling, name, tokens=about.longest)
+    assert about.tokenizer is not None
+    tokenizer = ExportedTokenizer(folder / TOKENIZER, about.tokenizer)
+    return TextInput(tokenizer, name, rows=about.rows, longest=about.longest, segments=about.segments)
 
 
 def _session(graph: Path, threads: int) -> onnxruntime.InferenceSession:

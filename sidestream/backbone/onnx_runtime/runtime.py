@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sidestream.backbone.onnx_runtime.backbone import OnnxBackbone
-from sidestream.backbone.onnx_runtime.folder import INDEX, place_of
+from sidestream.backbone.onnx_runtime.folder import INDEX, place_of, read
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.plan import Precision
+from sidestream.contract.tasks import TASKS, Task
 
 
 class OnnxRuntime:
@@ -14,9 +15,9 @@ class OnnxRuntime:
     def __init__(self) -> None:
         self._threads = 0
 
-    def load(self, reference: str, layers: int, precision: Precision, *, with_head: bool) -> OnnxBackbone:
+    def load(self, reference: str, layers: int, precision: Precision, task: Task) -> OnnxBackbone:
         """See :func:`sidestream.backbone.runtimes.load_backbone`."""
-        if with_head:
+        if TASKS[task].generates:
             raise BackboneError(
                 f"{reference}: a language model takes torch; set runtime to auto and name the model itself"
             )
@@ -25,6 +26,11 @@ class OnnxRuntime:
             raise BackboneError(
                 f"{reference}: is no exported backbone (there is no {INDEX} in it); "
                 f"write one where torch is with: sidestream backbone export"
+            )
+        found, wanted = read(folder).modality, TASKS[task].modality
+        if found is not wanted:
+            raise BackboneError(
+                f"{reference}: takes {found.value}s, and the job's samples are {wanted.value}s"
             )
         return OnnxBackbone.load(folder, layers, precision, self._threads)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
@@ -23,11 +23,56 @@ class Stack(NamedTuple):
     swapped: bool = False
     """Whether they have the tokens first and the texts second, as XLNet's."""
 
-    def states(self, output: Any, tokens: int) -> Tensor:
+    def states(self, output: Any, tokens: int | None = None) -> Tensor:
         """[K, T, d] of what a layer gave, for T ``tokens``: some models add more, to fill up windows."""
         states = tensor_of(output)
         assert states is not None
         return (states.transpose(0, 1) if self.swapped else states)[:, :tokens]
+
+
+class Stopped(Exception):  # noqa: N818  (a message to ourselves)
+    """Ends a forward pass where no more of it is wanted."""
+
+
+def read_taps(
+    model: nn.Module,
+    stack: Stack,
+    given: Mapping[str, Any],
+    taps: Sequence[int],
+    take: Callable[[Tensor], None],
+    name: str,
+) -> None:
+    """Hand each tap [K, T, d] to ``take`` as soon as it is computed, and compute nothing beyond the last.
+
+    Args:
+        model: The model.
+        stack: Its layers.
+        given: What it is called with.
+        taps: Layers to read, ascending.
+        take: Is given what the layer gave, in the graph if one is kept.
+        name: For messages.
+
+    Raises:
+        BackboneError: it does not come to the last of the taps.
+    """
+
+    def reader(*, is_last: bool) -> Callable[[Any, Any, Any], None]:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            take(stack.states(output))
+            if is_last:
+                raise Stopped
+
+        return hook
+
+    hooks = [stack.layers[tap - 1].register_forward_hook(reader(is_last=tap == taps[-1])) for tap in taps]
+    try:
+        model(**given)
+    except Stopped:
+        return
+    finally:
+        for hook in hooks:
+            hook.remove()
+    raise BackboneError(f"{name}: the model's forward pass does not visit its layers in order")
 
 
 def tensor_of(output: Any) -> Tensor | None:
