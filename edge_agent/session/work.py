@@ -21,7 +21,7 @@ from edge_agent.weights.adoption import InUse
 from edge_agent.weights.weights_inbox import WeightsInbox
 from sidestream.backbone.backbone import Backbone
 from sidestream.contract.plan import Plan, TierPlan
-from sidestream.contract.tasks import Task
+from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.topics import Topics
 
 _TICK_S = 0.1
@@ -147,7 +147,8 @@ class Work:
             time.sleep(_TICK_S)
             plan = self._plans.plan or plan
             tier = plan.tiers.get(context.tier, tier)
-        purpose = plan.task if plan.method.needs_head(plan.task) else Task.TEXT_CLASSIFICATION
+        headless = TASKS[plan.task].generates and not plan.method.needs_head(plan.task)
+        purpose = Task.TEXT_CLASSIFICATION if headless else plan.task
         backbone = context.load_backbone(self._reference(tier), tier.layers, tier.precision, purpose)
         backbone.check_head(tier.head)
         backbone.check_inputs(self._source.first_inputs())

@@ -44,7 +44,9 @@ def _read(reference: str, kind: Any, preprocessor: Any) -> tuple[Any, Any]:
             model, report = kind.from_pretrained(place, output_loading_info=True, trust_remote_code=False)
             read = preprocessor.from_pretrained(place, trust_remote_code=False)
         except Exception as exc:  # transformers raises whatever its parts raise
-            raise BackboneError(_not_loaded(reference, place, exc)) from exc
+            raise BackboneError(
+                _misfit(reference, place, preprocessor) or _not_loaded(reference, place, exc)
+            ) from exc
     if getattr(model, "pooler", None) is not None:
         model.pooler = _NoPooler()  # its answer is never asked for, and made up where a checkpoint has none
     missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
@@ -58,6 +60,17 @@ class _NoPooler(nn.Module):
 
     def forward(self, states: Any, *given: Any, **named: Any) -> Any:
         return states
+
+
+def _misfit(reference: str, place: str, preprocessor: Any) -> str:
+    """That a model is for samples of the other kind, as far as its files tell; else nothing."""
+    sees = (Path(place) / "preprocessor_config.json").is_file()
+    reads = (Path(place) / "tokenizer_config.json").is_file()
+    if preprocessor is AutoTokenizer and sees and not reads:
+        return f"{reference}: takes images, and the job's samples are texts; use a text model"
+    if preprocessor is AutoImageProcessor and reads and not sees:
+        return f"{reference}: takes texts, and the job's samples are images; use a vision transformer"
+    return ""
 
 
 def _not_loaded(reference: str, place: str, error: Exception) -> str:

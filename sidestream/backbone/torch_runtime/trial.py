@@ -143,12 +143,8 @@ def find_stack(model: nn.Module, keep: int, given: Given, name: str) -> Stack:
     if not own:
         raise refusal(model, name, "it does not say what states its layers give")
     mask = given.get("attention_mask")
-    if mask is None and own[0].dim() != 3:
-        raise refusal(model, name, "its states are no vectors in a row")
-    if any(state.shape != own[0].shape for state in own):
-        raise refusal(
-            model, name, "its layers give states of several sizes, stage by stage, and taps need one"
-        )
+    if mask is None and any(state.shape != own[0].shape or state.dim() != 3 for state in own):
+        raise refusal(model, name, "its layers give states of several sizes, stage by stage; taps need one")
     real = torch.ones(own[0].shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     for index, stack in enumerate(stacks):
         for swapped in (False, True):
