@@ -70,7 +70,7 @@ def teach(steps: int, seed: int, pictures: int = _PICTURES) -> tuple[ViTModel, V
         parts = [nn.functional.cross_entropy(head(pooled), truth[rows, at]) for at, head in enumerate(heads)]
         loss = torch.stack(parts).sum()
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         plan.step()
