@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from broker_config.settings import BrokerSettings
+from sidestream.accelerator.choice import check_choice
 from sidestream.backbone.runtimes import RuntimeChoice
 from sidestream.contract.errors import ConfigError
 from sidestream.contract.topics import check_name
@@ -138,6 +139,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     runtime: RuntimeChoice = "auto"
     """What computes the backbone: torch, or onnx (onnxruntime) for an exported folder, which takes neither
     torch nor transformers; auto goes by what the backbone is."""
+    compute_device: str = "auto"
+    """Where the backbone is computed: auto (the first GPU that works with the installed torch or onnxruntime,
+    else the processor), cpu, cuda or cuda:N. The log says which, and why."""
     whole_model: Literal["auto", "always", "never"] = "auto"
     """In a split job, whether the device may load all layers to measure and predict with the final weights:
     auto where it has twice their memory free. It trains in any case, with its own layers only."""
@@ -199,6 +203,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         check_name("job", self.job)
+        check_choice("compute_device", self.compute_device)
         for field in ("device", "tier"):
             if value := getattr(self, field):
                 check_name(field, value)

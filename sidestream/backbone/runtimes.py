@@ -24,6 +24,13 @@ class Runtime(Protocol):
     def load(self, reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
         """As :func:`load_backbone`."""
 
+    def set_device(self, wanted: str) -> None:
+        """Where its passes are computed, of what is loaded from now on: auto, cpu, cuda or cuda:N.
+
+        Raises:
+            ConfigError: there is no such device.
+        """
+
     def set_threads(self, count: int) -> None:
         """How many processor threads its passes take: of what is loaded from now on, at least."""
 
@@ -107,6 +114,15 @@ def shared_backbone(
 def set_threads(count: int, runtime: RuntimeName) -> None:
     """How many processor threads a runtime's backbones take, of those loaded from now on at least."""
     _runtime(runtime).set_threads(count)
+
+
+def set_device(wanted: str, runtime: RuntimeName) -> None:
+    """Where a runtime's backbones are computed, of those loaded from now on.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    _runtime(runtime).set_device(wanted)
 
 
 def _runtime(name: RuntimeName) -> Runtime:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import onnxruntime
+
+from sidestream.accelerator.providers import ask_for
 from sidestream.backbone.onnx_runtime.backbone import OnnxBackbone
 from sidestream.backbone.onnx_runtime.folder import INDEX, place_of, read
 from sidestream.contract.errors import BackboneError
@@ -14,6 +17,7 @@ class OnnxRuntime:
 
     def __init__(self) -> None:
         self._threads = 0
+        self._device = "cpu"
 
     def load(self, reference: str, layers: int, precision: Precision, task: Task) -> OnnxBackbone:
         """See :func:`sidestream.backbone.runtimes.load_backbone`."""
@@ -32,7 +36,12 @@ class OnnxRuntime:
             raise BackboneError(
                 f"{reference}: takes {found.value}s, and the job's samples are {wanted.value}s"
             )
-        return OnnxBackbone.load(folder, layers, precision, self._threads)
+        return OnnxBackbone.load(folder, layers, precision, self._threads, self._device)
+
+    def set_device(self, wanted: str) -> None:
+        """For what is loaded from now on."""
+        ask_for(wanted, onnxruntime.get_available_providers())
+        self._device = wanted
 
     def set_threads(self, count: int) -> None:
         """For what is loaded from now on."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from sidestream.accelerator.torch_device import HERE, Placement
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.preprocessor import Prepared
 from sidestream.backbone.text_input import TextInput, Tokens
@@ -28,6 +29,7 @@ from sidestream.backbone.torch_runtime.layer_stack import (
     Stack,
     is_above,
     longest_input,
+    placed,
     read_taps,
     segments_of,
     text_config,
@@ -101,6 +103,8 @@ class TorchBackbone(Backbone):
             self.fingerprint = self.fingerprint_of_first(self.depth)
         self.precision: Precision = precision
         """How it is kept."""
+        self.placement = HERE
+        """Where it is computed."""
         self._convert(precision)
 
     @classmethod
@@ -119,6 +123,11 @@ class TorchBackbone(Backbone):
             time.perf_counter() - started,
         )
         return found
+
+    def place(self, placement: Placement) -> None:
+        """Compute somewhere else from now on."""
+        with self._lock:
+            self.placement = placed(self._model, self.precision, placement, self.name)
 
     @property
     def model(self) -> nn.Module:
@@ -225,8 +234,15 @@ class TorchBackbone(Backbone):
         segments = tokens.segments
         more = {} if segments is None else {"token_type_ids": torch.from_numpy(segments)}
         ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
+        send, fetch = self.placement.send, self.placement.fetch
         with torch.inference_mode():
-            self.read(ids, mask, taps, lambda tap: take(tap.float().numpy()), **more)
+            self.read(
+                send(ids),
+                send(mask),
+                taps,
+                lambda tap: take(fetch(tap.float()).numpy()),
+                **self.placement.send_all(more),
+            )
 
     def read(
         self,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from sidestream.accelerator.torch_device import Placement
 from sidestream.contract.errors import BackboneError
 
 _COUNTS: Final = ("n_layer", "n_layers", "num_layers", "num_hidden_layers")
 """How modules name the number of layers that they run."""
 REMEDY: Final = "use another model (docs/models.md lists those that work)"
 _NO_LIMIT: Final = 10**6
+log = logging.getLogger(__name__)
 
 
 class Stack(NamedTuple):
@@ -28,6 +32,15 @@ class Stack(NamedTuple):
         states = tensor_of(output)
         assert states is not None
         return (states.transpose(0, 1) if self.swapped else states)[:, :tokens]
+
+
+def placed(model: nn.Module, precision: str, placement: Placement, name: str) -> Placement:
+    """Move a model to a device, as far as its precision lets it; returns where it is."""
+    if precision == "int8" and placement.device.type != "cpu":
+        placement = Placement(torch.device("cpu"), "torch computes int8 on the processor only")
+    placement.put(model)
+    log.info("backbone %s: computed on %s", name, placement.chosen)
+    return placement
 
 
 class Stopped(Exception):  # noqa: N818  (a message to ourselves)

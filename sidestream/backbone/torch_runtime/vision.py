@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from sidestream.accelerator.torch_device import HERE, Placement
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.images.image_input import ImageInput, Pixels
 from sidestream.backbone.images.scaling import Scaling, scaling_of
 from sidestream.backbone.preprocessor import Prepared
 from sidestream.backbone.torch_runtime.fingerprint import digests_of, fingerprint_of
-from sidestream.backbone.torch_runtime.layer_stack import Stack, is_above, read_taps
+from sidestream.backbone.torch_runtime.layer_stack import Stack, is_above, placed, read_taps
 from sidestream.backbone.torch_runtime.mapped_weights import MappedWeights
 from sidestream.backbone.torch_runtime.precision import convert
 from sidestream.backbone.torch_runtime.saved_model import read_vision_model
@@ -89,6 +90,8 @@ class TorchVisionBackbone(Backbone):
         self.fingerprint = self.fingerprint_of_first(self.depth)
         self.precision: Precision = precision
         """How it is kept."""
+        self.placement = HERE
+        """Where it is computed."""
         convert(self._model, precision, lambda: self._every_state(values)[-1], name)
 
     @classmethod
@@ -114,6 +117,11 @@ class TorchVisionBackbone(Backbone):
         assert isinstance(self.preprocessor, ImageInput)
         return self.preprocessor
 
+    def place(self, placement: Placement) -> None:
+        """Compute somewhere else from now on."""
+        with self._lock:
+            self.placement = placed(self._model, self.precision, placement, self.name)
+
     @property
     def model(self) -> nn.Module:
         """The model itself, cut and frozen."""
@@ -137,7 +145,8 @@ class TorchVisionBackbone(Backbone):
     def _run(self, prepared: Prepared, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
         assert isinstance(prepared, Pixels)
         with torch.inference_mode():
-            self._read(torch.from_numpy(prepared.values), taps, lambda tap: take(tap.float().numpy()))
+            values = self.placement.send(torch.from_numpy(prepared.values))
+            self._read(values, taps, lambda tap: take(self.placement.fetch(tap.float()).numpy()))
 
     def _read(self, values: Tensor, taps: Sequence[int], take: Callable[[Tensor], None]) -> None:
         kind = next(self._model.parameters()).dtype
