@@ -30,6 +30,7 @@ from side_trainer.fold.checkpoint import newest_files
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
+from side_trainer.fold.retention import Retention
 from side_trainer.ingest import Ingest
 from side_trainer.job import Contradiction, Job, check
 from side_trainer.journal.journal import FILE_NAME, Journal
@@ -206,7 +207,8 @@ class Parts:
         )
         checkpointer = Checkpointer(directory, fold, journal, metrics)
         return Learner(
-            *(config, journal, fold, self._progress, checkpointer, releases, self._replies, self._queries),
+            *(config, journal, fold, self._progress, checkpointer, Retention(config, journal, fold)),
+            *(releases, self._replies, self._queries),
             metrics=metrics,
             trace=self._trace,
             judge=self._judge.on_loss,

@@ -11,7 +11,7 @@ import msgspec
 
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, LabelsRecord, RecordKind, SettingsRecord, TierRecord
-from side_trainer.method import Facts, Method, Step
+from side_trainer.method import Arrays, Facts, Method, Step
 from side_trainer.method_registry import METHODS
 from sidestream.contract.errors import StateError, WireError
 from sidestream.contract.tensors import Floats
@@ -117,11 +117,11 @@ class Fold:
         """sha256 of :meth:`weights`."""
         return state_digest(self.weights())
 
-    def state(self) -> dict[str, Floats]:
+    def state(self) -> Arrays:
         """All that the journal up to :attr:`offset` cannot give back without computing: for a checkpoint."""
         return self._method.state() if self._method is not None else {}
 
-    def restore(self, offset: int, updates: int, arrays: dict[str, Floats]) -> None:
+    def restore(self, offset: int, updates: int, arrays: Arrays) -> None:
         """Return to a :meth:`state` taken at ``offset``; everything else is read from the journal.
 
         Raises:

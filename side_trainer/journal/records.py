@@ -24,8 +24,12 @@ class RecordKind(str, enum.Enum):
     """:class:`TierRecord`"""
     BATCH = "batch"
     """An ``ActivationBatch`` as it came over the wire, less the rows that had come before."""
+    LEARN = "learn"
+    """:class:`LearnRecord`"""
     IDLE = "idle"
     """:class:`IdleRecord`"""
+    SNAPSHOT = "snapshot"
+    """:class:`SnapshotRecord`"""
     REUSE = "reuse"
     """A ``Reuse`` as it came over the wire."""
     REPEAT = "repeat"
@@ -79,6 +83,14 @@ class TierRecord(TierFacts, frozen=True, kw_only=True):
 
 
 @prepared
+class SnapshotRecord(Message, frozen=True, kw_only=True):
+    """From here on the batches before a record are not drawn any more: the journal may let them go."""
+
+    before: Annotated[int, msgspec.Meta(ge=1)]
+    """The first record of which batches stay."""
+
+
+@prepared
 class RepeatRecord(Message, frozen=True, kw_only=True):
     """A batch that is to be answered, and of which every row had come before."""
 
@@ -110,6 +122,14 @@ class RoundRecord(Message, frozen=True, kw_only=True):
     """The round's."""
     uploads: tuple[int, ...]
     """Their records."""
+
+
+@prepared
+class LearnRecord(Message, frozen=True, kw_only=True):
+    """An update on batches that came: so how many are learnt from together is data."""
+
+    through: int
+    """The record of the last of them. The first is the one that has waited longest."""
 
 
 @prepared

@@ -15,6 +15,7 @@ import torch
 
 from side_trainer.fold.checkpoint import Checkpoint, newest_checkpoint
 from side_trainer.fold.fold import Fold
+from side_trainer.fold.retention import begin
 from side_trainer.journal.journal import Journal
 from side_trainer.method import Export
 from side_trainer.operator.status import open_journal
@@ -41,6 +42,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the journal gives."""
     held_batches: int = 0
     """Read through as well: those that are kept of quarantined devices and not learnt from."""
+    begun_at: int = 0
+    """The record of the snapshot that the fold began at, as what came before is not kept; 0 for none."""
     unverified: str = ""
     """What of the weights no journal could give again, if there is any such thing."""
 
@@ -61,7 +64,7 @@ def _newest(state_dir: Path, journal: Journal) -> Checkpoint:
 
 
 def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _log.info) -> Verdict:
-    """Fold the journal from its first record and compare with the newest checkpoint.
+    """Fold the journal from its first record, or its snapshot, and compare with the newest checkpoint.
 
     Args:
         state_dir: The trainer's.
@@ -76,6 +79,7 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
     try:
         about = _newest(state_dir, journal).about
         fold = Fold(journal)
+        begun_at = begin(fold, journal)
         told = time.monotonic()
         while fold.offset < about.offset:
             records = journal.read(fold.offset, limit=min(16, about.offset - fold.offset))
@@ -92,6 +96,7 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
             checkpoint_digest=about.weights_digest,
             refold_digest=fold.digest(),
             held_batches=journal.holding.check(),
+            begun_at=begun_at,
             unverified=fold.method.unverified if fold.begun else "",
         )
     finally:

@@ -256,6 +256,8 @@ def verify(args: argparse.Namespace) -> int:
     print(f"records {verdict.offset}, samples {verdict.samples}")
     print(f"checkpoint {verdict.checkpoint_digest}")
     print(f"re-fold    {verdict.refold_digest}")
+    if verdict.begun_at:
+        print(f"from the snapshot at record {verdict.begun_at} on: what came before is not kept any more")
     if verdict.unverified:
         print(f"not verified: {verdict.unverified}")
     if verdict.held_batches:
@@ -308,6 +310,8 @@ def rebuild(args: argparse.Namespace) -> int:
 
     done = take_out(args.state_dir, args.without)
     print(f"took out {done.batches} batches, {done.samples} samples, of {', '.join(args.without)}")
+    if done.beyond:
+        print(f"{done.beyond} more samples of theirs are not kept any more: what was learnt of them stays")
     print(f"{done.records} records stay; versions go on above {done.version_base}")
     print(f"the old journal is {done.kept}")
     return 0

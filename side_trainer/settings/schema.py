@@ -125,9 +125,12 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.2
     """On normalised activations and before the head, while training."""
     replay: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
-    """Updates on rows drawn from the journal after each received batch."""
+    """Updates on rows drawn from the journal after each update on received batches."""
     replay_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
     """Rows of such an update."""
+    update_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 128
+    """Rows of received batches that one update learns from, at most, where several batches wait. One alone
+    is not divided; language models learn from one batch at a time."""
     passes: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 4.0
     """Passes over the journal while nothing arrives."""
     pass_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
@@ -237,6 +240,13 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """In a split job: how long the answer to a batch waits on the broker for a device that is away."""
     reply_patience_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     """In a split job: for how long such a device holds up the version that is called final."""
+    keep_days: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Let batches go that came longer ago, once they are learnt from; what was learnt stays, and so does what
+    tells a repeated sample from a new one. 0: keep all. Split jobs keep all."""
+    keep_gib: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Let the oldest batches go when the journal takes more than so many GiB. 0: no bound."""
+    keep_samples: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Let the oldest batches go when there are more samples than this. 0: no bound."""
     checkpoint_every_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     """Seconds of learning that a crash may cost (never data: it is learnt again from the journal)."""
     idle_after_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0

@@ -92,6 +92,9 @@ def check_split(config: Splits) -> None:
         )
     if config.task is Task.TOKEN_CLASSIFICATION:
         raise ConfigError("task", f"{config.task.value} is not learnt by {config.method}; use fed-mobillm")
+    for name in ("keep_days", "keep_gib", "keep_samples"):
+        if getattr(config, name):
+            raise ConfigError(name, f"{config.method} keeps all batches; leave it out")
     references = sorted({tier.head or tier.backbone for tier in config.tiers.values()})
     if len(references) > 1:
         raise ConfigError(

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from side_trainer.journal.records import SettingsRecord, TierRecord
 from side_trainer.method import Facts
+from side_trainer.rows.training_rows import MiniBatch
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts
 from side_trainer.side_tuning.token_loss import token_loss
-from side_trainer.side_tuning.training_rows import MiniBatch
 from side_trainer.side_tuning.views import Tapped, Views
 from sidestream.contract.tasks import TASKS, Scale
 from sidestream.contract.tensors import Floats

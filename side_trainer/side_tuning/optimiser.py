@@ -62,9 +62,8 @@ class Optimiser:
         """Short memory at first, the last hundred or so updates later."""
         memory = min(self._settings.averaging, (1 + updates) / (10 + updates))
         with torch.no_grad():
-            pairs = zip(self._average.parameters(), self._network.parameters(), strict=True)
-            for mean, parameter in pairs:
-                mean.lerp_(parameter, 1 - memory)
+            means, parameters = tuple(self._average.parameters()), tuple(self._network.parameters())
+            torch._foreach_lerp_(means, parameters, 1 - memory)
 
     def _groups_beside(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Parameters that are in none of these; matrices decay, biases, gates and norms do not."""

@@ -146,6 +146,21 @@ def join(tensors: Sequence[Tensor]) -> Tensor:
     )
 
 
+def by_vector(tensor: Tensor) -> tuple[Bytes, Bytes]:
+    """What a tensor [B, V, d] is written in, vector by vector: [B, V, n] of values and [B, V, m] of scales.
+
+    Only where no block holds parts of two vectors (:func:`separable`).
+    """
+    taps, count, _ = tensor.shape
+    data, scales = (np.frombuffer(part, np.uint8) for part in (tensor.data, tensor.scales))
+    return data.reshape(taps, count, -1), scales.reshape(taps, count, len(scales) // (taps * count))
+
+
+def separable(tensor: Tensor) -> bool:
+    """Whether no block of a tensor [B, V, d] holds parts of two vectors."""
+    return _CODECS[tensor.codec].bits >= 8 or tensor.shape[2] % BLOCK == 0
+
+
 def take(tensor: Tensor, vectors: npt.NDArray[np.integer[Any]]) -> Tensor:
     """Only some of the vectors of a tensor [B, V, d], in the order given.
 
@@ -155,18 +170,15 @@ def take(tensor: Tensor, vectors: npt.NDArray[np.integer[Any]]) -> Tensor:
     Raises:
         DecodeError: as :func:`decode`, in the second case.
     """
-    taps, count, width = tensor.shape
-    if _CODECS[tensor.codec].bits < 8 and width % BLOCK:
+    if not separable(tensor):
         return encode(decode(tensor)[:, vectors], tensor.codec)
-
-    def picked(part: bytes) -> bytes:
-        return np.frombuffer(part, np.uint8).reshape(taps, count, -1)[:, vectors].tobytes() if part else b""
-
+    taps, _, width = tensor.shape
+    data, scales = by_vector(tensor)
     return Tensor(
         codec=tensor.codec,
         shape=(taps, len(vectors), width),
-        data=picked(tensor.data),
-        scales=picked(tensor.scales),
+        data=data[:, vectors].tobytes(),
+        scales=scales[:, vectors].tobytes(),
     )
 
 

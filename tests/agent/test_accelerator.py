@@ -14,6 +14,7 @@ from edge_agent.config import AgentConfig
 from sidestream.accelerator.choice import check_choice, without_cuda
 from sidestream.accelerator.providers import CPU, GPU_PROVIDERS, ask_for, what_came
 from sidestream.accelerator.torch_device import Placement, choose
+from sidestream.backbone.text import Text
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.backbone.torch_runtime.vision import TorchVisionBackbone
 from sidestream.contract.errors import ConfigError
@@ -113,7 +114,8 @@ def test_a_jetson_with_the_wrong_build_is_told_which_one(tmp_path: Path) -> None
 
 
 def test_a_text_backbone_sends_everything_to_its_device_and_fetches_its_taps(bert: TorchBackbone) -> None:
-    backbone, there, texts = bert.twin(), Elsewhere("cpu"), ["turn the lights on", ("off", "now")]
+    backbone, there = bert.twin(), Elsewhere("cpu")
+    texts: list[Text] = ["turn the lights on", ("off", "now")]
     backbone.place(there)
     sampled, wanted = (one.forward(texts, [1, 3], 16) for one in (backbone, bert))
     assert np.array_equal(sampled.vectors, wanted.vectors)
