@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import IdleRecord, RecordKind, SettingsRecord, TierRecord
+from sidestream.accelerator.torch_device import HERE, Placement
 from sidestream.contract.errors import DecodeError, StateError
 from sidestream.contract.messages import GradientReply
 from sidestream.contract.tasks import Scale
@@ -83,6 +84,8 @@ class Facts:
     """In index order; empty until they are fixed."""
     tiers: dict[str, TierRecord] = field(default_factory=dict)
     """Those that are settled."""
+    placement: Placement = HERE
+    """Where it is computed, as far as the method lets it. The journal only tells the kind."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, LabelsRecord, RecordKind, SettingsRecord, TierRecord
 from side_trainer.method import Arrays, Facts, Method, Step
 from side_trainer.method_registry import METHODS
+from sidestream.accelerator.torch_device import HERE, Placement
 from sidestream.contract.errors import StateError, WireError
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import state_digest
@@ -24,14 +25,18 @@ class Fold:
     Args:
         journal: Where replayed rows are read from.
         cache_bytes: Memory for decoded rows.
+        placement: Where it is computed. Bits are the same on one kind of device only.
     """
 
-    def __init__(self, journal: Journal, *, cache_bytes: int = 256 * 2**20) -> None:
+    def __init__(
+        self, journal: Journal, *, cache_bytes: int = 256 * 2**20, placement: Placement = HERE
+    ) -> None:
         self.offset = 0
         """The last record applied."""
         self._method: Method | None = None
         self._journal = journal
         self._cache_bytes = cache_bytes
+        self._placement = placement
 
     @property
     def begun(self) -> bool:
@@ -95,7 +100,7 @@ class Fold:
         if kind is RecordKind.SETTINGS:
             settings = msgspec.json.decode(payload, type=SettingsRecord)
             if self._method is None:
-                facts = Facts(settings=settings)
+                facts = Facts(settings=settings, placement=self._placement)
                 self._method = METHODS[type(settings.method)](facts, self._journal, self._cache_bytes)
             self.facts.settings = settings
             self.method.settings_changed()

@@ -6,6 +6,7 @@ its place: torch refuses to mix tensors of two devices, so what was not sent or 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, TypeVar
 
@@ -87,6 +88,16 @@ class Placement:
     def fetch(self, tensor: Tensor) -> Tensor:
         """A tensor here, in the processor's memory."""
         return tensor.to("cpu")
+
+
+def deterministic(placement: Placement) -> None:
+    """Have a GPU give the same bits every time; a processor does, with equally many threads.
+
+    https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    if placement.device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
+        torch.use_deterministic_algorithms(True)
 
 
 HERE: Final = Placement(torch.device("cpu"), "the processor is what this uses")
