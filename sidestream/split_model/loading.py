@@ -81,7 +81,6 @@ def lower_half(backbone: Backbone, lora: LoraSpec) -> Lower:
     Raises:
         BackboneError: its runtime computes no gradients, or it cannot be cut there.
     """
-    from sidestream.accelerator.torch_device import HERE
     from sidestream.backbone.torch_runtime.backbone import TorchBackbone  # seconds: torch and transformers
     from sidestream.split_model.lower_half import LowerHalf
 
@@ -90,7 +89,7 @@ def lower_half(backbone: Backbone, lora: LoraSpec) -> Lower:
             f"{backbone.name}: a split job needs gradients, which only torch computes: set runtime = "
             '"torch", and name the model itself, not an exported folder'
         )
-    backbone.place(HERE)
+    backbone.to_processor()
     return LowerHalf(backbone, lora)
 
 
@@ -112,11 +111,10 @@ def whole_model(
         BackboneError: it cannot be had.
         DecodeError: the adapters are none of its.
     """
-    from sidestream.accelerator.torch_device import HERE
     from sidestream.backbone.torch_runtime.backbone import TorchBackbone
     from sidestream.split_model.tuned_model import TunedModel
 
     if not isinstance(backbone, TorchBackbone):
         raise BackboneError(f"{backbone.name}: a split job's weights need torch to answer; set runtime")
-    backbone.place(HERE)
+    backbone.to_processor()
     return TunedModel(backbone, lora, task, labels, arrays)

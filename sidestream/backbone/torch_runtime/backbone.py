@@ -129,6 +129,11 @@ class TorchBackbone(Backbone):
         with self._lock:
             self.placement = placed(self._model, self.precision, placement, self.name)
 
+    def to_processor(self) -> None:
+        """Compute on the processor from now on, for those who look into the model itself."""
+        if self.placement is not HERE:
+            self.place(HERE)
+
     @property
     def model(self) -> nn.Module:
         """The model itself, cut and frozen."""
