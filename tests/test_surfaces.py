@@ -36,6 +36,7 @@ COMMANDS = {
     "agent samples": ["--json", "--predict", "--config", "--job", "--state-dir", "--unlabelled"],
     "agent serve": ["--backbone", "--config", "--host", "--job", "--port", "--state-dir"],
     "agent uninstall": ["--root", "--user"],
+    "backbone codebooks": ["--layers", "--max-tokens", "--out", "--seed", "--stages", "--text"],
     "backbone export": ["--layers", "--out", "--precision"],
     "broker install": [
         *("--dry-run", "--host", "--port", "--root", "--run-as", "--state-dir", "--user"),

@@ -107,7 +107,7 @@ class RemotePredictor(Predictor):
         """[K, C] of K texts."""
         lengths = tokens.mask.sum(axis=1)
         try:
-            states = encode(self._states(tokens), self._tier.codec)
+            states = encode(self._states(tokens), self._tier.codec, self._tier.codebooks_id)
         except ValueError as exc:
             raise StateError(f"a text cannot be sent: {exc}") from exc
         reply = self._asker.ask(

@@ -18,10 +18,10 @@ from edge_agent.store.streams import Slot
 from sidestream.backbone.backbone import Backbone, Choose
 from sidestream.backbone.inputs import Input
 from sidestream.backbone.sampled import Sampled
-from sidestream.contract.plan import Plan, Rung, TierPlan
-from sidestream.contract.sampling import parse_sampling
+from sidestream.contract.plan import Plan, TierPlan
+from sidestream.contract.sampling import Rung, parse_sampling
 from sidestream.contract.tasks import Task
-from sidestream.contract.tensors import encode, encoded_sizes
+from sidestream.contract.tensors import Floats, Tensor, encode, encoded_sizes
 
 
 class Ready(NamedTuple):
@@ -130,7 +130,7 @@ class BatchMaker:
             keys: By what the trainer knows each of these again.
         """
         chosen = sampled.select(rows)
-        tensor = encode(chosen.vectors, self._rung.codec)
+        tensor = self.quantised(chosen.vectors)
         packed_targets = self._written([targets[row] for row in rows], chosen)
 
         def packed(slot: Slot) -> bytes:
@@ -147,7 +147,11 @@ class BatchMaker:
 
     def keep(self, sampled: Sampled, row: int) -> bytes:
         """Quantise one row now, for the day when its label comes."""
-        return kept.write(sampled, row, self._rung.sampling, self._rung.codec)
+        return kept.write(sampled, row, self._rung.sampling, self.quantised)
+
+    def quantised(self, vectors: Floats) -> Tensor:
+        """[B, V, d] as the rung has it."""
+        return encode(vectors, self._rung.codec, self._tier.codebooks_id)
 
     def _written(self, targets: Sequence[Any], chosen: Sampled) -> bytes:
         """Targets as they travel."""

@@ -25,7 +25,7 @@ from edge_agent.commands.serve import add_serve
 from edge_agent.config import AgentConfig
 from edge_agent.samples.survey import Survey, survey
 from edge_agent.weights.trust import read_trusted
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Text
 from sidestream.contract.errors import DataError
 from sidestream.contract.tasks import Modality
 from sidestream.host.commands import add_command, add_group

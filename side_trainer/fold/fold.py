@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from side_trainer.codebook_store import CodebookStore
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, LabelsRecord, RecordKind, SettingsRecord, TierRecord
 from side_trainer.method import Arrays, Facts, Method, Step
@@ -26,11 +27,15 @@ class Fold:
         journal: Where replayed rows are read from.
         cache_bytes: Memory for decoded rows.
         placement: Where it is computed. Bits are the same on one kind of device only.
+
+    Raises:
+        StateError: codebooks beside the journal are damaged.
     """
 
     def __init__(
         self, journal: Journal, *, cache_bytes: int = 256 * 2**20, placement: Placement = HERE
     ) -> None:
+        CodebookStore(journal.folder).load()
         self.offset = 0
         """The last record applied."""
         self._method: Method | None = None

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -41,6 +42,8 @@ class StoredBatch:
     """[B, T, n] bytes of the rows' vectors one after another,"""
     scales: Bytes
     """[B, T, m] and of their scales,"""
+    codebooks: bytes | msgspec.UnsetType
+    """by these codebooks, if by any,"""
     width: int
     """and d."""
     starts: Ints
@@ -69,6 +72,7 @@ class StoredBatch:
             codec=written.codec,
             values=values,
             scales=scales,
+            codebooks=written.codebooks,
             width=written.shape[-1],
             starts=np.concatenate([[0], np.cumsum(batch.row_lengths, dtype=np.int64)]),
             targets=_widened(batch.read_targets()),
@@ -268,22 +272,29 @@ def _padded(picks: list[tuple[StoredBatch, int]], longest: int) -> Floats:
 
 
 def _decoded(parts: Sequence[tuple[StoredBatch, int, int]]) -> Floats:
-    """Vectors of batches, each from one to another, one after another: [B, V, d]. One decoding a codec."""
-    codecs = {stored.codec for stored, _, _ in parts}
-    if len(codecs) == 1:
-        return _of_one_codec(parts)
+    """Vectors of batches, each from one to another, one after another: [B, V, d], decoded together."""
+    ways = list(dict.fromkeys((stored.codec, stored.codebooks) for stored, _, _ in parts))
+    if len(ways) == 1:
+        return _written_alike(parts)
     ends = np.cumsum([end - start for _, start, end in parts])
     values = np.empty((parts[0][0].taps, int(ends[-1]), parts[0][0].width), np.float32)
     owners = np.repeat(np.arange(len(parts)), np.diff(ends, prepend=0))
-    for codec in sorted(codecs):
-        chosen = [place for place, (stored, _, _) in enumerate(parts) if stored.codec is codec]
-        values[:, np.isin(owners, chosen)] = _of_one_codec([parts[place] for place in chosen])
+    for way in ways:
+        chosen = [place for place, (one, _, _) in enumerate(parts) if (one.codec, one.codebooks) == way]
+        values[:, np.isin(owners, chosen)] = _written_alike([parts[place] for place in chosen])
     return values
 
 
-def _of_one_codec(parts: Sequence[tuple[StoredBatch, int, int]]) -> Floats:
+def _written_alike(parts: Sequence[tuple[StoredBatch, int, int]]) -> Floats:
     first = parts[0][0]
     values = np.concatenate([stored.values[:, start:end] for stored, start, end in parts], axis=1)
     scales = np.concatenate([stored.scales[:, start:end] for stored, start, end in parts], axis=1)
-    shape = (first.taps, values.shape[1], first.width)
-    return decode(Tensor(codec=first.codec, shape=shape, data=values.tobytes(), scales=scales.tobytes()))
+    return decode(
+        Tensor(
+            codec=first.codec,
+            shape=(first.taps, values.shape[1], first.width),
+            data=values.tobytes(),
+            scales=scales.tobytes(),
+            codebooks=first.codebooks,
+        )
+    )

@@ -14,20 +14,18 @@ from sidestream.accelerator.choice import check_choice
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.messages import check_labels
 from sidestream.contract.plan import (
-    MAX_RUNGS,
     MAX_TIERS,
     METHODS,
     FlowPlan,
     MethodPlan,
     Precision,
-    Rung,
     SideNetworkSpec,
     Split,
     TierPlan,
     nested_taps,
     tap_layers,
 )
-from sidestream.contract.sampling import TOKEN_KINDS, parse_sampling
+from sidestream.contract.sampling import MAX_RUNGS, TOKEN_KINDS, Rung, parse_sampling
 from sidestream.contract.spelling import normal
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Codec
@@ -63,7 +61,11 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Which token vectors travel: pivot, mean, segments:n, random:n, important:n or all; default: segments:4,
     or all where the task has a label for every word."""
     codec: Codec = Codec.INT4
-    """How they are quantised: f32, f16, int8, int4, nf4 or int2."""
+    """How they are quantised: f32, f16, int8, int4, nf4, int2, or with codebooks pq1 or pq2."""
+    codebooks: str = ""
+    """Where this machine has the backbone's codebooks for pq1 and pq2, one and two bits a value: a file that
+    sidestream backbone codebooks wrote, or its folder. Devices that lack them get them from the trainer. A
+    tier that names some and no codec has pq1, and segments:12 unless it names a policy."""
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
     """Samples a message."""
     max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128
@@ -104,6 +106,16 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             ladder=ladder or (_WORD_LADDER if per_vector else ()),
             precision=self.precision,
         )
+
+    @property
+    def codes(self) -> list[Codec]:
+        """Its codecs that take codebooks."""
+        return [codec for codec in (self.codec, *(codec for _, codec in self.ladder)) if codec.stages]
+
+    @property
+    def stages(self) -> int:
+        """Stages of product quantisation that its devices may send by, one at least."""
+        return max((codec.stages for codec in self.codes), default=1)
 
     def samplings(self) -> list[tuple[str, str]]:
         """The policies that were written down, each with the field it stands in."""
@@ -331,6 +343,14 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 )
             for field, sampling in tier.samplings():
                 _check_sampling(self.task, sampling, f"tiers.{name}.{field}")
+            if tier.codes and not tier.codebooks:
+                raise ConfigError(
+                    f"tiers.{name}.codec",
+                    f"{tier.codes[0].value} takes codebooks: fit some with sidestream backbone codebooks and "
+                    "name them with codebooks; or write int4",
+                )
+            if tier.gradient_codec.stages:
+                raise ConfigError(f"tiers.{name}.gradient_codec", "gradients have no codebooks; write int8")
             if tier.head and not TASKS[self.task].generates:
                 raise ConfigError(f"tiers.{name}.head", f"{self.task.value} needs none; leave it out")
             if len(tier.ladder) > MAX_RUNGS:

@@ -2,13 +2,13 @@
 
 __all__ = [
     "backbone",
+    "codebook_file",
     "commands",
     "inputs",
     "language_model",
     "memory",
     "runtimes",
     "sampled",
-    "text",
     "text_input",
     "windows",
 ]

@@ -147,6 +147,10 @@ class Backbone(ABC):
             raise BackboneError(f"{self.name}: was loaded without its output head")
 
     @abstractmethod
+    def fingerprint_of_first(self, layers: int) -> str:
+        """What :attr:`fingerprint` is where only the first so many layers are loaded, and no output head."""
+
+    @abstractmethod
     def _run(self, tokens: Prepared, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
         """Hand each tap [K, T, d] to ``take`` as soon as it is computed, and compute nothing beyond the last.
 

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sidestream.backbone.inputs import Input, texts_of
+from sidestream.backbone.inputs import Input, Text, texts_of
 from sidestream.backbone.sampled import Bools, Ints
-from sidestream.backbone.text import Text
 from sidestream.backbone.vocabulary import check_texts, check_tokenizer
 from sidestream.contract.errors import BackboneError
 

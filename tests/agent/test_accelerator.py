@@ -14,7 +14,7 @@ from edge_agent.config import AgentConfig
 from sidestream.accelerator.choice import check_choice, without_cuda
 from sidestream.accelerator.providers import CPU, GPU_PROVIDERS, ask_for, what_came
 from sidestream.accelerator.torch_device import Placement, choose
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Text
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.backbone.torch_runtime.vision import TorchVisionBackbone
 from sidestream.contract.errors import ConfigError

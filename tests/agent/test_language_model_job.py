@@ -28,7 +28,8 @@ from side_trainer.receive.inbox import examine
 from sidestream.backbone.sampled import Sampled
 from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.messages import ActivationBatch
-from sidestream.contract.plan import TOKEN_LADDER, Plan, SideNetworkSpec, TierPlan
+from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan
+from sidestream.contract.sampling import TOKEN_LADDER
 from sidestream.contract.tasks import NO_TARGET, TargetForm, Task
 from sidestream.contract.tensors import Codec, decode
 from sidestream.contract.wire import unpack

@@ -65,7 +65,8 @@ class OnnxBackbone(Backbone):
         super().__init__(name, _preprocessor(folder, about))
         self.width = about.width
         self.is_decoder = about.is_decoder
-        self.fingerprint = about.fingerprints[self.depth - 1]
+        self._fingerprints = about.fingerprints
+        self.fingerprint = self.fingerprint_of_first(self.depth)
         self.precision = about.precision
         """Of its weights."""
         self._has_segments = about.segments > 0
@@ -101,6 +102,9 @@ class OnnxBackbone(Backbone):
         if found.precision != precision:
             log.info("%s: is in %s, the plan's tier in %s", found.name, found.precision, precision)
         return found
+
+    def fingerprint_of_first(self, layers: int) -> str:
+        return self._fingerprints[layers - 1]
 
     def _run(self, tokens: Prepared, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
         for tap in self._session.run([output_of(tap) for tap in taps], self._feeds(tokens)):

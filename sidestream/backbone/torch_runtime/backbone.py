@@ -149,7 +149,6 @@ class TorchBackbone(Backbone):
         return self._model.named_parameters()
 
     def fingerprint_of_first(self, layers: int) -> str:
-        """What the fingerprint is where only the first so many layers are loaded, without an output head."""
         above = is_above(self._model, layers)
         kept = (digest for name, digest in self._digests.items() if not (above(name) or self._is_head(name)))
         return fingerprint_of(kept, tokenizing(self.text_input.tokenizer), self._model)

@@ -25,11 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from sidestream.backbone.backbone import Backbone
-from sidestream.backbone.inputs import ImageFile, Input, digest_of
+from sidestream.backbone.inputs import ImageFile, Input, Text, digest_of
 from sidestream.backbone.onnx_runtime import folder
 from sidestream.backbone.onnx_runtime.backbone import OnnxBackbone
 from sidestream.backbone.onnx_runtime.folder import ExportedBackbone, ExportPrecision, TokenizerFacts
-from sidestream.backbone.text import Text
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.backbone.torch_runtime.layer_stack import Stack, segments_of
 from sidestream.backbone.torch_runtime.vision import TorchVisionBackbone, pictures

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs.text import Text
 
 
 @dataclass(frozen=True, slots=True)
