@@ -16,9 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
-from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
+from benchmarks.program import run_program
+from sidestream.backbone.runtimes import load_backbone
+from sidestream.contract.tasks import Task
 from sidestream.demo.pictures import MARKS, OUTER, SIGNS, every_sign, picture
 
 SIDE = 32
@@ -27,9 +30,9 @@ _BATCH = 32
 _TELL_EVERY = 100
 
 
-def config() -> ViTConfig:
+def config() -> transformers.ViTConfig:
     """Four layers of width 64; an image is 4 x 4 patches."""
-    return ViTConfig(
+    return transformers.ViTConfig(
         hidden_size=64,
         num_hidden_layers=4,
         num_attention_heads=4,
@@ -42,7 +45,7 @@ def config() -> ViTConfig:
 
 
 def lessons(
-    processor: ViTImageProcessor, count: int, rng: np.random.Generator
+    processor: transformers.ViTImageProcessor, count: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures [N, 3, H, W] of signs that the demo has not, and for each its shape and mark [N, 2]."""
     signs = [sign for sign in every_sign() if sign not in SIGNS]
@@ -52,12 +55,14 @@ def lessons(
     return pixels, torch.tensor([[list(OUTER).index(outer), MARKS.index(mark)] for outer, mark in parts])
 
 
-def teach(steps: int, seed: int, pictures: int = _PICTURES) -> tuple[ViTModel, ViTImageProcessor]:
+def teach(
+    steps: int, seed: int, pictures: int = _PICTURES
+) -> tuple[transformers.ViTModel, transformers.ViTImageProcessor]:
     """The model, and its image processor."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    processor = ViTImageProcessor(size={"height": SIDE, "width": SIDE})
-    model = ViTModel(config(), add_pooling_layer=False)
+    processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
+    model = transformers.ViTModel(config(), add_pooling_layer=False)
     heads = nn.ModuleList([nn.Linear(64, len(OUTER)), nn.Linear(64, len(MARKS))])
     pixels, truth = lessons(processor, pictures, rng)
     weights = [*model.parameters(), *heads.parameters()]
@@ -89,7 +94,7 @@ def _varied(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Teach, and write the folder."""
+    """Read the arguments, and run."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.vision_pretrain",
         description=__doc__,
@@ -98,13 +103,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--steps", type=int, default=1200, metavar="N", help="updates (default: 1200)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pictures (default: 0)")
-    args = parser.parse_args(argv)
+    return run_program(parser, written, argv)
+
+
+def written(args: argparse.Namespace) -> str:
+    """Teach, and write the folder."""
     torch.set_num_threads(1)
     model, processor = teach(args.steps, args.seed)
     model.half().save_pretrained(args.out)
     processor.save_pretrained(args.out)
-    print(f"wrote {args.out}")
-    return 0
+    backbone = load_backbone(str(args.out), task=Task.IMAGE_CLASSIFICATION)
+    return f"wrote {args.out}: {backbone.depth} layers of width {backbone.width}, {backbone.fingerprint[:8]}…"
 
 
 if __name__ == "__main__":

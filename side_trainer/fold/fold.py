@@ -7,6 +7,8 @@ of brokers, clocks or publishing.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from side_trainer.codebook_store import CodebookStore
@@ -14,10 +16,12 @@ from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, LabelsRecord, RecordKind, SettingsRecord, TierRecord
 from side_trainer.method import Arrays, Facts, Method, Step
 from side_trainer.method_registry import METHODS
-from sidestream.accelerator.torch_device import HERE, Placement
 from sidestream.contract.errors import StateError, WireError
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import state_digest
+
+if TYPE_CHECKING:
+    from sidestream.accelerator.torch_device import Placement
 
 
 class Fold:
@@ -26,14 +30,14 @@ class Fold:
     Args:
         journal: Where replayed rows are read from.
         cache_bytes: Memory for decoded rows.
-        placement: Where it is computed. Bits are the same on one kind of device only.
+        placement: Where it is computed; None for the processor. Bits are the same on one kind of device only.
 
     Raises:
         StateError: codebooks beside the journal are damaged.
     """
 
     def __init__(
-        self, journal: Journal, *, cache_bytes: int = 256 * 2**20, placement: Placement = HERE
+        self, journal: Journal, *, cache_bytes: int = 256 * 2**20, placement: Placement | None = None
     ) -> None:
         CodebookStore(journal.folder).load()
         self.offset = 0

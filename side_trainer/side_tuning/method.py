@@ -237,7 +237,9 @@ class SideTuningMethod(Method):
     @property
     def _place(self) -> Placement:
         """Where it is computed; output heads of language models stay on the processor, and all with them."""
-        return HERE if TASKS[self.facts.settings.task].generates else self.facts.placement
+        if TASKS[self.facts.settings.task].generates:
+            return HERE
+        return self.facts.placement or HERE
 
     def _device_of(self, stream: str) -> str:
         known = self.journal.stream(stream)
