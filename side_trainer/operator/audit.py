@@ -30,7 +30,7 @@ from sidestream.side_network.exported import INDEX, Exported
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 2.0
-TOLERANCE: Final = 0.02
+TOLERANCE: Final = 0.001
 """How far weights may lie apart that were folded on another kind of device than they were learnt on."""
 
 
