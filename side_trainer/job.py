@@ -106,6 +106,7 @@ class Job:
     Args:
         config: The operator's settings.
         journal: Where facts are kept.
+        device: On what kind of device is learnt: cpu or cuda.
 
     Raises:
         Contradiction: if a setting is another one than the journal has fixed.
@@ -113,10 +114,11 @@ class Job:
             job that has begun, such a tier waits, as one that is added does.
     """
 
-    def __init__(self, config: TrainerConfig, journal: Journal) -> None:
+    def __init__(self, config: TrainerConfig, journal: Journal, device: str = "cpu") -> None:
         self.codebooks = CodebookStore(journal.folder)
         """Those that the plan names."""
         self._config = config
+        self._device = device
         self._journal = journal
         self._offered: set[str] = set()
         self._devices: set[str] = set()
@@ -218,6 +220,7 @@ class Job:
             side_network=self._config.side_network,
             learner=self._config.learner,
             method=self._config.method_plan(),
+            device=self._device,
         )
         last, self._labels, self._settled = _recalled(self._journal)
         check(self._config, self._journal)

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import msgspec
 import numpy as np
@@ -25,6 +25,9 @@ from sidestream.contract.tasks import Scale
 from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
 from sidestream.side_network.bundle import WeightsCodec
+
+if TYPE_CHECKING:
+    from sidestream.accelerator.torch_device import Placement  # torch: whoever only looks on goes without
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 """A method's state by name: float32, or what else it takes not to lose a bit."""
@@ -83,6 +86,9 @@ class Facts:
     """In index order; empty until they are fixed."""
     tiers: dict[str, TierRecord] = field(default_factory=dict)
     """Those that are settled."""
+    placement: Placement | None = None
+    """Where it is computed, as far as the method lets it; None for the processor. The journal only tells the
+    kind."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from edge_agent.batches.targets import Targets, Unusable, targets_of
 from edge_agent.samples.sample import Sample
 from edge_agent.store.streams import Slot
 from sidestream.backbone.backbone import Backbone, Choose
+from sidestream.backbone.inputs import Input
 from sidestream.backbone.sampled import Sampled
-from sidestream.backbone.text import Text
 from sidestream.contract.plan import Plan, TierPlan
 from sidestream.contract.sampling import Rung, parse_sampling
 from sidestream.contract.tasks import Task
@@ -32,7 +32,7 @@ class Ready(NamedTuple):
     key: bytes
     """What it is consumed by."""
     target: Any
-    """What the maker needs to know of it beside the text; None if its label has yet to come."""
+    """What the maker needs to know of it beside the input; None if its label has yet to come."""
     length: int
     """How long it is: similar ones are computed together."""
 
@@ -77,25 +77,25 @@ class BatchMaker:
         Raises:
             Unusable: the job can do nothing with it.
         """
-        if not sample.text.strip():
+        if sample.row.is_blank:
             raise Unusable("a sample has no text", "skipped_empty")
         if sample.label is None:
             raise Unusable("a sample has no label", "skipped_unlabelled")
-        target = self.targets.read(sample.label, sample.text)
-        return [Ready(sample, sample.key, target, sample.row.characters)]
+        target = self.targets.read(sample.label, sample.row.text)
+        return [Ready(sample, sample.key, target, sample.row.size)]
 
     def compute(self, batch: Sequence[Ready], choose: Choose) -> Sampled:
         """The one forward pass of a batch, sampled as ``choose`` says by its lengths in vectors."""
-        return self.run([one.sample.row.input for one in batch], choose)
+        return self.run([one.sample.input for one in batch], choose)
 
-    def forward(self, texts: Sequence[Text]) -> Sampled:
-        """The one forward pass of these texts, sampled as the rung says."""
-        return self.run(texts, lambda lengths: self.sampling)
+    def forward(self, inputs: Sequence[Input]) -> Sampled:
+        """The one forward pass of these inputs, sampled as the rung says."""
+        return self.run(inputs, lambda lengths: self.sampling)
 
-    def run(self, texts: Sequence[Text], choose: Choose) -> Sampled:
-        """The one forward pass of these texts, sampled as ``choose`` says by their lengths in vectors."""
+    def run(self, inputs: Sequence[Input], choose: Choose) -> Sampled:
+        """The one forward pass of these inputs, sampled as ``choose`` says by their lengths in vectors."""
         tier = self._tier
-        return self._backbone.forward(texts, tier.taps, tier.max_tokens, choose, words=self._words)
+        return self._backbone.forward(inputs, tier.taps, tier.max_tokens, choose, words=self._words)
 
     def body_bytes(self, lengths: npt.NDArray[np.int64]) -> float:
         """What the arrays of rows with so many tokens take; infinite if one row alone fits no message."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from edge_agent.context import AgentContext
 from edge_agent.method import DeviceMethod
 from edge_agent.method_registry import METHODS
-from edge_agent.samples.source import SampleSource
+from edge_agent.samples.source import SampleSource, check_modality
 from edge_agent.session.plan_inbox import PlanInbox
 from edge_agent.uplink.link_state import LinkState
 from edge_agent.uplink.sender import Sender
@@ -23,7 +23,7 @@ from edge_agent.weights.weights_inbox import WeightsInbox
 from sidestream.backbone.backbone import Backbone
 from sidestream.contract.messages import CodebooksChunk
 from sidestream.contract.plan import Plan, TierPlan
-from sidestream.contract.tasks import Task
+from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import unpack
 
@@ -153,6 +153,7 @@ class Work:
         """The producer's thread: load the backbone, wait until the job is ready, work off the source."""
         context, plan = self._context, self._plans.plan
         assert plan is not None
+        check_modality(self._source, plan.task)
         tier = plan.tiers[context.tier]
         if self._plans.ready and self._weights.newest is not None:
             self._adopted.wait(_ADOPT_FIRST_S)
@@ -162,10 +163,11 @@ class Work:
             time.sleep(_TICK_S)
             plan = self._plans.plan or plan
             tier = plan.tiers.get(context.tier, tier)
-        purpose = plan.task if plan.method.needs_head(plan.task) else Task.TEXT_CLASSIFICATION
+        headless = TASKS[plan.task].generates and not plan.method.needs_head(plan.task)
+        purpose = Task.TEXT_CLASSIFICATION if headless else plan.task
         backbone = context.load_backbone(self._reference(tier), tier.layers, tier.precision, purpose)
         backbone.check_head(tier.head)
-        backbone.check_texts(self._source.first_texts())
+        backbone.check_inputs(self._source.first_inputs())
         self._on_backbone(backbone)
         while not self._ready.wait(_TICK_S):
             if self._stopped():

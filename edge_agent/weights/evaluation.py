@@ -92,8 +92,8 @@ class EvaluationSet:
     def extend(self) -> None:
         """Compute the activations of samples that are new since the last time."""
         rows = self._rows()
-        fresh = [row for row in rows[self._known :] if row.label and row.text.strip()]
-        fresh.sort(key=lambda row: row.characters)
+        fresh = [row for row in rows[self._known :] if row.label and not row.is_blank]
+        fresh.sort(key=lambda row: row.size)
         for start in range(0, len(fresh), _ROWS):
             if self._stopped():
                 return

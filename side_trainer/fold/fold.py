@@ -7,6 +7,8 @@ of brokers, clocks or publishing.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from side_trainer.codebook_store import CodebookStore
@@ -18,6 +20,9 @@ from sidestream.contract.errors import StateError, WireError
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import state_digest
 
+if TYPE_CHECKING:
+    from sidestream.accelerator.torch_device import Placement
+
 
 class Fold:
     """The learner's state, and how records change it.
@@ -25,18 +30,22 @@ class Fold:
     Args:
         journal: Where replayed rows are read from.
         cache_bytes: Memory for decoded rows.
+        placement: Where it is computed; None for the processor. Bits are the same on one kind of device only.
 
     Raises:
         StateError: codebooks beside the journal are damaged.
     """
 
-    def __init__(self, journal: Journal, *, cache_bytes: int = 256 * 2**20) -> None:
+    def __init__(
+        self, journal: Journal, *, cache_bytes: int = 256 * 2**20, placement: Placement | None = None
+    ) -> None:
         CodebookStore(journal.folder).load()
         self.offset = 0
         """The last record applied."""
         self._method: Method | None = None
         self._journal = journal
         self._cache_bytes = cache_bytes
+        self._placement = placement
 
     @property
     def begun(self) -> bool:
@@ -100,7 +109,7 @@ class Fold:
         if kind is RecordKind.SETTINGS:
             settings = msgspec.json.decode(payload, type=SettingsRecord)
             if self._method is None:
-                facts = Facts(settings=settings)
+                facts = Facts(settings=settings, placement=self._placement)
                 self._method = METHODS[type(settings.method)](facts, self._journal, self._cache_bytes)
             self.facts.settings = settings
             self.method.settings_changed()

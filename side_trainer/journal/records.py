@@ -62,6 +62,8 @@ class SettingsRecord(Message, frozen=True, kw_only=True):
     """In force for the records that follow."""
     method: MethodPlan = FedMobiLLM()
     """How the job learns."""
+    device: str = "cpu"
+    """On what kind of device is learnt what follows, cpu or cuda: each gives bits of its own."""
 
 
 @prepared

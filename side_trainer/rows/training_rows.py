@@ -13,7 +13,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from side_trainer.journal.journal import Journal, Record
+from sidestream.accelerator.torch_device import Placement
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.tasks import NO_TARGET, PER_VECTOR, Targets
 from sidestream.contract.tensors import Bytes, Codec, Floats, Tensor, by_vector, decode, encode, separable
@@ -136,6 +137,16 @@ class MiniBatch:
     """[K]: what each row counts, 1 at most."""
     batches: list[StoredBatch] = field(default_factory=list)
     """[K]: what each row came in, if it came in any."""
+
+    def sent(self, place: Placement) -> MiniBatch:
+        """The same where the network is."""
+        return replace(
+            self,
+            families=[replace(one, activations=place.send(one.activations)) for one in self.families],
+            mask=place.send(self.mask),
+            targets=place.send(self.targets),
+            weights=place.send(self.weights),
+        )
 
 
 class RowStore:

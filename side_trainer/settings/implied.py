@@ -36,6 +36,9 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
             "pass_rows": 8,
         },
     },
+    Task.IMAGE_CLASSIFICATION.value: {
+        "tiers": {"max_tokens": 4096},  # an image is never cut: models differ in how many patches they see
+    },
     Task.REGRESSION.value: {
         "weights_codec": "int8",
         "side_network": {"apart": 0},  # half a number and another are not their mean

@@ -10,6 +10,7 @@ import msgspec
 from broker_config.settings import BrokerSettings
 from side_trainer.settings.implied import MethodName
 from side_trainer.settings.split import PredictConfig, SplitConfig, check_split
+from sidestream.accelerator.choice import check_choice
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.messages import check_labels
 from sidestream.contract.plan import (
@@ -276,6 +277,10 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     device, which is told to wait."""
     cache_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
     """Memory for decoded rows."""
+    compute_device: str = "cpu"
+    """Where the side-network is learnt: cpu, cuda, cuda:N, or auto, the first GPU that works. Weights are the
+    same bits on one kind of device only, and the journal says which kind it was. Language models and the
+    split methods are learnt on the processor."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     """Threads of an update. The same number gives the same bits; another may differ in the last one."""
     metrics_host: str = "127.0.0.1"
@@ -325,6 +330,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ConfigError: naming the field that does not.
         """
         check_name("job", self.job)
+        check_choice("compute_device", self.compute_device)
         if not self.tiers:
             raise ConfigError("tiers", "a job needs at least one tier; add a table [tiers.generic]")
         if len(self.tiers) > MAX_TIERS:

@@ -42,7 +42,8 @@ from side_trainer.side_tuning.linear_starts import fit_starts
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser
 from side_trainer.side_tuning.output_heads import Heads
-from sidestream.contract.tasks import TASKS, Scale, Targets, Task
+from sidestream.accelerator.torch_device import HERE, Placement
+from sidestream.contract.tasks import TASKS, Scale, TargetForm, Targets
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
 from sidestream.side_network.form import align_of, starts_among
@@ -101,8 +102,9 @@ class SideTuningMethod(Method):
             dropout=settings.learner.dropout,
             task=settings.task,
         )
+        self._place.put(self.network)
         self.average = copy.deepcopy(self.network)
-        self._optimiser = Optimiser(self.network, self.average, self._learner)
+        self._optimiser = Optimiser(self.network, self.average, self._learner, self._place)
         for tier in self.facts.tiers.values():
             self.tier_settled(tier)
 
@@ -114,6 +116,7 @@ class SideTuningMethod(Method):
         assert self.average is not None and self._optimiser is not None
         for network in (self.network, self.average):
             network.add_align(tier.align, tier.width)
+            self._place.put(network)
         self._optimiser.extend()
 
     # --- records -------------------------------------------------------------------------------------
@@ -214,7 +217,7 @@ class SideTuningMethod(Method):
         whom it found to count for less than half.
         """
         facts, settings, drawn = self.facts, self._learner, {}
-        if facts.settings.task is Task.TEXT_CLASSIFICATION:
+        if TASKS[facts.settings.task].form is TargetForm.LABELS:
             generator = self._generator(_SURVEY_STREAM, offset)
             drawn = draw(self.rows, facts.tiers, generator, self.devices.number_of)
         doubted = self.devices.weigh(drawn.values(), settings.device_share)
@@ -228,7 +231,15 @@ class SideTuningMethod(Method):
         found = fit_starts(drawn, exits, len(facts.labels), self.devices.values, len(self.rows))
         for (align, _), start in found.items():
             self.average.set_start(align, start.weight, start.bias)
+        self._place.put(self.average)
         return doubted
+
+    @property
+    def _place(self) -> Placement:
+        """Where it is computed; output heads of language models stay on the processor, and all with them."""
+        if TASKS[self.facts.settings.task].generates:
+            return HERE
+        return self.facts.placement or HERE
 
     def _device_of(self, stream: str) -> str:
         known = self.journal.stream(stream)
@@ -243,7 +254,7 @@ class SideTuningMethod(Method):
     def _loss(self) -> BatchLoss:
         if self._made_loss is None:
             facts = self.facts
-            self._made_loss = BatchLoss(facts.settings, facts.tiers, self._counts, self._head_of)
+            self._made_loss = BatchLoss(facts.settings, facts.tiers, self._counts, self._head_of, self._place)
         return self._made_loss
 
     @property
@@ -256,7 +267,7 @@ class SideTuningMethod(Method):
         return self._gather((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))
 
     def _gather(self, picks: Iterable[tuple[StoredBatch, int]]) -> MiniBatch:
-        return gather(picks, self._align_of, self.devices.of)
+        return gather(picks, self._align_of, self.devices.of).sent(self._place)
 
     def _align_of(self, tier: str) -> str:
         return self.facts.tiers[tier].align
@@ -354,6 +365,7 @@ class SideTuningMethod(Method):
             for align, counts in starts_among(average).items():
                 for taps in counts:
                     self.average.add_start(align, taps)
+            self._place.put(self.average)
             self.average.load_arrays(average)
             self._optimiser.restore(arrays)
         self.devices.values = arrays.get("devices/weights", self.devices.values)

