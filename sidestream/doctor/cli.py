@@ -16,6 +16,7 @@ from broker_config.connection.tls import tls_context
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Transport
 from edge_agent.config import AgentConfig, DataConfig
+from edge_agent.samples.images import holds_images
 from edge_agent.session.machine import detect_tier, device_name
 from side_trainer.settings.implied import with_implied
 from side_trainer.settings.schema import TrainerConfig
@@ -182,10 +183,17 @@ def look_at(patient: Patient, clock: Callable[[], float] = time.time) -> list[Fi
             )
         if not patient.quick:
             reference = patient.backbone or (tier.backbone if tier else "")
-            task = Task.TEXT_CLASSIFICATION if plan is None else plan.task
+            task = plan.task if plan is not None else _guessed(patient)
             findings.append(check_backbone(reference, tier, task=task))
             findings.append(check_device(patient.compute_device, reference))
     return findings
+
+
+def _guessed(patient: Patient) -> Task:
+    """What the job might be, by the data, while no plan says it."""
+    data = patient.data
+    images = data is not None and holds_images(data.path, data.format)
+    return Task.IMAGE_CLASSIFICATION if images else Task.TEXT_CLASSIFICATION
 
 
 def _files(patient: Patient, now_unix_s: float) -> list[Finding]:
