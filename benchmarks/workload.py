@@ -40,6 +40,9 @@ class Workload:
     way: TierConfig = field(default_factory=TierConfig)
     """How every tier taps and sends; its backbone and layers are put in."""
 
+    privacy: str = ""
+    """The job's setting of that name."""
+
     def backbone_of(self, tier: str) -> str:
         """Reference to a tier's frozen model."""
         return self.backbones.get(tier, self.backbone)
@@ -60,6 +63,7 @@ class Workload:
                 for tier in tiers or self.tiers
             },
             learner=LearnerSettings(seed=seed),
+            privacy=self.privacy,
             metrics_port=-1,
             page=False,
             log_level="warning",

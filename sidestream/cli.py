@@ -24,6 +24,7 @@ _ROOMS: Final = {
     "trainer": "side_trainer.operator.commands",
     "agent": "edge_agent.commands.agent",
     "backbone": "sidestream.backbone.commands",
+    "leakage": "sidestream.leakage.cli",
     "metrics": "metrics.cli",
     "top": "sidestream.top.cli",
 }

@@ -13,6 +13,7 @@ from sidestream.backbone.inputs import Input
 from sidestream.backbone.language_model import LanguageModel
 from sidestream.backbone.sampled import Sampled
 from sidestream.contract.errors import StateError
+from sidestream.contract.privacy import parse_privacy
 from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Floats
@@ -40,6 +41,7 @@ class SidePredictor(Predictor):
         self._tier_plan = adopted.tier_plan
         self._backbone = backbone
         self._network = InferenceNetwork(bundle)
+        self._privacy = parse_privacy(adopted.tier_plan.privacy)
         self._sampling = parse_sampling(adopted.tier_plan.sampling)
 
     def stream(self, prompt: str, *, frozen: bool = False, **options: Any) -> Iterator[str]:
@@ -55,4 +57,5 @@ class SidePredictor(Predictor):
         sampled = self._backbone.forward(
             texts, tier.taps, tier.max_tokens, lambda lengths: self._sampling, words=words
         )
-        return self._network.predict(tier.align, sampled.vectors, sampled.lengths), sampled
+        vectors = self._privacy.project(sampled.vectors)
+        return self._network.predict(tier.align, vectors, sampled.lengths), sampled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from sidestream.backbone.backbone import Backbone, Choose
 from sidestream.backbone.inputs import Input
 from sidestream.backbone.sampled import Sampled
 from sidestream.contract.plan import Plan, TierPlan
+from sidestream.contract.privacy import parse_privacy
 from sidestream.contract.sampling import Rung, parse_sampling
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Floats, Tensor, encode, encoded_sizes
@@ -61,6 +63,7 @@ class BatchMaker:
         self._rung = rung or Rung(sampling=self._tier.sampling, codec=self._tier.codec)
         self.sampling = parse_sampling(self._rung.sampling)
         """Which tokens travel."""
+        self._privacy = parse_privacy(self._tier.privacy)
         self._letterhead = Letterhead.of(plan, tier)
         self._words = plan.task is Task.TOKEN_CLASSIFICATION
         self._task, self._labels = plan.task, plan.labels
@@ -95,7 +98,8 @@ class BatchMaker:
     def run(self, inputs: Sequence[Input], choose: Choose) -> Sampled:
         """The one forward pass of these inputs, sampled as ``choose`` says by their lengths in vectors."""
         tier = self._tier
-        return self._backbone.forward(inputs, tier.taps, tier.max_tokens, choose, words=self._words)
+        sampled = self._backbone.forward(inputs, tier.taps, tier.max_tokens, choose, words=self._words)
+        return replace(sampled, vectors=self._privacy.project(sampled.vectors))
 
     def body_bytes(self, lengths: npt.NDArray[np.int64]) -> float:
         """What the arrays of rows with so many tokens take; infinite if one row alone fits no message."""
@@ -130,7 +134,7 @@ class BatchMaker:
             keys: By what the trainer knows each of these again.
         """
         chosen = sampled.select(rows)
-        tensor = self.quantised(chosen.vectors)
+        tensor = self._uploaded(chosen.vectors)
         packed_targets = self._written([targets[row] for row in rows], chosen)
 
         def packed(slot: Slot) -> bytes:
@@ -147,7 +151,11 @@ class BatchMaker:
 
     def keep(self, sampled: Sampled, row: int) -> bytes:
         """Quantise one row now, for the day when its label comes."""
-        return kept.write(sampled, row, self._rung.sampling, self.quantised)
+        return kept.write(sampled, row, self._rung.sampling, self._uploaded)
+
+    def _uploaded(self, vectors: Floats) -> Tensor:
+        """[B, V, d] as it leaves the device."""
+        return self.quantised(self._privacy.noisy(vectors))
 
     def quantised(self, vectors: Floats) -> Tensor:
         """[B, V, d] as the rung has it."""

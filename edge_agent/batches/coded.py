@@ -42,7 +42,8 @@ class KeptActivations(msgspec.Struct, frozen=True, kw_only=True):
 def made_by(tier: TierPlan, task: Task) -> str:
     """What activations hang on: with another of these they are of no use."""
     words = " words" if task is Task.TOKEN_CLASSIFICATION else ""
-    return f"{tier.fingerprint} {','.join(map(str, tier.taps))}{words}"
+    privacy = f" {tier.privacy}" if tier.privacy else ""
+    return f"{tier.fingerprint} {','.join(map(str, tier.taps))}{words}{privacy}"
 
 
 def write(sampled: Sampled, row: int, sampling: str, quantised: Callable[[Floats], Tensor]) -> bytes:

@@ -9,6 +9,7 @@ import msgspec
 
 from broker_config.settings import BrokerSettings
 from side_trainer.settings.implied import MethodName
+from side_trainer.settings.privacy import check_privacy, under_privacy
 from side_trainer.settings.split import PredictConfig, SplitConfig, check_split
 from sidestream.accelerator.choice import check_choice
 from sidestream.contract.errors import ConfigError, WireError
@@ -25,6 +26,7 @@ from sidestream.contract.plan import (
     nested_taps,
     tap_layers,
 )
+from sidestream.contract.privacy import parse_privacy
 from sidestream.contract.sampling import MAX_RUNGS, TOKEN_KINDS, Rung, parse_sampling
 from sidestream.contract.spelling import normal
 from sidestream.contract.tasks import TASKS, Task
@@ -227,6 +229,12 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Without ``labels``: and until no new label came for so long."""
     tiers: dict[str, TierConfig] = msgspec.field(default_factory=lambda: {"generic": TierConfig()})
     """By tier name."""
+    privacy: str = ""
+    """What devices do before anything is stored or sent, so that uploads reveal less: deep or deep:2 (only
+    the last taps travel), mean, segments:2, random:2 or another policy, sketch:32 (so many random
+    directions of each vector) and noise:0.5 (of that length, where vectors have length 1), with commas
+    between them. None makes them unreadable: sidestream leakage measures what each leaves and costs, and
+    docs/security.md has a table."""
     side_network: SideNetworkSpec = SideNetworkSpec()
     """The side-network's shape."""
     learner: LearnerSettings = LearnerSettings()
@@ -317,7 +325,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         tier = self.tiers[name]
         plan = tier.to_plan(self.task)
         if not issubclass(METHODS[self.method], Split):
-            return plan
+            return under_privacy(plan, parse_privacy(self.privacy), self.task)
         cut = 0 if tier.cut == "auto" else tier.cut
         return msgspec.structs.replace(
             plan, layers=cut, sampling="all", ladder=(), gradient_codec=tier.gradient_codec
@@ -374,6 +382,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ConfigError(f"tiers.{name}", str(exc)) from exc
         if issubclass(METHODS[self.method], Split):
             check_split(self)
+        check_privacy(self)
         try:
             msgspec.structs.force_setattr(self, "labels", tuple(map(normal, self.labels)))
             check_labels(self.labels)
@@ -392,6 +401,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
         Nested within the tiers that share its alignment map, where one of those is truncated.
         """
+        return parse_privacy(self.privacy).kept(self._every_tap(name, depth))
+
+    def _every_tap(self, name: str, depth: int) -> tuple[int, ...]:
         tier, blocks = self.tiers[name], self.side_network.blocks
         if tier.taps:
             return tier.taps

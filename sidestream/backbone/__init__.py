@@ -10,5 +10,6 @@ __all__ = [
     "runtimes",
     "sampled",
     "text_input",
+    "token_sampler",
     "windows",
 ]

@@ -19,7 +19,7 @@ import numpy as np
 from sidestream.backbone.images.image_input import Pixels
 from sidestream.backbone.inputs import Input, seeds_of
 from sidestream.backbone.preprocessor import Prepared, Preprocessor
-from sidestream.backbone.sampled import Ints, Sampled
+from sidestream.backbone.sampled import Bools, Ints, Sampled
 from sidestream.backbone.text_input import TextInput, Words
 from sidestream.backbone.token_sampler import TokenSampler
 from sidestream.contract.errors import BackboneError
@@ -104,6 +104,24 @@ class Backbone(ABC):
                 words=None if found is None else found.numbers.ravel()[sampler.places],
                 seconds=time.perf_counter() - started,
             )
+
+    def sample(
+        self, tokens: Prepared, taps: Sequence[int], policy: Sampling, sampled_from: Bools | None = None
+    ) -> Sampled:
+        """As :meth:`forward`, of token ids that need be no text's.
+
+        Args:
+            tokens: K rows.
+            taps: As there.
+            policy: One that draws at random draws the same for all rows.
+            sampled_from: [K, T], which may be sampled; default: all.
+        """
+        mask = tokens.mask if sampled_from is None else sampled_from
+        with self._lock:
+            seeds = np.zeros(len(mask), np.int64)
+            sampler = TokenSampler(policy, mask, seeds, is_decoder=self.is_decoder)
+            self._run(tokens, taps, sampler.take)
+            return sampler.sampled()
 
     def states(self, tokens: Prepared, layer: int) -> Floats:
         """[N, d]: what a layer gives for the real tokens, row by row; 1 is the first layer's output."""

@@ -9,6 +9,7 @@ __all__ = [
     "errors",
     "lora",
     "plan",
+    "privacy",
     "quality",
     "sampling",
     "signing",

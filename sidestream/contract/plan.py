@@ -17,6 +17,7 @@ import msgspec
 from sidestream.contract.errors import ConfigError, DecodeError
 from sidestream.contract.lora import LoraSpec
 from sidestream.contract.messages import MAX_LABELS, MAX_SLOTS, Count, ShortText, check_labels, check_stream
+from sidestream.contract.privacy import parse_privacy
 from sidestream.contract.sampling import (
     CODED_LADDER,
     DEFAULT_LADDER,
@@ -97,10 +98,14 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
     precision: Precision = "f32"
     """How devices keep the backbone in memory: int8 quantises its linear layers dynamically. The fingerprint
     is that of the weights as they were loaded, whatever the precision."""
+    privacy: ShortText = ""
+    """What is done to vectors before they are stored or sent: sketch and noise of
+    :mod:`sidestream.contract.privacy`."""
 
     def __post_init__(self) -> None:
         try:
             parse_sampling(self.sampling)
+            parse_privacy(self.privacy)
             check_name("align", self.align)
         except ConfigError as exc:
             raise DecodeError(str(exc)) from exc
