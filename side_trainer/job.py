@@ -301,6 +301,9 @@ class Job:
             name: self._policies.get(name, frozenset()) | today.get(name, frozenset())
             for name in sorted({*self._policies, *today})
         }
+        privacy = {name: tier.privacy for name, tier in plan.tiers.items() if tier.privacy}
+        if privacy != self._journal.privacy:
+            self._journal.privacy = privacy
         if known != self._policies:
             self._journal.policies = known
             self._policies = known

@@ -64,6 +64,10 @@ COMMANDS = {
     "fleet revoke": [],
     "fleet rotate": ["--certificates", "--finish"],
     "completion": [],
+    "leakage": [
+        *("--backbone", "--defences", "--journal", "--json", "--minutes", "--plot", "--public"),
+        *("--public-texts", "--seed", "--sentences", "--texts", "--threads", "--train", "--way"),
+    ],
     "metrics render": ["--docs", "--out", "--target"],
     "trainer backup": ["--out", "--config", "--job", "--state-dir"],
     "trainer forget": [],

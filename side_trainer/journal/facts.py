@@ -50,6 +50,8 @@ class JournalFacts(JournalFile):
     """The highest plan revision ever published from this journal."""
     policies: _Fact[dict[str, frozenset[str]]] = _Fact(dict[str, frozenset[str]], "{}")
     """By tier, the token-sampling policies that its plans have had."""
+    privacy: _Fact[dict[str, str]] = _Fact(dict[str, str], "{}")
+    """By tier, what its latest plan has devices do to vectors; an exported model does it, too."""
     published: _Fact[dict[int, dict[str, int]]] = _Fact(dict[int, dict[str, int]], "{}")
     """Weights versions that may be on the broker, with their chunks by tier; the highest is the last. Noted
     before they are published, so that a restart can tidy up and never goes back."""

@@ -185,7 +185,8 @@ def _with_sampling(made: Export, journal: Journal) -> Export:
     policies = sorted(journal.policies.get(exported.tier, ()))
     if exported.tier_plan.vocabulary or not policies:
         return made
-    plan = msgspec.structs.replace(exported.tier_plan, sampling=policies[0])
+    privacy = journal.privacy.get(exported.tier, "")
+    plan = msgspec.structs.replace(exported.tier_plan, sampling=policies[0], privacy=privacy)
     exported = msgspec.structs.replace(exported, tier_plan=plan)
     index = msgspec.json.format(msgspec.json.encode(exported), indent=2)
     return dataclasses.replace(made, files={**made.files, INDEX: index})

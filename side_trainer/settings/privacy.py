@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Final
 
 import msgspec
 
 from sidestream.contract.errors import ConfigError
 from sidestream.contract.plan import METHODS, Split, TierPlan
-from sidestream.contract.privacy import NO_PRIVACY, Privacy, parse_privacy
+from sidestream.contract.privacy import NO_PRIVACY, Privacy
 from sidestream.contract.sampling import Rung
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Codec
 
 _CODECS: Final = (Codec.INT8, Codec.INT4, Codec.INT2)
-
-
-class Uploads(Protocol):
-    """What of the trainer's settings says what travels."""
-
-    @property
-    def privacy(self) -> str: ...
-
-    @property
-    def method(self) -> str: ...
-
-    @property
-    def task(self) -> Task: ...
-
-    @property
-    def tiers(self) -> Mapping[str, Any]: ...
 
 
 def under_privacy(plan: TierPlan, privacy: Privacy, task: Task) -> TierPlan:
@@ -46,30 +30,31 @@ def under_privacy(plan: TierPlan, privacy: Privacy, task: Task) -> TierPlan:
     return msgspec.structs.replace(plan, sampling=sampling, ladder=ladder, privacy=str(privacy))
 
 
-def check_privacy(config: Uploads) -> None:
+def check_privacy(privacy: Privacy, method: str, task: Task, sampled: Mapping[str, str]) -> None:
     """Refuse a setting that would not do what it says.
+
+    Args:
+        privacy: It.
+        method: The job's.
+        task: The job's.
+        sampled: By tier that says itself which vectors travel, the field it says it in.
 
     Raises:
         ConfigError: naming the field.
     """
-    privacy = parse_privacy(config.privacy)
     if privacy == NO_PRIVACY:
         return
-    if issubclass(METHODS[config.method], Split):
-        raise ConfigError("privacy", f"{config.method} sends every token of its cut as it is; leave it out")
-    if str(privacy) and TASKS[config.task].generates:
+    if issubclass(METHODS[method], Split):
+        raise ConfigError("privacy", f"{method} sends every token of its cut as it is; leave it out")
+    if str(privacy) and TASKS[task].generates:
+        raise ConfigError("privacy", f"{task.value} needs vectors as they are; leave sketch and noise out")
+    for name, field in sampled.items() if privacy.sampling else ():
         raise ConfigError(
-            "privacy", f"{config.task.value} needs vectors as they are; leave sketch and noise out"
+            "privacy",
+            f"says which vectors travel, and tiers.{name}.{field} does too, or the method or the task "
+            "implies it; leave one of them out",
         )
-    for name, tier in config.tiers.items():
-        if privacy.sampling and (tier.sampling or tier.ladder):
-            field = "sampling" if tier.sampling else "ladder"
-            raise ConfigError(
-                "privacy",
-                f"says which vectors travel, and tiers.{name}.{field} does too, or the method or the task "
-                "implies it; leave one of them out",
-            )
-        if privacy.sampling and TASKS[config.task].per_vector:
-            raise ConfigError(
-                "privacy", f"{config.task.value} has an answer for every vector; leave {privacy.sampling} out"
-            )
+    if privacy.sampling and TASKS[task].per_vector:
+        raise ConfigError(
+            "privacy", f"{task.value} has an answer for every vector; leave {privacy.sampling} out"
+        )

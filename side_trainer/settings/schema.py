@@ -382,7 +382,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ConfigError(f"tiers.{name}", str(exc)) from exc
         if issubclass(METHODS[self.method], Split):
             check_split(self)
-        check_privacy(self)
+        sampled = {name: tier.samplings()[0][0] for name, tier in self.tiers.items() if tier.samplings()}
+        check_privacy(parse_privacy(self.privacy), self.method, self.task, sampled)
         try:
             msgspec.structs.force_setattr(self, "labels", tuple(map(normal, self.labels)))
             check_labels(self.labels)

@@ -5,7 +5,6 @@ The ground floor of the house. It opens no socket, reads no clock, touches no fi
 
 __all__ = [
     "codebooks",
-    "enrolment",
     "errors",
     "lora",
     "plan",

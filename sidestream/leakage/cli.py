@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,8 +38,7 @@ devices have.
 
     sidestream leakage --public public.jsonl --texts mine.jsonl
     sidestream leakage --public public.jsonl --texts mine.jsonl --way 6/mean/int4 --way 6/mean/int4/noise:1
-    sidestream leakage --public public.jsonl --texts mine.jsonl --train train.jsonl --defences --plot
-    defences.png
+    sidestream leakage --public public.jsonl --texts mine.jsonl --train train.jsonl --defences
 
 On the trainer's machine, of what it has received; what comes back is shown:
 
@@ -69,12 +67,6 @@ def add_parser(subparsers: Any) -> None:
         metavar="TAPS/SAMPLING/CODEC",
         help="a way to send, such as 1,3,6/segments:4/int4, or with /noise:0.5 behind; may be given again "
         "(default: what a job does by default, and three others)",
-    )
-    add(
-        "--privacy",
-        default="",
-        metavar="SETTING",
-        help="with --journal: what the job's trainer.toml says of privacy",
     )
     add("--defences", action="store_true", help="try each defence on the first way: accuracy against leakage")
     add(
@@ -131,14 +123,13 @@ def run(args: argparse.Namespace) -> int:
 def _run_journal(args: argparse.Namespace, backbone: Backbone, tell: Tell) -> int:
     from sidestream.leakage import journal
 
-    privacy, began = parse_privacy(args.privacy), time.monotonic()
-    privacy = replace(privacy, taps=0, sampling="")
-    uploads = journal.uploads_of(args.journal, privacy, args.sentences, args.seed, backbone.fingerprint)
+    began = time.monotonic()
+    uploads = journal.uploads_of(args.journal, args.sentences, args.seed, backbone.fingerprint)
     public, _ = _texts("--public", args.public, args.public_texts, args.seed)
     taps = sorted({tap for _, way in uploads for tap in way.taps})
     meter = _meter(args, backbone, Material(public, [], []), taps, tell)
     found = journal.attack(meter, uploads, 60 * args.minutes - (time.monotonic() - began))
-    print(journal.told(found, privacy.noise))
+    print(journal.told(found, noise=any(way.privacy.noise for _, way in uploads)))
     if args.json:
         journal.write_json(args.json, found)
     return INTERRUPTED if meter.interrupted else 0
@@ -155,7 +146,12 @@ def _measured(until: float, meter: Meter, ways: Sequence[Way], tell: Tell) -> li
     results = list[Result]()
     for number, way in enumerate(ways):
         seconds = max(1.0, (until - time.monotonic()) / (len(ways) - number))
-        results.append(meter.measure(way, seconds))
+        try:
+            results.append(meter.measure(way, seconds))
+        except KeyboardInterrupt:  # before there was anything of this way
+            if not results:
+                raise
+            meter.interrupted = True
         if meter.interrupted:
             tell("interrupted: here is what there is")
             break
@@ -204,7 +200,6 @@ def _check(args: argparse.Namespace) -> None:
     for option, path in (("--json", args.json), ("--plot", args.plot)):
         if path and not path.parent.is_dir():
             raise ConfigError(option, f"there is no folder {path.parent}; make it first")
-    parse_privacy(args.privacy, "--privacy")
 
 
 def _ways(args: argparse.Namespace, backbone: Backbone) -> list[Way]:

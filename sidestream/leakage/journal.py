@@ -21,7 +21,7 @@ from side_trainer.journal.records import RecordKind
 from side_trainer.operator.status import open_journal
 from sidestream.contract.errors import ConfigError
 from sidestream.contract.messages import ActivationBatch
-from sidestream.contract.privacy import Privacy
+from sidestream.contract.privacy import parse_privacy
 from sidestream.contract.tensors import Floats, decode
 from sidestream.contract.wire import unpack
 from sidestream.leakage.measure import Meter
@@ -42,7 +42,7 @@ class Recovered:
 
 
 def uploads_of(
-    state_dir: Path, privacy: Privacy, most: int, seed: int, fingerprint: str
+    state_dir: Path, most: int, seed: int, fingerprint: str
 ) -> dict[tuple[str, Way], list[Floats]]:
     """Uploads by tier and way to send, each [B, N, d], drawn at random from all of a job's.
 
@@ -52,7 +52,7 @@ def uploads_of(
     """
     journal = open_journal(state_dir)
     try:
-        found = _drawn(journal, privacy, most, seed, fingerprint)
+        found = _drawn(journal, most, seed, fingerprint)
     finally:
         journal.close()
     if not found:
@@ -62,9 +62,7 @@ def uploads_of(
     return found
 
 
-def _drawn(
-    journal: Journal, privacy: Privacy, most: int, seed: int, fingerprint: str
-) -> dict[tuple[str, Way], list[Floats]]:
+def _drawn(journal: Journal, most: int, seed: int, fingerprint: str) -> dict[tuple[str, Way], list[Floats]]:
     rng, found = np.random.default_rng(seed), dict[tuple[str, Way], list[Floats]]()
     batches = journal.batches(journal.tail)
     for number in rng.permutation(len(batches)):
@@ -74,6 +72,7 @@ def _drawn(
         if batch.fingerprint != fingerprint:
             continue
         codec = batch.activations.codec
+        privacy = parse_privacy(journal.privacy.get(record.tier or "", ""))
         way = Way(taps=batch.taps, sampling=batch.sampling, codec=codec, privacy=privacy)
         ends = np.cumsum(batch.row_lengths)[:-1]
         found.setdefault((record.tier or "", way), []).extend(
@@ -98,7 +97,7 @@ def attack(meter: Meter, uploads: dict[tuple[str, Way], list[Floats]], seconds: 
     return found
 
 
-def told(found: Sequence[Recovered], noise: float) -> str:
+def told(found: Sequence[Recovered], *, noise: bool) -> str:
     """The texts, and three sentences."""
     lines = [f"{'certain' if one.verified else 'likely '}  {one.tier}  {one.text}" for one in found]
     sure = Counter(one.tier for one in found if one.verified)

@@ -26,7 +26,7 @@ from sidestream.leakage.language import Language
 from sidestream.leakage.proposals import Proposals, flat, homes, shape_of
 from sidestream.leakage.way import SINGLE, Way, rows_of
 
-_TOP: Final = 12
+_TOP: Final = (12, 40)  # tokens proposed a place, at first and where nothing helped
 _ROWS: Final = 32
 _ROWS_STUCK: Final = 160
 _STARTS: Final = 3
@@ -267,16 +267,21 @@ class _One:
         return bool((np.abs(again - self._upload) <= tolerance).mean() > _ALIKE)
 
     def _changes(self, stage: Proposals, state: _State, stuck: int) -> list[Ints]:
-        """Candidates that differ in one place or two, the most promising first."""
+        """Candidates that differ in one place or two, the most promising first.
+
+        Where nothing helped, tokens are proposed that public text has not, too.
+        """
         tokens, free = state.tokens, np.flatnonzero(self._search.fixed(len(state.tokens)) < 0)
         home = homes(stage.way, len(tokens), self._upload.shape[1], self._places)
         count = np.ones(1, int) if stage.way.policy.kind in SINGLE else np.bincount(home)
         size = count[home[free] if len(count) > 1 else np.zeros(len(free), int)].astype(np.float32)
         lack = stage.own.change(flat(self._upload[: len(stage.way.taps)] - state.vectors))
         wanted = lack[home[free]] * size[:, None] + stage.table[tokens[free]]
-        scores = stage.scores(wanted.astype(np.float32), self._search.language.log_counts * size[:, None])
+        prior = self._search.language.log_counts * size[:, None]
+        scores = stage.scores(wanted.astype(np.float32), np.zeros_like(prior) if stuck else prior)
         gains = (scores - scores[np.arange(len(free)), tokens[free]][:, None]) / size[:, None]
-        top = np.argpartition(-gains, _TOP, axis=1)[:, :_TOP]
+        few = min(_TOP[stuck > 0], gains.shape[1] - 1)
+        top = np.argpartition(-gains, few, axis=1)[:, :few]
         rated = sorted(
             (
                 (float(gains[row, token]), int(place), int(token))

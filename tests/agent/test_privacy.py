@@ -1,4 +1,4 @@
-"""A device does what the plan says of privacy before anything is kept or sent, and answers without noise."""
+"""A device does what the plan says before anything is stored or sent, and answers without the noise."""
 
 from __future__ import annotations
 

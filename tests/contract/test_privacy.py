@@ -43,7 +43,7 @@ def test_a_whole_setting() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["noise", "noise:0", "noise:101", "noise:nan", "deep:0", "sketch:", "mean, pivot", "hidden"],
+    ["noise", "noise:0", "noise:101", "noise:nan", "deep:0", "sketch:", "mean, pivot", "hidden", "mean:3"],
 )
 def test_what_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="privacy"):

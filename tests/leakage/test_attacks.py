@@ -91,8 +91,7 @@ def test_words_are_counted_as_often_as_they_stand_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["3,1/all/int8", "1/none/int8", "1/all/int3", "1/all", "1/all/int8/mean", "0/all/f16"],
+    "text", ["3,1/all/int8", "1/none/int8", "1/all/int3", "1/all", "1/all/int8/mean", "0/all/f16"]
 )
 def test_a_way_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--way"):

@@ -23,7 +23,9 @@ def test_devices_are_told_by_the_plan(tmp_path: Path) -> None:
     plan = config.tier_plan("generic")
     assert (plan.sampling, plan.privacy) == ("mean", "sketch:32, noise:1.5")
     assert config.taps_of("generic", 6) == (4, 6)
-    assert {rung.sampling for rung in plan.ladder} == {"mean"}, "the richest rung would send every token"
+    assert {rung.sampling for rung in plan.ladder} == {"mean"}, (
+        "a budget's richest rung would send every token"
+    )
 
 
 def test_without_it_plans_are_as_ever(tmp_path: Path) -> None:
