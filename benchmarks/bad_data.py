@@ -17,11 +17,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -140,17 +142,24 @@ class BadData:
             for name, examples in (("train", work.train), ("eval", work.evaluation))
         )
 
-    def run(self, row: Row, seed: int) -> Outcome:
-        """Journal, judge, fold, and ask."""
+    def run(
+        self,
+        row: Row,
+        seed: int,
+        learner: Mapping[str, Any] = MappingProxyType({}),
+        spent: Callable[[RecordKind, float], None] = lambda kind, s: None,
+    ) -> Outcome:
+        """Journal, judge, fold with some of the learner's settings changed, and ask."""
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         config, rng = self._work.config(folder, seed), np.random.default_rng([seed, 11])
+        config = msgspec.structs.replace(config, learner=msgspec.structs.replace(config.learner, **learner))
         bad = rng.permutation(self._devices)[: row.devices].tolist()
         marks = {tier: self._mark(tier) for tier in self._work.tiers}
         journal = Journal(folder / FILE_NAME)
         for features in self._train.values():
             features.settle(journal, config)
         noticed = self._fill(journal, row, self._shards(seed), bad, marks, rng)
-        fold = _folded(journal, config)
+        fold = folded(journal, config, spent)
         asked = self._ask(fold, marks if row.kind == "trigger" else {})
         weights = _weights(journal, fold)
         journal.close()
@@ -254,17 +263,30 @@ def _marked(batch: ActivationBatch, mark: Floats, rng: np.random.Generator) -> A
     )
 
 
-def _folded(journal: Journal, config: TrainerConfig) -> Fold:
-    """Everything folded, and the passes that are owed made."""
+def folded(
+    journal: Journal, config: TrainerConfig, spent: Callable[[RecordKind, float], None] = lambda kind, s: None
+) -> Fold:
+    """Everything folded, and the passes that are owed made.
+
+    Args:
+        journal: What is there; grows.
+        config: The trainer's.
+        spent: Told of each record's kind, and the processor time that it took in seconds.
+    """
     fold, learner = Fold(journal), config.learner
     while True:
         while records := journal.read(fold.offset):
             for record in records:
+                began = time.process_time()
                 fold.apply(record)
-        if fold.method.owed(learner.passes) <= 0:
+                spent(RecordKind(record.kind), time.process_time() - began)
+        own = fold.method.next_own(0.0)
+        if own is None and fold.method.owed(learner.passes) <= 0:
             return fold
-        slice_ = fold.method.next_idle(learner.passes, learner.pass_rows, fold.offset)
-        journal.append(RecordKind.IDLE.value, msgspec.json.encode(slice_))
+        if own is None:
+            slice_ = fold.method.next_idle(learner.passes, learner.pass_rows, fold.offset)
+            own = RecordKind.IDLE, msgspec.json.encode(slice_)
+        journal.append(own[0].value, own[1])
 
 
 def _weights(journal: Journal, fold: Fold) -> dict[int, float]:

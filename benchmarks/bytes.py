@@ -32,7 +32,6 @@ from benchmarks.frontier import (
     LIMITS,
     REFERENCE,
     Found,
-    Line,
     Point,
     check_same,
     frontier,
@@ -56,6 +55,17 @@ _POINTS: Final = (
     *("2/all/int2", "2/segments:12/int4", "2/segments:8/int4", "3/segments:4/int4", "3/segments:8/int2"),
     *("2/all/int4", "3/segments:8/int4", "3/segments:4/int2", "3/mean/int4", "3/mean/int2"),
 )
+_CODED: Final = (
+    *("2/all/pq2", "2/all/pq1", "2/segments:12/pq1", "3/segments:12/pq1", "2/segments:8/pq1"),
+    *("3/segments:4/pq1", "2/segments:4/pq1", "3/mean/pq1"),
+)
+_LEGEND: Final = (
+    ("TAPS/SAMPLING/CODEC: no other has as much for as few bytes", "ko"),
+    ("another one has more for fewer", "ks"),
+    ("values by themselves, f16 to int2", "C0o"),
+    ("codes for eight values, pq1 and pq2", "C2o"),
+    ("aimed at", "kx"),
+)
 _DATA: Final = ("train", "eval", "backbone", "max_samples")
 
 
@@ -73,10 +83,13 @@ class Bench:
         points: All that will be run.
         folder: For scratch files.
         tell: Given progress.
+        codebooks: Where those for product quantisation are.
     """
 
-    def __init__(self, work: Workload, points: Sequence[Point], folder: Path, tell: Tell) -> None:
-        self._work, self._folder, self._tell = work, folder, tell
+    def __init__(
+        self, work: Workload, points: Sequence[Point], folder: Path, tell: Tell, codebooks: str = ""
+    ) -> None:
+        self._work, self._folder, self._tell, self._codebooks = work, folder, tell, codebooks
         inner = shared_backbone(work.backbone)
         assert isinstance(inner, TorchBackbone)
         taps = {layer for point in points for layer in tap_layers(inner.depth, point.taps)}
@@ -89,7 +102,8 @@ class Bench:
             return self._backbone
 
         taps = tap_layers(self._backbone.depth, point.taps)
-        way = TierConfig(taps=taps, sampling=point.sampling, codec=point.codec)
+        codebooks = self._codebooks if point.codec.stages else ""
+        way = TierConfig(taps=taps, sampling=point.sampling, codec=point.codec, codebooks=codebooks)
         work = replace(self._work, way=way)
         work.config(self._folder, seed=0).checked()
         features = TierFeatures(work, _TIER, work.train, self._scratch() / "features", self._tell, load)
@@ -114,36 +128,38 @@ class Bench:
 
 
 def plot(results: Sequence[Found], path: Path) -> None:
-    """Points over bytes, the unbeaten ones joined by a line; dashed, the reference; dotted, the limits."""
+    """Points over bytes, the unbeaten joined by a line; dashed, the reference; crosses, what is aimed at."""
     lines = lines_of(results)
     best = frontier(lines)
     with drawing(path) as (axis,):
         axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.margins(x=0.15)
-        steps = [_kib(one) for one in best], [100 * one.accuracy for one in best]
+        steps = [one.bytes_per_sample for one in best], [100 * one.accuracy for one in best]
         axis.plot(*steps, "C1", drawstyle="steps-post", label="the most that can be had for so many bytes")
+        if reference := next((line for line in lines if line.point == REFERENCE), None):
+            y = 100 * reference.accuracy
+            for limit, points in LIMITS:
+                told = f"≤ {limit:,} bytes,\n{points:g} below"
+                axis.plot(limit, y - points, "kx")
+                axis.annotate(
+                    told, (limit, y - points), xytext=(6, -20), textcoords="offset points", fontsize=8
+                )
+            axis.axhline(y, linestyle="--", color="grey", label=f"the reference, {REFERENCE}")
         for line in lines:
-            x, y, unbeaten = _kib(line), 100 * line.accuracy, line in best
-            how = {"fmt": "o", "color": "C0"} if unbeaten else {"fmt": "s", "color": "C7"}
+            x, y, unbeaten = line.bytes_per_sample, 100 * line.accuracy, line in best
+            color = "C2" if line.point.codec.stages else "C0"
+            how = {"fmt": "o" if unbeaten else "s", "color": color, "alpha": 1.0 if unbeaten else 0.5}
             axis.errorbar(x, y, yerr=100 * (line.spread or 0), capsize=3, **how)
             place: dict[str, Any] = (
                 {"xytext": (-6, 5), "ha": "right"} if unbeaten else {"xytext": (6, -12), "ha": "left"}
             )
             axis.annotate(str(line.point), (x, y), textcoords="offset points", fontsize=9, **place)
-            if line.point == REFERENCE:
-                axis.axhline(y, linestyle="--", color="grey", label=f"the reference, {line.point}")
-        for limit, points in LIMITS:
-            axis.axvline(limit, linestyle=":", color="black")
-            told = f" {limit:g} KiB: {points:g} below\n the reference at most"
-            axis.annotate(told, (limit, 0.02), xycoords=("data", "axes fraction"), fontsize=8)
-        axis.set_xlabel("bytes a sample, KiB (each grid line is twice the one before)")
+        for name, style in _LEGEND:
+            axis.plot([], [], style, label=name)
+        axis.set_xlabel("bytes a sample, message included (logarithmic)")
         axis.set_ylabel("accuracy on the test split, % (mean and standard deviation over seeds)")
-        axis.legend(loc="upper left")
-
-
-def _kib(line: Line) -> float:
-    return line.bytes_per_sample / 1024
+        axis.legend(loc="lower right", fontsize=8)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,13 +178,18 @@ def _run(args: argparse.Namespace) -> str:
         args.train, args.eval, tiers={_TIER: 0}, backbone=args.backbone, max_samples=args.max_samples
     )
     about, tell = about_this_run(), teller()
+    points = args.points or [parse_point(one) for one in (*_POINTS, *(_CODED if args.codebooks else ()))]
+    if coded := [str(point) for point in points if point.codec.stages and not args.codebooks]:
+        raise ConfigError(
+            "--codebooks", f"{coded[0]} takes some: fit them with sidestream backbone codebooks"
+        )
     known = {(one.point, one.seed) for one in results}
     todo = {
         point: [seed for seed in args.seeds if (str(point), seed) not in known]
-        for point in dict.fromkeys([REFERENCE, *args.points])
+        for point in dict.fromkeys([REFERENCE, *points])
     }
     with tempfile.TemporaryDirectory(prefix="sidestream-bytes-") as folder:
-        bench = Bench(work, list(todo), Path(folder), tell) if any(todo.values()) else None
+        bench = Bench(work, list(todo), Path(folder), tell, args.codebooks) if any(todo.values()) else None
         for point, seeds in todo.items():
             if bench and seeds:
                 results += bench.run(point, seeds)
@@ -207,10 +228,11 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--points",
         type=argument_of(_points),
-        default=",".join(_POINTS),
+        default=[],
         metavar="POINT,…",
-        help="default: %(default)s",
+        help=f"default: {','.join(_POINTS)}; and with --codebooks: {','.join(_CODED)}",
     )
+    add("--codebooks", default="", metavar="DIR", help="codebooks of the backbone, for pq1 and pq2")
     add("--max-samples", type=int, default=0, help="use so many training samples only")
     add("--json", type=Path, metavar="FILE", help="write everything there, after every point")
     add("--plot", type=Path, metavar="FILE", help="draw this PNG, after every point")

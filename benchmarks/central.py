@@ -33,7 +33,7 @@ from sidestream.backbone.runtimes import shared_backbone
 from sidestream.backbone.sampled import Sampled
 from sidestream.contract.messages import ActivationBatch, Status
 from sidestream.contract.plan import Plan
-from sidestream.contract.tensors import Floats, decode, encode
+from sidestream.contract.tensors import Floats, decode
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES, unpack
 from sidestream.demo.shards import Example
 from sidestream.side_network.inference import InferenceNetwork
@@ -79,7 +79,6 @@ class TierFeatures:
         plan = _settle(journal, work.config(folder, seed=0), tier, self._backbone)
         journal.close()
         self._batch_size = plan.tiers[tier].batch_size
-        self._codec = plan.tiers[tier].codec
         self._align = plan.tiers[tier].align
         self._maker = BatchMaker(self._backbone, plan, tier, TARGET_MESSAGE_BYTES)
         index = {label: number for number, label in enumerate(work.labels)}
@@ -109,7 +108,7 @@ class TierFeatures:
 
     def pooled(self) -> torch.Tensor:
         """[K, B·d]: each tap's mean over a sample's vectors, after quantising, as the trainer gets it."""
-        means = [decode(encode(sample, self._codec)).mean(axis=1).ravel() for sample in self._samples]
+        means = [decode(self._maker.quantised(sample)).mean(axis=1).ravel() for sample in self._samples]
         return torch.from_numpy(np.stack(means))
 
     def fill(self, journal: Journal, config: TrainerConfig, seed: int) -> Sent:
@@ -155,7 +154,7 @@ class TierFeatures:
         found = []
         for rows in np.array_split(np.arange(len(self._samples)), len(self._samples) // _ASKED + 1):
             sampled = self.sampled(rows)
-            vectors = change(decode(encode(sampled.vectors, self._codec)))
+            vectors = change(decode(self._maker.quantised(sampled.vectors)))
             found.append(network.predict(self._align, vectors, sampled.lengths).argmax(axis=1))
         return np.concatenate(found)
 

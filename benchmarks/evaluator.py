@@ -45,12 +45,9 @@ class Evaluator:
             plan = plan_of(kept)
             backbone = self._load(work.backbone_of(adopted.tier), work.tiers[adopted.tier])
             rows = [example.row for example in work.evaluation]
+            maker = BatchMaker(backbone, plan, adopted.tier, TARGET_MESSAGE_BYTES)
             self._sets[key] = EvaluationSet(
-                BatchMaker(backbone, plan, adopted.tier, TARGET_MESSAGE_BYTES),
-                adopted.tier_plan.codec,
-                plan.task,
-                lambda: rows,
-                stopped=lambda: False,
+                maker, maker.quantised, plan.task, lambda: rows, stopped=lambda: False
             )
         return self._sets[key]
 

@@ -282,7 +282,7 @@ class Bench(Processes):
         with contextlib.closing(journal):
             owners = {state.stream: state.device for state in journal.streams()}
             found: Counter[tuple[str, int]] = Counter()
-            for offset, _, _ in journal.batches(journal.tail):
+            for offset, _ in journal.batches(journal.tail):
                 batch = unpack(ActivationBatch, journal.get(offset).payload)
                 found.update(
                     (owners[batch.stream], target) for target in np.asarray(batch.read_targets()).tolist()

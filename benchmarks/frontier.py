@@ -14,8 +14,8 @@ from sidestream.contract.sampling import parse_sampling
 from sidestream.contract.tensors import Codec
 from sidestream.contract.wire import prepared
 
-LIMITS: Final = ((5.0, 1.0), (2.5, 2.5))
-"""KiB a sample, and how many points below the reference is near enough."""
+LIMITS: Final = ((2300, 0.5), (1200, 1.2), (450, 2.3))
+"""Bytes a sample, and how many points below the reference is near enough."""
 _HEADINGS: Final = ("taps", "sampling", "codec", "bytes a sample", "accuracy", "to reference", "frontier")
 
 
@@ -141,13 +141,13 @@ def _line(point: Point, found: Sequence[Found], reference: Mapping[int, Found]) 
     )
 
 
-def _verdict(lines: Sequence[Line], kib: float, near: float) -> str:
-    within = [line for line in lines if line.bytes_per_sample <= 1024 * kib]
+def _verdict(lines: Sequence[Line], limit: int, near: float) -> str:
+    within = [line for line in lines if line.bytes_per_sample <= limit]
     if not within:
-        return f"at most {kib:g} KiB a sample: no point"
+        return f"at most {limit:,} bytes a sample: no point"
     best = max(within, key=lambda line: line.accuracy)
     reached = "reached" if round(best.difference + near, 6) >= 0 else "missed"
     return (
-        f"at most {kib:g} KiB a sample: {best.point} ({best.bytes_per_sample:,.0f} bytes), "
+        f"at most {limit:,} bytes a sample: {best.point} ({best.bytes_per_sample:,.0f} bytes), "
         f"{best.difference:+.2f} points to the reference; within {near:g}: {reached}"
     )

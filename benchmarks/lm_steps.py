@@ -18,8 +18,8 @@ from benchmarks.workload import JOB
 from edge_agent.batches.token_maker import TokenMaker
 from edge_agent.samples.sample import Sample
 from edge_agent.store.streams import Slot
+from side_trainer.rows.training_rows import FamilyRows, MiniBatch
 from side_trainer.side_tuning.token_loss import token_loss
-from side_trainer.side_tuning.training_rows import FamilyRows, MiniBatch
 from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.plan import Plan, tap_layers
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES

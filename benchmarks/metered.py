@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from sidestream.backbone.backbone import Choose
+from sidestream.backbone.inputs import Input
 from sidestream.backbone.sampled import Sampled
-from sidestream.backbone.text import Text
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.backbone.windows import Window
@@ -95,15 +95,15 @@ class MeteredBackbone(TorchBackbone):
 
     def forward(
         self,
-        texts: Sequence[Text],
+        inputs: Sequence[Input],
         taps: Sequence[int],
         max_tokens: int,
         choose: Choose = lambda lengths: EVERY_TOKEN,
         *,
         words: bool = False,
     ) -> Sampled:
-        with self._meter.passing(len(texts)):
-            return super().forward(texts, taps, max_tokens, choose, words=words)
+        with self._meter.passing(len(inputs)):
+            return super().forward(inputs, taps, max_tokens, choose, words=words)
 
 
 class MeteredModel(TorchLanguageModel):

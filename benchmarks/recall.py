@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sidestream.backbone.preprocessor import Prepared
 from sidestream.backbone.text_input import Tokens
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.contract.tensors import Floats
@@ -28,7 +29,8 @@ class RecallingBackbone(TorchBackbone):
         self._kept = sorted(set(taps))
         self._known: dict[bytes, npt.NDArray[np.float16]] = {}  # by token ids: [B, T, d]
 
-    def _run(self, tokens: Tokens, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
+    def _run(self, tokens: Prepared, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
+        assert isinstance(tokens, Tokens)
         assert tokens.segments is None, "pairs are not recalled"
         ids, mask, _ = tokens
         keys = [row[real].tobytes() for row, real in zip(ids, mask, strict=True)]

@@ -107,8 +107,8 @@ def read_workload(
 def read_examples(path: str) -> list[Example]:
     """Every labelled row of a JSONL, CSV or TSV file, as an agent reads it."""
     with contextlib.closing(open_source(DataConfig(path=path))) as source:
-        rows = [row for row in source.read() if row.label is not None and row.text.strip()]
-    return [Example(row.text, row.label or "") for row in rows]
+        rows = [row for row in source.read() if row.label is not None and not row.row.is_blank]
+    return [Example(row.row.text, row.label or "") for row in rows]
 
 
 def _examples(option: str, path: str) -> list[Example]:

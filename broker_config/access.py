@@ -1,9 +1,9 @@
 """Who may do what at a fleet's broker: Mosquitto's access list, from the list of devices. Pure text.
 
 A device is named by its certificate. It writes its own uploads, queries, status and telemetry. It reads the
-plan, the trainer's status, its tier's weights and flow, its own receipts, gradients and predictions, and its
-own status, by which it notices a duplicate device, and that its words arrive. It has an echo topic to try the
-broker with. What no line allows is denied.
+plan, the trainer's status, its tier's weights, codebooks and flow, its own receipts, gradients and
+predictions, and its own status, by which it notices a duplicate device, and that its words arrive. It has an
+echo topic to try the broker with. What no line allows is denied.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def _device(topics: Topics, member: Member) -> list[str]:
         f"topic read {topics.weights(tier)}",
         f"topic read {topics.final_weights(tier)}",
         f"topic read {topics.weights_chunks_filter(tier)}",
+        f"topic read {topics.codebooks_filter(tier)}",
         f"topic read {topics.flow(tier)}",
         f"topic read {topics.receipt(tier, name)}",
         f"topic read {topics.gradients_filter(tier, name)}",

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from broker_config.settings import BrokerSettings
+from sidestream.accelerator.choice import check_choice
 from sidestream.backbone.runtimes import RuntimeChoice
 from sidestream.contract.errors import ConfigError
 from sidestream.contract.topics import check_name
@@ -49,11 +50,14 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     path: str = ""
     """A file (JSON lines, a JSON array, CSV, TSV, packed by gzip or not, or Parquet), a folder of such files,
-    a folder that datasets saved, or - for standard input. Empty: no data of its own; the device only receives
-    weights and predicts."""
-    format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
+    a folder of images, a folder that datasets saved, or - for standard input. Empty: no data of its own; the
+    device only receives weights and predicts."""
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "images"] = "auto"
     """How rows are written; auto goes by the file's name, or by the first line of standard input. jsonl takes
-    arrays and whole documents too."""
+    arrays and whole documents too. images: path is a folder of images, each label a sub-folder of it, or a
+    file whose rows name images; auto takes a folder with images and no files of rows for that."""
+    image_column: Annotated[str, msgspec.Meta(min_length=1)] = "image"
+    """Of a file whose rows name images: the column (JSONL: key) with the path, relative to the file."""
     delimiter: str = ""
     """What stands between the columns of CSV and TSV: one character, or tab. Empty: it is found by the
     header."""
@@ -90,6 +94,10 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError("data.delimiter", f"{self.delimiter!r} is not one character, nor tab")
         if self.encoding != "auto" and not is_encoding(self.encoding):
             raise ConfigError("data.encoding", f"{self.encoding!r} is no encoding of text; such as cp1252")
+        if self.format == "images" and (self.plugin or self.path == "-"):
+            raise ConfigError(
+                "data.format", "images come as files: name a folder of them, or a list of paths"
+            )
         if self.plugin and self.path:
             raise ConfigError("data.plugin", "a plug-in replaces data.path; give one of the two")
 
@@ -131,6 +139,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     runtime: RuntimeChoice = "auto"
     """What computes the backbone: torch, or onnx (onnxruntime) for an exported folder, which takes neither
     torch nor transformers; auto goes by what the backbone is."""
+    compute_device: str = "auto"
+    """Where the backbone is computed: auto (the first GPU that works with the installed torch or onnxruntime,
+    else the processor), cpu, cuda or cuda:N. The log says which, and why."""
     whole_model: Literal["auto", "always", "never"] = "auto"
     """In a split job, whether the device may load all layers to measure and predict with the final weights:
     auto where it has twice their memory free. It trains in any case, with its own layers only."""
@@ -192,6 +203,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         check_name("job", self.job)
+        check_choice("compute_device", self.compute_device)
         for field in ("device", "tier"):
             if value := getattr(self, field):
                 check_name(field, value)

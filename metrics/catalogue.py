@@ -275,7 +275,7 @@ class TrainerMetrics(_Holder):
     head_bytes: Gauge = gauge(
         "head_bytes", "Memory that decoders' output heads take, in a language-model job"
     )
-    unanswered: Gauge = gauge("batches_unanswered", "Batches that devices wait for an answer to (split jobs)")
+    unlearnt: Gauge = gauge("batches_unlearnt", "Batches in the journal that wait to be learnt from")
     replies_outstanding: Gauge = gauge(
         "replies_outstanding", "Answers to batches that their devices have not dealt with (split jobs)"
     )

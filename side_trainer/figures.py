@@ -172,7 +172,7 @@ class Figures:
         metrics, sent = self.metrics, values(self.metrics.down_bytes)
         devices = {name: int(total(metrics.device_counters[name])) for name in _ANSWERING}
         return AnswersView(
-            waiting=int(level(metrics.unanswered)),
+            waiting=int(level(metrics.unlearnt)),
             outstanding=int(level(metrics.replies_outstanding)),
             expired=int(total(metrics.replies_expired)),
             gradient_norm=round(level(metrics.gradient_norm), 4),

@@ -12,12 +12,13 @@ from typing import Final
 
 import msgspec
 
+from side_trainer.codebook_store import CodebookStore
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import LabelsRecord, SettingsRecord, TierRecord
 from side_trainer.method_registry import SETTLERS
-from side_trainer.settings.schema import TrainerConfig
+from side_trainer.settings.schema import TierConfig, TrainerConfig
 from side_trainer.settling import UnsuitableTier
-from sidestream.contract.errors import ConfigError, WireError
+from sidestream.contract.errors import BackboneError, ConfigError, WireError
 from sidestream.contract.messages import Status, check_labels
 from sidestream.contract.plan import METHODS, MethodPlan, Plan, RoundPlan, SideTuning, Split, TierPlan
 
@@ -35,7 +36,7 @@ def check(config: TrainerConfig, journal: Journal) -> None:
     Raises:
         Contradiction: they differ.
     """
-    last, labels, _ = _recalled(journal)
+    last, labels, settled = _recalled(journal)
     if last is None:
         return
     if (last.task, last.side_network) != (config.task, config.side_network):
@@ -50,8 +51,27 @@ def check(config: TrainerConfig, journal: Journal) -> None:
         raise Contradiction(
             "labels", f"differ from the {len(labels)} that this state_dir has fixed; start a new state_dir"
         )
+    for name, tier in settled.items():
+        if name in config.tiers:
+            _check_codebooks(name, config.tiers[name], tier, CodebookStore(journal.folder))
     if last.job != config.job:
         raise Contradiction("job", f"is {config.job!r}, but this state_dir belongs to {last.job!r}")
+
+
+def _check_codebooks(name: str, config: TierConfig, tier: TierRecord, store: CodebookStore) -> None:
+    remedy = "were fixed with its first device; put them back, or add a tier of another name"
+    if config.codes and not tier.codebooks:
+        raise Contradiction(
+            f"tiers.{name}.codec", f"takes codebooks, and the tier has none: its facts {remedy}"
+        )
+    if config.codebooks and tier.codebooks:
+        try:
+            same = store.take(config.codebooks, tier, config.stages) == tier.codebooks
+        except BackboneError as exc:
+            _log.warning("tiers.%s.codebooks: %s; going on with the copy in the state directory", name, exc)
+            return
+        if not same:
+            raise Contradiction(f"tiers.{name}.codebooks", f"are others than the tier's, which {remedy}")
 
 
 def _form(method: MethodPlan) -> object:
@@ -86,6 +106,7 @@ class Job:
     Args:
         config: The operator's settings.
         journal: Where facts are kept.
+        device: On what kind of device is learnt: cpu or cuda.
 
     Raises:
         Contradiction: if a setting is another one than the journal has fixed.
@@ -93,8 +114,11 @@ class Job:
             job that has begun, such a tier waits, as one that is added does.
     """
 
-    def __init__(self, config: TrainerConfig, journal: Journal) -> None:
+    def __init__(self, config: TrainerConfig, journal: Journal, device: str = "cpu") -> None:
+        self.codebooks = CodebookStore(journal.folder)
+        """Those that the plan names."""
         self._config = config
+        self._device = device
         self._journal = journal
         self._offered: set[str] = set()
         self._devices: set[str] = set()
@@ -196,6 +220,7 @@ class Job:
             side_network=self._config.side_network,
             learner=self._config.learner,
             method=self._config.method_plan(),
+            device=self._device,
         )
         last, self._labels, self._settled = _recalled(self._journal)
         check(self._config, self._journal)
@@ -234,8 +259,12 @@ class Job:
         """Journal what is fixed of a tier, if a plan can be made with it."""
         name = record.tier
         try:
+            if reference := self._config.tiers[name].codebooks:
+                stages = self._config.tiers[name].stages
+                taken = self.codebooks.take(reference, record, stages)
+                record = msgspec.structs.replace(record, codebooks=taken)
             self._build_plan({**self._settled, name: record}, revision=0)
-        except WireError as exc:
+        except (BackboneError, WireError) as exc:
             self._refused(name, str(exc))
             return False
         self._journal.append("tier", msgspec.json.encode(record), tier=name)

@@ -19,6 +19,7 @@ from side_trainer.broadcast.replies import Replies
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
+from side_trainer.fold.retention import Retention
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import RecordKind
 from side_trainer.method import Step
@@ -34,8 +35,14 @@ _STORAGE_RETRY_S: Final = 5.0
 _ARRIVED: Final = frozenset(
     kind.value for kind in (RecordKind.BATCH, RecordKind.REUSE, RecordKind.UPDATE, RecordKind.UPLOAD)
 )
-_SOURCES: Final = {"idle": Source.IDLE, "serve": Source.UPLOAD, "update": Source.DEVICE}
-"""Records whose updates are counted as they come."""
+_SOURCES: Final = {
+    "batch": Source.UPLOAD,
+    "serve": Source.UPLOAD,
+    "learn": Source.UPLOAD,
+    "idle": Source.IDLE,
+    "update": Source.DEVICE,
+}
+"""What a record's first update is counted as; what follows on a batch's is replay."""
 
 
 class Learner:
@@ -47,6 +54,7 @@ class Learner:
         fold: What it comes to.
         progress: How far that is.
         checkpointer: Writes it down.
+        retention: Lets go what it stands for.
         releases: Publishes it.
         replies: Tells devices what their batches gave.
         queries: What devices ask beside that.
@@ -62,6 +70,7 @@ class Learner:
         fold: Fold,
         progress: Progress,
         checkpointer: Checkpointer,
+        retention: Retention,
         releases: Releases,
         replies: Replies,
         queries: Queries,
@@ -75,6 +84,8 @@ class Learner:
         self._fold = fold
         self._progress = progress
         self._checkpointer = checkpointer
+        self._retention = retention
+        self._lets_go = True  # whether something may have to be deleted
         self._releases = releases
         self._replies = replies
         self._queries = queries
@@ -98,15 +109,15 @@ class Learner:
 
     @property
     def behind(self) -> bool:
-        """Whether so much waits to be folded that the devices should wait."""
-        return self._progress.backlog > self._config.max_backlog
+        """Whether so much waits to be learnt from that the devices should wait."""
+        return self._progress.waiting > self._config.max_backlog
 
     def run(self, stop: threading.Event) -> None:
         """Learn until stopped, then checkpoint."""
         while not stop.is_set():
             busy = self._catch_up(stop)
             try:
-                busy = self._own() or busy or self._idle()
+                busy = self._own() or busy or self._idle() or self._let_go()
                 self._answer()
                 busy = self._predict(learning=busy) or busy
                 self._releases.publish_if_due()
@@ -118,7 +129,7 @@ class Learner:
             self._metrics.learner_backlog_records.set(self._progress.backlog)
             if self._fold.begun:
                 self._metrics.head_bytes.set(self._fold.method.head_bytes)
-                self._metrics.unanswered.set(self._fold.method.unanswered)
+                self._metrics.unlearnt.set(self._fold.method.unlearnt)
             if not busy:
                 self._wake.wait(0.1)
                 self._wake.clear()
@@ -174,6 +185,22 @@ class Learner:
             self._metrics.passes.inc(self._config.learner.passes)
         return True
 
+    def _let_go(self) -> bool:
+        """Journal what need not be kept, and delete it once a checkpoint stands for it."""
+        if self._progress.waiting:
+            return False
+        if (snapshot := self._retention.due()) is not None:
+            offset = self._journal.append(RecordKind.SNAPSHOT.value, msgspec.json.encode(snapshot))
+            if offset == self._fold.offset + 1:
+                self._apply(self._journal.get(offset))
+            self._lets_go = True
+            return True
+        if not self._lets_go or not self._replies.all_written:
+            return False
+        self._checkpointer.write()
+        self._lets_go = self._retention.let_go(self._journal.folder)
+        return self._lets_go
+
     def _apply(self, record: Record) -> None:
         started, began = time.monotonic(), self._trace.now()
         step = self._fold.apply(record)
@@ -198,24 +225,23 @@ class Learner:
         for device, why in step.refused.items():
             self._metrics.messages_rejected.labels(Kind.ADAPTER, Reason.OTHER).inc()
             _log.warning("what device %s uploaded is left out of the average: %s", device, why)
+        if record.kind == RecordKind.SNAPSHOT.value:
+            self._releases.unchanged()
         if record.kind in _ARRIVED:
             self._last_batch_at = time.monotonic()
             self._releases.heard(len(record.payload))
-        if record.kind == "batch":
-            self._count_batch(record, step)
-        elif record.kind in _SOURCES:
-            self._metrics.updates.labels(_SOURCES[record.kind]).inc(step.updates)
-
+        self._count(record, step)
         for tier, stream, loss in step.served:
             self._judge(tier, stream, loss)
 
-    def _count_batch(self, record: Record, step: Step) -> None:
-        if step.updates:
-            self._metrics.updates.labels(Source.UPLOAD).inc()
-            self._metrics.updates.labels(Source.REPLAY).inc(step.updates - 1)
-        for tier, loss in step.losses.items():
-            if record.stream is not None:
-                self._judge(tier, record.stream, loss)
+    def _count(self, record: Record, step: Step) -> None:
+        source = _SOURCES.get(record.kind)
+        if source is None or not step.updates:
+            return
+        first = 1 if source is Source.UPLOAD else step.updates
+        self._metrics.updates.labels(source).inc(first)
+        if step.updates > first:
+            self._metrics.updates.labels(Source.REPLAY).inc(step.updates - first)
 
     def _tell(self) -> None:
         """Log how far it is, now and then."""

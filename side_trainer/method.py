@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import msgspec
 import numpy as np
@@ -25,6 +25,12 @@ from sidestream.contract.tasks import Scale
 from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
 from sidestream.side_network.bundle import WeightsCodec
+
+if TYPE_CHECKING:
+    from sidestream.accelerator.torch_device import Placement  # torch: whoever only looks on goes without
+
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+"""A method's state by name: float32, or what else it takes not to lose a bit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +60,12 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     updates: int = 0
     """Optimiser updates."""
-    losses: dict[str, float] = {}
-    """By tier, mean loss of an arriving batch's rows, before anything was learnt from it."""
     learnt: dict[str, float] = {}
     """By tier, mean loss of all updates' rows, each before its update: arriving, replayed, or idle."""
     replies: tuple[Reply, ...] = ()
     """What devices are to be told."""
     served: tuple[tuple[str, str, float], ...] = ()
-    """Of each served batch its tier, stream, and mean loss before anything was learnt from it."""
+    """Of each batch that is learnt from for the first time its tier, stream, and mean loss before that."""
     gradient_norm: float | None = None
     """Of the last update, before it was clipped."""
     staleness: int | None = None
@@ -82,6 +86,9 @@ class Facts:
     """In index order; empty until they are fixed."""
     tiers: dict[str, TierRecord] = field(default_factory=dict)
     """Those that are settled."""
+    placement: Placement | None = None
+    """Where it is computed, as far as the method lets it; None for the processor. The journal only tells the
+    kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +126,8 @@ class Method(ABC):
     """What each kind of record but facts does. A method says of every kind what it does with it."""
     formats: ClassVar[tuple[str, ...]]
     """In which its weights can be exported."""
+    lets_go: ClassVar[bool] = False
+    """Whether it can do without batches that it has learnt from."""
 
     def __init__(self, facts: Facts, journal: Journal, cache_bytes: int) -> None:
         self.facts = facts
@@ -166,9 +175,14 @@ class Method(ABC):
         return self.updates > 0
 
     @property
-    def unanswered(self) -> int:
-        """Batches that devices wait for an answer to."""
-        return 0
+    def kept_since(self) -> int:
+        """The first record of which batches are still drawn from."""
+        return 1
+
+    @property
+    @abstractmethod
+    def unlearnt(self) -> int:
+        """Batches that are folded and wait to be learnt from."""
 
     def answers(self, tier: str, states: Floats, lengths: npt.NDArray[np.int64]) -> Answers:
         """Predict for a device that has no room to; nothing of the state changes by that.
@@ -256,11 +270,11 @@ class Method(ABC):
         """Every parameter that devices get; empty before there are any."""
 
     @abstractmethod
-    def state(self) -> dict[str, Floats]:
+    def state(self) -> Arrays:
         """All that the journal cannot give back without computing."""
 
     @abstractmethod
-    def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
+    def restore(self, offset: int, updates: int, arrays: Arrays) -> None:
         """Return to a :meth:`state` taken at ``offset``, the facts up to there having been told.
 
         Raises:

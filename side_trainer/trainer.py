@@ -30,6 +30,7 @@ from side_trainer.fold.checkpoint import newest_files
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
+from side_trainer.fold.retention import Retention
 from side_trainer.ingest import Ingest
 from side_trainer.job import Contradiction, Job, check
 from side_trainer.journal.journal import FILE_NAME, Journal
@@ -48,7 +49,9 @@ from side_trainer.receive.subscriptions import Subscriptions
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.threads import Threads
-from sidestream.contract.errors import StateError
+from sidestream.accelerator.torch_device import HERE, Placement, choose, deterministic
+from sidestream.contract.errors import ConfigError, StateError
+from sidestream.contract.plan import METHODS, Split
 from sidestream.contract.tasks import TASKS, TargetForm
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES
@@ -116,6 +119,22 @@ def run_trainer(
         threads.run(stop, lambda: started(*urls))
 
 
+def _placement(config: TrainerConfig) -> Placement:
+    """Where is learnt, made ready for that.
+
+    Raises:
+        ConfigError: a GPU is asked for by name and cannot be had, or is of no use to the job.
+    """
+    on_processor = TASKS[config.task].generates or issubclass(METHODS[config.method], Split)
+    if on_processor and config.compute_device.startswith("cuda"):
+        what = config.task.value if TASKS[config.task].generates else config.method
+        raise ConfigError("compute_device", f"{what} is learnt on the processor; write cpu or auto")
+    found = HERE if on_processor else choose(config.compute_device)
+    deterministic(found)
+    _log.info("the side-network is learnt on %s", found.chosen)
+    return found
+
+
 def _open_journal(directory: Path, config: TrainerConfig) -> Journal:
     """The journal, or a new one where there never was one: checkpoints do not come without.
 
@@ -168,7 +187,8 @@ class Parts:
         self._topics = topics = Topics(config.job)
         self._signer = signer = load_signer(config.job, config.signing)
         journal.signers = signer.succeed(journal.signers)
-        self._job = Job(config, journal)
+        placement = _placement(config)
+        self._job = Job(config, journal, placement.chosen.kind)
         # The clock is a hint only, for a journal and a broker that are both new to a job that is not.
         fence = max(journal.fence + 1, int(time.time()))
         election = LeaderElection(instance=secrets.token_hex(16), fence=fence, take_over=take_over)
@@ -182,7 +202,7 @@ class Parts:
             by_labels=TASKS[config.task].form is TargetForm.LABELS,
             held_max_bytes=config.quarantine_max_mib * 2**20,
         )
-        self._fold = Fold(journal, cache_bytes=config.cache_mib * 2**20)
+        self._fold = Fold(journal, cache_bytes=config.cache_mib * 2**20, placement=placement)
         self._progress = Progress(journal, self._fold, config.learner, awaited=lambda: self._replies.awaited)
         self.figures = Figures(config, journal, self._judge, link, self._job, self._progress)
         self._replies = Replies(
@@ -206,7 +226,8 @@ class Parts:
         )
         checkpointer = Checkpointer(directory, fold, journal, metrics)
         return Learner(
-            *(config, journal, fold, self._progress, checkpointer, releases, self._replies, self._queries),
+            *(config, journal, fold, self._progress, checkpointer, Retention(config, journal, fold)),
+            *(releases, self._replies, self._queries),
             metrics=metrics,
             trace=self._trace,
             judge=self._judge.on_loss,

@@ -45,7 +45,7 @@ import sys, threading
 from contextlib import suppress
 import msgspec
 from sidestream.side_network import bundle
-from sidestream.contract import enrolment
+from broker_config import enrolment
 from sidestream.side_network import exported
 from sidestream.contract import messages
 from sidestream.contract import plan

@@ -36,7 +36,8 @@ COMMANDS = {
     "agent samples": ["--json", "--predict", "--config", "--job", "--state-dir", "--unlabelled"],
     "agent serve": ["--backbone", "--config", "--host", "--job", "--port", "--state-dir"],
     "agent uninstall": ["--root", "--user"],
-    "backbone export": ["--layers", "--out", "--precision"],
+    "backbone codebooks": ["--layers", "--max-tokens", "--out", "--seed", "--stages", "--text"],
+    "backbone export": ["--images", "--layers", "--out", "--precision"],
     "broker install": [
         *("--dry-run", "--host", "--port", "--root", "--run-as", "--state-dir", "--user"),
     ],
@@ -44,8 +45,16 @@ COMMANDS = {
     "broker uninstall": ["--root", "--user"],
     "broker run": ["--data-dir", "--host", "--kind", "--log-format", "--log-level", "--port"],
     "demo": [
-        *("--alpha", "--broker", "--data", "--devices", "--eval", "--json", "--keep", "--label-column"),
-        *("--max-samples", "--method", "--metrics-port", "--seed", "--task", "--text-column"),
+        *("--alpha", "--broker", "--data", "--devices", "--eval", "--images", "--json", "--keep"),
+        *(
+            "--label-column",
+            "--max-samples",
+            "--method",
+            "--metrics-port",
+            "--seed",
+            "--task",
+            "--text-column",
+        ),
         *("--text-pair-column", "--trace"),
     ],
     "doctor": ["--broker", "--json", "--quick", "--trainer"],

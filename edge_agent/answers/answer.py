@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 
 from edge_agent.batches.targets import values
+from sidestream.backbone.inputs import Input, text_of
 from sidestream.backbone.sampled import Sampled
-from sidestream.backbone.text import Text
 from sidestream.contract.tasks import Scale, Task
 from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
@@ -84,7 +84,7 @@ Answer: TypeAlias = Prediction | LabelSet | Number | WordLabels
 
 
 def answers_of(
-    task: Task, labels: Sequence[str], numbers: Floats, sampled: Sampled, texts: Sequence[Text], scale: Scale
+    task: Task, labels: Sequence[str], numbers: Floats, sampled: Sampled, texts: Sequence[Input], scale: Scale
 ) -> list[Answer]:
     """The answers to K texts.
 
@@ -122,10 +122,10 @@ def _likeliest(labels: Sequence[str], numbers: Floats) -> list[Prediction]:
     return [Prediction(label=labels[index], probability=share) for index, share in pairs]
 
 
-def _word_labels(found: Mapping[int, Prediction], text: Text) -> WordLabels:
+def _word_labels(found: Mapping[int, Prediction], text: Input) -> WordLabels:
     """Every word's answer, of those that were found by the word's number."""
     words = []
-    for number, word in enumerate((text if isinstance(text, str) else text[0]).split()):
+    for number, word in enumerate(text_of(text).split()):
         one = found.get(number, Prediction(label="", probability=0.0))
         words.append(WordLabel(word=word, label=one.label, probability=one.probability))
     return WordLabels(words=tuple(words))

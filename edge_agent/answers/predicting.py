@@ -9,13 +9,13 @@ from typing import Any, Final
 import numpy as np
 
 from edge_agent.answers.answer import Answer, answers_of
-from edge_agent.answers.texts import check_texts
+from edge_agent.answers.asked import as_inputs
 from edge_agent.batches.targets import Unusable, targets_of
+from sidestream.backbone.inputs import Input, text_of
 from sidestream.backbone.sampled import Sampled
-from sidestream.backbone.text import Text
 from sidestream.contract.errors import DataError, StateError
 from sidestream.contract.quality import Tally
-from sidestream.contract.tasks import TASKS, Scale, Task
+from sidestream.contract.tasks import TASKS, Modality, Scale, Task
 from sidestream.contract.tensors import Floats
 
 _ROWS: Final = 32
@@ -40,22 +40,28 @@ class Predictor(ABC):
         """What it was taught."""
         self._scale = scale
 
-    def predict(self, texts: Sequence[Text]) -> list[Any]:
-        """Answer each text: with a Prediction, or what the task has (:data:`.answer.Answer`).
+    @property
+    def modality(self) -> Modality:
+        """What it is asked about."""
+        return TASKS[self.task].modality
+
+    def predict(self, asked: Sequence[Any]) -> list[Any]:
+        """Answer each text or image: with a Prediction, or what the task has (:data:`.answer.Answer`).
 
         Args:
-            texts: A list of them; a pair of texts is a tuple. In token classification, words stand between
-                white space.
+            asked: A list of them; a pair of texts is a tuple. In token classification, words stand between
+                white space. An image is a path, or the bytes of a file.
 
         Raises:
-            TypeError: ``texts`` is a single text, or holds something else than texts and pairs.
+            TypeError: ``asked`` is a single text, or holds something else than the job's samples are.
+            DataError: an image cannot be read.
         """
-        check_texts(texts)
+        inputs = as_inputs(asked, self.modality)
         if TASKS[self.task].generates:
             raise StateError("the adopted weights are a language model's; use generate")
         answers: list[Answer] = []
-        for start in range(0, len(texts), _ROWS):
-            some = texts[start : start + _ROWS]
+        for start in range(0, len(inputs), _ROWS):
+            some = inputs[start : start + _ROWS]
             numbers, sampled = self._numbers(some)
             answers += answers_of(self.task, self.labels, numbers, sampled, some, self._scale)
         return answers
@@ -79,29 +85,31 @@ class Predictor(ABC):
     def stream(self, prompt: str, *, frozen: bool = False, **options: Any) -> Iterator[str]:
         """As :meth:`generate`, piece by piece as it comes."""
 
-    def forward(self, texts: Sequence[Text]) -> Floats:
+    def forward(self, asked: Sequence[Any]) -> Floats:
         """The numbers behind the answers: logits [K, C]; [V, C], one for each word's vector; or [K, 1]."""
-        parts = (self._numbers(texts[start : start + _ROWS])[0] for start in range(0, len(texts), _ROWS))
+        inputs = as_inputs(asked, self.modality)
+        parts = (self._numbers(inputs[start : start + _ROWS])[0] for start in range(0, len(inputs), _ROWS))
         return np.concatenate(list(parts))
 
-    def score(self, texts: Sequence[Text], labels: Sequence[str]) -> tuple[list[Any], Tally]:
+    def score(self, asked: Sequence[Any], labels: Sequence[str]) -> tuple[list[Any], Tally]:
         """Answers, and how good they are.
 
         Args:
-            texts: As :meth:`predict` takes them.
-            labels: What is true, as it stands in data: for each text.
+            asked: As :meth:`predict` takes them.
+            labels: What is true, as it stands in data: for each.
 
         Raises:
             DataError: a label is none of the task's form.
         """
+        inputs = as_inputs(asked, self.modality)
         targets, answers, tally = targets_of(self.task, self.labels), list[Any](), Tally()
-        for start in range(0, len(texts), _ROWS):
-            some = texts[start : start + _ROWS]
+        for start in range(0, len(inputs), _ROWS):
+            some = inputs[start : start + _ROWS]
             numbers, sampled = self._numbers(some)
             answers += answers_of(self.task, self.labels, numbers, sampled, some, self._scale)
             try:
                 truths = [
-                    targets.read(label, text if isinstance(text, str) else text[0], judge=True)
+                    targets.read(label, text_of(text), judge=True)
                     for label, text in zip(labels[start : start + _ROWS], some, strict=True)
                 ]
             except Unusable as exc:
@@ -110,5 +118,5 @@ class Predictor(ABC):
         return answers, tally
 
     @abstractmethod
-    def _numbers(self, texts: Sequence[Text]) -> tuple[Floats, Sampled]:
+    def _numbers(self, texts: Sequence[Input]) -> tuple[Floats, Sampled]:
         """[K, C], [V, C] or [K, 1], and what they were computed from."""

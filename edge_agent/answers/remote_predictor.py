@@ -15,9 +15,9 @@ from edge_agent.answers.predicting import Predictor
 from edge_agent.split_lora.reading import bundle_of
 from edge_agent.weights.adopted import AdoptedWeights
 from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.inputs import Input
 from sidestream.backbone.runtimes import RuntimeChoice, shared_backbone
 from sidestream.backbone.sampled import Sampled
-from sidestream.backbone.text import Text
 from sidestream.backbone.text_input import Tokens
 from sidestream.contract.errors import MismatchError, StateError
 from sidestream.contract.messages import MARK_BYTES, MAX_ASKED, Query, QueryReply, to_bin
@@ -80,7 +80,7 @@ class RemotePredictor(Predictor):
     def stream(self, prompt: str, *, frozen: bool = False, **options: Any) -> Iterator[str]:
         raise StateError("the adopted weights are no language model's; use predict")
 
-    def _numbers(self, texts: Sequence[Text]) -> tuple[Floats, Sampled]:
+    def _numbers(self, texts: Sequence[Input]) -> tuple[Floats, Sampled]:
         tokens = self._backbone.text_input.read(texts, self._tier.max_tokens)
         found = [self._ask(part) for part in self._parts(tokens)]
         numbers = np.concatenate(found)
@@ -107,7 +107,7 @@ class RemotePredictor(Predictor):
         """[K, C] of K texts."""
         lengths = tokens.mask.sum(axis=1)
         try:
-            states = encode(self._states(tokens), self._tier.codec)
+            states = encode(self._states(tokens), self._tier.codec, self._tier.codebooks_id)
         except ValueError as exc:
             raise StateError(f"a text cannot be sent: {exc}") from exc
         reply = self._asker.ask(

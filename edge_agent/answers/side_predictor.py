@@ -9,9 +9,9 @@ from edge_agent.answers.generator import Generator, read_options
 from edge_agent.answers.predicting import Predictor
 from edge_agent.weights.adopted import Adopted
 from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.inputs import Input
 from sidestream.backbone.language_model import LanguageModel
 from sidestream.backbone.sampled import Sampled
-from sidestream.backbone.text import Text
 from sidestream.contract.errors import StateError
 from sidestream.contract.privacy import parse_privacy
 from sidestream.contract.sampling import parse_sampling
@@ -51,7 +51,7 @@ class SidePredictor(Predictor):
         network = None if frozen else self._network
         return Generator(model, network, tier.align, tier.taps).stream(prompt, read_options(options))
 
-    def _numbers(self, texts: Sequence[Text]) -> tuple[Floats, Sampled]:
+    def _numbers(self, texts: Sequence[Input]) -> tuple[Floats, Sampled]:
         tier = self._tier_plan
         words = self.task is Task.TOKEN_CLASSIFICATION
         sampled = self._backbone.forward(

@@ -12,8 +12,8 @@ from edge_agent.answers.predicting import Predictor
 from edge_agent.split_lora.reading import bundle_of
 from edge_agent.split_lora.whole import load_tuned
 from edge_agent.weights.adopted import AdoptedWeights
+from sidestream.backbone.inputs import Input
 from sidestream.backbone.sampled import Sampled
-from sidestream.backbone.text import Text
 from sidestream.contract.errors import StateError
 from sidestream.contract.tasks import TASKS
 from sidestream.contract.tensors import Floats
@@ -49,6 +49,6 @@ class SplitPredictor(Predictor):
         model = self._whole.language_model(frozen=frozen)
         return Generator(model, None, "", (model.depth,)).stream(prompt, read_options(options))
 
-    def _numbers(self, texts: Sequence[Text]) -> tuple[Floats, Sampled]:
+    def _numbers(self, texts: Sequence[Input]) -> tuple[Floats, Sampled]:
         numbers = self._whole.answers(self._whole.text_input.read(texts, self._max_tokens))
         return numbers, Sampled(vectors=numbers[None], lengths=np.ones(len(texts), np.int64))

@@ -17,13 +17,13 @@ from edge_agent.batches.targets import Targets, Unusable, targets_of
 from edge_agent.samples.sample import Sample
 from edge_agent.store.streams import Slot
 from sidestream.backbone.backbone import Backbone, Choose
+from sidestream.backbone.inputs import Input
 from sidestream.backbone.sampled import Sampled
-from sidestream.backbone.text import Text
-from sidestream.contract.plan import Plan, Rung, TierPlan
+from sidestream.contract.plan import Plan, TierPlan
 from sidestream.contract.privacy import parse_privacy
-from sidestream.contract.sampling import parse_sampling
+from sidestream.contract.sampling import Rung, parse_sampling
 from sidestream.contract.tasks import Task
-from sidestream.contract.tensors import encode, encoded_sizes
+from sidestream.contract.tensors import Floats, Tensor, encode, encoded_sizes
 
 
 class Ready(NamedTuple):
@@ -34,7 +34,7 @@ class Ready(NamedTuple):
     key: bytes
     """What it is consumed by."""
     target: Any
-    """What the maker needs to know of it beside the text; None if its label has yet to come."""
+    """What the maker needs to know of it beside the input; None if its label has yet to come."""
     length: int
     """How long it is: similar ones are computed together."""
 
@@ -80,25 +80,25 @@ class BatchMaker:
         Raises:
             Unusable: the job can do nothing with it.
         """
-        if not sample.text.strip():
+        if sample.row.is_blank:
             raise Unusable("a sample has no text", "skipped_empty")
         if sample.label is None:
             raise Unusable("a sample has no label", "skipped_unlabelled")
-        target = self.targets.read(sample.label, sample.text)
-        return [Ready(sample, sample.key, target, sample.row.characters)]
+        target = self.targets.read(sample.label, sample.row.text)
+        return [Ready(sample, sample.key, target, sample.row.size)]
 
     def compute(self, batch: Sequence[Ready], choose: Choose) -> Sampled:
         """The one forward pass of a batch, sampled as ``choose`` says by its lengths in vectors."""
-        return self.run([one.sample.row.input for one in batch], choose)
+        return self.run([one.sample.input for one in batch], choose)
 
-    def forward(self, texts: Sequence[Text]) -> Sampled:
-        """The one forward pass of these texts, sampled as the rung says."""
-        return self.run(texts, lambda lengths: self.sampling)
+    def forward(self, inputs: Sequence[Input]) -> Sampled:
+        """The one forward pass of these inputs, sampled as the rung says."""
+        return self.run(inputs, lambda lengths: self.sampling)
 
-    def run(self, texts: Sequence[Text], choose: Choose) -> Sampled:
-        """The one forward pass of these texts, sampled as ``choose`` says by their lengths in vectors."""
+    def run(self, inputs: Sequence[Input], choose: Choose) -> Sampled:
+        """The one forward pass of these inputs, sampled as ``choose`` says by their lengths in vectors."""
         tier = self._tier
-        sampled = self._backbone.forward(texts, tier.taps, tier.max_tokens, choose, words=self._words)
+        sampled = self._backbone.forward(inputs, tier.taps, tier.max_tokens, choose, words=self._words)
         return replace(sampled, vectors=self._privacy.project(sampled.vectors))
 
     def body_bytes(self, lengths: npt.NDArray[np.int64]) -> float:
@@ -134,7 +134,7 @@ class BatchMaker:
             keys: By what the trainer knows each of these again.
         """
         chosen = sampled.select(rows)
-        tensor = encode(self._privacy.noisy(chosen.vectors), self._rung.codec)
+        tensor = self._uploaded(chosen.vectors)
         packed_targets = self._written([targets[row] for row in rows], chosen)
 
         def packed(slot: Slot) -> bytes:
@@ -151,9 +151,15 @@ class BatchMaker:
 
     def keep(self, sampled: Sampled, row: int) -> bytes:
         """Quantise one row now, for the day when its label comes."""
-        one = sampled.select([row])
-        one = replace(one, vectors=self._privacy.noisy(one.vectors))
-        return kept.write(one, 0, self._rung.sampling, self._rung.codec)
+        return kept.write(sampled, row, self._rung.sampling, self._uploaded)
+
+    def _uploaded(self, vectors: Floats) -> Tensor:
+        """[B, V, d] as it leaves the device."""
+        return self.quantised(self._privacy.noisy(vectors))
+
+    def quantised(self, vectors: Floats) -> Tensor:
+        """[B, V, d] as the rung has it."""
+        return encode(vectors, self._rung.codec, self._tier.codebooks_id)
 
     def _written(self, targets: Sequence[Any], chosen: Sampled) -> bytes:
         """Targets as they travel."""

@@ -5,7 +5,7 @@ Legend: B taps, V vectors of all samples, N vectors of one, d width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from sidestream.backbone.sampled import Sampled
 from sidestream.contract.plan import TierPlan
 from sidestream.contract.tasks import Task
-from sidestream.contract.tensors import Codec, Tensor, decode, encode, join, joinable
+from sidestream.contract.tensors import Floats, Tensor, decode, join, joinable
 from sidestream.contract.wire import prepared
 
 
@@ -46,12 +46,12 @@ def made_by(tier: TierPlan, task: Task) -> str:
     return f"{tier.fingerprint} {','.join(map(str, tier.taps))}{words}{privacy}"
 
 
-def write(sampled: Sampled, row: int, sampling: str, codec: Codec) -> bytes:
+def write(sampled: Sampled, row: int, sampling: str, quantised: Callable[[Floats], Tensor]) -> bytes:
     """One row of a batch, quantised."""
     one = sampled.select([row])
     words = b"" if one.words is None else one.words.astype("<u2").tobytes()
     return msgspec.msgpack.encode(
-        KeptActivations(sampling=sampling, activations=encode(one.vectors, codec), words=words)
+        KeptActivations(sampling=sampling, activations=quantised(one.vectors), words=words)
     )
 
 

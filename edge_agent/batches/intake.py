@@ -11,7 +11,7 @@ from typing import Protocol
 from edge_agent.batches.batch_maker import Ready
 from edge_agent.batches.patience import Patience
 from edge_agent.batches.targets import Unusable
-from edge_agent.samples.sample import Sample, is_held_out
+from edge_agent.samples.sample import Sample, is_held_out, why_unreadable
 from edge_agent.store.outbox import Consumed, Outbox
 
 _SAVE_EVERY = 256  # samples set aside between two transactions
@@ -53,6 +53,7 @@ class Intake:
         self._patience = patience
         self._held_out_share = held_out_share
         self._told: set[str] = set()
+        self._unreadable = 0
         self._pending: set[bytes] = set()  # keys that were read and are not consumed yet
         self._taken = Consumed()
 
@@ -65,10 +66,10 @@ class Intake:
         """
         if self._is_known(sample.key):
             return []
-        if sample.broken:
+        if sample.broken or self._is_unreadable(sample):
             self._set_aside(sample, "samples_broken")
             return []
-        waits = sample.label is None and bool(sample.text.strip()) and self.keeps_unlabelled
+        waits = sample.label is None and not sample.row.is_blank and self.keeps_unlabelled
         if sample.label is None and self._rungs.needs_labels and lacking and lacking not in self._told:
             self._told.add(lacking)
             log.warning("%s; such rows wait for a label", lacking)
@@ -85,6 +86,14 @@ class Intake:
         fresh = [one for one in ready if not self._is_known(one.key)]
         self._pending.update(one.key for one in fresh)
         return fresh
+
+    def _is_unreadable(self, sample: Sample) -> bool:
+        if why := why_unreadable(sample.input):
+            self._unreadable += 1
+            if self._unreadable <= _TOLD:
+                more = "; further ones are only counted" if self._unreadable == _TOLD else ""
+                log.warning("a sample is skipped: %s%s", why, more)
+        return why != ""
 
     def is_held_out(self, sample: Sample) -> bool:
         """Whether it is for evaluation."""
@@ -143,4 +152,4 @@ class Intake:
 
 def waiting(sample: Sample) -> Ready:
     """A sample whose label may come later."""
-    return Ready(sample, sample.key, None, sample.row.characters)
+    return Ready(sample, sample.key, None, sample.row.size)

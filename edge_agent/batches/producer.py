@@ -22,8 +22,8 @@ from edge_agent.samples.source import SampleSource
 from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.unlabelled import UnlabelledSample
 from metrics.catalogue import AgentMetrics
+from sidestream.backbone.inputs import Input
 from sidestream.backbone.sampled import Sampled
-from sidestream.backbone.text import Text
 from sidestream.host.trace import Trace
 
 _LOOK_AHEAD = 4  # batches; samples of similar length are computed together
@@ -69,7 +69,7 @@ class Producer:
         self._on_batch = on_batch
         self._metrics = metrics
         self._trace = trace
-        self._first: list[Text] | None = None if source.first_texts() else []
+        self._first: list[Input] | None = None if source.first_inputs() else []
         self._again: set[bytes] = set()  # keys of samples that wait for a label, and for activations
         self._pool: list[Ready] = []
 
@@ -138,9 +138,9 @@ class Producer:
         """See once whether the tokenizer knows the texts, where that could not be seen before."""
         if self._first is None:
             return
-        self._first += [one.sample.row.input for one in pool]
+        self._first += [one.sample.input for one in pool]
         if len(self._first) >= _JUDGED_BY:
-            self._rungs.backbone.check_texts(self._first)
+            self._rungs.backbone.check_inputs(self._first)
             self._first = None
 
     def _forward(self, batch: Sequence[Ready]) -> None:

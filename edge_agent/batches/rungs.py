@@ -16,8 +16,8 @@ from edge_agent.store.streams import Slot
 from edge_agent.uplink.budget import Ladder, LinkBudget, SampleBudget
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.sampled import Sampled
-from sidestream.contract.plan import Plan, Rung
-from sidestream.contract.sampling import Sampling
+from sidestream.contract.plan import Plan
+from sidestream.contract.sampling import Rung, Sampling
 from sidestream.contract.tasks import TASKS
 
 

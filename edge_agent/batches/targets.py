@@ -178,6 +178,7 @@ _KINDS: Final[Mapping[Task, type[Targets]]] = {
     Task.MULTI_LABEL: SetTargets,
     Task.REGRESSION: ValueTargets,
     Task.TOKEN_CLASSIFICATION: WordTargets,
+    Task.IMAGE_CLASSIFICATION: LabelTargets,
 }
 if {*_KINDS, Task.CAUSAL_LM} != set(Task):  # pragma: no cover  (a language model's truth is its text)
     raise AssertionError("every Task needs its Targets")

@@ -21,8 +21,8 @@ from sidestream.backbone.backbone import Backbone, Choose
 from sidestream.backbone.language_model import LanguageModel
 from sidestream.backbone.sampled import Sampled, starts_of
 from sidestream.backbone.windows import Window
-from sidestream.contract.plan import Plan, Rung
-from sidestream.contract.sampling import EVERY_TOKEN
+from sidestream.contract.plan import Plan
+from sidestream.contract.sampling import EVERY_TOKEN, Rung
 from sidestream.contract.tasks import TASKS, write_tokens
 
 _TARGET_BYTES = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -25,8 +25,9 @@ from edge_agent.commands.serve import add_serve
 from edge_agent.config import AgentConfig
 from edge_agent.samples.survey import Survey, survey
 from edge_agent.weights.trust import read_trusted
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Text
 from sidestream.contract.errors import DataError
+from sidestream.contract.tasks import Modality
 from sidestream.host.commands import add_command, add_group
 from sidestream.host.flags import add_flags, overrides
 from sidestream.host.logs import say, set_up, silent
@@ -68,12 +69,13 @@ The same without a file:
 """
 
 _PREDICT_HELP: Final = """\
-Label texts with the weights that this device's agent adopted last. Needs no broker and no network, but on a
-device of a split job that has no room for the whole model: with --config, and remote = true in its [predict],
-the trainer is asked, if it may answer.
+Label texts, or in a job of images image files, with the weights that this device's agent adopted last. Needs
+no broker and no network, but on a device of a split job that has no room for the whole model: with --config,
+and remote = true in its [predict], the trainer is asked, if it may answer.
 
     sidestream agent predict --state-dir ~/.local/state/sidestream/agent/support-intents "turn the lights off"
     sidestream agent predict --state-dir DIR --file texts.txt --json
+    sidestream agent predict --state-dir DIR photos/*.jpg
     echo "turn the lights off" | sidestream agent predict --state-dir DIR
 """
 
@@ -106,9 +108,14 @@ def _add_run(commands: Any) -> None:
 
 def _add_predict(commands: Any) -> None:
     parser = add_command(commands, "predict", predict, "label texts, offline", _PREDICT_HELP)
-    parser.add_argument("text", metavar="TEXT", nargs="*", help="texts to label (default: standard input)")
+    parser.add_argument(
+        "text",
+        metavar="TEXT",
+        nargs="*",
+        help="texts or image files (default: standard input)",
+    )
     add_adopted(parser)
-    parser.add_argument("--file", metavar="FILE", type=Path, help="read one text a line from here")
+    parser.add_argument("--file", metavar="FILE", type=Path, help="read one text or path a line from here")
     parser.add_argument("--pair", action="store_true", help="every text is two, with a tab between them")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
 
@@ -152,18 +159,41 @@ def check(config: AgentConfig) -> Survey | None:
 def predict(args: argparse.Namespace) -> int:
     """Print the answer to each text."""
     set_up("warning")
-    texts = texts_of(args.text, args.file)
+    texts, unread = texts_of(args.text, args.file), 0
     with predictor_of(args.state_dir, args.config, args.backbone) as predictor:
         at_once = _AT_ONCE if args.text or args.file else 1  # whoever pipes texts in may wait for each answer
         while batch := list(islice(texts, at_once)):
-            inputs: list[Text] = [pair_of(text) for text in batch] if args.pair else list(batch)
-            for text, answer in zip(batch, predictor.predict(inputs), strict=True):
-                if args.json:
-                    print(json.dumps({"text": text, **msgspec.to_builtins(answer)}, ensure_ascii=False))
-                else:
-                    print(f"{answer}\t{' '.join(text.split())}")
-            sys.stdout.flush()
-    return 0
+            if predictor.modality is Modality.IMAGE:
+                good = _readable(batch)
+                unread += len(batch) - len(good)
+                _print(good, predictor.predict(good), "image", as_json=args.json)
+            else:
+                inputs: list[Text] = [pair_of(text) for text in batch] if args.pair else list(batch)
+                _print(batch, predictor.predict(inputs), "text", as_json=args.json)
+    return 1 if unread else 0
+
+
+def _print(asked: Sequence[str], answers: Sequence[Any], name: str, *, as_json: bool) -> None:
+    for one, answer in zip(asked, answers, strict=True):
+        if as_json:
+            print(json.dumps({name: one, **msgspec.to_builtins(answer)}, ensure_ascii=False))
+        else:
+            print(f"{answer}\t{' '.join(one.split())}")
+    sys.stdout.flush()
+
+
+def _readable(paths: Sequence[str]) -> list[str]:
+    """Those of some image files that can be read; the others are told of, one line each."""
+    from sidestream.backbone.images.decoding import check_image, image_at
+
+    found = []
+    for path in paths:
+        try:
+            check_image(image_at(Path(path)))
+            found.append(path)
+        except DataError as exc:
+            print(f"sidestream: {exc}", file=sys.stderr)
+    return found
 
 
 def pair_of(text: str) -> Text:

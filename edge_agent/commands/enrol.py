@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from broker_config.enrolment import MAX_BUNDLE_BYTES, Enrolment, open_enrolment
 from edge_agent.config import AgentConfig
-from sidestream.contract.enrolment import MAX_BUNDLE_BYTES, Enrolment, open_enrolment
 from sidestream.contract.errors import ConfigError, StateError, WireError
 from sidestream.host.settings_text import settings_file
 from sidestream.host.state_dir import write_atomically

@@ -19,6 +19,7 @@ import msgspec
 
 from edge_agent.store.outbox_file import FILE_NAME, as_state_error
 from edge_agent.store.unlabelled import SCHEMA, Listed, UnlabelledStore, staying
+from sidestream.backbone import inputs
 from sidestream.contract.errors import DataError, StateError
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.host.commands import Handler, add_command
@@ -135,9 +136,8 @@ class _Answers:
 
 
 def _as_json(one: Listed, found: dict[str, Answer]) -> str:
-    about: dict[str, Any] = {"id": one.id, "status": one.status, "label": one.row.label, "text": one.row.text}
-    if one.row.pair is not None:
-        about["text_pair"] = one.row.pair
+    about: dict[str, Any] = {"id": one.id, "status": one.status, "label": one.row.label}
+    about.update(inputs.about(one.row.input))
     if one.reason:
         about["reason"] = one.reason
     about["held_out"] = one.held_out
@@ -148,8 +148,7 @@ def _as_json(one: Listed, found: dict[str, Answer]) -> str:
 
 def _as_line(one: Listed, found: dict[str, Answer], *, predicted: bool) -> str:
     answer = [str(found.get(one.id, "-")).replace("\t", " ")] if predicted else []
-    text = " ".join(one.row.text.split()) + (f" | {' '.join(one.row.pair.split())}" if one.row.pair else "")
-    return "\t".join([one.id, one.status, one.row.label or "-", *answer, text])
+    return "\t".join([one.id, one.status, one.row.label or "-", *answer, inputs.shown(one.row.input)])
 
 
 # --- label -----------------------------------------------------------------------------------------------

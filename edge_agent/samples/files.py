@@ -12,9 +12,9 @@ from edge_agent.config import DataConfig
 from edge_agent.samples.identities import Identities
 from edge_agent.samples.rows import Format
 from edge_agent.samples.sample import BrokenRow, Row, Sample
-from edge_agent.samples.source import FIRST_TEXTS, NamesIn, NamingSource, listable, parser_for
+from edge_agent.samples.source import FIRST_INPUTS, NamesIn, NamingSource, listable, parser_for
 from edge_agent.samples.tables import TableReader, is_dataset
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Input
 from sidestream.contract.errors import DataError
 from sidestream.contract.spelling import Spellings
 
@@ -46,7 +46,7 @@ class FileSource(NamingSource):
             raise DataError(f"data.path: there is no file or folder {self._path}")
         self._many = self._path.is_dir() and not is_dataset(self._path)
         self._labels: tuple[str, ...] | None = None
-        self._first: Sequence[Text] = ()
+        self._first: Sequence[Input] = ()
         self._spellings = Spellings()
         self._survey(lambda label: ())
 
@@ -59,7 +59,7 @@ class FileSource(NamingSource):
             self._labels = self._survey(names_in)
         return self._labels
 
-    def first_texts(self) -> Sequence[Text]:
+    def first_inputs(self) -> Sequence[Input]:
         return self._first
 
     def read(self) -> Iterator[Sample]:
@@ -95,9 +95,9 @@ class FileSource(NamingSource):
         return [path for path in found if path not in self._refused]
 
     def _is_data(self, path: Path) -> bool:
-        if path.name.startswith(".") or not path.is_file():
-            return False
-        return self._config.format != "auto" or _format_of(path) is not None
+        if self._config.format == "auto":
+            return is_data_file(path)
+        return not path.name.startswith(".") and path.is_file()
 
     def _survey(self, names_in: NamesIn) -> tuple[str, ...]:
         """Read everything once for its label names, and to find out early whether it can be read."""
@@ -106,14 +106,14 @@ class FileSource(NamingSource):
             raise DataError(
                 f"data.path: no .jsonl, .json, .csv, .tsv or .parquet file in folder {self._path}"
             )
-        rows, labels, first, broken = 0, set[str](), list[Text](), ""
+        rows, labels, first, broken = 0, set[str](), list[Input](), ""
         for path in files:
             for row in self._rows(path):
                 if isinstance(row, BrokenRow):
                     broken = broken or f", the first {row.why}"
                     continue
                 rows += 1
-                first += [row.input] if len(first) < FIRST_TEXTS and row.text.strip() else []
+                first += [row.input] if len(first) < FIRST_INPUTS and not row.is_blank else []
                 if row.label is not None:
                     labels.update(names_in(row.label))
                     self._warn_of(row.label)
@@ -130,6 +130,11 @@ class FileSource(NamingSource):
                 log.warning("%s: %s", self._path, odd)
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether its name says that there are rows in it."""
+    return not path.name.startswith(".") and path.is_file() and _format_of(path) is not None
+
+
 def reader_of(path: Path, config: DataConfig) -> _FileReader | TableReader:
     """What reads a file, or a saved dataset.
 
@@ -137,7 +142,8 @@ def reader_of(path: Path, config: DataConfig) -> _FileReader | TableReader:
         DataError: its name does not say what it is, and no setting does.
         ConfigError: what reads it is not installed.
     """
-    kind = config.format if config.format != "auto" else _format_of(path)
+    told = config.format
+    kind = _format_of(path) if told == "auto" or told == "images" else told
     if path.is_dir() or kind == "parquet":
         return TableReader(path, config)
     if kind is None:
@@ -194,20 +200,18 @@ class _FileReader:
         return self._offset > 0 and (now.st_ino != self._inode or now.st_size < self._offset)
 
 
-def read_evaluation(config: DataConfig, part: tuple[int, int]) -> list[Row]:
-    """The device's share of the evaluation file.
+def read_rows(path: Path, config: DataConfig) -> list[Row]:
+    """Every usable row of an evaluation file.
 
     Raises:
         DataError: it cannot be read, or has no usable row.
     """
-    path = Path(config.evaluation_path).expanduser()
     if not (path.is_file() or (path.is_dir() and is_dataset(path))):
         raise DataError(f"data.evaluation_path: there is no file {path}")
-    index, parts = part
     found = list(reader_of(path, config).read_on(final=True))
-    rows = [row for row in found if isinstance(row, Row) and row.text.strip()]
+    rows = [row for row in found if isinstance(row, Row) and not row.is_blank]
     if not rows:
         raise DataError(f"data.evaluation_path: no usable row in {path}")
     if left_out := len(found) - len(rows):
         log.warning("data.evaluation_path: %d of the %d rows of %s are not used", left_out, len(found), path)
-    return rows[index::parts][: config.evaluation_max_samples]
+    return rows

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_agent.samples.sample import BrokenRow, Row, Sample
+from sidestream.backbone.inputs import content_of
 from sidestream.contract.errors import StateError
 from sidestream.host.state_dir import touch_private
 
@@ -43,9 +44,9 @@ class Identities:
         if isinstance(row, BrokenRow):
             return Sample("", None, self._key(_hash(b"broken" + row.content)), broken=True)
         label = b"\1" + row.label.encode() if row.label is not None else b"\0"
-        pair = b"\2" + row.pair.encode() if row.pair is not None else b""
-        content = _hash(row.text.encode() + b"\0" + label + pair)
-        return Sample(row.text, row.label, self._key(content), row.pair)
+        pair = b"\2" if row.pair is not None else b""  # else it could be a text that holds both
+        content = _hash(content_of(row.input) + b"\0" + label + pair)
+        return Sample(row.input, row.label, self._key(content))
 
     def _key(self, content: bytes) -> bytes:
         times = self._times(content) + 1

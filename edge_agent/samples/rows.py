@@ -203,11 +203,11 @@ class RowParser:
         text, pair = named.get(self._text_column), named.get(self._pair_column)
         label = named.get(self._label_column)
         if text is None and self._text_column == _USUAL["_text_column"] and named.keys() >= _PROMPTED:
-            return Row(_text_of(named["prompt"]), None, _text_of(named["completion"]))
+            return Row((_text_of(named["prompt"]), _text_of(named["completion"])), None)
+        first = _text_of(text)
         return Row(
-            _text_of(text),
+            first if pair is None or pair == "" else (first, _text_of(pair)),
             None if label is None else _label_of(label) or None,
-            None if pair is None or pair == "" else _text_of(pair),
         )
 
     def _learn_names(self, names: list[str]) -> None:

@@ -10,10 +10,12 @@ from edge_agent.config import DataConfig
 from edge_agent.samples.identities import Identities
 from edge_agent.samples.rows import Format, RowParser
 from edge_agent.samples.sample import Sample
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Input
+from sidestream.contract.errors import DataError
 from sidestream.contract.messages import MAX_LABEL_CHARS, MAX_LABELS
+from sidestream.contract.tasks import TASKS, Modality, Task
 
-FIRST_TEXTS = 64  # by which a tokenizer is judged
+FIRST_INPUTS = 64  # by which a tokenizer is judged
 log = logging.getLogger(__name__)
 
 NamesIn: TypeAlias = Callable[[str], Sequence[str]]
@@ -22,6 +24,8 @@ NamesIn: TypeAlias = Callable[[str], Sequence[str]]
 class SampleSource(Protocol):
     """Yields samples; asked again and again until it has ended."""
 
+    modality: Modality | None = Modality.TEXT
+    """What the samples are; None where there are none."""
     ended: bool
     """Whether no sample can ever come again."""
 
@@ -36,7 +40,7 @@ class SampleSource(Protocol):
         Asked before reading begins, perhaps several times. ``names_in`` takes a row's label apart.
         """
 
-    def first_texts(self) -> Sequence[Text]:
+    def first_inputs(self) -> Sequence[Input]:
         """A few inputs of the data that is there now; none where it cannot be looked at beforehand."""
         return ()
 
@@ -76,6 +80,7 @@ class NamingSource(SampleSource):
 class NoSource(SampleSource):
     """No data at all."""
 
+    modality = None
     ended = True
 
     def labels(self, names_in: NamesIn) -> tuple[str, ...]:
@@ -83,6 +88,19 @@ class NoSource(SampleSource):
 
     def read(self) -> Iterator[Sample]:
         return iter(())
+
+
+def check_modality(source: SampleSource, task: Task) -> None:
+    """See that a source has what a job's samples are.
+
+    Raises:
+        DataError: it has not.
+    """
+    wanted = TASKS[task].modality
+    if source.modality in (None, wanted):
+        return
+    remedy = "set data.format to images" if wanted is Modality.IMAGE else "give a file of texts in data.path"
+    raise DataError(f"data.path: the job is {task.value}, whose samples are {wanted.value}s; {remedy}")
 
 
 def listable(labels: Iterable[str]) -> tuple[str, ...]:

@@ -17,12 +17,13 @@ from typing import Any
 
 from edge_agent.config import DataConfig
 from edge_agent.samples.decoding import Decoder
-from edge_agent.samples.files import BLOCK_BYTES, FileSource
+from edge_agent.samples.files import BLOCK_BYTES, FileSource, read_rows
 from edge_agent.samples.identities import Identities
+from edge_agent.samples.images import ImageSource, holds_images, read_image_rows
 from edge_agent.samples.rows import Format, RowParser
 from edge_agent.samples.sample import BrokenRow, Row, Sample
 from edge_agent.samples.source import (
-    FIRST_TEXTS,
+    FIRST_INPUTS,
     NamesIn,
     NamingSource,
     NoSource,
@@ -30,7 +31,7 @@ from edge_agent.samples.source import (
     listable,
     parser_for,
 )
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Input
 from sidestream.contract.errors import ConfigError, DataError
 
 _STDIN = "standard input"
@@ -56,7 +57,24 @@ def open_source(config: DataConfig, folder: Path | None = None) -> SampleSource:
         return StreamSource(config, Identities(folder))
     if not config.path:
         return NoSource()
+    if holds_images(config.path, config.format):
+        return ImageSource(config, folder)
     return FileSource(config, Identities(folder))
+
+
+def read_evaluation(config: DataConfig, part: tuple[int, int]) -> list[Row]:
+    """The device's share of the samples that the settings name for evaluation.
+
+    Raises:
+        DataError: they cannot be read, or there is no usable one.
+    """
+    path = Path(config.evaluation_path).expanduser()
+    if not holds_images(config.evaluation_path, config.format):
+        rows = read_rows(path, config)
+    else:
+        rows = read_image_rows(path, config)
+    index, parts = part
+    return rows[index::parts][: config.evaluation_max_samples]
 
 
 class StreamSource(NamingSource):
@@ -83,12 +101,12 @@ class StreamSource(NamingSource):
         labels = {sample.label for sample in self._parsed if sample.label}
         return listable({name for label in labels for name in names_in(label)})
 
-    def first_texts(self) -> Sequence[Text]:
+    def first_inputs(self) -> Sequence[Input]:
         parsed = self._parsed  # the session's thread may be adding to it
         return [
-            parsed[place].row.input
-            for place in range(min(len(parsed), FIRST_TEXTS))
-            if parsed[place].text.strip()
+            parsed[place].input
+            for place in range(min(len(parsed), FIRST_INPUTS))
+            if not parsed[place].row.is_blank
         ]
 
     def read(self) -> Iterator[Sample]:
@@ -124,6 +142,7 @@ class StreamSource(NamingSource):
             block, kind = self._head, self._config.format
             if kind == "parquet":
                 raise ConfigError("data.format", "parquet cannot be read from standard input; give a file")
+            assert kind != "images"  # the settings refuse it
             found = _format_of(shown) if kind == "auto" else kind
             self._parser = parser_for(_STDIN, found, self._config)
         return self._parser.read(block, final=self._at_end)

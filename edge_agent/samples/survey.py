@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
+import msgspec
+
 from edge_agent.config import DataConfig, parse_part
-from edge_agent.samples.files import read_evaluation
+from edge_agent.samples.images import holds_images
+from edge_agent.samples.sample import Sample, why_unreadable
 from edge_agent.samples.source import NamesIn
-from edge_agent.samples.sources import open_source
+from edge_agent.samples.sources import open_source, read_evaluation
 
 
 class Survey(NamedTuple):
@@ -48,28 +51,25 @@ def survey(
     if config.path == "-":
         return None
     unused, rows, unlabelled = Counter[str](), 0, 0
+    if holds_images(config.path, config.format):
+        config = msgspec.structs.replace(config, watch=False)  # a watched one is given out at the second look
     with contextlib.closing(open_source(config)) as source:
         if config.plugin or not config.path:
             return None
         for sample in source.read():
             rows += 1
-            if why := _unused(sample.broken, sample.text, sample.label, names_in, known):
+            if why := _unused(sample, names_in, known):
                 unused[why] += 1
             elif sample.label is None:
                 unlabelled += 1
     return Survey(rows, unused, unlabelled)
 
 
-def _unused(
-    broken: bool,
-    text: str,
-    label: str | None,
-    names_in: Callable[[str], Sequence[str]],
-    known: Collection[str],
-) -> str:
-    if broken:
+def _unused(sample: Sample, names_in: NamesIn, known: Collection[str]) -> str:
+    if sample.broken or why_unreadable(sample.input):
         return "unreadable"
-    if not text.strip():
+    if sample.row.is_blank:
         return "without a text"
+    label = sample.label
     strange = label is not None and known and not set(names_in(label)) <= set(known)
     return "with a label that the job does not have" if strange else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import threading
@@ -13,16 +14,15 @@ import msgspec
 
 from edge_agent.serving.predictions import Predictions
 from metrics.server import NOT_OURS, is_loopback, is_ours, why_not
-from sidestream.backbone.text import Text
-from sidestream.contract.errors import ConfigError, SidestreamError
+from sidestream.contract.errors import ConfigError, DataError, SidestreamError
 
 MOST_BYTES: Final = 1024 * 1024
 """Of a question."""
 _SILENT_S: Final = 30.0
 
 
-def texts_in(body: bytes) -> list[Text]:
-    """The texts of a question; a pair of texts is a list of two.
+def asked_in(body: bytes) -> list[Any]:
+    """The texts of a question, a pair of texts being a list of two; or images, the bytes of each in base64.
 
     Raises:
         ValueError: it is none.
@@ -31,17 +31,26 @@ def texts_in(body: bytes) -> list[Text]:
         asked = json.loads(body)
     except (ValueError, RecursionError):
         raise ValueError('a question is JSON: {"texts": ["…"]}') from None
+    if isinstance(asked, dict) and isinstance(images := asked.get("images"), list):
+        return [_image(image) for image in images]
     texts = asked.get("texts") if isinstance(asked, dict) else None
     if not isinstance(texts, list):
         raise ValueError('a question is an object with a list: {"texts": ["…"]}')
     return [tuple(text) if isinstance(text, list) else text for text in texts]
 
 
+def _image(said: object) -> bytes:
+    try:
+        return base64.b64decode(str(said), validate=True)
+    except ValueError:
+        raise ValueError('an image is a file\'s bytes in base64: {"images": ["…"]}') from None
+
+
 def answer_to(predictions: Predictions, body: bytes) -> tuple[int, bytes]:
     """The HTTP status and the JSON for a question."""
     try:
-        version, answers = predictions.ask(texts_in(body))
-    except (ValueError, TypeError) as exc:
+        version, answers = predictions.ask(asked_in(body))
+    except (ValueError, TypeError, DataError) as exc:
         return 400, msgspec.json.encode({"error": str(exc)})
     except SidestreamError as exc:
         return 503, msgspec.json.encode({"error": str(exc)})

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from edge_agent.answers.predictor import Predictor, load
-from sidestream.backbone.text import Text
 from sidestream.contract.errors import SidestreamError, StateError
+from sidestream.contract.tasks import Modality
 
 MOST_TEXTS: Final = 256
 """In one question."""
@@ -35,7 +35,7 @@ class Answered(NamedTuple):
 
 
 class _Question:
-    def __init__(self, texts: Sequence[Text]) -> None:
+    def __init__(self, texts: Sequence[Any]) -> None:
         self.texts = texts
         self.done = threading.Event()
         self.answered: Answered | None = None
@@ -73,13 +73,16 @@ class Predictions:
         for thread in self._threads:
             thread.start()
 
-    def ask(self, texts: Sequence[Text]) -> Answered:
-        """Answer texts; several threads' are answered together.
+    def ask(self, texts: Sequence[Any]) -> Answered:
+        """Answer texts, or images by their bytes; several threads' are answered together.
 
         Raises:
             StateError: too many wait, or the weights answer no such question.
-            TypeError: it is not a list of texts.
+            TypeError: it is not a list of what the job's samples are. Paths are none: whoever asks must not
+                have files of this machine opened.
         """
+        if self.predictor.modality is Modality.IMAGE and not all(isinstance(one, bytes) for one in texts):
+            raise TypeError('this job is about images; ask with their bytes in base64: {"images": ["…"]}')
         if len(texts) > MOST_TEXTS:
             raise StateError(f"{len(texts)} texts in one question; {MOST_TEXTS} at most")
         if not texts:

@@ -18,8 +18,7 @@ from broker_config.connection.connection import Connection
 from broker_config.transport import Transport, Will
 from edge_agent.config import AgentConfig, parse_part
 from edge_agent.context import AgentContext, Connect, LoadBackbone
-from edge_agent.samples.files import read_evaluation
-from edge_agent.samples.sources import open_source
+from edge_agent.samples.sources import open_source, read_evaluation
 from edge_agent.session.duplicate_device import await_departure
 from edge_agent.session.machine import detect_tier, device_name, keep_name, unique_name
 from edge_agent.session.outcome import Outcome
@@ -30,7 +29,7 @@ from edge_agent.weights.trust import Trust, read_trusted
 from metrics.catalogue import AgentMetrics
 from metrics.server import serve
 from sidestream.backbone.backbone import Backbone
-from sidestream.backbone.runtimes import runtime_of, set_threads, shared_backbone
+from sidestream.backbone.runtimes import runtime_of, set_device, set_threads, shared_backbone
 from sidestream.contract.plan import Precision
 from sidestream.contract.tasks import Task
 from sidestream.contract.topics import MAX_NAME_CHARS, Topics
@@ -171,8 +170,10 @@ class Agent:
     def _load(self, reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
         """On the producer's thread: importing a runtime takes longer than adopting retained weights."""
         config = self._config
+        runtime = runtime_of(reference, config.runtime)
         if config.threads:
-            set_threads(config.threads, runtime_of(reference, config.runtime))
+            set_threads(config.threads, runtime)
+        set_device(config.compute_device, runtime)
         return self._load_backbone(reference, layers, precision, task)
 
     def _await_departure(self) -> None:

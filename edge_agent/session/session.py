@@ -204,6 +204,8 @@ class Session:
             return "the trainer has its tier pause"
         labels, loaded = bool(self._status.labels), self._status.backbone is not None
         if self._work.begun:
+            if self._work.lacks_codebooks:
+                return "waits for its tier's codebooks, which the trainer hands out"
             return "" if loaded else "waits until its backbone is loaded"
         return self._plans.trouble(labels_known=labels, loaded=loaded)
 

@@ -13,16 +13,19 @@ from collections.abc import Callable
 from edge_agent.context import AgentContext
 from edge_agent.method import DeviceMethod
 from edge_agent.method_registry import METHODS
-from edge_agent.samples.source import SampleSource
+from edge_agent.samples.source import SampleSource, check_modality
 from edge_agent.session.plan_inbox import PlanInbox
 from edge_agent.uplink.link_state import LinkState
 from edge_agent.uplink.sender import Sender
 from edge_agent.weights.adoption import InUse
+from edge_agent.weights.codebooks import CodebooksInbox
 from edge_agent.weights.weights_inbox import WeightsInbox
 from sidestream.backbone.backbone import Backbone
+from sidestream.contract.messages import CodebooksChunk
 from sidestream.contract.plan import Plan, TierPlan
-from sidestream.contract.tasks import Task
+from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.topics import Topics
+from sidestream.contract.wire import unpack
 
 _TICK_S = 0.1
 _ADOPT_FIRST_S = 2.0  # loading the backbone waits so long for retained weights: it would hold them up
@@ -70,6 +73,7 @@ class Work:
         self._subscribe = subscribe
         self._on_backbone = on_backbone
         self._on_news = on_news
+        self._codebooks: CodebooksInbox | None = None
         self._method: DeviceMethod | None = None
         self._threads: list[threading.Thread] = []
         self._ready = threading.Event()
@@ -80,6 +84,11 @@ class Work:
     def begun(self) -> bool:
         """Whether a plan that was ready is acted on."""
         return self._ready.is_set()
+
+    @property
+    def lacks_codebooks(self) -> bool:
+        """Whether it waits for codebooks."""
+        return self._codebooks is not None and not self._codebooks.found.is_set()
 
     @property
     def in_use(self) -> InUse | None:
@@ -99,7 +108,10 @@ class Work:
         Raises:
             DecodeError: it is none.
         """
-        if self._method is not None:
+        prefix = Topics(self._context.config.job).codebooks_filter(self._context.tier)[:-1]
+        if topic.startswith(prefix) and self._codebooks is not None:
+            self._codebooks.on_chunk(unpack(CodebooksChunk, payload))
+        elif self._method is not None:
             self._method.on_message(topic, payload)
 
     def stop(self) -> None:
@@ -116,6 +128,10 @@ class Work:
 
     def _begin(self, plan: Plan) -> None:
         """Labels are fixed and the tier is settled: everything but computing starts here."""
+        tier = plan.tiers[self._context.tier]
+        self._codebooks = CodebooksInbox(self._context.outbox.folder, self._reference(tier))
+        if not self._codebooks.look(tier):
+            self._subscribe(Topics(plan.job).codebooks_filter(self._context.tier))
         self._link.begin(plan.flow)
         self._method = METHODS[type(plan.method)](
             self._context, plan, self._link, stopped=self._stopped, on_adopted=self._on_adopted
@@ -137,6 +153,7 @@ class Work:
         """The producer's thread: load the backbone, wait until the job is ready, work off the source."""
         context, plan = self._context, self._plans.plan
         assert plan is not None
+        check_modality(self._source, plan.task)
         tier = plan.tiers[context.tier]
         if self._plans.ready and self._weights.newest is not None:
             self._adopted.wait(_ADOPT_FIRST_S)
@@ -146,16 +163,20 @@ class Work:
             time.sleep(_TICK_S)
             plan = self._plans.plan or plan
             tier = plan.tiers.get(context.tier, tier)
-        purpose = plan.task if plan.method.needs_head(plan.task) else Task.TEXT_CLASSIFICATION
+        headless = TASKS[plan.task].generates and not plan.method.needs_head(plan.task)
+        purpose = Task.TEXT_CLASSIFICATION if headless else plan.task
         backbone = context.load_backbone(self._reference(tier), tier.layers, tier.precision, purpose)
         backbone.check_head(tier.head)
-        backbone.check_texts(self._source.first_texts())
+        backbone.check_inputs(self._source.first_inputs())
         self._on_backbone(backbone)
         while not self._ready.wait(_TICK_S):
             if self._stopped():
                 return
         self._plans.check_backbone(backbone)
-        assert self._method is not None
+        assert self._method is not None and self._codebooks is not None
+        while not self._codebooks.found.wait(_TICK_S):
+            if self._stopped():
+                return
         self._method.work_off(self._source, backbone)
         if not self._stopped():
             self.produced = True

@@ -91,9 +91,7 @@ class SplitEvaluation:
 
     def _measure_answers(self, whole: Whole, rows: Sequence[Row], bundle: AdapterBundle) -> Score | None:
         targets, tally, samples = self._preparer.targets, Tally(), 0
-        usable = sorted(
-            (row for row in rows if row.label and row.text.strip()), key=lambda row: row.characters
-        )
+        usable = sorted((row for row in rows if row.label and not row.is_blank), key=lambda row: row.size)
         for start in range(0, len(usable), _ROWS):
             if self._stopped():
                 return None

@@ -98,11 +98,11 @@ class Preparer:
                 Ready(sample, sample.key if not number else _key(sample.key, number), one, len(one.ids))
                 for number, one in enumerate(windows)
             ]
-        if not sample.text.strip():
+        if sample.row.is_blank:
             raise Unusable("a sample has no text", "skipped_empty")
         if sample.label is None:
             raise Unusable("a sample has no label", "skipped_unlabelled")
-        target = self.targets.read(sample.label, sample.text)
+        target = self.targets.read(sample.label, sample.row.text)
         ids, segments = self.tokenised(sample.row)
         return [Ready(sample, sample.key, PreparedRow(ids, segments, target), len(ids))]
 

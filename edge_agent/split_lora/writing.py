@@ -63,7 +63,7 @@ class Writer:
             ValueError: a state is not finite.
         """
         body = batch.body
-        activations, keys = encode(states[None], self._tier.codec), self.keys(batch)
+        activations, keys = encode(states[None], self._tier.codec, self._tier.codebooks_id), self.keys(batch)
 
         def packed(slot: Slot) -> bytes:
             return self._letterhead.write(

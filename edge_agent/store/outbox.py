@@ -23,6 +23,7 @@ from edge_agent.samples.sample import Row, Sample
 from edge_agent.store.outbox_file import OutboxFile
 from edge_agent.store.streams import BatchState, Slot, Streams, moved
 from edge_agent.store.unlabelled import Labelled, UnlabelledSample, UnlabelledStore, staying
+from sidestream.backbone.inputs import from_kept, to_kept
 from sidestream.contract.errors import StateError
 from sidestream.contract.messages import ActivationBatch, awaited_ticket
 
@@ -156,8 +157,8 @@ class Outbox:
     def held_out(self, limit: int) -> list[Row]:
         """The first samples that were held out for evaluation."""
         with self._file.reading() as db:
-            found = db.execute("SELECT text, label, pair FROM held_out ORDER BY rowid LIMIT ?", (limit,))
-            return [Row(*row) for row in found.fetchall()]
+            found = db.execute("SELECT input, label FROM held_out ORDER BY rowid LIMIT ?", (limit,))
+            return [Row(from_kept(kept), label) for kept, label in found.fetchall()]
 
     @contextmanager
     def unlabelled(self, *, writes: bool = False) -> Iterator[UnlabelledStore]:
@@ -313,8 +314,8 @@ class Outbox:
     def _consume(self, db: sqlite3.Connection, taken: Consumed) -> None:
         db.executemany("INSERT OR IGNORE INTO consumed VALUES (?)", [(key,) for key in taken.keys])
         db.executemany(
-            "INSERT OR IGNORE INTO held_out (key, text, label, pair) VALUES (?, ?, ?, ?)",
-            [(sample.key, *sample.row) for sample in taken.held_out],
+            "INSERT OR IGNORE INTO held_out (key, input, label) VALUES (?, ?, ?)",
+            [(one.key, to_kept(one.input), one.label) for one in taken.held_out],
         )
         for name, amount in taken.counts.items():
             self._file.add(name, amount)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from edge_agent.samples.sample import Row, Sample
+from sidestream.backbone.inputs import from_kept, text_of, to_kept
 from sidestream.contract.errors import DataError, StateError
 from sidestream.contract.tasks import Task
 from sidestream.host.state_dir import private
@@ -23,7 +24,7 @@ from sidestream.host.state_dir import private
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS unlabelled (
     number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, id TEXT NOT NULL UNIQUE,
-    text TEXT NOT NULL, pair TEXT, held_out INTEGER NOT NULL,
+    input TEXT NOT NULL, held_out INTEGER NOT NULL,
     state TEXT NOT NULL, made_by TEXT NOT NULL, bytes INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, activations BLOB NOT NULL) WITHOUT ROWID;
@@ -103,14 +104,14 @@ class UnlabelledStore:
     def labelled(self, made_by: str, limit: int) -> list[Labelled]:
         """Samples whose labels came, in order, as far as their activations are of use."""
         found = self._db.execute(
-            "SELECT u.key, id, text, label, pair, held_out, activations FROM late_labels l "
+            "SELECT u.key, id, input, label, held_out, activations FROM late_labels l "
             f"JOIN unlabelled u ON u.key = l.key JOIN kept k ON k.key = u.key "
             f"WHERE {_TAKEN_UP} AND made_by = ? ORDER BY number LIMIT ?",
             (made_by, limit),
         )
         return [
-            Labelled(key, name, Row(text, label, pair), bool(held_out), activations)
-            for key, name, text, label, pair, held_out, activations in found.fetchall()
+            Labelled(key, name, Row(from_kept(kept), label), bool(held_out), activations)
+            for key, name, kept, label, held_out, activations in found.fetchall()
         ]
 
     def settle(self, labelled: Iterable[Labelled]) -> None:
@@ -131,7 +132,8 @@ class UnlabelledStore:
             self._db.execute("DELETE FROM kept WHERE key = ?", (key,))
             if held_out:
                 self._db.execute(
-                    "INSERT OR IGNORE INTO held_out (key, text, label, pair) VALUES (?, ?, ?, ?)", (key, *row)
+                    "INSERT OR IGNORE INTO held_out (key, input, label) VALUES (?, ?, ?)",
+                    (key, to_kept(row.input), row.label),
                 )
 
     def refuse(self, key: bytes, label: str, why: str) -> None:
@@ -153,10 +155,9 @@ class UnlabelledStore:
     def without_activations(self) -> list[Sample]:
         """Samples whose activations are to be computed anew."""
         found = self._db.execute(
-            "SELECT text, NULL, key, pair FROM unlabelled "
-            "WHERE state = 'waiting' AND made_by = '' ORDER BY number"
+            "SELECT input, key FROM unlabelled WHERE state = 'waiting' AND made_by = '' ORDER BY number"
         )
-        return [Sample(*row) for row in found.fetchall()]
+        return [Sample(from_kept(kept), None, key) for kept, key in found.fetchall()]
 
     def drop(self, keys: Iterable[bytes]) -> None:
         """Forget samples, and their labels."""
@@ -202,7 +203,7 @@ class UnlabelledStore:
         Raises:
             DataError: there is no such sample, or it is too late for it.
         """
-        row = self._db.execute("SELECT text, state FROM unlabelled WHERE id = ?", (name,)).fetchone()
+        row = self._db.execute("SELECT input, state FROM unlabelled WHERE id = ?", (name,)).fetchone()
         if row is None:
             raise DataError(
                 f"there is no sample {name[:40]!r}; sidestream agent samples lists those there are"
@@ -213,7 +214,7 @@ class UnlabelledStore:
             )
         if row[1] != "waiting":
             raise DataError(f"sample {name} has its label already, and measures with it")
-        return str(row[0])
+        return text_of(from_kept(row[0]))
 
     def label(self, name: str, label: str) -> None:
         """Give a sample its label; the last one counts."""
@@ -225,12 +226,12 @@ class UnlabelledStore:
     def list(self, *, unlabelled: bool) -> list[Listed]:
         """Every sample that came without a label, or only those that still have none."""
         found = self._db.execute(
-            "SELECT id, text, label, pair, held_out, state, COALESCE(refused, '') "
+            "SELECT id, input, label, held_out, state, COALESCE(refused, '') "
             "FROM unlabelled u LEFT JOIN late_labels l ON l.key = u.key ORDER BY number"
         )
         listed = [
-            Listed(name, Row(text, label, pair), bool(held_out), _status(state, label, refused), refused)
-            for name, text, label, pair, held_out, state, refused in found.fetchall()
+            Listed(name, Row(from_kept(kept), label), bool(held_out), _status(state, label, refused), refused)
+            for name, kept, label, held_out, state, refused in found.fetchall()
         ]
         return [one for one in listed if not unlabelled or one.status in ("waiting", "refused")]
 
@@ -250,9 +251,9 @@ class UnlabelledStore:
         sample, size = one.sample, _size(one.sample.row, one.activations)
         if not one.again:
             self._db.execute(
-                "INSERT INTO unlabelled (key, id, text, pair, held_out, state, made_by, bytes) "
-                "VALUES (?, ?, ?, ?, ?, 'waiting', '', 0)",
-                (sample.key, self._free_id(sample.key), sample.text, sample.pair, one.held_out),
+                "INSERT INTO unlabelled (key, id, input, held_out, state, made_by, bytes) "
+                "VALUES (?, ?, ?, ?, 'waiting', '', 0)",
+                (sample.key, self._free_id(sample.key), to_kept(sample.input), one.held_out),
             )
         known = self._db.execute(
             "UPDATE unlabelled SET made_by = ?, bytes = ? WHERE key = ? AND state = 'waiting'",
@@ -306,7 +307,7 @@ def staying(folder: Path, *, alone: bool) -> Iterator[None]:
 
 
 def _size(row: Row, activations: bytes) -> int:
-    return len(row.text.encode()) + len((row.pair or "").encode()) + len(activations) + _ROW_BYTES
+    return len(to_kept(row.input).encode()) + len(activations) + _ROW_BYTES
 
 
 def _status(state: str, label: str | None, refused: str) -> str:

@@ -1,3 +1,12 @@
 """The side-network as it comes down: whom to believe, adoption, evaluation on held-out samples."""
 
-__all__ = ["adopted", "adoption", "choice", "evaluation", "token_evaluation", "trust", "weights_inbox"]
+__all__ = [
+    "adopted",
+    "adoption",
+    "choice",
+    "codebooks",
+    "evaluation",
+    "token_evaluation",
+    "trust",
+    "weights_inbox",
+]

@@ -17,7 +17,7 @@ from edge_agent.batches.targets import Target, Unusable
 from edge_agent.samples.sample import Row
 from sidestream.contract.quality import Tally
 from sidestream.contract.tasks import Task
-from sidestream.contract.tensors import Codec, Tensor, decode, encode
+from sidestream.contract.tensors import Floats, Tensor, decode
 from sidestream.side_network.inference import InferenceNetwork
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class EvaluationSet:
 
     Args:
         maker: Computes and samples activations as for uploading.
-        codec: How they are kept.
+        write: How they are kept.
         task: The job's.
         rows: The samples; may return more each time, the known ones first.
         stopped: Asked between batches; true abandons the work.
@@ -57,14 +57,14 @@ class EvaluationSet:
     def __init__(
         self,
         maker: BatchMaker,
-        codec: Codec,
+        write: Callable[[Floats], Tensor],
         task: Task,
         rows: Callable[[], Sequence[Row]],
         *,
         stopped: Callable[[], bool],
     ) -> None:
         self._maker = maker
-        self._codec = codec
+        self._write = write
         self._task = task
         self._rows = rows
         self._stopped = stopped
@@ -92,8 +92,8 @@ class EvaluationSet:
     def extend(self) -> None:
         """Compute the activations of samples that are new since the last time."""
         rows = self._rows()
-        fresh = [row for row in rows[self._known :] if row.label and row.text.strip()]
-        fresh.sort(key=lambda row: row.characters)
+        fresh = [row for row in rows[self._known :] if row.label and not row.is_blank]
+        fresh.sort(key=lambda row: row.size)
         for start in range(0, len(fresh), _ROWS):
             if self._stopped():
                 return
@@ -108,9 +108,7 @@ class EvaluationSet:
             chosen = sampled.select(usable)
             kept = [target for target, good in zip(targets, usable.tolist(), strict=True) if good]
             stacked = self._maker.targets.stack([one for one in kept if one is not None], chosen)
-            self._chunks.append(
-                _EvaluationBatch(encode(chosen.vectors, self._codec), chosen.lengths, stacked)
-            )
+            self._chunks.append(_EvaluationBatch(self._write(chosen.vectors), chosen.lengths, stacked))
 
     def _target_of(self, row: Row) -> Target | None:
         """None where the label is of no use even to judge by, such as one that is no number."""

@@ -74,6 +74,11 @@ class Releases:
         """A device's message of so many bytes was folded."""
         self._pace.heard(size)
 
+    def unchanged(self) -> None:
+        """The record that was folded last changed no weights: a version that was up to date still is."""
+        if self._last == self._progress.version - 1:
+            self._last += 1
+
     def publish_if_due(self) -> None:
         """Publish what is worth it, at most every ``publish_every_s``, and the final version.
 

@@ -16,8 +16,8 @@ import msgspec
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from side_trainer.method import Arrays
 from sidestream.contract.errors import DecodeError, StateError
-from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
 from sidestream.host.state_dir import write_atomically
 from sidestream.side_network.bundle import state_digest
@@ -53,7 +53,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     about: CheckpointAbout
     """What it is."""
-    arrays: dict[str, Floats]
+    arrays: Arrays
     """As :meth:`side_trainer.fold.fold.Fold.state` gave them."""
 
 
@@ -103,9 +103,11 @@ def newest_checkpoint(directory: Path, run: str) -> Checkpoint | None:
     return None
 
 
-def resume(directory: Path, fold: Fold, run: str, tail: int) -> Checkpoint | None:
-    """Bring a fresh fold to the newest usable checkpoint; None if it starts from the beginning."""
+def resume(directory: Path, fold: Fold, run: str, tail: int, *, least: int = 0) -> Checkpoint | None:
+    """Bring a fresh fold to the newest usable checkpoint from an offset on; None if there is none."""
     for checkpoint in checkpoints(directory, run):
+        if checkpoint.about.offset < least:
+            continue
         if checkpoint.about.offset > tail:
             raise StateError(
                 f"checkpoint at record {checkpoint.about.offset} lies after the journal's last, {tail}: the "
@@ -123,7 +125,15 @@ def newest_files(directory: Path) -> list[Path]:
 
 
 def _read(path: Path) -> Checkpoint:
-    data = path.read_bytes()
+    return read_checkpoint(path.read_bytes())
+
+
+def read_checkpoint(data: bytes) -> Checkpoint:
+    """Read a checkpoint's file.
+
+    Raises:
+        DecodeError: it is none, or damaged.
+    """
     try:
         header = msgspec.json.decode(data[8 : 8 + int.from_bytes(data[:8], "little")])
         about = msgspec.json.decode(header["__metadata__"][_KEY], type=CheckpointAbout)

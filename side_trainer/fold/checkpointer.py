@@ -9,6 +9,7 @@ from pathlib import Path
 from metrics.catalogue import TrainerMetrics
 from side_trainer.fold.checkpoint import resume, write_checkpoint
 from side_trainer.fold.fold import Fold
+from side_trainer.fold.retention import begin
 from side_trainer.journal.journal import Journal
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ class Checkpointer:
         self._fold = fold
         self._run = journal.run
         self._metrics = metrics
-        if (found := resume(directory, fold, journal.run, journal.tail)) is not None:
+        least = begin(fold, journal)
+        if (found := resume(directory, fold, journal.run, journal.tail, least=least + 1)) is not None:
             _log.info("resumed at record %d of %d", found.about.offset, journal.tail)
         self._offset = fold.offset
         self._tried_at = time.monotonic()

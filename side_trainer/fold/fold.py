@@ -7,15 +7,21 @@ of brokers, clocks or publishing.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
+from side_trainer.codebook_store import CodebookStore
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, LabelsRecord, RecordKind, SettingsRecord, TierRecord
-from side_trainer.method import Facts, Method, Step
+from side_trainer.method import Arrays, Facts, Method, Step
 from side_trainer.method_registry import METHODS
 from sidestream.contract.errors import StateError, WireError
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import state_digest
+
+if TYPE_CHECKING:
+    from sidestream.accelerator.torch_device import Placement
 
 
 class Fold:
@@ -24,14 +30,22 @@ class Fold:
     Args:
         journal: Where replayed rows are read from.
         cache_bytes: Memory for decoded rows.
+        placement: Where it is computed; None for the processor. Bits are the same on one kind of device only.
+
+    Raises:
+        StateError: codebooks beside the journal are damaged.
     """
 
-    def __init__(self, journal: Journal, *, cache_bytes: int = 256 * 2**20) -> None:
+    def __init__(
+        self, journal: Journal, *, cache_bytes: int = 256 * 2**20, placement: Placement | None = None
+    ) -> None:
+        CodebookStore(journal.folder).load()
         self.offset = 0
         """The last record applied."""
         self._method: Method | None = None
         self._journal = journal
         self._cache_bytes = cache_bytes
+        self._placement = placement
 
     @property
     def begun(self) -> bool:
@@ -95,7 +109,7 @@ class Fold:
         if kind is RecordKind.SETTINGS:
             settings = msgspec.json.decode(payload, type=SettingsRecord)
             if self._method is None:
-                facts = Facts(settings=settings)
+                facts = Facts(settings=settings, placement=self._placement)
                 self._method = METHODS[type(settings.method)](facts, self._journal, self._cache_bytes)
             self.facts.settings = settings
             self.method.settings_changed()
@@ -117,11 +131,11 @@ class Fold:
         """sha256 of :meth:`weights`."""
         return state_digest(self.weights())
 
-    def state(self) -> dict[str, Floats]:
+    def state(self) -> Arrays:
         """All that the journal up to :attr:`offset` cannot give back without computing: for a checkpoint."""
         return self._method.state() if self._method is not None else {}
 
-    def restore(self, offset: int, updates: int, arrays: dict[str, Floats]) -> None:
+    def restore(self, offset: int, updates: int, arrays: Arrays) -> None:
         """Return to a :meth:`state` taken at ``offset``; everything else is read from the journal.
 
         Raises:

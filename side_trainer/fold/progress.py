@@ -48,6 +48,11 @@ class Progress:
         return self._journal.tail - self._fold.offset
 
     @property
+    def waiting(self) -> int:
+        """Records to fold, and batches that are folded and wait to be learnt from."""
+        return self.backlog + (self._fold.method.unlearnt if self._fold.begun else 0)
+
+    @property
     def owed(self) -> int:
         """Rows that the passes still owe; done with once none are."""
         return self._fold.method.owed(self._settings.passes) if self._fold.begun else 0
@@ -57,7 +62,7 @@ class Progress:
         """Whether nothing is left to learn."""
         if self.backlog or self._fold.samples <= 0 or self.owed > 0:
             return False
-        return self._fold.method.unanswered == 0 and not self._awaited()
+        return self._fold.method.unlearnt == 0 and not self._awaited()
 
     def next_idle(self) -> IdleRecord:
         """The slice of training to journal next."""

@@ -19,6 +19,7 @@ from sidestream.host.state_dir import touch_private
 
 REMEDY: Final = "; restore the state directory from a backup"
 _FORMAT: Final = 3
+_CHECKED_BYTES: Final = 256 * 2**20
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE records (
@@ -31,6 +32,7 @@ CREATE TABLE records (
     payload BLOB NOT NULL,
     digest BLOB NOT NULL
 );
+CREATE INDEX kinds ON records (kind, offset, stream, samples);
 CREATE UNIQUE INDEX batch_identity ON records (stream, sequence) WHERE stream IS NOT NULL;
 CREATE TABLE streams (
     stream TEXT PRIMARY KEY,
@@ -74,10 +76,14 @@ CREATE TABLE replies (
 CREATE TABLE verdicts (
     device TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE hours (since INTEGER PRIMARY KEY, offset INTEGER NOT NULL);
+CREATE TABLE snapshot (one INTEGER PRIMARY KEY CHECK (one = 1), payload BLOB NOT NULL, digest BLOB NOT NULL);
 """
 """A batch that was taken has its row in ``identities`` for ever, and its samples' keys theirs in ``samples``;
 its payload is a record, is held, or, if every sample of it had come before, is nowhere. ``replies`` is what
-devices may still have to be told, which the records give too."""
+devices may still have to be told, which the records give too. ``kinds`` gives what a restart asks of records
+without a look at what is in them. ``hours`` says which record came last before an hour of Unix time began,
+and ``snapshot`` stands for batches that are no longer kept (:mod:`side_trainer.fold.retention`)."""
 
 
 class JournalFile:
@@ -207,7 +213,9 @@ class JournalFile:
             self.db.executemany("INSERT INTO meta VALUES (?, ?)", facts)
 
     def _check(self) -> None:
-        """Look at every page, as a trainer reads every record when it starts anyway."""
+        """Look at every page of a file that is read in no time; of others what is read, as it is read."""
+        if self.path.stat().st_size > _CHECKED_BYTES:
+            return
         found = self.db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise self.damaged(found.splitlines()[-1])

@@ -24,6 +24,7 @@ from side_trainer.journal.decoded import DecodedBatches
 from side_trainer.journal.facts import JournalFacts
 from side_trainer.journal.file import digest_of, is_whole
 from side_trainer.journal.holding import Holding
+from side_trainer.journal.keeping import Keeping
 from side_trainer.journal.replies import ReplyTable
 from sidestream.contract.wire import prepared
 
@@ -148,6 +149,8 @@ class Journal(JournalFacts):
         """What is decoded of the newest batches."""
         self.holding = Holding(self, self._append_batch)
         """What is held back."""
+        self.keeping = Keeping(self)
+        """How long batches are kept."""
         self.replies = ReplyTable(self)
         """What devices may still have to be told."""
 
@@ -314,19 +317,29 @@ class Journal(JournalFacts):
             raise self.damaged(f"record {offset} is missing")
         return record
 
-    def batches(self, upto: int) -> list[tuple[int, str, int]]:
-        """``(offset, tier, samples)`` of every batch up to an offset, in order, without payloads."""
+    def batches(self, upto: int, *, since: int = 1) -> list[tuple[int, int]]:
+        """``(offset, samples)`` of every batch from one offset up to another, in order."""
         with self.reading() as db:
             return db.execute(
-                "SELECT offset, tier, samples FROM records WHERE kind = 'batch' AND offset <= ? "
+                "SELECT offset, samples FROM records WHERE kind = 'batch' AND offset BETWEEN ? AND ? "
                 "ORDER BY offset",
-                (upto,),
+                (since, upto),
+            ).fetchall()
+
+    def samples_by_stream(self, upto: int, *, since: int = 1) -> list[tuple[str, int]]:
+        """``(stream, samples)`` of such batches, in the order of each stream's first one."""
+        with self.reading() as db:
+            return db.execute(
+                "SELECT stream, sum(samples) FROM records WHERE kind = 'batch' AND offset BETWEEN ? AND ? "
+                "GROUP BY stream ORDER BY min(offset)",
+                (since, upto),
             ).fetchall()
 
     def others(self, upto: int, kinds: tuple[str, ...]) -> list[Record]:
-        """The records of some kinds up to an offset, in order."""
+        """The records of some kinds up to an offset, in order: of kinds that there are few of."""
         marks = ",".join("?" * len(kinds))
-        return self._records(f"WHERE kind IN ({marks}) AND offset <= ? ORDER BY offset", (*kinds, upto))
+        clause = f"INDEXED BY kinds WHERE kind IN ({marks}) AND offset <= ? ORDER BY offset"
+        return self._records(clause, (*kinds, upto))
 
     def each(self, upto: int, kinds: tuple[str, ...]) -> Iterator[Record]:
         """As :meth:`others`, a few at a time: there may be more of them than memory."""

@@ -24,8 +24,12 @@ class RecordKind(str, enum.Enum):
     """:class:`TierRecord`"""
     BATCH = "batch"
     """An ``ActivationBatch`` as it came over the wire, less the rows that had come before."""
+    LEARN = "learn"
+    """:class:`LearnRecord`"""
     IDLE = "idle"
     """:class:`IdleRecord`"""
+    SNAPSHOT = "snapshot"
+    """:class:`SnapshotRecord`"""
     REUSE = "reuse"
     """A ``Reuse`` as it came over the wire."""
     REPEAT = "repeat"
@@ -58,6 +62,8 @@ class SettingsRecord(Message, frozen=True, kw_only=True):
     """In force for the records that follow."""
     method: MethodPlan = FedMobiLLM()
     """How the job learns."""
+    device: str = "cpu"
+    """On what kind of device is learnt what follows, cpu or cuda: each gives bits of its own."""
 
 
 @prepared
@@ -76,6 +82,14 @@ class TierRecord(TierFacts, frozen=True, kw_only=True):
     """Its name."""
     backbone: str = ""
     """Where the trainer's settings say that it is, for exports."""
+
+
+@prepared
+class SnapshotRecord(Message, frozen=True, kw_only=True):
+    """From here on the batches before a record are not drawn any more: the journal may let them go."""
+
+    before: Annotated[int, msgspec.Meta(ge=1)]
+    """The first record of which batches stay."""
 
 
 @prepared
@@ -110,6 +124,14 @@ class RoundRecord(Message, frozen=True, kw_only=True):
     """The round's."""
     uploads: tuple[int, ...]
     """Their records."""
+
+
+@prepared
+class LearnRecord(Message, frozen=True, kw_only=True):
+    """An update on batches that came: so how many are learnt from together is data."""
+
+    through: int
+    """The record of the last of them. The first is the one that has waited longest."""
 
 
 @prepared

@@ -6,25 +6,32 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 import torch
 
 from side_trainer.fold.checkpoint import Checkpoint, newest_checkpoint
 from side_trainer.fold.fold import Fold
+from side_trainer.fold.retention import begin
 from side_trainer.journal.journal import Journal
+from side_trainer.journal.records import RecordKind, SettingsRecord
 from side_trainer.method import Export
 from side_trainer.operator.status import open_journal
+from sidestream.accelerator.torch_device import HERE, Placement, choose, deterministic
 from sidestream.contract.errors import StateError
+from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import prepared
 from sidestream.host.state_dir import write_atomically
 from sidestream.side_network.exported import INDEX, Exported
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 2.0
+TOLERANCE: Final = 0.001
+"""How far weights may lie apart that were folded on another kind of device than they were learnt on."""
 
 
 @prepared
@@ -41,13 +48,25 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the journal gives."""
     held_batches: int = 0
     """Read through as well: those that are kept of quarantined devices and not learnt from."""
+    begun_at: int = 0
+    """The record of the snapshot that the fold began at, as what came before is not kept; 0 for none."""
     unverified: str = ""
     """What of the weights no journal could give again, if there is any such thing."""
 
+    elsewhere: str = ""
+    """In words, where it was learnt, if that is another kind of device than it was folded on."""
+    distance: float = 0.0
+    """How far the two lie apart: of all arrays the largest norm of their difference, by their own."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the weights are what the journal gives, to the bit."""
+        return self.checkpoint_digest == self.refold_digest
+
     @property
     def matches(self) -> bool:
-        """Whether the weights are what the journal gives."""
-        return self.checkpoint_digest == self.refold_digest
+        """Whether they are, as far as can be told on this kind of device."""
+        return self.exact or (self.elsewhere != "" and self.distance <= TOLERANCE)
 
 
 def _newest(state_dir: Path, journal: Journal) -> Checkpoint:
@@ -61,7 +80,7 @@ def _newest(state_dir: Path, journal: Journal) -> Checkpoint:
 
 
 def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _log.info) -> Verdict:
-    """Fold the journal from its first record and compare with the newest checkpoint.
+    """Fold the journal from its first record, or its snapshot, and compare with the newest checkpoint.
 
     Args:
         state_dir: The trainer's.
@@ -74,8 +93,11 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
     torch.set_num_threads(threads)
     journal = open_journal(state_dir)
     try:
-        about = _newest(state_dir, journal).about
-        fold = Fold(journal)
+        checkpoint = _newest(state_dir, journal)
+        about = checkpoint.about
+        placement, elsewhere = _placement(_kinds(journal, about.offset))
+        fold = Fold(journal, placement=placement)
+        begun_at = begin(fold, journal)
         told = time.monotonic()
         while fold.offset < about.offset:
             records = journal.read(fold.offset, limit=min(16, about.offset - fold.offset))
@@ -92,10 +114,34 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
             checkpoint_digest=about.weights_digest,
             refold_digest=fold.digest(),
             held_batches=journal.holding.check(),
+            begun_at=begun_at,
             unverified=fold.method.unverified if fold.begun else "",
+            elsewhere=elsewhere,
+            distance=_distance(fold.state(), checkpoint.arrays),
         )
     finally:
         journal.close()
+
+
+def _kinds(journal: Journal, offset: int) -> set[str]:
+    """On what kinds of devices a journal was learnt from."""
+    records = journal.others(offset, (RecordKind.SETTINGS.value,))
+    return {msgspec.json.decode(one.payload, type=SettingsRecord).device for one in records}
+
+
+def _placement(kinds: set[str]) -> tuple[Placement, str]:
+    """Where to fold, and, if no one kind of device there is gives the same bits, where it was learnt."""
+    placement = choose("auto") if kinds == {"cuda"} else HERE
+    deterministic(placement)
+    kind = placement.chosen.kind
+    return placement, "" if kinds <= {kind} else f"{' and '.join(sorted(kinds))}, here it is {kind}"
+
+
+def _distance(found: Mapping[str, Floats], kept: Mapping[str, Floats]) -> float:
+    """Of what devices get."""
+    pairs = [(found[name], kept[name]) for name in found if name.startswith("average/") and name in kept]
+    apart = [float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-9)) for a, b in pairs]
+    return max(apart, default=0.0)
 
 
 def export(state_dir: Path, out: Path, form: str = "", tier: str = "") -> Export:

@@ -11,9 +11,10 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+from side_trainer.codebook_store import FOLDER as CODEBOOKS
 from side_trainer.fold.checkpoint import newest_files
 from side_trainer.journal.journal import FILE_NAME, Journal
-from side_trainer.side_tuning.output_heads import FOLDER
+from side_trainer.side_tuning.output_heads import FOLDER as HEADS
 from sidestream.contract.errors import StateError
 from sidestream.host.state_dir import make_private
 
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def backup(state_dir: Path, out: Path) -> int:
-    """Copy journal, checkpoints and output heads into ``out``; return the records in the copy.
+    """Copy journal, checkpoints, output heads and codebooks into ``out``; return the records in the copy.
 
     ``out`` must not exist yet. Every record is read once, so a copy of a damaged journal is not made.
 
@@ -37,8 +38,9 @@ def backup(state_dir: Path, out: Path) -> int:
             with contextlib.suppress(FileNotFoundError):  # a newer one has just taken its place
                 shutil.copy2(path, out / path.name)
         _copy_journal(state_dir / FILE_NAME, out / FILE_NAME)
-        if (state_dir / FOLDER).is_dir():  # after the journal: those that it goes by are there by then
-            shutil.copytree(state_dir / FOLDER, out / FOLDER, ignore=shutil.ignore_patterns("*.tmp"))
+        for folder in (HEADS, CODEBOOKS):  # after the journal: those that it goes by are there by then
+            if (state_dir / folder).is_dir():
+                shutil.copytree(state_dir / folder, out / folder, ignore=shutil.ignore_patterns("*.tmp"))
         records = _read_through(out / FILE_NAME)
         _note(state_dir / FILE_NAME, out / FILE_NAME)
         make_private(out)  # what is copied from an older version's folder may have been open to others

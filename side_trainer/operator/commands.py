@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -30,6 +30,9 @@ from sidestream.host.signals import set_on_hangup, stop_event
 from sidestream.service.install import add_install, put_in_place
 from sidestream.service.state_choice import add_state_dir
 from sidestream.service.systemd import Service, state_by_hand, system_state
+
+if TYPE_CHECKING:
+    from side_trainer.operator.audit import Verdict
 
 _SHORT: Final = {"broker.url": "--broker", "learner.seed": "--seed", "metrics_port": "--metrics-port"}
 _SECRET: Final = ("broker.username", "broker.password")
@@ -248,6 +251,18 @@ def forget_device(args: argparse.Namespace) -> int:
     return 0
 
 
+def _outcome(verdict: Verdict) -> str:
+    """In words."""
+    if verdict.exact:
+        return "the digest matches"
+    if not verdict.elsewhere:
+        return "THE DIGEST DIFFERS: these are not the journal's weights"
+    apart = f"the weights lie {verdict.distance:.2g} apart (learnt on {verdict.elsewhere}: other bits)"
+    if verdict.matches:
+        return f"{apart}: within what is tolerated"
+    return f"{apart}: MORE THAN IS TOLERATED, these are not the journal's weights"
+
+
 def verify(args: argparse.Namespace) -> int:
     """Say whether the journal gives the checkpoint's weights."""
     from side_trainer.operator.audit import verify as refold
@@ -256,13 +271,13 @@ def verify(args: argparse.Namespace) -> int:
     print(f"records {verdict.offset}, samples {verdict.samples}")
     print(f"checkpoint {verdict.checkpoint_digest}")
     print(f"re-fold    {verdict.refold_digest}")
+    if verdict.begun_at:
+        print(f"from the snapshot at record {verdict.begun_at} on: what came before is not kept any more")
     if verdict.unverified:
         print(f"not verified: {verdict.unverified}")
     if verdict.held_batches:
         print(f"{verdict.held_batches} batches of quarantined devices are held, as they came")
-    print(
-        "the digest matches" if verdict.matches else "THE DIGEST DIFFERS: these are not the journal's weights"
-    )
+    print(_outcome(verdict))
     return 0 if verdict.matches else 1
 
 
@@ -308,6 +323,8 @@ def rebuild(args: argparse.Namespace) -> int:
 
     done = take_out(args.state_dir, args.without)
     print(f"took out {done.batches} batches, {done.samples} samples, of {', '.join(args.without)}")
+    if done.beyond:
+        print(f"{done.beyond} more samples of theirs are not kept any more: what was learnt of them stays")
     print(f"{done.records} records stay; versions go on above {done.version_base}")
     print(f"the old journal is {done.kept}")
     return 0

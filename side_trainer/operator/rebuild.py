@@ -4,11 +4,14 @@ What that means exactly:
 
 - The settings, labels, tiers and all other devices' batches stay, in their order. Facts that one of these
   devices was the first to show (a tier's depth) stay too: they say nothing of its data.
-- Training while idle is dropped: which rows it drew depended on who had sent what by then. The trainer makes
-  its passes again at the end. So the weights are, to the bit, those of a job that received the same batches
-  of the others in the same order and then went idle.
+- What was learnt when is dropped, while idle and before: which rows were drawn depended on who had sent what
+  by then. The trainer learns again from batch to batch, and makes its passes again at the end. So the weights
+  are, to the bit, those of a job that received the same batches of the others in the same order before it
+  learnt from any, and then went idle. In a split job the order of service stays, less what is taken out.
 - Records get new numbers, for randomness derives from them. Weights versions count on from the highest one
   that was published, so that devices adopt what comes.
+- Where batches were let go (``keep_days`` and the like), the fold begins at the snapshot that stands for
+  them: what it has of these devices stays, and how many samples that is is said.
 - What is taken out is kept as held batches, and the devices are excluded; releasing one brings it back, at
   the end. The old journal stays beside the new one.
 """
@@ -28,6 +31,7 @@ from typing import Final
 import msgspec
 
 from side_trainer.fold.checkpoint import newest_files
+from side_trainer.fold.retention import snapshot_of
 from side_trainer.journal.file import digest_of
 from side_trainer.journal.journal import FILE_NAME, Journal
 from sidestream.contract.errors import ConfigError, StateError
@@ -52,6 +56,8 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     """The next versions are above this."""
     kept: str
     """The old journal."""
+    beyond: int = 0
+    """Samples of theirs that are not kept any more: what was learnt of them stays."""
 
 
 def rebuild(state_dir: Path, without: Sequence[str]) -> Rebuilt:
@@ -67,6 +73,8 @@ def rebuild(state_dir: Path, without: Sequence[str]) -> Rebuilt:
         with contextlib.closing(Journal(state_dir / FILE_NAME)) as journal:
             known = {stream.device for stream in journal.streams()}
             base = max(journal.highest, journal.version_base + journal.tail)
+            snapshot = snapshot_of(journal)
+            begins = 0 if snapshot is None else snapshot.about.offset
         for device in without:
             if device not in known:
                 names = ", ".join(sorted(known)[:20]) or "none yet"
@@ -74,12 +82,12 @@ def rebuild(state_dir: Path, without: Sequence[str]) -> Rebuilt:
                     "--without", f"no batch of {device!r} is in the journal; there are: {names}"
                 )
         try:
-            return _swap(state_dir, without, base)
+            return _swap(state_dir, without, base, begins)
         except (OSError, sqlite3.Error) as exc:
             raise StateError(f"the journal cannot be rebuilt, and stays as it was: {exc}") from exc
 
 
-def _swap(state_dir: Path, without: Sequence[str], base: int) -> Rebuilt:
+def _swap(state_dir: Path, without: Sequence[str], base: int, begins: int) -> Rebuilt:
     """Make the new journal beside the old one; it takes the old one's name once it is whole."""
     path, new = state_dir / FILE_NAME, state_dir / _NEW
     new.unlink(missing_ok=True)
@@ -91,7 +99,7 @@ def _swap(state_dir: Path, without: Sequence[str], base: int) -> Rebuilt:
         old.backup(db)
         db.execute("PRAGMA synchronous = FULL")
         db.execute("BEGIN IMMEDIATE")
-        batches, samples = _take_out(db, without, base)
+        batches, samples, beyond = _take_out(db, without, base, begins)
         db.execute("COMMIT")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         records = db.execute("SELECT count(*) FROM records").fetchone()[0]
@@ -101,23 +109,28 @@ def _swap(state_dir: Path, without: Sequence[str], base: int) -> Rebuilt:
     kept = state_dir / f"journal-before-{time.strftime('%Y%m%d-%H%M%S')}-{base}.db"
     os.link(path, kept)
     new.replace(path)
-    return Rebuilt(batches=batches, samples=samples, records=records, version_base=base, kept=str(kept))
+    return Rebuilt(
+        batches=batches, samples=samples, records=records, version_base=base, kept=str(kept), beyond=beyond
+    )
 
 
-def _take_out(db: sqlite3.Connection, without: Sequence[str], base: int) -> tuple[int, int]:
+def _take_out(db: sqlite3.Connection, without: Sequence[str], base: int, begins: int) -> tuple[int, int, int]:
     marks = ",".join("?" * len(without))
     theirs = f"stream IN (SELECT stream FROM streams WHERE device IN ({marks}))"
     batches, samples = db.execute(
         f"SELECT count(*), coalesce(sum(samples), 0) FROM records WHERE {theirs}", without
     ).fetchone()
+    ever = f"SELECT coalesce(sum(samples), 0) FROM streams WHERE device IN ({marks})"
+    beyond = db.execute(ever, without).fetchone()[0] - samples
     db.execute(
         "INSERT INTO held (stream, sequence, tier, samples, kind, payload, digest) "
         "SELECT stream, sequence, tier, samples, kind, payload, digest FROM records "
         f"WHERE {theirs} ORDER BY offset",
         without,
     )
-    db.execute(f"DELETE FROM records WHERE kind IN ('idle', 'repeat') OR {theirs}", without)
-    _renumber(db)
+    learnt = "kind IN ('learn', 'idle', 'repeat', 'snapshot') AND offset > ?"
+    db.execute(f"DELETE FROM records WHERE {learnt} OR {theirs}", (begins, *without))
+    _renumber(db, begins)
     db.execute(f"UPDATE streams SET batches = 0, samples = 0, bytes = 0 WHERE device IN ({marks})", without)
     for device in without:
         db.execute(
@@ -125,11 +138,14 @@ def _take_out(db: sqlite3.Connection, without: Sequence[str], base: int) -> tupl
             (device, time.time()),
         )
     db.execute("INSERT OR REPLACE INTO meta VALUES ('version_base', ?)", (str(base),))
-    return batches, samples
+    return batches, samples, beyond
 
 
-def _renumber(db: sqlite3.Connection) -> None:
-    """Close the gaps. Records that name others name what is left of them; a serve goes if nothing is."""
+def _renumber(db: sqlite3.Connection, begins: int) -> None:
+    """Close the gaps after the record that the fold begins at.
+
+    Records that name others name what is left of them; a serve goes if nothing is.
+    """
     kept = {offset for (offset,) in db.execute("SELECT offset FROM records")}
     for offset, kind, payload in db.execute(
         "SELECT offset, kind, payload FROM records WHERE kind IN ('serve', 'round')"
@@ -141,7 +157,8 @@ def _renumber(db: sqlite3.Connection) -> None:
     places = {
         offset: place
         for place, (offset,) in enumerate(
-            db.execute("SELECT offset FROM records ORDER BY offset").fetchall(), start=1
+            db.execute("SELECT offset FROM records WHERE offset > ? ORDER BY offset", (begins,)).fetchall(),
+            start=begins + 1,
         )
     }
     # Ever lower numbers, one after another: no two records ever have the same one.

@@ -67,15 +67,15 @@ class SampleCounts(NamedTuple):
 
 def _count_samples(journal: Journal, upto: int, *, trained: int) -> SampleCounts:
     """Count in one reading of the batches up to ``upto``; a checkpoint includes those up to ``trained``."""
-    batches = [one for one in journal.batches(upto) if one[2]]  # others are of a later pass of a split job
+    batches = [one for one in journal.batches(upto) if one[1]]  # others are of a later pass of a split job
     all_seen: set[tuple[str, int]] = set()
     trained_seen = 0
-    for offset, _, _ in batches:
+    for offset, *_ in batches:
         batch = unpack(ActivationBatch, journal.get(offset).payload)
         all_seen.update((batch.stream, sample) for sample in batch.sample_ids.tolist())
         if offset <= trained:
             trained_seen = len(all_seen)
-    samples = sum(count for _, _, count in batches)
+    samples = sum(count for _, count in batches)
     return SampleCounts(len(batches), samples, len(all_seen), trained_seen)
 
 

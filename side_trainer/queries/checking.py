@@ -25,6 +25,8 @@ def why_not(query: Query, tier_name: str, plan: Plan) -> str:
     vectors, width = query.states.shape
     if width != tier.width:
         return f"states of width {width}: the tier's have {tier.width}"
+    if query.states.codec.stages and query.states.codebooks != tier.codebooks_id:
+        return "states written with other codebooks than the plan's"
     if len(query.text_lengths) > tier.batch_size or vectors > tier.batch_size * tier.max_tokens:
         return f"more than a batch of the tier's in one query: {tier.batch_size} texts at most"
     if int(query.text_lengths.max()) > tier.max_tokens:

@@ -267,6 +267,8 @@ def _check_plan(batch: ActivationBatch, tier_name: str, plan: Plan, earlier: Abs
             f"taps {list(batch.taps[:16])}, width {width}: the plan has {list(tier.taps)}, {tier.width}",
             batch,
         )
+    if batch.activations.codec.stages and batch.activations.codebooks != tier.codebooks_id:
+        raise Refused(Reason.MISMATCH, "written with other codebooks than the plan's", batch)
     _check_split(batch, plan)
     if batch.target_form is not TASKS[plan.task].form:
         raise Refused(

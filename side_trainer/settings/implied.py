@@ -36,6 +36,9 @@ _OF_TASK: Final[Mapping[object, Implied]] = {
             "pass_rows": 8,
         },
     },
+    Task.IMAGE_CLASSIFICATION.value: {
+        "tiers": {"max_tokens": 4096},  # an image is never cut: models differ in how many patches they see
+    },
     Task.REGRESSION.value: {
         "weights_codec": "int8",
         "side_network": {"apart": 0},  # half a number and another are not their mean
@@ -63,6 +66,11 @@ _OF_METHOD: Final[Mapping[object, Implied]] = {
     "split-lora": {**_SPLIT, "learner": _SPLIT_LEARNER},
     "split-frozen": {**_SPLIT, "learner": {**_SPLIT_LEARNER, "prior_correction": 1.0, "passes": 2.0}},
 }
+_OF_CODEBOOKS: Final[Mapping[object, Implied]] = {
+    "fed-mobillm": {"codec": "pq1", "sampling": "segments:12"},
+    "mobillm": {"codec": "pq1"},
+}
+"""Of a tier for whose backbone there are codebooks, in a job that learns labels or numbers of texts."""
 _METHOD_FIRST: Final = ("split-lora", "split-frozen")
 """What their tasks imply beside is for side-networks."""
 if not METHODS.keys() == _OF_METHOD.keys() == set(get_args(MethodName)):  # pragma: no cover
@@ -74,6 +82,7 @@ def with_implied(settings: dict[str, Any]) -> dict[str, Any]:
 
     What is of a wrong type is left for the settings' own types to refuse.
     """
+    settings = _with_codebooks(settings)
     order = [("task", _OF_TASK), ("method", _OF_METHOD)]
     if settings.get("method") in _METHOD_FIRST:
         order.reverse()
@@ -81,6 +90,24 @@ def with_implied(settings: dict[str, Any]) -> dict[str, Any]:
         value = settings.get(field)
         settings = _completed(settings, implied.get(value, {}) if isinstance(value, str) else {})
     return settings
+
+
+def _with_codebooks(settings: dict[str, Any]) -> dict[str, Any]:
+    """Complete the tiers that name codebooks and no codec."""
+    tiers, task = settings.get("tiers"), settings.get("task", Task.TEXT_CLASSIFICATION.value)
+    method = settings.get("method", "fed-mobillm")
+    if not isinstance(tiers, dict) or task == Task.CAUSAL_LM.value or not isinstance(method, str):
+        return settings
+    implied = _OF_CODEBOOKS.get(method, {})
+    if task == Task.TOKEN_CLASSIFICATION.value:  # every word travels
+        implied = {name: value for name, value in implied.items() if name != "sampling"}
+    completed = {
+        name: _merged(implied, tier)
+        if isinstance(tier, dict) and tier.get("codebooks") and "codec" not in tier
+        else tier
+        for name, tier in tiers.items()
+    }
+    return {**settings, "tiers": completed}
 
 
 def _completed(settings: dict[str, Any], implied: Implied) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Final
 import msgspec
 
 from sidestream.contract.errors import ConfigError
-from sidestream.contract.plan import METHODS, Rung, Split, TierPlan
+from sidestream.contract.plan import METHODS, Split, TierPlan
 from sidestream.contract.privacy import NO_PRIVACY, Privacy
+from sidestream.contract.sampling import Rung
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Codec
 

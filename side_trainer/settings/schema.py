@@ -11,16 +11,15 @@ from broker_config.settings import BrokerSettings
 from side_trainer.settings.implied import MethodName
 from side_trainer.settings.privacy import check_privacy, under_privacy
 from side_trainer.settings.split import PredictConfig, SplitConfig, check_split
+from sidestream.accelerator.choice import check_choice
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.messages import check_labels
 from sidestream.contract.plan import (
-    MAX_RUNGS,
     MAX_TIERS,
     METHODS,
     FlowPlan,
     MethodPlan,
     Precision,
-    Rung,
     SideNetworkSpec,
     Split,
     TierPlan,
@@ -28,7 +27,7 @@ from sidestream.contract.plan import (
     tap_layers,
 )
 from sidestream.contract.privacy import parse_privacy
-from sidestream.contract.sampling import TOKEN_KINDS, parse_sampling
+from sidestream.contract.sampling import MAX_RUNGS, TOKEN_KINDS, Rung, parse_sampling
 from sidestream.contract.spelling import normal
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Codec
@@ -64,7 +63,11 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Which token vectors travel: pivot, mean, segments:n, random:n, important:n or all; default: segments:4,
     or all where the task has a label for every word."""
     codec: Codec = Codec.INT4
-    """How they are quantised: f32, f16, int8, int4, nf4 or int2."""
+    """How they are quantised: f32, f16, int8, int4, nf4, int2, or with codebooks pq1 or pq2."""
+    codebooks: str = ""
+    """Where this machine has the backbone's codebooks for pq1 and pq2, one and two bits a value: a file that
+    sidestream backbone codebooks wrote, or its folder. Devices that lack them get them from the trainer. A
+    tier that names some and no codec has pq1, and segments:12 unless it names a policy."""
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
     """Samples a message."""
     max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128
@@ -106,6 +109,16 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             precision=self.precision,
         )
 
+    @property
+    def codes(self) -> list[Codec]:
+        """Its codecs that take codebooks."""
+        return [codec for codec in (self.codec, *(codec for _, codec in self.ladder)) if codec.stages]
+
+    @property
+    def stages(self) -> int:
+        """Stages of product quantisation that its devices may send by, one at least."""
+        return max((codec.stages for codec in self.codes), default=1)
+
     def samplings(self) -> list[tuple[str, str]]:
         """The policies that were written down, each with the field it stands in."""
         own = [("sampling", self.sampling)] if self.sampling else []
@@ -127,9 +140,12 @@ class LearnerSettings(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.2
     """On normalised activations and before the head, while training."""
     replay: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
-    """Updates on rows drawn from the journal after each received batch."""
+    """Updates on rows drawn from the journal after each update on received batches."""
     replay_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
     """Rows of such an update."""
+    update_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 128
+    """Rows of received batches that one update learns from, at most, where several batches wait. One alone
+    is not divided; language models learn from one batch at a time."""
     passes: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 4.0
     """Passes over the journal while nothing arrives."""
     pass_rows: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
@@ -245,6 +261,13 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """In a split job: how long the answer to a batch waits on the broker for a device that is away."""
     reply_patience_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     """In a split job: for how long such a device holds up the version that is called final."""
+    keep_days: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Let batches go that came longer ago, once they are learnt from; what was learnt stays, and so does what
+    tells a repeated sample from a new one. 0: keep all. Split jobs keep all."""
+    keep_gib: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Let the oldest batches go when the journal takes more than so many GiB. 0: no bound."""
+    keep_samples: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Let the oldest batches go when there are more samples than this. 0: no bound."""
     checkpoint_every_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     """Seconds of learning that a crash may cost (never data: it is learnt again from the journal)."""
     idle_after_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
@@ -262,6 +285,10 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     device, which is told to wait."""
     cache_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
     """Memory for decoded rows."""
+    compute_device: str = "cpu"
+    """Where the side-network is learnt: cpu, cuda, cuda:N, or auto, the first GPU that works. Weights are the
+    same bits on one kind of device only, and the journal says which kind it was. Language models and the
+    split methods are learnt on the processor."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     """Threads of an update. The same number gives the same bits; another may differ in the last one."""
     metrics_host: str = "127.0.0.1"
@@ -311,6 +338,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ConfigError: naming the field that does not.
         """
         check_name("job", self.job)
+        check_choice("compute_device", self.compute_device)
         if not self.tiers:
             raise ConfigError("tiers", "a job needs at least one tier; add a table [tiers.generic]")
         if len(self.tiers) > MAX_TIERS:
@@ -323,6 +351,14 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 )
             for field, sampling in tier.samplings():
                 _check_sampling(self.task, sampling, f"tiers.{name}.{field}")
+            if tier.codes and not tier.codebooks:
+                raise ConfigError(
+                    f"tiers.{name}.codec",
+                    f"{tier.codes[0].value} takes codebooks: fit some with sidestream backbone codebooks and "
+                    "name them with codebooks; or write int4",
+                )
+            if tier.gradient_codec.stages:
+                raise ConfigError(f"tiers.{name}.gradient_codec", "gradients have no codebooks; write int8")
             if tier.head and not TASKS[self.task].generates:
                 raise ConfigError(f"tiers.{name}.head", f"{self.task.value} needs none; leave it out")
             if len(tier.ladder) > MAX_RUNGS:

@@ -11,7 +11,7 @@ from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.lora import MAX_RANK, LoraSpec
 from sidestream.contract.messages import MAX_SLOTS
 from sidestream.contract.plan import MethodPlan, RoundPlan
-from sidestream.contract.tasks import Task
+from sidestream.contract.tasks import TASKS, Modality, Task
 from sidestream.contract.wire import prepared
 
 
@@ -85,8 +85,16 @@ def check_split(config: Splits) -> None:
     Raises:
         ConfigError: naming the field by which it cannot.
     """
+    if TASKS[config.task].modality is not Modality.TEXT:
+        raise ConfigError(
+            "task",
+            f"{config.task.value} is not learnt by {config.method}; use fed-mobillm or mobillm",
+        )
     if config.task is Task.TOKEN_CLASSIFICATION:
         raise ConfigError("task", f"{config.task.value} is not learnt by {config.method}; use fed-mobillm")
+    for name in ("keep_days", "keep_gib", "keep_samples"):
+        if getattr(config, name):
+            raise ConfigError(name, f"{config.method} keeps all batches; leave it out")
     references = sorted({tier.head or tier.backbone for tier in config.tiers.values()})
     if len(references) > 1:
         raise ConfigError(

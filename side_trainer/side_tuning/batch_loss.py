@@ -20,10 +20,11 @@ from torch import Tensor
 
 from side_trainer.journal.records import SettingsRecord, TierRecord
 from side_trainer.method import Facts
+from side_trainer.rows.training_rows import MiniBatch
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts
 from side_trainer.side_tuning.token_loss import token_loss
-from side_trainer.side_tuning.training_rows import MiniBatch
 from side_trainer.side_tuning.views import Tapped, Views
+from sidestream.accelerator.torch_device import HERE, Placement
 from sidestream.contract.tasks import TASKS, Scale
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.form import align_of, starts_among
@@ -39,6 +40,7 @@ class BatchLoss:
         tiers: By name.
         counts: Statistics of the targets of each tier's rows so far.
         head_of: The output head of a backbone family, by the name of its alignment map.
+        place: Where network and mini-batches are.
     """
 
     def __init__(
@@ -47,7 +49,10 @@ class BatchLoss:
         tiers: Mapping[str, TierRecord],
         counts: Mapping[str, Counts],
         head_of: Callable[[str], OutputHead],
+        place: Placement = HERE,
     ) -> None:
+        self.place = place
+        """Where network and mini-batches are."""
         self._generates = TASKS[settings.task].generates
         self._settings = settings.learner
         self._objective = OBJECTIVES[settings.task]
@@ -61,7 +66,8 @@ class BatchLoss:
         self._fleet = self._objective.prior(all_counts)
         self._scale = self._objective.scale(all_counts)
         self._anchors = {name: self._views.anchor(name, self._exits, all_counts) for name in tiers}
-        self._shares = torch.tensor([anchor.share for anchor in self._anchors.values()])  # by tier's number
+        shares = [anchor.share for anchor in self._anchors.values()]
+        self._shares = place.send(torch.tensor(shares))  # by tier's number
         self._tables: dict[int, Tensor] = {}
 
     def of(self, network: SideNetwork, batch: MiniBatch) -> tuple[Tensor, npt.NDArray[Any]]:
@@ -71,7 +77,7 @@ class BatchLoss:
         families = [(family.align, family.activations) for family in batch.families]
         answers, alone = network.answers(families, batch.mask, self._exits)
         own = _own_answers(answers, [(len(taps), taps.shape[1]) for _, taps in families])
-        owners = torch.tensor([self._numbers[tier] for tier in batch.tiers])  # [K]
+        owners = self.place.send(torch.tensor([self._numbers[tier] for tier in batch.tiers]))  # [K]
         targets = batch.targets
         if self._scale != Scale():  # in the measure of answers
             targets = (targets - self._scale.mean) / self._scale.deviation
@@ -91,7 +97,7 @@ class BatchLoss:
             adjustment = self._adjustments(batch, owners[: len(said)], taps)
             counted = batch.weights[: len(said)] * share[: len(said)]
             total = total + counted @ self._losses(said, adjustment, targets[: len(said)])
-        return total / len(batch.targets), losses.detach().numpy()
+        return total / len(batch.targets), self.place.fetch(losses.detach()).numpy()
 
     def _early(self, answers: Tensor, own: Tensor, adjustment: Tensor, targets: Tensor) -> Tensor:
         """[K]: of deep rows at a shallower tier's answers: by the label and by their own, deeper ones."""
@@ -118,7 +124,7 @@ class BatchLoss:
         """[K, C], or [K, 1, C]: each row's logit adjustment at ``taps`` taps, or 0 for its own last."""
         if taps not in self._tables:
             rows = [self.adjustment(tier, taps or own) for tier, own in self._own_taps.items()]
-            table = torch.from_numpy(np.stack(rows).astype(np.float32))
+            table = self.place.send(torch.from_numpy(np.stack(rows).astype(np.float32)))
             self._tables[taps] = self._settings.prior_correction * table
         adjustment = self._tables[taps][owners]
         return adjustment[:, None] if batch.per_vector else adjustment
@@ -143,8 +149,8 @@ def loss_by(weights: Mapping[str, Floats], facts: Facts, loss: BatchLoss, batch:
     if weights:
         network.load_arrays(weights)
     with torch.no_grad():
-        _, shown = loss.of(network.eval(), batch)
-    return float(np.average(shown, weights=batch.weights.numpy() + 1e-9))
+        _, shown = loss.of(loss.place.put(network).eval(), batch)
+    return float(np.average(shown, weights=loss.place.fetch(batch.weights).numpy() + 1e-9))
 
 
 def _own_answers(answers: dict[int, Tensor], families: list[tuple[int, int]]) -> Tensor:

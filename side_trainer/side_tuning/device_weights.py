@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from side_trainer.side_tuning.drawn_rows import Drawn, Ints
+from side_trainer.rows.drawn_rows import Drawn, Ints
 from sidestream.contract.tensors import Floats
 
 LEAST_DEVICES: Final = 4
@@ -73,6 +73,15 @@ class DeviceWeights:
                 self._rows.append(0)
                 self.values = np.append(self.values, np.float32(1))
         self._rows[self._of_stream[stream]] += rows
+
+    def count(self, rows: Iterable[tuple[str, int]]) -> None:
+        """Begin anew with so many rows of each stream; what devices count stays, by device."""
+        before = dict(zip(self._numbers, self.values.tolist(), strict=True))
+        self._numbers, self._of_stream, self._rows = {}, {}, []
+        self.values = np.ones(0, np.float32)
+        for stream, more in rows:
+            self.add(stream, more)
+        self.values = np.array([before.get(name, 1.0) for name in self._numbers], np.float32)
 
     def number_of(self, stream: str) -> int:
         return self._of_stream[stream]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from side_trainer.side_tuning.drawn_rows import Drawn
+from side_trainer.rows.drawn_rows import Drawn
 from side_trainer.side_tuning.objectives import OBJECTIVES
 from side_trainer.side_tuning.ridge import calibrated, ridge
 from side_trainer.side_tuning.views import trust

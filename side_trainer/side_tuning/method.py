@@ -1,7 +1,9 @@
 """A side-network learnt from a journal of activations: what Fed MobiLLM and MobiLLM do with its records.
 
-Per batch record: one optimiser update on its rows, then ``replay`` updates on rows drawn from the journal so
-far. Per idle record: updates on the next slice of a shuffled pass over the journal. What a mini-batch teaches
+A batch record changes nothing by itself. A learn record, which the trainer appends as soon as all that came
+is folded, makes one update on the rows of the batches that have waited longest, then ``replay`` updates on
+rows drawn from those learnt from so far: a trainer that falls behind learns from more at once. An idle record
+makes updates on the next slice of a shuffled pass over the journal. What a mini-batch teaches
 is in :mod:`side_trainer.side_tuning.batch_loss`, what an update does in
 :mod:`side_trainer.side_tuning.optimiser`.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, Final
 
@@ -20,31 +22,38 @@ import numpy.typing as npt
 import torch
 
 from side_trainer.journal.journal import Journal, Record
-from side_trainer.journal.records import FACTS, IdleRecord, RecordKind, TierRecord
-from side_trainer.method import Export, Facts, Method, Step, foreign
+from side_trainer.journal.records import (
+    FACTS,
+    IdleRecord,
+    LearnRecord,
+    RecordKind,
+    SnapshotRecord,
+    TierRecord,
+)
+from side_trainer.method import Arrays, Export, Facts, Method, Step, foreign
+from side_trainer.rows.drawn_rows import draw
+from side_trainer.rows.training_order import TrainingOrder
+from side_trainer.rows.training_rows import MiniBatch, RowStore, StoredBatch, gather
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.batch_loss import BatchLoss, loss_by
 from side_trainer.side_tuning.device_weights import DeviceWeights
-from side_trainer.side_tuning.drawn_rows import draw
 from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
 from side_trainer.side_tuning.linear_starts import fit_starts
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser
 from side_trainer.side_tuning.output_heads import Heads
-from side_trainer.side_tuning.training_rows import MiniBatch, RowStore, StoredBatch, gather
-from sidestream.contract.tasks import TASKS, Scale, Targets, Task
+from sidestream.accelerator.torch_device import HERE, Placement
+from sidestream.contract.tasks import TASKS, Scale, TargetForm, Targets
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
 from sidestream.side_network.form import align_of, starts_among
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 
-_BATCH_STREAM: Final = 1
-_IDLE_STREAM: Final = 2
+_LEARN_STREAM: Final = 1
 _SURVEY_STREAM: Final = 3
 _EARLY: Final = 512  # rows up to which starts are fitted while they come, and not only when none does
 _FIRST_LOOK: Final = 16
-_SLICE_UPDATES: Final = 16
 _JUDGED_ROWS: Final = 128  # by which weights are held against earlier ones
 _JUDGED_TEXTS: Final = 4  # of a language model's
 
@@ -60,21 +69,19 @@ class SideTuningMethod(Method):
 
     def __init__(self, facts: Facts, journal: Journal, cache_bytes: int) -> None:
         super().__init__(facts, journal, cache_bytes)
-        self.idle_rows = 0
-        """Rows that idle records trained on."""
-        self.last_idle: IdleRecord | None = None
         self.network: SideNetwork | None = None
         self.average: SideNetwork | None = None
         """The running mean of the network over updates: what devices get (Polyak averaging)."""
         self.heads = Heads(journal.folder)
         """Backbones' output heads, those that the task goes by."""
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
+        self.order = TrainingOrder(self.rows)
+        """Which of them are learnt from next."""
         self.devices = DeviceWeights(self._device_of)
         """What each device counts in learning."""
         self._optimiser: Optimiser | None = None
         self._counts: dict[str, Counts] = {}
         self._made_loss: BatchLoss | None = None  # until settings, tiers or counts change
-        self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
 
     # --- facts ---------------------------------------------------------------------------------------
 
@@ -95,8 +102,9 @@ class SideTuningMethod(Method):
             dropout=settings.learner.dropout,
             task=settings.task,
         )
+        self._place.put(self.network)
         self.average = copy.deepcopy(self.network)
-        self._optimiser = Optimiser(self.network, self.average, self._learner)
+        self._optimiser = Optimiser(self.network, self.average, self._learner, self._place)
         for tier in self.facts.tiers.values():
             self.tier_settled(tier)
 
@@ -108,95 +116,99 @@ class SideTuningMethod(Method):
         assert self.average is not None and self._optimiser is not None
         for network in (self.network, self.average):
             network.add_align(tier.align, tier.width)
+            self._place.put(network)
         self._optimiser.extend()
 
     # --- records -------------------------------------------------------------------------------------
 
     def _batch(self, record: Record) -> Step:
-        assert record.tier is not None
+        assert record.tier is not None and record.stream is not None
+        self._count(record.tier, self.rows.read(record).targets)
+        self.order.arrived(record.offset, record.samples)
+        self.devices.add(record.stream, record.samples)
+        return Step()
+
+    def _learn(self, record: Record) -> Step:
         settings = self._learner
-        stored = self.rows.decode(record)
-        self._count(record.tier, stored.targets)
-        self._add(record)
+        chosen = self.order.learn(msgspec.json.decode(record.payload, type=LearnRecord))
+        before, known = self.rows.rows_before(chosen[0][0]), self.rows.rows_before(chosen[-1][0] + 1)
         doubted = {}
-        if _doubled(len(self.rows) - record.samples, len(self.rows)):
-            doubted = self._survey(record.offset, starts=len(self.rows) < _EARLY)
-        generator = self._generator(_BATCH_STREAM, record.offset)
+        if _doubled(before, known):
+            doubted = self._survey(record.offset, starts=known < _EARLY)
+        generator, losses = self._generator(_LEARN_STREAM, record.offset), _Losses()
         with self._seeded(record.offset):
-            fresh = self._gather((stored, row) for row in range(record.samples))
-            losses = [self._update(fresh)]
+            fresh = self._gather(
+                (self.rows.batch(offset), row) for offset, rows in chosen for row in range(rows)
+            )
+            shown = losses.add(fresh, self._update(fresh))
             for _ in range(settings.replay):
-                drawn = generator.integers(len(self.rows), size=settings.replay_rows)
-                losses.append(self._update(self._mini_batch(drawn)))
-        return Step(updates=len(losses), losses=losses[0], learnt=_mean(losses), doubted=doubted)
+                drawn = self._mini_batch(generator.integers(known, size=settings.replay_rows))
+                losses.add(drawn, self._update(drawn))
+        return Step(
+            updates=1 + settings.replay,
+            learnt=losses.by_tier,
+            served=tuple(
+                (one.tier, one.stream, float(shown[[of is one for of in fresh.batches]].mean()))
+                for one in dict.fromkeys(fresh.batches)
+            ),
+            doubted=doubted,
+        )
 
     def _idle(self, record: Record) -> Step:
         settings = self._learner
         idle = msgspec.json.decode(record.payload, type=IdleRecord)
-        total = self.rows.rows_before(idle.phase + 1)
         doubted = {} if idle.position else self._survey(record.offset, starts=True)
-        chosen = np.concatenate(
-            [
-                self._shuffled(idle.phase, position // total, total)[position % total :][: idle.rows]
-                for position in _parts(idle.position, idle.rows, total)
-            ]
-        )[: idle.rows]
+        chosen = self.order.idle(idle, settings.seed)
+        losses, starts = _Losses(), range(0, len(chosen), settings.pass_rows)
         with self._seeded(record.offset):
-            losses = [
-                self._update(
-                    self._mini_batch(chosen[start : start + settings.pass_rows]),
-                    rate=_half_cosine((idle.position + start) / idle.total, settings.final_rate),
-                )
-                for start in range(0, len(chosen), settings.pass_rows)
-            ]
-        self.idle_rows += idle.rows
-        self.last_idle = idle
-        return Step(updates=len(losses), learnt=_mean(losses), doubted=doubted)
+            for start in starts:
+                drawn = self._mini_batch(chosen[start : start + settings.pass_rows])
+                rate = _half_cosine((idle.position + start) / idle.total, settings.final_rate)
+                losses.add(drawn, self._update(drawn, rate=rate))
+        return Step(updates=len(starts), learnt=losses.by_tier, doubted=doubted)
+
+    def _snapshot(self, record: Record) -> Step:
+        snapshot = msgspec.json.decode(record.payload, type=SnapshotRecord)
+        self.order.let_go(snapshot.before, record.offset, self._learner.passes, self._learner)
+        self.devices.count(self.journal.samples_by_stream(record.offset, since=snapshot.before))
+        return Step()
 
     handlers: ClassVar = {
         **dict.fromkeys(set(RecordKind) - FACTS, foreign),
         RecordKind.BATCH: _batch,
+        RecordKind.LEARN: _learn,
         RecordKind.IDLE: _idle,
+        RecordKind.SNAPSHOT: _snapshot,
     }
+    lets_go: ClassVar = True
 
     # --- while nothing arrives -----------------------------------------------------------------------
 
     def owed(self, passes: float) -> int:
-        """Each new row brings ``passes`` new ones, and few rows as many as make up ``least_updates``."""
-        if not passes or not len(self.rows):
-            return 0
-        settings, last, left, known = self._learner, self.last_idle, 0, 0
-        if last is not None:
-            left, known = last.total - last.position - last.rows, self.rows.rows_before(last.phase + 1)
-        fresh = (len(self.rows) - known) / len(self.rows)
-        done = self.rows.batches_after(last.phase if last is not None else 0) * (1 + settings.replay)
-        lacking = max(0, int((settings.least_updates * fresh - done) * settings.pass_rows))
-        return max(int(passes * len(self.rows)) - self.idle_rows, left + lacking)
+        return self.order.owed(passes, self._learner)
 
     def next_idle(self, passes: float, pass_rows: int, offset: int) -> IdleRecord:
-        """Go on with the phase, or start one if rows have come since."""
-        rows = _SLICE_UPDATES * pass_rows
-        last = self.last_idle
-        unfinished = last is not None and last.position + last.rows < last.total
-        if last is not None and unfinished and self.rows.rows_before(last.phase + 1) == len(self.rows):
-            position = last.position + last.rows
-            rows = min(rows, last.total - position)
-            return IdleRecord(phase=last.phase, position=position, rows=rows, total=last.total)
-        total = self.owed(passes)
-        return IdleRecord(phase=offset, position=0, rows=min(rows, total), total=total)
+        return self.order.next_idle(self.owed(passes), pass_rows, offset)
+
+    def next_own(self, now: float) -> tuple[RecordKind, bytes] | None:
+        """Learn from what waits."""
+        most = 1 if TASKS[self.facts.settings.task].generates else self._learner.update_rows
+        learn = self.order.next_learn(most)
+        return None if learn is None else (RecordKind.LEARN, msgspec.json.encode(learn))
+
+    @property
+    def kept_since(self) -> int:
+        return self.order.kept_since
 
     # --- learning ------------------------------------------------------------------------------------
 
-    def _update(self, batch: MiniBatch, *, rate: float = 1.0) -> dict[str, float]:
-        """One optimiser update; returns each tier's mean loss before it."""
+    def _update(self, batch: MiniBatch, *, rate: float = 1.0) -> npt.NDArray[np.float32]:
+        """One optimiser update; returns each row's loss before it."""
         assert self.network is not None and self._optimiser is not None
         self.updates += 1
         loss, shown = self._loss.of(self.network.train(), batch)
         self._optimiser.step(loss, updates=self.updates, rate=rate)
-        return {
-            tier: float(np.mean([value for value, of in zip(shown, batch.tiers, strict=True) if of == tier]))
-            for tier in sorted(set(batch.tiers))
-        }
+        return shown
 
     def _survey(self, offset: int, *, starts: bool) -> dict[str, float]:
         """Weigh the devices anew by all rows so far, and with ``starts`` fit the linear starts to them.
@@ -205,7 +217,7 @@ class SideTuningMethod(Method):
         whom it found to count for less than half.
         """
         facts, settings, drawn = self.facts, self._learner, {}
-        if facts.settings.task is Task.TEXT_CLASSIFICATION:
+        if TASKS[facts.settings.task].form is TargetForm.LABELS:
             generator = self._generator(_SURVEY_STREAM, offset)
             drawn = draw(self.rows, facts.tiers, generator, self.devices.number_of)
         doubted = self.devices.weigh(drawn.values(), settings.device_share)
@@ -219,13 +231,15 @@ class SideTuningMethod(Method):
         found = fit_starts(drawn, exits, len(facts.labels), self.devices.values, len(self.rows))
         for (align, _), start in found.items():
             self.average.set_start(align, start.weight, start.bias)
+        self._place.put(self.average)
         return doubted
 
-    def _add(self, record: Record) -> None:
-        """Number a batch's rows, and know whose they are."""
-        assert record.stream is not None
-        self.rows.add(record.offset, record.samples)
-        self.devices.add(record.stream, record.samples)
+    @property
+    def _place(self) -> Placement:
+        """Where it is computed; output heads of language models stay on the processor, and all with them."""
+        if TASKS[self.facts.settings.task].generates:
+            return HERE
+        return self.facts.placement or HERE
 
     def _device_of(self, stream: str) -> str:
         known = self.journal.stream(stream)
@@ -240,7 +254,7 @@ class SideTuningMethod(Method):
     def _loss(self) -> BatchLoss:
         if self._made_loss is None:
             facts = self.facts
-            self._made_loss = BatchLoss(facts.settings, facts.tiers, self._counts, self._head_of)
+            self._made_loss = BatchLoss(facts.settings, facts.tiers, self._counts, self._head_of, self._place)
         return self._made_loss
 
     @property
@@ -253,7 +267,7 @@ class SideTuningMethod(Method):
         return self._gather((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))
 
     def _gather(self, picks: Iterable[tuple[StoredBatch, int]]) -> MiniBatch:
-        return gather(picks, self._align_of, self.devices.of)
+        return gather(picks, self._align_of, self.devices.of).sent(self._place)
 
     def _align_of(self, tier: str) -> str:
         return self.facts.tiers[tier].align
@@ -279,17 +293,15 @@ class SideTuningMethod(Method):
             torch.manual_seed(int(self._generator(0, offset).integers(2**62)))
             yield
 
-    def _shuffled(self, phase: int, number: int, total: int) -> npt.NDArray[np.int64]:
-        """The order of a phase's pass ``number``; the last one is kept, slices come one after another."""
-        if self._order is None or self._order[0] != (phase, number):
-            self._order = ((phase, number), self._generator(_IDLE_STREAM, phase, number).permutation(total))
-        return self._order[1]
-
     # --- what others see -----------------------------------------------------------------------------
 
     @property
     def samples(self) -> int:
-        return len(self.rows)
+        return self.order.dropped + len(self.rows)
+
+    @property
+    def unlearnt(self) -> int:
+        return len(self.order.waiting)
 
     @property
     def head_bytes(self) -> int:
@@ -330,41 +342,52 @@ class SideTuningMethod(Method):
         """The side-network's averaged parameters; empty before the labels are fixed."""
         return self.average.arrays() if self.average is not None else {}
 
-    def state(self) -> dict[str, Floats]:
-        arrays = {f"average/{name}": array for name, array in self.weights().items()}
+    def state(self) -> Arrays:
+        arrays: Arrays = {f"average/{name}": array for name, array in self.weights().items()}
         if self.network is not None and self._optimiser is not None:
             arrays |= {f"current/{name}": array for name, array in self.network.arrays().items()}
             arrays |= self._optimiser.arrays()
         if len(self.devices.values):
             arrays["devices/weights"] = self.devices.values
-        return arrays
+        arrays |= {f"counts/{tier}": counts for tier, counts in self._counts.items()}
+        return arrays | {"order": np.array([self.kept_since, *self.order.counters()])}
 
-    def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
-        for record in self.journal.others(offset, (RecordKind.IDLE.value,)):
-            self.last_idle = msgspec.json.decode(record.payload, type=IdleRecord)
-            self.idle_rows += self.last_idle.rows
-        for at, tier, _ in self.journal.batches(offset):
-            record = self.journal.get(at)
-            self._add(record)
-            self._count(tier, StoredBatch.read_targets(record.payload))
+    def restore(self, offset: int, updates: int, arrays: Arrays) -> None:
+        if "order" in arrays:
+            since, counters = int(arrays["order"][0]), arrays["order"][1:]
+            self.order.restore(counters, since, self.journal.batches(offset, since=since))
+            self.devices.count(self.journal.samples_by_stream(offset, since=since))
+        self._counts |= _below("counts", arrays)
+        self._made_loss = None
         if self.network is not None and self.average is not None and self._optimiser is not None:
             self.network.load_arrays(_below("current", arrays))
             average = _below("average", arrays)
             for align, counts in starts_among(average).items():
                 for taps in counts:
                     self.average.add_start(align, taps)
+            self._place.put(self.average)
             self.average.load_arrays(average)
             self._optimiser.restore(arrays)
         self.devices.values = arrays.get("devices/weights", self.devices.values)
         self.updates = updates
 
 
-def _mean(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """By tier, over those updates that had rows of it."""
-    return {
-        tier: float(np.mean([one[tier] for one in losses if tier in one]))
-        for tier in sorted({tier for one in losses for tier in one})
-    }
+class _Losses:
+    """Rows' losses over some updates, by tier."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[float]] = {}
+
+    def add(self, batch: MiniBatch, shown: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Take in an update's [K]; return them."""
+        for tier, loss in zip(batch.tiers, shown.tolist(), strict=True):
+            self._found.setdefault(tier, []).append(loss)
+        return shown
+
+    @property
+    def by_tier(self) -> dict[str, float]:
+        """Means."""
+        return {tier: float(np.mean(losses)) for tier, losses in sorted(self._found.items())}
 
 
 def _needs(tier: TierRecord) -> tuple[str, int]:
@@ -372,7 +395,7 @@ def _needs(tier: TierRecord) -> tuple[str, int]:
     return tier.align, len(tier.taps)
 
 
-def _below(key: str, arrays: Mapping[str, Floats]) -> dict[str, Floats]:
+def _below(key: str, arrays: Arrays) -> Arrays:
     prefix = f"{key}/"
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
@@ -380,11 +403,6 @@ def _below(key: str, arrays: Mapping[str, Floats]) -> dict[str, Floats]:
 def _doubled(before: int, rows: int) -> bool:
     """Whether the rows have doubled, counted from the first look."""
     return rows >= _FIRST_LOOK and (before < _FIRST_LOOK or before.bit_length() < rows.bit_length())
-
-
-def _parts(position: int, rows: int, total: int) -> Iterable[int]:
-    """Where a slice starts, and where each further pass that it runs into does."""
-    return [position, *range((position // total + 1) * total, position + rows, total)]
 
 
 def _half_cosine(progress: float, final: float) -> float:

@@ -192,6 +192,7 @@ def _binary(answers: Tensor, wanted: Tensor) -> Tensor:
 
 OBJECTIVES: Final[dict[Task, Objective]] = {
     Task.TEXT_CLASSIFICATION: Classification(),
+    Task.IMAGE_CLASSIFICATION: Classification(),
     Task.CAUSAL_LM: NextToken(),
     Task.MULTI_LABEL: MultiLabel(),
     Task.REGRESSION: Regression(),

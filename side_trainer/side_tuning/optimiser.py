@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from side_trainer.settings.schema import LearnerSettings
+from sidestream.accelerator.torch_device import HERE, Placement
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.network import SideNetwork
 
@@ -20,13 +21,18 @@ class Optimiser:
         network: What is trained.
         average: The running mean of the network over updates (Polyak averaging); as the network at first.
         settings: Rates.
+        place: Where both are.
     """
 
-    def __init__(self, network: SideNetwork, average: SideNetwork, settings: LearnerSettings) -> None:
+    def __init__(
+        self, network: SideNetwork, average: SideNetwork, settings: LearnerSettings, place: Placement = HERE
+    ) -> None:
         self._network = network
         self._average = average
         self._settings = settings
-        self._adamw = torch.optim.AdamW(self._groups_beside([]), fused=True)
+        self._place = place
+        fused = place.device.type in ("cpu", "cuda")
+        self._adamw = torch.optim.AdamW(self._groups_beside([]), fused=fused)
         self.configure(settings)
 
     def configure(self, settings: LearnerSettings) -> None:
@@ -54,7 +60,7 @@ class Optimiser:
         self._adamw.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), settings.clip_norm)
-        if torch.isfinite(norm):
+        if self._place.fetch(torch.isfinite(norm)):
             self._adamw.step()
             self._move_average(updates)
 
@@ -62,9 +68,8 @@ class Optimiser:
         """Short memory at first, the last hundred or so updates later."""
         memory = min(self._settings.averaging, (1 + updates) / (10 + updates))
         with torch.no_grad():
-            pairs = zip(self._average.parameters(), self._network.parameters(), strict=True)
-            for mean, parameter in pairs:
-                mean.lerp_(parameter, 1 - memory)
+            means, parameters = tuple(self._average.parameters()), tuple(self._network.parameters())
+            torch._foreach_lerp_(means, parameters, 1 - memory)
 
     def _groups_beside(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Parameters that are in none of these; matrices decay, biases, gates and norms do not."""
@@ -83,17 +88,20 @@ class Optimiser:
         """AdamW's moments, as ``<moment>/<parameter>``."""
         states: dict[torch.Tensor, dict[str, torch.Tensor]] = self._adamw.state
         return {
-            f"{key}/{name}": np.atleast_1d(value.numpy()).astype(np.float32)
+            f"{key}/{name}": np.atleast_1d(self._place.fetch(value).numpy()).astype(np.float32)
             for name, parameter in self._network.named_parameters()
             for key, value in states.get(parameter, {}).items()
         }
 
     def restore(self, arrays: Mapping[str, Floats]) -> None:
         """Return to moments that :meth:`arrays` gave."""
+        send = self._place.send
         for name, parameter in self._network.named_parameters():
             if f"step/{name}" in arrays:
                 self._adamw.state[parameter] = {
-                    "step": torch.tensor(float(arrays[f"step/{name}"][0])),
-                    "exp_avg": torch.from_numpy(arrays[f"exp_avg/{name}"]).reshape(parameter.shape),
-                    "exp_avg_sq": torch.from_numpy(arrays[f"exp_avg_sq/{name}"]).reshape(parameter.shape),
+                    "step": send(torch.tensor(float(arrays[f"step/{name}"][0]))),
+                    "exp_avg": send(torch.from_numpy(arrays[f"exp_avg/{name}"]).reshape(parameter.shape)),
+                    "exp_avg_sq": send(
+                        torch.from_numpy(arrays[f"exp_avg_sq/{name}"]).reshape(parameter.shape)
+                    ),
                 }

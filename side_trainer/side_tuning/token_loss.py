@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from side_trainer.side_tuning.training_rows import MiniBatch
+from side_trainer.rows.training_rows import MiniBatch
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 

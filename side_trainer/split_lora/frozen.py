@@ -81,6 +81,10 @@ class SplitFrozenMethod(SplitMethod):
         RecordKind.REPEAT: _repeat,
     }
 
+    @property
+    def unlearnt(self) -> int:
+        return 0
+
     def owed(self, passes: float) -> int:
         """Each new batch brings ``passes`` new ones."""
         return int(passes * len(self._kept)) - self._replayed
@@ -127,8 +131,8 @@ class SplitFrozenMethod(SplitMethod):
         offset, tier, stream = self._kept[place]
         batch = self._batches.take(offset, offset)
         learnt = self.learn(self.cut_of(tier), [batch], [stream], rate)
-        losses = {tier: learnt.losses[0]}
-        return Step(updates=1, losses=losses if fresh else {}, learnt=losses, gradient_norm=learnt.norm)
+        served = ((tier, stream, learnt.losses[0]),) if fresh else ()
+        return Step(updates=1, learnt={tier: learnt.losses[0]}, served=served, gradient_norm=learnt.norm)
 
     def _shuffled(self, phase: int, number: int, total: int) -> npt.NDArray[np.int64]:
         generator = np.random.default_rng([self.settings.seed, _IDLE_STREAM, phase, number])

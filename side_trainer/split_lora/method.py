@@ -17,7 +17,7 @@ import torch
 
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, IdleRecord, RecordKind, RepeatRecord, ServeRecord
-from side_trainer.method import Facts, Reply, Step, foreign
+from side_trainer.method import Arrays, Facts, Reply, Step, foreign
 from side_trainer.split_lora.rounds import Rounds
 from side_trainer.split_lora.served_batch import part_of, told_vectors
 from side_trainer.split_lora.split import SplitMethod
@@ -182,7 +182,6 @@ class SplitLoraMethod(SplitMethod):
         losses = {tier: sum(found) / len(found) for tier, found in by_tier.items()}
         return Step(
             updates=1,
-            losses=losses,
             learnt=losses,
             replies=tuple(replies),
             served=tuple(
@@ -322,7 +321,7 @@ class SplitLoraMethod(SplitMethod):
         )
 
     @property
-    def unanswered(self) -> int:
+    def unlearnt(self) -> int:
         return len(self.tickets.waiting)
 
     def owed(self, passes: float) -> int:
@@ -360,10 +359,10 @@ class SplitLoraMethod(SplitMethod):
 
     # --- checkpoints ---------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Floats]:
+    def state(self) -> Arrays:
         return {**super().state(), **self.averaging.arrays()}
 
-    def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
+    def restore(self, offset: int, updates: int, arrays: Arrays) -> None:
         super().restore(offset, updates, arrays)
         self.averaging.restore(arrays)
 

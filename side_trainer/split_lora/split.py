@@ -18,7 +18,7 @@ import torch
 
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import TierRecord
-from side_trainer.method import Answers, Export, Facts, Method
+from side_trainer.method import Answers, Arrays, Export, Facts, Method
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts
 from side_trainer.split_lora.optimiser import Optimiser
@@ -306,14 +306,14 @@ class SplitMethod(Method):
     def weights(self) -> dict[str, Floats]:
         return self.model.arrays() if self.is_known else {}
 
-    def state(self) -> dict[str, Floats]:
+    def state(self) -> Arrays:
         if not self.is_known:
             return {}
         steps = np.array([self.steps], np.float32)
         weights = {f"current/{name}": array for name, array in self.model.arrays().items()}
         return {**weights, **self.optimiser.arrays(), "steps": steps}
 
-    def restore(self, offset: int, updates: int, arrays: Mapping[str, Floats]) -> None:
+    def restore(self, offset: int, updates: int, arrays: Arrays) -> None:
         self.updates = updates
         self.recall(offset)
         if self.is_known and arrays:

@@ -2,12 +2,13 @@
 
 __all__ = [
     "backbone",
+    "codebook_file",
     "commands",
+    "inputs",
     "language_model",
     "memory",
     "runtimes",
     "sampled",
-    "text",
     "text_input",
     "token_sampler",
     "windows",

@@ -1,9 +1,9 @@
-"""The frozen transformer as both wings know it: texts in, sampled activations out, in NumPy.
+"""The frozen transformer as both wings know it: inputs in, sampled activations out, in NumPy.
 
 What computes them is a runtime's (:mod:`sidestream.backbone.runtimes`); this module knows none. Nothing is
 trained and no gradient is ever computed.
 
-Legend: K texts, T tokens of the longest, d hidden size.
+Legend: K inputs, T tokens of the longest, d hidden size.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from sidestream.backbone.images.image_input import Pixels
+from sidestream.backbone.inputs import Input, seeds_of
+from sidestream.backbone.preprocessor import Prepared, Preprocessor
 from sidestream.backbone.sampled import Bools, Ints, Sampled
-from sidestream.backbone.text import Text, seeds_of
-from sidestream.backbone.text_input import TextInput, Tokens, Words
+from sidestream.backbone.text_input import TextInput, Words
 from sidestream.backbone.token_sampler import TokenSampler
-from sidestream.backbone.vocabulary import check_texts
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.sampling import EVERY_TOKEN, Sampling
 from sidestream.contract.tensors import Floats
@@ -30,11 +31,11 @@ Choose = Callable[[Ints], Sampling]
 
 
 class Backbone(ABC):
-    """A frozen transformer and its tokenizer. Safe to share between threads: passes take turns.
+    """A frozen transformer and its preprocessor. Safe to share between threads: passes take turns.
 
     Args:
         name: For messages.
-        text_input: The tokenizer.
+        preprocessor: What makes its numbers of inputs.
     """
 
     depth: int
@@ -44,33 +45,42 @@ class Backbone(ABC):
     is_decoder: bool
     """Whether a token only sees those before it, so that the last one carries the sentence."""
     fingerprint: str
-    """32 hex digits: equal weights, tokenizer and configuration, equal fingerprint, on every machine and in
+    """32 hex digits: equal weights, preprocessor and configuration, equal fingerprint, on every machine, in
     every precision."""
 
-    def __init__(self, name: str, text_input: TextInput) -> None:
+    def __init__(self, name: str, preprocessor: Preprocessor) -> None:
         self.name = name
-        self.text_input = text_input
-        """What tokenises."""
+        self.preprocessor = preprocessor
+        """What makes its numbers of inputs."""
         self._lock = threading.Lock()
+
+    @property
+    def text_input(self) -> TextInput:
+        """The preprocessor of a backbone that takes texts."""
+        assert isinstance(self.preprocessor, TextInput)
+        return self.preprocessor
 
     def forward(
         self,
-        texts: Sequence[Text],
+        inputs: Sequence[Input],
         taps: Sequence[int],
         max_tokens: int,
         choose: Choose = lambda lengths: EVERY_TOKEN,
         *,
         words: bool = False,
     ) -> Sampled:
-        """Run ``texts`` through the layers up to the last tapped one, and sample each tap as it is reached.
+        """Run ``inputs`` through the layers up to the last tapped one, and sample each tap as it is reached.
 
         Args:
-            texts: K of them.
+            inputs: K of them.
             taps: Layers to read, 1 = the first layer's output, ascending, at most :attr:`depth`.
-            max_tokens: Longer texts are cut, also to what the model can take.
-            choose: Given the texts' lengths in tokens [K], says by which policy to sample.
+            max_tokens: Longer ones are cut, also to what the model can take.
+            choose: Given the inputs' lengths in tokens [K], says by which policy to sample.
             words: Sample words, each by the token that stands for it, and not tokens; lengths are then in
                 words. Of a pair of texts only the first one has any.
+
+        Returns:
+            NaN for inputs that could not be read, which the log names.
 
         Raises:
             BackboneError: ``words`` are asked for, and the tokenizer does not tell where they are.
@@ -79,21 +89,24 @@ class Backbone(ABC):
             started = time.perf_counter()
             found: Words | None = None
             if words:
-                tokens, found = self.text_input.read_words(texts, max_tokens, last=self.is_decoder)
+                tokens, found = self.preprocessor.read_words(inputs, max_tokens, last=self.is_decoder)
             else:
-                tokens = self.text_input.read(texts, max_tokens)
+                tokens = self.preprocessor.read(inputs, max_tokens)
             sampled_from = tokens.mask if found is None else found.tokens
             policy = choose(sampled_from.sum(axis=1))
-            sampler = TokenSampler(policy, sampled_from, seeds_of(texts), is_decoder=self.is_decoder)
+            sampler = TokenSampler(policy, sampled_from, seeds_of(inputs), is_decoder=self.is_decoder)
             self._run(tokens, taps, sampler.take)
+            sampled = sampler.sampled()
+            if isinstance(tokens, Pixels) and tokens.unreadable.any():  # what is not finite is not used
+                sampled.vectors[:, np.repeat(tokens.unreadable, sampled.lengths)] = np.nan
             return replace(
-                sampler.sampled(),
+                sampled,
                 words=None if found is None else found.numbers.ravel()[sampler.places],
                 seconds=time.perf_counter() - started,
             )
 
     def sample(
-        self, tokens: Tokens, taps: Sequence[int], policy: Sampling, sampled_from: Bools | None = None
+        self, tokens: Prepared, taps: Sequence[int], policy: Sampling, sampled_from: Bools | None = None
     ) -> Sampled:
         """As :meth:`forward`, of token ids that need be no text's.
 
@@ -110,7 +123,7 @@ class Backbone(ABC):
             self._run(tokens, taps, sampler.take)
             return sampler.sampled()
 
-    def states(self, tokens: Tokens, layer: int) -> Floats:
+    def states(self, tokens: Prepared, layer: int) -> Floats:
         """[N, d]: what a layer gives for the real tokens, row by row; 1 is the first layer's output."""
         found: list[Floats] = []
         with self._lock:
@@ -130,17 +143,17 @@ class Backbone(ABC):
                 f"point --backbone at it"
             )
 
-    def check_texts(self, texts: Sequence[Text]) -> None:
-        """Refuse texts of which the tokenizer knows next to nothing.
+    def check_inputs(self, inputs: Sequence[Input]) -> None:
+        """Refuse inputs of which the model can make next to nothing.
 
         Args:
-            texts: The first ones of a device's own; none is as good as known.
+            inputs: The first ones of a device's own; none is as good as known.
 
         Raises:
             BackboneError: saying what to do.
         """
         with self._lock:
-            check_texts(self.text_input.tokenizer, texts, self.name)
+            self.preprocessor.check(inputs)
 
     def check_head(self, fingerprint: str) -> None:
         """Refuse to be used where an output head is wanted; of none, the fingerprint is empty.
@@ -152,7 +165,11 @@ class Backbone(ABC):
             raise BackboneError(f"{self.name}: was loaded without its output head")
 
     @abstractmethod
-    def _run(self, tokens: Tokens, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
+    def fingerprint_of_first(self, layers: int) -> str:
+        """What :attr:`fingerprint` is where only the first so many layers are loaded, and no output head."""
+
+    @abstractmethod
+    def _run(self, tokens: Prepared, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
         """Hand each tap [K, T, d] to ``take`` as soon as it is computed, and compute nothing beyond the last.
 
         What is handed over is the model's own memory: it is read while ``take`` runs, and not kept.

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from sidestream.backbone.backbone import Backbone, Choose
+from sidestream.backbone.inputs import seeds_of
 from sidestream.backbone.sampled import Bools, Ints, Sampled
-from sidestream.backbone.text import seeds_of
 from sidestream.backbone.text_input import Tokens, padded
 from sidestream.backbone.token_sampler import TokenSampler
 from sidestream.backbone.windows import Window, windows_of

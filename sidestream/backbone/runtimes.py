@@ -11,7 +11,7 @@ from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.onnx_runtime.folder import place_of
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.plan import Precision
-from sidestream.contract.tasks import TASKS, Task
+from sidestream.contract.tasks import TASKS, Modality, Task
 
 RuntimeName: TypeAlias = Literal["torch", "onnx"]
 RuntimeChoice: TypeAlias = Literal["auto", "torch", "onnx"]
@@ -21,8 +21,15 @@ RuntimeChoice: TypeAlias = Literal["auto", "torch", "onnx"]
 class Runtime(Protocol):
     """A library that computes transformers."""
 
-    def load(self, reference: str, layers: int, precision: Precision, *, with_head: bool) -> Backbone:
-        """As :func:`load_backbone`; a language model where the output head is wanted."""
+    def load(self, reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
+        """As :func:`load_backbone`."""
+
+    def set_device(self, wanted: str) -> None:
+        """Where its passes are computed, of what is loaded from now on: auto, cpu, cuda or cuda:N.
+
+        Raises:
+            ConfigError: there is no such device.
+        """
 
     def set_threads(self, count: int) -> None:
         """How many processor threads its passes take: of what is loaded from now on, at least."""
@@ -49,7 +56,7 @@ _REMEDIES: Final[Mapping[RuntimeName, str]] = {
     "torch": "install torch and transformers, or name a folder that sidestream backbone export wrote",
     "onnx": "pip install onnxruntime tokenizers",
 }
-_shared: dict[tuple[str, int, Precision, bool, RuntimeName], Backbone] = {}
+_shared: dict[tuple[str, int, Precision, bool, Modality, RuntimeName], Backbone] = {}
 _shared_lock = threading.Lock()
 
 
@@ -76,14 +83,15 @@ def load_backbone(
         layers: Keep only the first so many layers; 0 for all.
         precision: How to keep the weights in memory; an exported folder keeps its own.
         task: What it is for: where that is to generate text, it is a
-            :class:`sidestream.backbone.language_model.LanguageModel`.
+            :class:`sidestream.backbone.language_model.LanguageModel`; where its samples are images, it takes
+            those.
         runtime: What computes it.
 
     Raises:
         BackboneError: it cannot be found or loaded; the message says what to do.
     """
     chosen = runtime_of(reference, runtime)
-    return _runtime(chosen).load(reference, layers, precision, with_head=TASKS[task].generates)
+    return _runtime(chosen).load(reference, layers, precision, task)
 
 
 def shared_backbone(
@@ -95,7 +103,8 @@ def shared_backbone(
     runtime: RuntimeChoice = "auto",
 ) -> Backbone:
     """As :func:`load_backbone`, but loaded once in this process and shared by all its agents."""
-    key = (reference, layers, precision, TASKS[task].generates, runtime_of(reference, runtime))
+    spec = TASKS[task]
+    key = (reference, layers, precision, spec.generates, spec.modality, runtime_of(reference, runtime))
     with _shared_lock:
         if key not in _shared:
             _shared[key] = load_backbone(reference, layers, precision, task, runtime=runtime)
@@ -105,6 +114,15 @@ def shared_backbone(
 def set_threads(count: int, runtime: RuntimeName) -> None:
     """How many processor threads a runtime's backbones take, of those loaded from now on at least."""
     _runtime(runtime).set_threads(count)
+
+
+def set_device(wanted: str, runtime: RuntimeName) -> None:
+    """Where a runtime's backbones are computed, of those loaded from now on.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    _runtime(runtime).set_device(wanted)
 
 
 def _runtime(name: RuntimeName) -> Runtime:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sidestream.backbone.inputs import Input, Text, texts_of
 from sidestream.backbone.sampled import Bools, Ints
-from sidestream.backbone.text import Text
-from sidestream.backbone.vocabulary import check_tokenizer
+from sidestream.backbone.vocabulary import check_texts, check_tokenizer
 from sidestream.contract.errors import BackboneError
 
 
@@ -62,8 +62,9 @@ class TextInput:
         self.segments = segments
         """Texts that it tells apart by segment ids; 0 if it takes none."""
 
-    def read(self, texts: Sequence[Text], max_tokens: int) -> Tokens:
+    def read(self, inputs: Sequence[Input], max_tokens: int) -> Tokens:
         """Tokenise texts; longer ones are cut, also to what the model can take."""
+        texts = texts_of(inputs)
         pairs = self.segments > 0 and any(isinstance(text, tuple) for text in texts)
         encoded = self._encoded(texts, max_tokens, **({"return_token_type_ids": True} if pairs else {}))
         tokens = self.padded(encoded["input_ids"])
@@ -75,11 +76,11 @@ class TextInput:
         ]
         return tokens._replace(segments=np.minimum(padded(rows, 0)[0], self.segments - 1))
 
-    def read_words(self, texts: Sequence[Text], max_tokens: int, *, last: bool) -> tuple[Tokens, Words]:
+    def read_words(self, inputs: Sequence[Input], max_tokens: int, *, last: bool) -> tuple[Tokens, Words]:
         """Tokenise texts whose words stand between white space; of a pair the first text only.
 
         Args:
-            texts: K of them.
+            inputs: K texts.
             max_tokens: As in :meth:`read`.
             last: Whether a word's last token stands for it.
 
@@ -88,7 +89,7 @@ class TextInput:
         """
         if not self.tokenizer.is_fast:
             raise BackboneError(f"{self._name}: its tokenizer cannot tell where words are; use a fast one")
-        plain = [" ".join((text if isinstance(text, str) else text[0]).split()) for text in texts]
+        plain = [" ".join((text if isinstance(text, str) else text[0]).split()) for text in texts_of(inputs)]
         encoded = self._encoded(plain, max_tokens, return_offsets_mapping=True)
         tokens = self.padded(encoded["input_ids"])
         words = Words(np.zeros(tokens.mask.shape, bool), np.full(tokens.mask.shape, -1))
@@ -98,6 +99,14 @@ class TextInput:
             words.tokens[row, places] = True
             words.numbers[row, : len(numbers)] = numbers
         return tokens, words
+
+    def check(self, inputs: Sequence[Input]) -> None:
+        """Refuse texts of which the tokenizer knows next to nothing.
+
+        Raises:
+            BackboneError: saying what to do.
+        """
+        check_texts(self.tokenizer, texts_of(inputs), self._name)
 
     def padded(self, rows: Sequence[Sequence[int]]) -> Tokens:
         """Token ids of texts; those that the model has no embedding for become its last one."""

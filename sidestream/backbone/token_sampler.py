@@ -32,7 +32,7 @@ class TokenSampler:
     Args:
         sampling: The policy.
         tokens: [K, T]: which may be sampled, at least one in each row.
-        seeds: [K] of :func:`sidestream.backbone.text.seeds_of`: what random sampling draws by.
+        seeds: [K] of :func:`sidestream.backbone.inputs.seeds_of`: what random sampling draws by.
         is_decoder: Whether the pivot is the last token; it is the first one of an encoder.
         score: Ranks tokens by what the last tap says of them, [R, d] -> [R]; their importance if not given.
     """

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sidestream.backbone.text import Text
+from sidestream.backbone.inputs import Text
 from sidestream.contract.errors import BackboneError
 
 _PROBED: Final = 64

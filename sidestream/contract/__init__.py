@@ -4,7 +4,7 @@ The ground floor of the house. It opens no socket, reads no clock, touches no fi
 """
 
 __all__ = [
-    "enrolment",
+    "codebooks",
     "errors",
     "lora",
     "plan",

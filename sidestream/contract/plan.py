@@ -8,6 +8,7 @@ fixed.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -17,7 +18,14 @@ from sidestream.contract.errors import ConfigError, DecodeError
 from sidestream.contract.lora import LoraSpec
 from sidestream.contract.messages import MAX_LABELS, MAX_SLOTS, Count, ShortText, check_labels, check_stream
 from sidestream.contract.privacy import parse_privacy
-from sidestream.contract.sampling import parse_sampling
+from sidestream.contract.sampling import (
+    CODED_LADDER,
+    DEFAULT_LADDER,
+    MAX_RUNGS,
+    TOKEN_LADDER,
+    Rung,
+    parse_sampling,
+)
 from sidestream.contract.signing import MAX_KEYS, PublicKey
 from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Codec
@@ -25,48 +33,8 @@ from sidestream.contract.topics import check_name
 from sidestream.contract.wire import Message, prepared
 
 MAX_TIERS: Final = 64
-MAX_RUNGS: Final = 64
+_CODEBOOKS: Final = re.compile(r"([0-9a-f]{32})?")
 Precision: TypeAlias = Literal["f32", "bf16", "int8"]
-
-
-@prepared
-class Rung(Message, frozen=True, kw_only=True):
-    """One step of a ladder: a way to send, by which a device with a byte budget may answer to it."""
-
-    sampling: ShortText
-    """Token-sampling policy."""
-    codec: Codec
-    """How activations are quantised."""
-
-    def __post_init__(self) -> None:
-        try:
-            parse_sampling(self.sampling)
-        except ConfigError as exc:
-            raise DecodeError(str(exc)) from exc
-
-
-DEFAULT_LADDER: Final = (
-    Rung(sampling="all", codec=Codec.INT8),
-    Rung(sampling="all", codec=Codec.INT4),
-    Rung(sampling="all", codec=Codec.INT2),
-    Rung(sampling="segments:8", codec=Codec.INT4),
-    Rung(sampling="segments:4", codec=Codec.INT4),
-    Rung(sampling="segments:4", codec=Codec.INT2),
-    Rung(sampling="segments:2", codec=Codec.INT2),
-    Rung(sampling="mean", codec=Codec.INT2),
-)
-"""What a device with a byte budget chooses from where its tier has no ladder."""
-
-
-TOKEN_LADDER: Final = (
-    Rung(sampling="all", codec=Codec.INT8),
-    Rung(sampling="all", codec=Codec.INT4),
-    Rung(sampling="random:0.5", codec=Codec.INT4),
-    Rung(sampling="random:0.25", codec=Codec.INT4),
-    Rung(sampling="random:0.125", codec=Codec.INT4),
-    Rung(sampling="random:0.0625", codec=Codec.INT4),
-)
-"""The same in a language-model job. Not by the hardest tokens: learnt alone, they lean to surprises."""
 
 
 @prepared
@@ -95,6 +63,13 @@ class TierFacts(Message, frozen=True, kw_only=True):
     """What they take in f32."""
     gradient_codec: Codec = Codec.INT8
     """How gradients travel, where devices get any."""
+    codebooks: ShortText = ""
+    """The id of its taps' codebooks for product quantisation, 32 hex digits; empty where it has none."""
+
+    @property
+    def codebooks_id(self) -> bytes:
+        """The same, as tensors name it."""
+        return bytes.fromhex(self.codebooks)
 
     def facts(self) -> dict[str, Any]:
         """These, by name."""
@@ -134,12 +109,25 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
             check_name("align", self.align)
         except ConfigError as exc:
             raise DecodeError(str(exc)) from exc
+        if not _CODEBOOKS.fullmatch(self.codebooks):
+            raise DecodeError("codebooks are named by 32 hex digits")
+        coded = [codec for codec in (self.codec, *(rung.codec for rung in self.ladder)) if codec.stages]
+        if coded and self.depth and not self.codebooks:
+            raise DecodeError(f"{coded[0].value} takes codebooks; name a file of them with codebooks")
+        if self.gradient_codec.stages:
+            raise DecodeError(
+                f"gradients have no codebooks, and cannot travel as {self.gradient_codec.value}"
+            )
         if list(self.taps) != sorted(set(self.taps)) or any(not 1 <= tap <= self.depth for tap in self.taps):
             raise DecodeError(f"taps {list(self.taps[:16])} must ascend within layers 1 to {self.depth}")
 
     def rungs(self, task: Task) -> tuple[Rung, ...]:
         """What its devices choose from if they have a byte budget."""
-        return self.ladder or (TOKEN_LADDER if TASKS[task].generates else DEFAULT_LADDER)
+        if self.ladder:
+            return self.ladder
+        if TASKS[task].generates:
+            return TOKEN_LADDER
+        return CODED_LADDER if self.codebooks else DEFAULT_LADDER
 
     def policies(self, task: Task) -> frozenset[str]:
         """The token-sampling policies that its devices may send by."""

@@ -156,6 +156,7 @@ class Tally(Message, frozen=True, kw_only=True):
 _BY_LABEL: Final = ("right", "answered", "actual")
 HEADLINE: Final[dict[Task, str]] = {
     Task.TEXT_CLASSIFICATION: "accuracy",
+    Task.IMAGE_CLASSIFICATION: "accuracy",
     Task.MULTI_LABEL: "micro_f1",
     Task.REGRESSION: "pearson",
     Task.TOKEN_CLASSIFICATION: "accuracy",

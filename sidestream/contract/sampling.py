@@ -1,4 +1,4 @@
-"""Token-sampling policies: which positions of a tapped layer travel.
+"""Token-sampling policies: which positions of a tapped layer travel. And ladders of them.
 
 A policy is written ``kind`` or ``kind:count``. This module knows names and counts; the device applies them
 (:mod:`sidestream.backbone.token_sampler`). The side-network takes any of them, row by row.
@@ -17,7 +17,8 @@ A policy is written ``kind`` or ``kind:count``. This module knows names and coun
 ================ ===================================================================================
 
 A policy picks the same positions at every tap, keeps them in the order of the text, and takes all tokens of a
-sample that has no more than n.
+sample that has no more than n. A ladder is a list of ways to send, policy and codec, the richest first, from
+which a device with a byte budget chooses.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sidestream.contract.errors import ConfigError
+from sidestream.contract.errors import ConfigError, DecodeError
+from sidestream.contract.messages import ShortText
+from sidestream.contract.tensors import Codec
+from sidestream.contract.wire import Message, prepared
 
 COUNTED: Final = ("segments", "random", "important")
 SHARED: Final = ("random", "hardest")
@@ -92,3 +96,58 @@ def _share(text: str, number: str, field: str) -> float:
     if not 0 < share <= 1:
         raise ConfigError(field, f"{text[:80]!r}: the share is over 0 and at most 1, such as 0.25")
     return share
+
+
+# --- ladders -----------------------------------------------------------------------------------------------
+
+
+MAX_RUNGS: Final = 64
+
+
+@prepared
+class Rung(Message, frozen=True, kw_only=True):
+    """One step of a ladder: a way to send, by which a device with a byte budget may answer to it."""
+
+    sampling: ShortText
+    """Token-sampling policy."""
+    codec: Codec
+    """How activations are quantised."""
+
+    def __post_init__(self) -> None:
+        try:
+            parse_sampling(self.sampling)
+        except ConfigError as exc:
+            raise DecodeError(str(exc)) from exc
+
+
+DEFAULT_LADDER: Final = (
+    Rung(sampling="all", codec=Codec.INT8),
+    Rung(sampling="all", codec=Codec.INT4),
+    Rung(sampling="all", codec=Codec.INT2),
+    Rung(sampling="segments:8", codec=Codec.INT4),
+    Rung(sampling="segments:4", codec=Codec.INT4),
+    Rung(sampling="segments:4", codec=Codec.INT2),
+    Rung(sampling="segments:2", codec=Codec.INT2),
+    Rung(sampling="mean", codec=Codec.INT2),
+)
+"""What a device with a byte budget chooses from where its tier has no ladder."""
+
+CODED_LADDER: Final = (
+    Rung(sampling="all", codec=Codec.INT8),
+    Rung(sampling="all", codec=Codec.INT4),
+    Rung(sampling="all", codec=Codec.PQ1),
+    Rung(sampling="segments:12", codec=Codec.PQ1),
+    Rung(sampling="segments:4", codec=Codec.PQ1),
+    Rung(sampling="segments:2", codec=Codec.PQ1),
+    Rung(sampling="mean", codec=Codec.PQ1),
+)
+"""The same where the tier has codebooks."""
+TOKEN_LADDER: Final = (
+    Rung(sampling="all", codec=Codec.INT8),
+    Rung(sampling="all", codec=Codec.INT4),
+    Rung(sampling="random:0.5", codec=Codec.INT4),
+    Rung(sampling="random:0.25", codec=Codec.INT4),
+    Rung(sampling="random:0.125", codec=Codec.INT4),
+    Rung(sampling="random:0.0625", codec=Codec.INT4),
+)
+"""The same in a language-model job. Not by the hardest tokens: learnt alone, they lean to surprises."""

@@ -46,6 +46,15 @@ class Task(str, enum.Enum):
     """A text has a number."""
     TOKEN_CLASSIFICATION = "token-classification"
     """Every word of a text has one of the labels."""
+    IMAGE_CLASSIFICATION = "image-classification"
+    """An image has one of the labels."""
+
+
+class Modality(str, enum.Enum):
+    """What samples are."""
+
+    TEXT = "text"
+    IMAGE = "image"
 
 
 class TargetForm(str, enum.Enum):
@@ -70,6 +79,8 @@ class TaskSpec:
     """How its targets travel."""
     named: bool
     """Whether its answers have names, the job's labels, which must be fixed before anything is computed."""
+    modality: Modality = Modality.TEXT
+    """What its samples are."""
 
     @property
     def per_vector(self) -> bool:
@@ -104,6 +115,7 @@ TASKS: Final[dict[Task, TaskSpec]] = {
     Task.MULTI_LABEL: TaskSpec(form=TargetForm.LABEL_SETS, named=True),
     Task.REGRESSION: TaskSpec(form=TargetForm.VALUES, named=False),
     Task.TOKEN_CLASSIFICATION: TaskSpec(form=TargetForm.TOKEN_LABELS, named=True),
+    Task.IMAGE_CLASSIFICATION: TaskSpec(form=TargetForm.LABELS, named=True, modality=Modality.IMAGE),
 }
 if set(TASKS) != set(Task):  # pragma: no cover
     raise AssertionError("every Task needs an entry in TASKS")

@@ -12,7 +12,12 @@ codec     one value                                           bytes/value scale
 ``int4``  round(x / s), −7…7, two a byte, low nibble first    0.5         64 consecutive values
 ``nf4``   nearest of 16 normal quantiles (QLoRA, app. E)      0.5         64 consecutive values
 ``int2``  (k − 1.5)·s, k = 0…3, four a byte, low bits first   0.25        64 consecutive values
+``pq1``   the nearest of 256 centroids for eight values       0.125       none
+``pq2``   the same, and again for what that leaves over       0.25        none
 ========  ==================================================  ==========  =====================
+
+The last two, product quantisation, take codebooks (:mod:`sidestream.contract.codebooks`), which a tensor
+names: one for each tap, its first dimension. No error is bounded; what they were fitted to has a small one.
 
 A scale is a bfloat16 rounded **up**, so that it keeps the whole range of f32 in two bytes and no value of its
 block is ever clipped. Blocks run over the flattened tensor; the last one may be shorter.
@@ -31,6 +36,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from sidestream.contract.codebooks import GROUP, ID_BYTES, codebooks_of
 from sidestream.contract.errors import DecodeError
 from sidestream.contract.wire import MAX_MESSAGE_BYTES, Message, prepared
 
@@ -52,6 +58,13 @@ class Codec(str, enum.Enum):
     INT4 = "int4"
     NF4 = "nf4"
     INT2 = "int2"
+    PQ1 = "pq1"
+    PQ2 = "pq2"
+
+    @property
+    def stages(self) -> int:
+        """Codes for each eight values, in product quantisation; 0 for all others."""
+        return _STAGES.get(self, 0)
 
 
 @prepared
@@ -65,13 +78,19 @@ class Tensor(Message, frozen=True, kw_only=True):
     data: bytes
     """The values, row-major, little-endian."""
     scales: bytes = b""
-    """One bfloat16 a block (a row for int8); empty for f32 and f16."""
+    """One bfloat16 a block (a row for int8); empty for f32, f16, pq1 and pq2."""
+    codebooks: bytes | msgspec.UnsetType = msgspec.UNSET
+    """The id of the codebooks that pq1 and pq2 take (16 bytes); not written elsewhere."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.shape) <= MAX_DIMS or any(not 1 <= n <= MAX_VALUES for n in self.shape):
             raise DecodeError(f"shape has {len(self.shape)} dimensions, or one outside 1…{MAX_VALUES}")
         if math.prod(self.shape) > MAX_VALUES:
             raise DecodeError(f"shape holds more than {MAX_VALUES} values")
+        if self.codec.stages:
+            self._check_product_codes()
+        elif self.codebooks is not msgspec.UNSET:
+            raise DecodeError(f"{self.codec.value} takes no codebooks")
         data_bytes, scale_bytes = encoded_sizes(self.codec, self.shape)
         if len(self.data) != data_bytes or len(self.scales) != scale_bytes:
             raise DecodeError(
@@ -79,18 +98,30 @@ class Tensor(Message, frozen=True, kw_only=True):
                 f"scales, not {len(self.data)} and {len(self.scales)}"
             )
 
+    def _check_product_codes(self) -> None:
+        if len(self.shape) not in (2, 3) or self.shape[-1] % GROUP:
+            raise DecodeError(f"{self.codec.value} takes vectors of a width that {GROUP} divides")
+        if not isinstance(self.codebooks, bytes) or len(self.codebooks) != ID_BYTES:
+            raise DecodeError(f"{self.codec.value} names its codebooks by {ID_BYTES} bytes")
+
     @property
     def nbytes(self) -> int:
         """Bytes of values and scales, without the header."""
         return len(self.data) + len(self.scales)
 
 
-def encode(values: npt.NDArray[Any], codec: Codec) -> Tensor:
+def encode(values: npt.NDArray[Any], codec: Codec, codebooks: bytes = b"") -> Tensor:
     """Write ``values`` (1 to 4 dimensions, any float dtype) in ``codec``.
+
+    Args:
+        values: In product quantisation [B, N, d], or [N, d] of one tap.
+        codec: How.
+        codebooks: In product quantisation, by which: their id. Others do without.
 
     Raises:
         ValueError: if a value is NaN or infinite, or the array is empty or too large: the caller's bug or
             a backbone gone wrong, to be counted and skipped there, never sent.
+        DecodeError: these codebooks are not here.
     """
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused below
         array = np.ascontiguousarray(values, dtype=np.float32)
@@ -98,6 +129,9 @@ def encode(values: npt.NDArray[Any], codec: Codec) -> Tensor:
         raise ValueError(f"cannot encode an array of shape {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError("cannot encode NaN or infinite values")
+    if codec.stages:
+        data = codebooks_of(codebooks).encode(array, codec.stages)
+        return Tensor(codec=codec, shape=tuple(array.shape), data=data, codebooks=codebooks)
     data, scales = _CODECS[codec].encode(array)
     return Tensor(codec=codec, shape=tuple(array.shape), data=data, scales=scales)
 
@@ -106,8 +140,12 @@ def decode(tensor: Tensor) -> Floats:
     """Read a tensor back as a writable float32 array of its shape.
 
     Raises:
-        DecodeError: if a value or scale is NaN or infinite, or a scale is negative.
+        DecodeError: if a value or scale is NaN or infinite, or a scale is negative; or if its codebooks are
+            not here, or not for such a tensor.
     """
+    if isinstance(tensor.codebooks, bytes):
+        books = codebooks_of(tensor.codebooks)
+        return books.decode(tensor.data, tensor.shape, tensor.codec.stages)
     values = _CODECS[tensor.codec].decode(tensor)
     if not np.isfinite(values).all():
         raise DecodeError(f"{tensor.codec.value} tensor holds NaN or infinite values")
@@ -117,6 +155,8 @@ def decode(tensor: Tensor) -> Floats:
 def encoded_sizes(codec: Codec, shape: tuple[int, ...]) -> tuple[int, int]:
     """Bytes of data and of scales that ``shape`` takes in ``codec``."""
     count = math.prod(shape)
+    if codec.stages:
+        return codec.stages * (count // GROUP), 0
     if codec is Codec.INT8:
         return count, 2 * (count // shape[-1])
     bits = _CODECS[codec].bits
@@ -125,7 +165,7 @@ def encoded_sizes(codec: Codec, shape: tuple[int, ...]) -> tuple[int, int]:
 
 def joinable(codec: Codec, shape: tuple[int, ...]) -> bool:
     """Whether no block of such a tensor [B, V, d] holds values of two different taps."""
-    return _CODECS[codec].bits >= 8 or (shape[1] * shape[2]) % BLOCK == 0
+    return bool(codec.stages) or _CODECS[codec].bits >= 8 or (shape[1] * shape[2]) % BLOCK == 0
 
 
 def join(tensors: Sequence[Tensor]) -> Tensor:
@@ -137,13 +177,32 @@ def join(tensors: Sequence[Tensor]) -> Tensor:
     if len(tensors) == 1:
         return tensors[0]
     codec, (taps, _, width) = tensors[0].codec, tensors[0].shape
+    books = tensors[0].codebooks
     assert all(one.codec is codec and joinable(codec, one.shape) for one in tensors)
+    assert all(one.codebooks == books for one in tensors)
     return Tensor(
         codec=codec,
         shape=(taps, sum(one.shape[1] for one in tensors), width),
         data=_by_tap([one.data for one in tensors], taps),
         scales=_by_tap([one.scales for one in tensors], taps),
+        codebooks=books,
     )
+
+
+def by_vector(tensor: Tensor) -> tuple[Bytes, Bytes]:
+    """What a tensor [B, V, d] is written in, vector by vector: [B, V, n] of values and [B, V, m] of scales.
+
+    Only where no block holds parts of two vectors (:func:`separable`).
+    """
+    taps, count, _ = tensor.shape
+    data, scales = (np.frombuffer(part, np.uint8) for part in (tensor.data, tensor.scales))
+    return data.reshape(taps, count, -1), scales.reshape(taps, count, len(scales) // (taps * count))
+
+
+def separable(tensor: Tensor) -> bool:
+    """Whether no block of a tensor [B, V, d] holds parts of two vectors."""
+    codec = tensor.codec
+    return bool(codec.stages) or _CODECS[codec].bits >= 8 or tensor.shape[2] % BLOCK == 0
 
 
 def take(tensor: Tensor, vectors: npt.NDArray[np.integer[Any]]) -> Tensor:
@@ -155,18 +214,16 @@ def take(tensor: Tensor, vectors: npt.NDArray[np.integer[Any]]) -> Tensor:
     Raises:
         DecodeError: as :func:`decode`, in the second case.
     """
-    taps, count, width = tensor.shape
-    if _CODECS[tensor.codec].bits < 8 and width % BLOCK:
+    if not separable(tensor):
         return encode(decode(tensor)[:, vectors], tensor.codec)
-
-    def picked(part: bytes) -> bytes:
-        return np.frombuffer(part, np.uint8).reshape(taps, count, -1)[:, vectors].tobytes() if part else b""
-
+    taps, _, width = tensor.shape
+    data, scales = by_vector(tensor)
     return Tensor(
         codec=tensor.codec,
         shape=(taps, len(vectors), width),
-        data=picked(tensor.data),
-        scales=picked(tensor.scales),
+        data=data[:, vectors].tobytes(),
+        scales=scales[:, vectors].tobytes(),
+        codebooks=tensor.codebooks,
     )
 
 
@@ -178,8 +235,10 @@ def _by_tap(parts: Sequence[bytes], taps: int) -> bytes:
 def error_bound(values: npt.NDArray[Any], codec: Codec) -> Floats:
     """Largest error that a round trip of each of ``values`` may show, same shape.
 
-    f16 for magnitudes within ±65504; the quantised codecs for every finite f32.
+    f16 for magnitudes within ±65504; the quantised codecs for every finite f32. Product quantisation has no
+    such bound.
     """
+    assert not codec.stages
     array = np.asarray(values, dtype=np.float32)
     if codec is Codec.F32:
         return np.zeros_like(array)
@@ -349,5 +408,6 @@ _CODECS: Final[dict[Codec, _Codec]] = {
         2, 1.5, lambda u: np.clip(np.floor(u) + 2, 0, 3), np.array([-1.5, -0.5, 0.5, 1.5])
     ),
 }
-if set(_CODECS) != set(Codec):  # pragma: no cover
-    raise AssertionError("every Codec needs an entry in _CODECS")
+_STAGES: Final = {Codec.PQ1: 1, Codec.PQ2: 2}
+if {*_CODECS, *_STAGES} != set(Codec):  # pragma: no cover
+    raise AssertionError("every Codec needs an entry in _CODECS or _STAGES")

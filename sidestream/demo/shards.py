@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_agent.batches.targets import names_in
 from edge_agent.samples.sample import Row
-from sidestream.contract.tasks import Task
+from sidestream.contract.tasks import TASKS, TargetForm, Task
 
 
 class Example(NamedTuple):
@@ -22,7 +22,7 @@ class Example(NamedTuple):
     @property
     def row(self) -> Row:
         """As an agent reads it."""
-        return Row(self.text, self.label, self.pair)
+        return Row(self.text if self.pair is None else (self.text, self.pair), self.label)
 
 
 def groups_of(task: Task, examples: Sequence[Example]) -> list[str]:
@@ -31,7 +31,7 @@ def groups_of(task: Task, examples: Sequence[Example]) -> list[str]:
         numbers = np.array([float(example.label) for example in examples])
         ranks = numbers.argsort(kind="stable").argsort(kind="stable")
         return [str(rank * 10 // len(examples)) for rank in ranks.tolist()]
-    if task is Task.TEXT_CLASSIFICATION:
+    if TASKS[task].form is TargetForm.LABELS:
         return [example.label for example in examples]
     return [min(names_in(task, example.label), default="") for example in examples]
 

@@ -16,12 +16,14 @@ from broker_config.connection.tls import tls_context
 from broker_config.settings import BrokerSettings
 from broker_config.transport import Transport
 from edge_agent.config import AgentConfig, DataConfig
+from edge_agent.samples.images import holds_images
 from edge_agent.session.machine import detect_tier, device_name
 from side_trainer.settings.implied import with_implied
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.backbone.runtimes import runtime_of
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.plan import Plan
+from sidestream.contract.tasks import Task
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import prepared, unpack
 from sidestream.doctor.broker import Visit, check_broker_certificate, check_own_certificate, examine
@@ -31,6 +33,7 @@ from sidestream.doctor.machine import (
     check_backbone,
     check_certificate,
     check_clock,
+    check_device,
     check_memory,
     check_state,
     check_torch,
@@ -65,6 +68,8 @@ class Patient(msgspec.Struct, frozen=True, kw_only=True):
     """An agent's; empty for a trainer."""
     device: str = ""
     """An agent's name; empty for a trainer."""
+    compute_device: str = "auto"
+    """Where the agent is to compute."""
     backbone: str = ""
     """Where the agent's settings say it is."""
     data: DataConfig | None = None
@@ -135,6 +140,7 @@ def patient_of(args: argparse.Namespace) -> Patient:
         tier=agent.tier or detect_tier(),
         device=agent.device or device_name(agent.state_path),
         backbone=agent.backbone,
+        compute_device=agent.compute_device,
         data=agent.data,
         state_dir=agent.state_path,
         disk_mib=agent.outbox_max_mib,
@@ -176,8 +182,18 @@ def look_at(patient: Patient, clock: Callable[[], float] = time.time) -> list[Fi
                 )
             )
         if not patient.quick:
-            findings.append(check_backbone(patient.backbone or (tier.backbone if tier else ""), tier))
+            reference = patient.backbone or (tier.backbone if tier else "")
+            task = plan.task if plan is not None else _guessed(patient)
+            findings.append(check_backbone(reference, tier, task=task))
+            findings.append(check_device(patient.compute_device, reference))
     return findings
+
+
+def _guessed(patient: Patient) -> Task:
+    """What the job might be, by the data, while no plan says it."""
+    data = patient.data
+    images = data is not None and holds_images(data.path, data.format)
+    return Task.IMAGE_CLASSIFICATION if images else Task.TEXT_CLASSIFICATION
 
 
 def _files(patient: Patient, now_unix_s: float) -> list[Finding]:

@@ -16,6 +16,7 @@ from cryptography import x509
 from sidestream.backbone.runtimes import runtime_of
 from sidestream.contract.errors import BackboneError, SidestreamError
 from sidestream.contract.plan import Plan, TierPlan
+from sidestream.contract.tasks import TASKS, Task
 from sidestream.doctor.finding import Finding, failed, ok, skipped, warning
 from sidestream.host.model_folder import locate
 from sidestream.host.state_dir import prepare
@@ -25,10 +26,24 @@ _SOON_DAYS: Final = 30
 _FENCE_SLACK_S: Final = 3600
 _SUBPROCESS_S: Final = 300.0
 _TORCH: Final = "import torch; print(torch.__version__)"
+_DEVICES: Final = {
+    "torch": """\
+import sys
+from sidestream.accelerator.torch_device import choose
+print(choose(sys.argv[1]).chosen)
+""",
+    "onnx": """\
+import sys, onnxruntime
+from sidestream.accelerator.providers import ask_for, what_came
+asked = ask_for(sys.argv[1], onnxruntime.get_available_providers())
+print(what_came(sys.argv[1], asked, [asked[0][0]]))
+""",
+}
 _BACKBONE: Final = """\
 import json, sys
+from sidestream.contract.tasks import Task
 from sidestream.backbone.runtimes import load_backbone
-b = load_backbone(sys.argv[1], int(sys.argv[2]))
+b = load_backbone(sys.argv[1], int(sys.argv[2]), task=Task(sys.argv[3]))
 print(json.dumps([b.fingerprint, b.depth, b.width]))
 """
 
@@ -121,7 +136,12 @@ def check_torch(python: str = sys.executable) -> Finding:
     )
 
 
-def check_backbone(reference: str, tier: TierPlan | None, python: str = sys.executable) -> Finding:
+def check_backbone(
+    reference: str,
+    tier: TierPlan | None,
+    python: str = sys.executable,
+    task: Task = Task.TEXT_CLASSIFICATION,
+) -> Finding:
     """Whether the backbone loads, and is the job's."""
     if not reference:
         return skipped("backbone", "neither the settings nor a plan name one")
@@ -133,7 +153,7 @@ def check_backbone(reference: str, tier: TierPlan | None, python: str = sys.exec
     except BackboneError as exc:
         return failed("backbone", str(exc), remedy)
     wanted = tier.fingerprint if tier is not None else ""
-    code, said, wrong = _child([python, "-c", _BACKBONE, reference, str(layers)])
+    code, said, wrong = _child([python, "-c", _BACKBONE, reference, str(layers), _encoding(task).value])
     if code != 0:
         return failed("backbone", f"{reference} cannot be loaded: {wrong or f'signal {-code}'}", remedy)
     fingerprint, depth, width = json.loads(said.splitlines()[-1])
@@ -145,6 +165,19 @@ def check_backbone(reference: str, tier: TierPlan | None, python: str = sys.exec
             "install the same model as the tier's other devices, or use another tier",
         )
     return ok("backbone", about)
+
+
+def check_device(wanted: str, reference: str, python: str = sys.executable) -> Finding:
+    """Where the backbone would be computed, and why there."""
+    code, said, wrong = _child([python, "-c", _DEVICES[runtime_of(reference)], wanted])
+    if code != 0:
+        return failed("device", wrong or f"signal {-code}", "set compute_device to auto or cpu")
+    return ok("device", said.splitlines()[-1])
+
+
+def _encoding(task: Task) -> Task:
+    """What a backbone is loaded for here: without an output head."""
+    return Task.TEXT_CLASSIFICATION if TASKS[task].generates else task
 
 
 def _child(command: list[str]) -> tuple[int, str, str]:

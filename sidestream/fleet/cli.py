@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
+from broker_config.enrolment import check_password, encrypt_enrolment
 from side_trainer.settings.implied import with_implied
 from side_trainer.settings.schema import TrainerConfig
-from sidestream.contract.enrolment import check_password, encrypt_enrolment
 from sidestream.contract.errors import ConfigError, StateError
 from sidestream.contract.signing import key_id
 from sidestream.fleet.folder import FleetFolder, create, opened

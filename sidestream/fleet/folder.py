@@ -25,9 +25,9 @@ import msgspec
 
 from broker_config.access import TRAINER, Member, access_list
 from broker_config.authority import Authority, Identity
+from broker_config.enrolment import Enrolment
 from broker_config.mosquitto import render_fleet
 from side_trainer.settings.schema import TrainerConfig
-from sidestream.contract.enrolment import Enrolment
 from sidestream.contract.errors import ConfigError, StateError
 from sidestream.contract.signing import Signer, public_pem, read_public_keys
 from sidestream.contract.topics import check_name

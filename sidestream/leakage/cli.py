@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from edge_agent.config import DataConfig
+from edge_agent.samples.source import check_modality
 from edge_agent.samples.sources import open_source
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.runtimes import shared_backbone
@@ -22,6 +23,7 @@ from sidestream.contract.errors import ConfigError, SidestreamError
 from sidestream.contract.plan import tap_layers
 from sidestream.contract.privacy import parse_privacy
 from sidestream.contract.sampling import parse_sampling
+from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Codec
 from sidestream.host.commands import add_command
 from sidestream.host.logs import say, set_up
@@ -250,7 +252,8 @@ def _texts(option: str, paths: Sequence[str], most: int, seed: int) -> tuple[lis
     for path in paths:
         try:
             with contextlib.closing(open_source(DataConfig(path=path))) as source:
-                rows = [row for row in source.read() if getattr(row, "text", "").strip()]
+                check_modality(source, Task.TEXT_CLASSIFICATION)
+                rows = [one.row for one in source.read() if not one.broken and one.row.text.strip()]
         except SidestreamError as exc:
             raise ConfigError(option, str(exc).removeprefix("data.path: ")) from exc
         if not rows:

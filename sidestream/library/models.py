@@ -14,7 +14,6 @@ from edge_agent.answers.answer import LabelSet, Number, Prediction, WordLabels
 from edge_agent.answers.predictor import Predictor, load_exported
 from edge_agent.answers.predictor import load as load_adopted
 from sidestream.backbone.runtimes import RuntimeChoice
-from sidestream.backbone.text import Text
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.exported import INDEX
 
@@ -41,7 +40,7 @@ def load(path: str | Path, *, backbone: str = "", runtime: RuntimeChoice = "auto
 
 
 class Model:
-    """A frozen backbone with a side-network that was learnt: answers texts as the job's task has it."""
+    """A frozen backbone with a side-network that was learnt: answers as the job's task has it."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
@@ -61,19 +60,19 @@ class Model:
         """Of the weights."""
         return self._predictor.version
 
-    def predict(self, texts: Sequence[Text]) -> list[Any]:
-        """Answer each text.
+    def predict(self, texts: Sequence[Any]) -> list[Any]:
+        """Answer each text, or image: a path, or the bytes of a file.
 
         Returns:
             For each a :class:`Prediction`, or what the task has: a LabelSet, a Number, or WordLabels.
         """
         return self._predictor.predict(texts)
 
-    def forward(self, texts: Sequence[Text]) -> Floats:
+    def forward(self, texts: Sequence[Any]) -> Floats:
         """The numbers behind the answers: logits [K, C] of K texts and C labels, or [K, 1] in regression."""
         return self._predictor.forward(texts)
 
-    def __call__(self, texts: str | Sequence[Text]) -> list[dict[str, Any]]:
+    def __call__(self, texts: str | Sequence[Any]) -> list[dict[str, Any]]:
         """Answer as a pipeline of transformers does: a list of ``{"label": …, "score": …}``."""
         given = [texts] if isinstance(texts, str) else list(texts)
         return [_as_pipeline(answer) for answer in self.predict(given)]
@@ -87,7 +86,7 @@ class Model:
         return self._predictor.stream(prompt, **options)
 
     def evaluate(
-        self, texts: Sequence[Text], labels: Sequence[Any], metrics: Mapping[str, Metric] | None = None
+        self, texts: Sequence[Any], labels: Sequence[Any], metrics: Mapping[str, Metric] | None = None
     ) -> dict[str, Any]:
         """How good the answers are, by the task's own measures and by yours.
 

@@ -243,11 +243,11 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def state_digest(tensors: Mapping[str, Floats]) -> str:
-    """sha256 over names, shapes and float32 bytes in name order: two equal states, nothing else."""
+def state_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """sha256 over names, shapes and little-endian bytes in name order: two equal states, nothing else."""
     total = hashlib.sha256()
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name], dtype="<f4")
+        array = np.ascontiguousarray(tensors[name], dtype=tensors[name].dtype.newbyteorder("<"))
         total.update(f"{len(name)} {name} {array.shape}\0".encode())
         total.update(array.tobytes())
     return total.hexdigest()

@@ -89,6 +89,7 @@ def lower_half(backbone: Backbone, lora: LoraSpec) -> Lower:
             f"{backbone.name}: a split job needs gradients, which only torch computes: set runtime = "
             '"torch", and name the model itself, not an exported folder'
         )
+    backbone.to_processor()
     return LowerHalf(backbone, lora)
 
 
@@ -115,4 +116,5 @@ def whole_model(
 
     if not isinstance(backbone, TorchBackbone):
         raise BackboneError(f"{backbone.name}: a split job's weights need torch to answer; set runtime")
+    backbone.to_processor()
     return TunedModel(backbone, lora, task, labels, arrays)

@@ -55,7 +55,7 @@ def test_retained_weights_are_adopted_at_once_and_predict_offline(
     assert predictor.predict([]) == []
     for wrong in ("turn the lights on", [5]):
         with pytest.raises(TypeError, match="list of texts"):
-            predictor.predict(wrong)  # type: ignore[arg-type]
+            predictor.predict(wrong)
 
 
 def test_only_newer_versions_of_the_run_are_adopted(

@@ -22,8 +22,8 @@ from edge_agent.uplink.in_flight import InFlight
 from edge_agent.uplink.link_state import LinkState
 from edge_agent.uplink.sender import Sender
 from metrics.catalogue import AgentMetrics
-from sidestream.contract.plan import DEFAULT_LADDER, FlowPlan, Rung
-from sidestream.contract.sampling import parse_sampling
+from sidestream.contract.plan import FlowPlan
+from sidestream.contract.sampling import DEFAULT_LADDER, Rung, parse_sampling
 from sidestream.contract.tensors import Codec, encoded_sizes
 from sidestream.host.trace import Trace
 from tests import outboxes

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from sidestream.backbone import runtimes
+from sidestream.backbone.inputs import Text
 from sidestream.backbone.onnx_runtime.backbone import OnnxBackbone
 from sidestream.backbone.onnx_runtime.folder import ExportPrecision, graph_of
 from sidestream.backbone.runtimes import load_backbone, runtime_of, set_threads, shared_backbone
-from sidestream.backbone.text import Text
 from sidestream.backbone.torch_runtime import export as exporter
 from sidestream.cli import main
 from sidestream.contract.errors import BackboneError

@@ -18,11 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.config import DataConfig
-from edge_agent.samples.files import read_evaluation
 from edge_agent.samples.json_lines import JsonLines
 from edge_agent.samples.rows import MAX_ROW_BYTES, RowParser
 from edge_agent.samples.sample import Row
-from edge_agent.samples.sources import open_source
+from edge_agent.samples.sources import open_source, read_evaluation
 from sidestream.contract.errors import ConfigError, DataError
 
 PAIRS = [("turn it on", "an"), ("größer, bitte", "wärmer"), ("off", "aus")]
@@ -30,7 +29,7 @@ PAIRS = [("turn it on", "an"), ("größer, bitte", "wärmer"), ("off", "aus")]
 
 def read(path: Path, **settings: Any) -> list[tuple[str, str | None]]:
     source = open_source(DataConfig(path=str(path), **settings))
-    return [(one.text, one.label) for one in source.read() if not one.broken]
+    return [(one.row.text, one.label) for one in source.read() if not one.broken]
 
 
 def as_csv(delimiter: str = ",") -> str:
@@ -317,7 +316,7 @@ def test_a_damaged_table_is_told_and_one_that_is_being_written_is_waited_for(
     assert list(source.read()) == []
     table = arrow.table({"text": ["a"], "label": ["x"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    assert [one.text for one in source.read()] == ["a"] and list(source.read()) == []
+    assert [one.row.text for one in source.read()] == ["a"] and list(source.read()) == []
 
 
 def test_without_pyarrow_a_table_is_refused_in_one_line(

@@ -28,7 +28,8 @@ from side_trainer.receive.inbox import examine
 from sidestream.backbone.sampled import Sampled
 from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.messages import ActivationBatch
-from sidestream.contract.plan import TOKEN_LADDER, Plan, SideNetworkSpec, TierPlan
+from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan
+from sidestream.contract.sampling import TOKEN_LADDER
 from sidestream.contract.tasks import NO_TARGET, TargetForm, Task
 from sidestream.contract.tensors import Codec, decode
 from sidestream.contract.wire import unpack
@@ -270,7 +271,7 @@ def test_held_out_texts_are_measured_here_and_never_sent(model: TorchLanguageMod
 
 
 def test_perplexity_and_accuracy_are_those_of_the_model_on_its_own(model: TorchLanguageModel) -> None:
-    rows = [Row(LONG, None), Row("turn the lights", None, " on please"), Row("off", None)]
+    rows = [Row(LONG, None), Row(("turn the lights", " on please"), None), Row("off", None)]
     network = SideNetwork(SideNetworkSpec(blocks=2, width=8), labels=0, seed=1, task=Task.CAUSAL_LM)
     network.add_align("default", WIDTH)
     maker = TokenMaker(model, plan_for(model), "pi", 10**6)

@@ -21,8 +21,8 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.models import CUT, judge, main, rows_of
 from benchmarks.zoo import LAYERS, POSITIONS, WORDS, build, text_models, tokenizer
 from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.inputs import Text
 from sidestream.backbone.runtimes import load_backbone
-from sidestream.backbone.text import Text
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.errors import BackboneError

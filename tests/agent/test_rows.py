@@ -165,7 +165,7 @@ def test_a_list_of_words_is_a_text_and_a_list_of_labels_stays_one() -> None:
 
 def test_a_second_text_makes_a_pair_where_there_is_one() -> None:
     rows, _ = parse(b"text,text_pair,label\na,b,on\nc,,off\n", "csv")
-    assert rows == [Row("a", "on", "b"), Row("c", "off", None)]
+    assert rows == [Row(("a", "b"), "on"), Row("c", "off")]
     assert [row.input for row in rows] == [("a", "b"), "c"]
 
 

@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 
 import edge_agent.samples.sources as sources
 from edge_agent.config import DataConfig, parse_part
-from edge_agent.samples.files import read_evaluation
 from edge_agent.samples.identities import Identities
 from edge_agent.samples.sample import Row, is_held_out
 from edge_agent.samples.source import SampleSource
-from edge_agent.samples.sources import StreamSource, open_source
+from edge_agent.samples.sources import StreamSource, open_source, read_evaluation
 from sidestream.contract.errors import ConfigError, DataError
 
 
@@ -33,7 +32,7 @@ def jsonl(path: Path, texts: Iterable[str], *, label: str = "on", mode: str = "w
 
 
 def texts_of(source: SampleSource) -> list[str]:
-    return [sample.text for sample in source.read()]
+    return [sample.row.text for sample in source.read()]
 
 
 # --- identity --------------------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ def test_a_file_that_was_rewritten_names_its_old_rows_as_before(tmp_path: Path) 
     source = open_source(DataConfig(path=str(path), watch=True))
     before = {sample.key for sample in source.read()}
     jsonl(tmp_path / "new", ["three", "one", "two", "one"]).replace(path)
-    after = {sample.key: sample.text for sample in source.read()}
+    after = {sample.key: sample.row.text for sample in source.read()}
     assert [text for key, text in after.items() if key not in before] == ["three"]
 
 
@@ -306,7 +305,7 @@ def test_a_plug_in_yields_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [_Point("bus", _bus), _Point("broken", _broken)]
     monkeypatch.setattr(sources, "entry_points", lambda group: points)
     source = open_source(DataConfig(plugin="bus"))
-    assert [(sample.text, sample.label) for sample in source.read()] == [("one", "on"), ("two", None)]
+    assert [(sample.row.text, sample.label) for sample in source.read()] == [("one", "on"), ("two", None)]
     assert source.ended
     with pytest.raises(DataError, match="plug-in 'broken': ZeroDivisionError: sensor"):
         list(open_source(DataConfig(plugin="broken")).read())

@@ -17,7 +17,8 @@ from edge_agent.store.outbox import Outbox
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.contract.errors import BackboneError, BrokerError, ConfigError, DataError, StateError
 from sidestream.contract.messages import ActivationBatch, TrainerStatus, content_digest
-from sidestream.contract.plan import FlowPlan, Rung, labels_id
+from sidestream.contract.plan import FlowPlan, labels_id
+from sidestream.contract.sampling import Rung
 from sidestream.contract.tensors import Codec, decode
 from sidestream.contract.topics import plans_filter
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES, pack, unpack

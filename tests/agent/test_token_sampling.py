@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidestream.backbone.inputs import seeds_of
 from sidestream.backbone.sampled import Bools, Ints, Sampled
-from sidestream.backbone.text import seeds_of
 from sidestream.backbone.token_sampler import TokenSampler
 from sidestream.contract.sampling import Sampling, parse_sampling
 from sidestream.contract.tensors import Floats

@@ -162,11 +162,11 @@ def test_a_token_that_the_model_has_none_for_is_refused_unless_it_is_only_paddin
 def test_texts_that_the_tokenizer_does_not_know_are_refused(
     bert: TorchBackbone, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bert.check_texts(["turn the lights on"] * 8)
-    bert.check_texts(["Wie geht es Ihnen"])
+    bert.check_inputs(["turn the lights on"] * 8)
+    bert.check_inputs(["Wie geht es Ihnen"])
     assert "does not know 100 %" in caplog.text
     with pytest.raises(BackboneError, match="100% of the words in this device's first 8 texts"):
-        bert.check_texts([("Wie geht es", "Ihnen")] * 8)
+        bert.check_inputs([("Wie geht es", "Ihnen")] * 8)
 
 
 def test_data_that_the_tokenizer_does_not_know_ends_the_agent_before_it_announces_a_backbone(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from sidestream.backbone.sampled import Sampled
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.plan import Plan, SideNetworkSpec, TierPlan
 from sidestream.contract.tasks import Task
-from sidestream.contract.tensors import Codec, decode
+from sidestream.contract.tensors import Codec, decode, encode
 from sidestream.contract.wire import unpack
 from tests.agent.fake_trainer import JOB, LABELS, RUN, TIER
 from tests.agent.late import give, listed
@@ -62,7 +63,7 @@ def keep(outbox: Outbox, number: int, *, held_out: bool = False) -> None:
     if outbox.is_consumed(key):
         return
     sampled = Sampled(vectors=np.full((2, 1, 4), number + 1.0, np.float32), lengths=np.array([1]))
-    activations = kept.write(sampled, 0, "mean", Codec.F32)
+    activations = kept.write(sampled, 0, "mean", partial(encode, codec=Codec.F32))
     sample = Sample(f"text {number}", None, key)
     made_by = kept.made_by(PLAN.tiers[TIER], PLAN.task)
     outbox.consume(Consumed(keys=[key], kept=[UnlabelledSample(sample, held_out, made_by, activations)]))

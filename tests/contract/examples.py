@@ -16,11 +16,13 @@ import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sidestream.contract.codebooks import ENTRIES, GROUP, Codebook, Codebooks, keep
 from sidestream.contract.lora import LoraSpec
 from sidestream.contract.messages import (
     ActivationBatch,
     AdapterGradient,
     AdapterUpload,
+    CodebooksChunk,
     Flow,
     GradientReply,
     Query,
@@ -41,13 +43,13 @@ from sidestream.contract.plan import (
     FlowPlan,
     Plan,
     RoundPlan,
-    Rung,
     SideNetworkSpec,
     SplitFrozen,
     SplitLora,
     TierPlan,
 )
 from sidestream.contract.quality import Tally
+from sidestream.contract.sampling import Rung
 from sidestream.contract.signing import Scope, Signer
 from sidestream.contract.tasks import Scale, TargetForm, write_tokens
 from sidestream.contract.tensors import Codec, Floats, Tensor, decode, encode
@@ -56,6 +58,19 @@ from sidestream.side_network.bundle import About, WeightsCodec, decode_bundle, e
 
 GOLDEN: Final = Path(__file__).parent / "golden"
 STREAM: Final = "0123456789abcdef" * 2
+
+
+SCALAR: Final = [codec for codec in Codec if not codec.stages]
+"""Codecs that take no codebooks."""
+
+
+def codebooks(taps: int = 2, width: int = 16, stages: int = 2) -> Codebooks:
+    """Fixed ones, ready for use: rotations that swap values, and centroids on a grid."""
+    places = np.arange(taps * stages * width * ENTRIES).reshape(taps, stages, width // GROUP, ENTRIES, GROUP)
+    centroids = ((places * 7919) % 4093 - 2046).astype(np.float16) / np.float16(512)
+    turns = [np.roll(np.eye(width, dtype=np.float16), 3 + tap, axis=1) for tap in range(taps)]
+    books = (Codebook(centroids=centroids[tap], rotation=turns[tap]) for tap in range(taps))
+    return keep(Codebooks(tuple(books)))
 
 
 def values(shape: tuple[int, ...]) -> Floats:
@@ -142,7 +157,14 @@ def plan(**changes: Any) -> Plan:
 
 
 EXAMPLES: Final[dict[str, Message]] = {
-    **{f"keyed batch of labels in {codec.value}": batch(codec) for codec in Codec},
+    **{f"keyed batch of labels in {codec.value}": batch(codec) for codec in SCALAR},
+    **{
+        f"keyed batch of labels in {codec.value}": batch(
+            activations=encode(values((2, 6, 16)), codec, codebooks().id)
+        )
+        for codec in (Codec.PQ1, Codec.PQ2)
+    },
+    "codebooks, a part": CodebooksChunk(id="0f" * 16, index=1, chunks=3, data=b"deflated"),
     "plan of a language model, unsigned": plan(
         task="causal-lm",
         labels=(),
@@ -336,10 +358,11 @@ SIGNED: Final[dict[str, tuple[Message, str]]] = {
 SHAPES: Final = ((1,), (2, 3), (5, 13), (2, 2, 16), (1, 2, 3, 43))
 
 
-def _codec_vector(codec: Codec, shape: tuple[int, ...]) -> dict[str, Any]:
+def _codec_vector(codec: Codec, shape: tuple[int, ...], by: bytes = b"") -> dict[str, Any]:
     array = values(shape)
-    tensor: Tensor = encode(array, codec)
+    tensor: Tensor = encode(array, codec, by)
     return {
+        **({"codebooks": by.hex()} if by else {}),
         "name": f"{codec.value} {'x'.join(map(str, shape))}",
         "codec": codec.value,
         "shape": list(shape),
@@ -415,7 +438,11 @@ def _append(file: str, vectors: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    _append("codecs.json", [_codec_vector(codec, shape) for codec in Codec for shape in SHAPES])
+    _append("codecs.json", [_codec_vector(codec, shape) for codec in SCALAR for shape in SHAPES])
+    _append(
+        "codecs.json",
+        [_codec_vector(codec, (2, 3, 16), codebooks().id) for codec in (Codec.PQ1, Codec.PQ2)],
+    )
     _append(
         "bundles.json",
         [_bundle_vector(codec, start) for codec in get_args(WeightsCodec) for start in (False, True)],

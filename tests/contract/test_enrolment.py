@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidestream.contract.enrolment import Enrolment, encrypt_enrolment, open_enrolment
+from broker_config.enrolment import Enrolment, encrypt_enrolment, open_enrolment
 from sidestream.contract.errors import ConfigError, DecodeError
 
 ENROLMENT = Enrolment(

@@ -15,12 +15,13 @@ from sidestream.contract.signing import Scope, open_signed
 from sidestream.contract.tensors import Codec, Tensor, decode, encode
 from sidestream.contract.wire import pack, unpack
 from sidestream.side_network.bundle import About, WeightsCodec, decode_bundle
-from tests.contract.examples import KINDS, SIGNER, load
+from tests.contract.examples import KINDS, SIGNER, codebooks, load
 
 CODECS = load("codecs.json")
 MESSAGES = load("messages.json")
 BUNDLES = load("bundles.json")
 SIGNED = load("signed.json")
+codebooks()  # ready for use
 
 
 def _named(vectors: list[dict[str, Any]]) -> pytest.MarkDecorator:
@@ -36,7 +37,7 @@ def test_every_codec_and_every_message_has_vectors() -> None:
 def test_the_encoder_writes_these_bytes(vector: dict[str, Any]) -> None:
     raw = bytes.fromhex(vector["values_f32"])
     values = np.frombuffer(raw, "<f4").reshape(vector["shape"])
-    tensor = encode(values, Codec(vector["codec"]))
+    tensor = encode(values, Codec(vector["codec"]), bytes.fromhex(vector.get("codebooks", "")))
     assert (tensor.data.hex(), tensor.scales.hex()) == (vector["data"], vector["scales"])
 
 
@@ -99,6 +100,7 @@ def _tensor(vector: dict[str, Any]) -> Tensor:
         shape=tuple(vector["shape"]),
         data=bytes.fromhex(vector["data"]),
         scales=bytes.fromhex(vector["scales"]),
+        codebooks=bytes.fromhex(vector["codebooks"]) if "codebooks" in vector else msgspec.UNSET,
     )
 
 
@@ -109,6 +111,8 @@ _NF4 += (0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.722
 def _read_plainly(tensor: Tensor) -> list[float]:
     """The table in sidestream/contract/tensors.py, value by value, with nothing but the standard library."""
     count, data = math.prod(tensor.shape), tensor.data
+    if tensor.codec in (Codec.PQ1, Codec.PQ2):
+        return _read_codes(tensor)
     if tensor.codec in (Codec.F32, Codec.F16):
         return list(struct.unpack(f"<{count}{'f' if tensor.codec is Codec.F32 else 'e'}", data))
     raw = struct.unpack(f"<{len(tensor.scales) // 2}H", tensor.scales)
@@ -122,3 +126,20 @@ def _read_plainly(tensor: Tensor) -> list[float]:
         nibbles = [data[i // 2] >> (4 * (i % 2)) & 15 for i in range(count)]
         levels = [_NF4[n] if tensor.codec is Codec.NF4 else n - 8 for n in nibbles]
     return [level * scales[i // 64] for i, level in enumerate(levels)]
+
+
+def _read_codes(tensor: Tensor) -> list[float]:
+    """Codes of one stage after the other, eight values each; the sum of their centroids is turned back."""
+    taps, vectors, width = tensor.shape
+    books, found, each = codebooks().by_tap, [], len(tensor.data) // (taps * vectors)
+    for start in range(0, len(tensor.data), each):
+        book = books[start // each // vectors]
+        codes = [
+            tensor.data[start + stage : start + stage + width // 8] for stage in range(0, each, width // 8)
+        ]
+        turned = [
+            sum(float(book.centroids[stage, j // 8, code[j // 8], j % 8]) for stage, code in enumerate(codes))
+            for j in range(width)
+        ]
+        found += [sum(turned[j] * float(book.rotation[i, j]) for j in range(width)) for i in range(width)]
+    return found

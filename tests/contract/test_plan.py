@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from sidestream.contract.errors import ConfigError, DecodeError
 from sidestream.contract.plan import (
-    DEFAULT_LADDER,
-    MAX_RUNGS,
     MAX_TIERS,
     Plan,
     SideNetworkSpec,
@@ -22,7 +20,7 @@ from sidestream.contract.plan import (
     nested_taps,
     tap_layers,
 )
-from sidestream.contract.sampling import KINDS, MAX_COUNT, Sampling, parse_sampling
+from sidestream.contract.sampling import DEFAULT_LADDER, KINDS, MAX_COUNT, MAX_RUNGS, Sampling, parse_sampling
 from sidestream.contract.tensors import encoded_sizes
 from sidestream.contract.wire import pack, unpack
 from tests.contract.examples import plan

@@ -18,7 +18,7 @@ from sidestream.contract.messages import ActivationBatch, Receipt, Status, Telem
 from sidestream.contract.plan import Plan
 from sidestream.contract.tensors import Codec, decode
 from sidestream.contract.wire import MAX_MESSAGE_BYTES, Message, pack, unpack
-from tests.contract.examples import EXAMPLES, KINDS, STREAM, batch, plan
+from tests.contract.examples import EXAMPLES, KINDS, SCALAR, STREAM, batch, plan
 
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 every_example = pytest.mark.parametrize("message", EXAMPLES.values(), ids=EXAMPLES)
@@ -110,7 +110,7 @@ def test_the_right_keys_with_wrong_values_are_read_or_refused(
 
 @given(data=st.data())
 def test_a_tensor_header_with_wrong_values_is_read_or_refused(data: st.DataObject) -> None:
-    body = msgpack.unpackb(pack(batch(data.draw(st.sampled_from(list(Codec))))))
+    body = msgpack.unpackb(pack(batch(data.draw(st.sampled_from(SCALAR)))))
     tensor = body["activations"]
     sizes = st.lists(st.integers(-2, 7) | st.sampled_from([2**31, 2**63, 2**64 - 1]), max_size=6)
     tensor["shape"] = data.draw(sizes | st.permutations(tensor["shape"]))

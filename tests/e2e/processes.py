@@ -11,10 +11,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from side_trainer.operator.status import TrainerState, read_state
-from sidestream.contract.tasks import TASKS, Task
+from sidestream.contract.tasks import TASKS, Modality, Task
 from tests.agent.tiny import save_tiny
 from tests.agent.tiny_lm import save_tiny_lm
+from tests.agent.tiny_vision import file_of, save_tiny_vision
 from tests.forked import Forked, Process
 from tests.until import until as until
 
@@ -54,6 +58,19 @@ def write_texts(path: Path, samples: int, *, seed: str) -> Path:
     return path
 
 
+def write_pictures(folder: Path, samples: int, *, seed: str) -> Path:
+    """A folder of image files whose labels, its sub-folders, can be told from their colours."""
+    for number in range(samples):
+        place = number % len(LABELS)
+        rng = np.random.default_rng([*seed.encode(), number])
+        canvas = rng.integers(0, 60, (16, 16, 3))
+        canvas[:, :, place] += 150
+        path = folder / LABELS[place] / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file_of(Image.fromarray(canvas.astype(np.uint8))))
+    return folder
+
+
 class Processes:
     """Starts and ends processes, and knows where everything lies.
 
@@ -84,7 +101,9 @@ class Processes:
         self.job = job
         self.backbone = folder / "model"
         if not self.backbone.exists():
-            if TASKS[task].generates:
+            if TASKS[task].modality is Modality.IMAGE:
+                save_tiny_vision(self.backbone)
+            elif TASKS[task].generates:
                 save_tiny_lm(self.backbone, "llama")
             else:
                 save_tiny(self.backbone, "bert")
@@ -92,6 +111,8 @@ class Processes:
         self._running: list[Process] = []
 
     def write_data(self, device: str, samples: int) -> Path:
+        if TASKS[self.task].modality is Modality.IMAGE:
+            return write_pictures(self.folder / f"{device}-images", samples, seed=device)
         write = write_texts if TASKS[self.task].generates else write_samples
         return write(self.folder / f"{device}.jsonl", samples, seed=device)
 

@@ -13,7 +13,7 @@ import pytest
 
 from broker_config.embedded.broker import EmbeddedBroker, find_mosquitto
 from sidestream.contract.tasks import TASKS, Task
-from tests.e2e.processes import LABELS, Processes
+from tests.e2e.processes import LABELS, Processes, write_pictures
 from tests.until import until
 
 Kind = Literal["amqtt", "mosquitto"]
@@ -39,6 +39,9 @@ def task(request: pytest.FixtureRequest) -> Task:
     return found
 
 
+of_every_kind = pytest.mark.parametrize(
+    "task", [Task.TEXT_CLASSIFICATION, Task.CAUSAL_LM, Task.IMAGE_CLASSIFICATION], indirect=True
+)
 of_both_kinds = pytest.mark.parametrize("task", [Task.TEXT_CLASSIFICATION, Task.CAUSAL_LM], indirect=True)
 
 
@@ -85,7 +88,7 @@ def test_three_agents_learn_and_predict_and_a_late_one_joins_in(fleet: Processes
     assert_nothing_lost_nothing_twice(fleet, 180)
 
 
-@of_both_kinds
+@of_every_kind
 @pytest.mark.parametrize("broker", [AMQTT], indirect=True)
 def test_a_trainer_killed_three_times_loses_nothing(fleet: Processes) -> None:
     moments = random.Random(11)
@@ -121,6 +124,34 @@ def test_an_agent_and_the_broker_killed_midway_lose_nothing(fleet: Processes, br
     fleet.expect_exit(doomed, "doomed")
     fleet.stop(trainer, "trainer")
     assert_nothing_lost_nothing_twice(fleet, 320)
+
+
+@pytest.mark.parametrize(
+    ("broker", "task"),
+    [pytest.param("amqtt", Task.IMAGE_CLASSIFICATION, marks=pytest.mark.embedded)],
+    indirect=True,
+)
+def test_agents_killed_while_they_read_a_folder_of_images_lose_none_and_send_none_twice(
+    fleet: Processes,
+) -> None:
+    """Broken and half-written files lie among them; one is whole by the next life."""
+    trainer = fleet.trainer()
+    folder = fleet.write_data("doomed", 90)
+    whole = (folder / "cold" / "0000.png").read_bytes()
+    (folder / "cold" / "late.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "dark" / "broken.jpg").write_bytes(b"no image")
+    for most in (10, 40):
+        agent = fleet.agent("doomed", 90)
+        before = fleet.journaled()
+        fleet.await_more_than(before + most, most=90)
+        agent.kill()
+        agent.wait()
+    other = write_pictures(fleet.folder / "other", 1, seed="late") / "cold" / "0000.png"
+    (folder / "cold" / "late.png").write_bytes(other.read_bytes())
+    fleet.expect_exit(fleet.agent("doomed", 90), "doomed")
+    assert "broken.jpg: is no image that can be read here" in (fleet.folder / "doomed.log").read_text()
+    fleet.stop(trainer, "trainer")
+    assert_nothing_lost_nothing_twice(fleet, 91)
 
 
 @pytest.mark.parametrize("broker", [AMQTT], indirect=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from broker_config.enrolment import encrypt_enrolment
 from broker_config.transport import ProtocolVersion
 from edge_agent.commands.enrol import enrol
 from edge_agent.config import AgentConfig
 from edge_agent.session.agent import Agent
 from edge_agent.weights.adopted import load_adopted
 from edge_agent.weights.trust import _TrustFile
-from sidestream.contract.enrolment import encrypt_enrolment
 from sidestream.contract.messages import WeightsManifest
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import pack

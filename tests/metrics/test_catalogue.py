@@ -50,7 +50,7 @@ TRAINER = {
     "sidestream_checkpoint_timestamp_seconds": (),
     "sidestream_training_loss": ("tier",),
     "sidestream_head_bytes": (),
-    "sidestream_batches_unanswered": (),
+    "sidestream_batches_unlearnt": (),
     "sidestream_replies_outstanding": (),
     "sidestream_replies_expired_total": (),
     "sidestream_queries_total": ("outcome",),

@@ -15,6 +15,7 @@ from broker_config.testing.inprocess import InProcessBroker
 from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.journal import FILE_NAME, Claim, Journal, Taken
+from side_trainer.method import Step
 from side_trainer.receive.inbox import arrived
 from side_trainer.settings.schema import LearnerSettings, TierConfig, TrainerConfig
 from side_trainer.side_tuning.method import SideTuningMethod
@@ -121,10 +122,21 @@ def put(journal: Journal, device: FakeDevice, batch: ActivationBatch, **held: An
     return journal.append_batch(arrived(batch, pack(batch), device.tier, device.name), **held)
 
 
+def steps(journal: Journal, fold: Fold) -> Iterator[Step]:
+    """Fold what there is, and what the method owes on it, as the learner does."""
+    while True:
+        while records := journal.read(fold.offset):
+            yield from map(fold.apply, records)
+        own = fold.method.next_own(0.0) if fold.begun else None
+        if own is None:
+            return
+        journal.append(own[0].value, own[1])
+
+
 def fold_all(journal: Journal, fold: Fold) -> Fold:
-    while records := journal.read(fold.offset):
-        for record in records:
-            fold.apply(record)
+    """As :func:`steps`; return the fold."""
+    for _ in steps(journal, fold):
+        pass
     return fold
 
 

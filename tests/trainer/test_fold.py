@@ -17,8 +17,8 @@ from side_trainer.journal.decoded import Decoded, DecodedBatches
 from side_trainer.journal.file import digest_of
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import IdleRecord
+from side_trainer.rows.training_rows import Ints, MiniBatch, RowStore, StoredBatch, gather
 from side_trainer.settings.schema import LearnerSettings
-from side_trainer.side_tuning.training_rows import Ints, MiniBatch, RowStore, StoredBatch, gather
 from sidestream.contract.errors import StateError
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.tensors import decode
@@ -64,7 +64,7 @@ def test_a_fold_resumed_from_any_checkpoint_ends_with_the_same_bits(journal: Jou
         found = resume(directory, late, journal.run, journal.tail)
         assert found is not None and found.about.offset == stop
         assert fold_all(journal, late).digest() == whole.digest(), stop
-        assert late.updates == whole.updates and learnt(late).idle_rows == learnt(whole).idle_rows
+        assert late.updates == whole.updates and learnt(late).order.idle_rows == learnt(whole).order.idle_rows
 
 
 @pytest.mark.slow
@@ -182,8 +182,10 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
     filled(journal, tmp_path, batches=3, idle=False)
     fold = fold_all(journal, Fold(journal))
     counts = {name: np.zeros(4) for name in ("big", "small")}
-    for offset, tier, _ in journal.batches(journal.tail):
-        counts[tier] += np.bincount(StoredBatch.read(tier, journal.get(offset).payload).targets, minlength=4)
+    for offset, _ in journal.batches(journal.tail):
+        record = journal.get(offset)
+        assert record.tier is not None
+        counts[record.tier] += np.bincount(StoredBatch.read("", record.payload).targets, minlength=4)
     fleet, deep = (count + 1 for count in (counts["big"] + counts["small"], counts["big"]))
     expected = np.log(deep / deep.sum()) - np.log(fleet / fleet.sum())
     np.testing.assert_allclose(learnt(fold)._loss.adjustment("big", 3), expected, rtol=1e-5)
@@ -191,7 +193,7 @@ def test_the_logit_adjustment_equals_the_formula(journal: Journal, tmp_path: Pat
         assert not learnt(fold)._loss.adjustment(tier, 2).any(), "at two taps all rows teach both"
 
 
-def test_what_the_inbox_has_decoded_is_not_decoded_again_and_gives_the_same_bits(
+def test_what_the_inbox_has_unpacked_is_not_unpacked_again_and_gives_the_same_bits(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(journal, tmp_path, batches=4)
@@ -200,7 +202,7 @@ def test_what_the_inbox_has_decoded_is_not_decoded_again_and_gives_the_same_bits
             batch = unpack(ActivationBatch, record.payload)
             journal.decoded.put(record.offset, Decoded(batch, decode(batch.activations)))
     with monkeypatch.context() as patched:
-        patched.setattr("side_trainer.side_tuning.training_rows.decode", None)
+        patched.setattr("side_trainer.rows.training_rows.unpack", None)
         handed_on = fold_all(journal, Fold(journal)).digest()
     assert fold_all(journal, Fold(journal)).digest() == handed_on
 
@@ -262,7 +264,7 @@ def test_mixed_tiers_are_gathered_deepest_first(journal: Journal, tmp_path: Path
     for device in fleet[:2]:
         append(journal, device, device.batch(job.plan, rows=rows))
     fold = fold_all(journal, Fold(journal))
-    offsets = [offset for offset, _, _ in journal.batches(journal.tail)]
+    offsets = [offset for offset, _ in journal.batches(journal.tail)]
     picks = [(learnt(fold).rows.batch(offset), row) for row in range(rows) for offset in reversed(offsets)]
     batch = gather(picks, lambda _: "m")
     assert batch.tiers == ["big"] * rows + ["small"] * rows

@@ -16,7 +16,8 @@ from side_trainer.journal.journal import Journal
 from side_trainer.receive.inbox import Refused, examine
 from side_trainer.settings.schema import TierConfig, TrainerConfig
 from sidestream.contract.messages import ActivationBatch, to_bin
-from sidestream.contract.plan import Plan, Rung
+from sidestream.contract.plan import Plan
+from sidestream.contract.sampling import Rung
 from sidestream.contract.tensors import Codec, encode
 from sidestream.contract.wire import pack
 from sidestream.host.toml import load_config

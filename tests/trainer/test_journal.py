@@ -201,8 +201,8 @@ def test_records_of_all_kinds_stand_in_one_order(journal: Journal) -> None:
     ]
     assert [one.offset for one in journal.read(1, limit=2)] == [2, 3]
     put(journal, 2, tier="u")
-    assert journal.batches(2) == [] and journal.batches(3) == [(3, "t", 2)]
-    assert journal.batches(5) == [(3, "t", 2), (5, "u", 2)]
+    assert journal.batches(2) == [] and journal.batches(3) == [(3, 2)]
+    assert journal.batches(5) == [(3, 2), (5, 2)]
     others = [[one.offset for one in journal.others(upto, ("labels", "tier"))] for upto in (1, 3, 5)]
     assert others == [[], [2], [2, 4]]
     assert journal.get(2).payload == b"[]"

@@ -32,7 +32,7 @@ from sidestream.side_network.output_head import HeadSpec, OutputHead
 from tests.agent.tiny import WIDTH
 from tests.agent.tiny_lm import VOCABULARY, save_tiny_lm
 from tests.trainer import conftest
-from tests.trainer.conftest import append, fold_all, learnt
+from tests.trainer.conftest import append, fold_all, learnt, steps
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def lm_config(tmp_path: Path, **changes: object) -> TrainerConfig:
     return conftest.config(tmp_path, **settings)
 
 
-def filled(journal: Journal, tmp_path: Path, batches: int = 10) -> tuple[Job, LmDevice]:
+def filled(journal: Journal, tmp_path: Path, batches: int = 10, *, idle: bool = True) -> tuple[Job, LmDevice]:
     job = Job(lm_config(tmp_path), journal)
     device = LmDevice("dev", "full", "a" * 32, seed=1)
     job.on_birth("full", device.name, device.birth(), 0.0)
@@ -88,7 +88,8 @@ def filled(journal: Journal, tmp_path: Path, batches: int = 10) -> tuple[Job, Lm
         assert append(journal, device, device.batch(job.plan))
     rows = 6 * batches
     record = IdleRecord(phase=journal.tail, position=0, rows=rows, total=rows)
-    journal.append("idle", msgspec.json.encode(record))
+    if idle:
+        journal.append("idle", msgspec.json.encode(record))
     return job, device
 
 
@@ -117,14 +118,13 @@ def test_the_losses_and_their_gradients_are_those_of_plain_autograd(monkeypatch:
 
 @pytest.mark.slow
 def test_it_starts_as_the_backbone_and_gets_better(journal: Journal, tmp_path: Path) -> None:
-    job, device = filled(journal, tmp_path, batches=60)
+    job, device = filled(journal, tmp_path, batches=60, idle=False)
     fold = Fold(journal)
-    first = None
-    for record in journal.read(0, limit=100):
-        step = fold.apply(record)
-        if record.kind == "batch" and first is None:
-            first = step.losses["full"]
-            head = learnt(fold).heads.get(job.plan.tiers["full"].head)
+    served = [one for step in steps(journal, fold) for one in step.served]
+    assert len(served) == 60, "one batch an update"
+    _, _, first = served[0]
+    head = learnt(fold).heads.get(job.plan.tiers["full"].head)
+    journal.append("idle", msgspec.json.encode(fold.method.next_idle(2, 8, fold.offset)))
     fold_all(journal, fold)
     network = learnt(fold).average
     assert network is not None

@@ -19,6 +19,7 @@ from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
+from side_trainer.fold.retention import Retention
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
 from side_trainer.learner import Learner
@@ -73,8 +74,8 @@ def test_a_connection_that_comes_up_while_publishing_gets_the_weights_too(
     checkpointer = Checkpointer(tmp_path, fold, journal, metrics)
     releases = Releases(settings, fold, progress, journal.run, publisher, online=dict, trace=trace)
     slow.learner = Learner(
-        *(settings, journal, fold, progress, checkpointer, releases, no_replies(journal, metrics)),
-        no_queries(journal, metrics),
+        *(settings, journal, fold, progress, checkpointer, Retention(settings, journal, fold), releases),
+        *(no_replies(journal, metrics), no_queries(journal, metrics)),
         metrics=metrics,
         trace=trace,
     )
@@ -104,6 +105,7 @@ def test_the_loss_that_is_shown_moves_while_nothing_arrives_and_the_log_has_the_
     progress = Progress(journal, fold, settings.learner)
     learner = Learner(
         *(settings, journal, fold, progress, Checkpointer(tmp_path, fold, journal, metrics)),
+        Retention(settings, journal, fold),
         Releases(settings, fold, progress, journal.run, cast(Publisher, Slow()), online=dict, trace=trace),
         *(no_replies(journal, metrics), no_queries(journal, metrics)),
         metrics=metrics,
@@ -111,7 +113,7 @@ def test_the_loss_that_is_shown_moves_while_nothing_arrives_and_the_log_has_the_
         judge=lambda tier, stream, loss: judged.append(loss),
     )
     append(journal, fleet[0], fleet[0].batch(job.plan))
-    while learner._catch_up(threading.Event()):
+    while learner._catch_up(threading.Event()) or learner._own():
         pass
     arrived = metrics.loss[fleet[0].tier]
     assert len(judged) == 1

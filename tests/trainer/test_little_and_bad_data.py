@@ -12,14 +12,14 @@ from side_trainer.fold.checkpoint import resume, write_checkpoint
 from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
+from side_trainer.rows.training_rows import StoredBatch
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.linear_starts import share_of
-from side_trainer.side_tuning.training_rows import StoredBatch
 from sidestream.contract.messages import to_bin
 from sidestream.contract.wire import pack
 from sidestream.side_network.bundle import decode_bundle
 from sidestream.side_network.inference import InferenceNetwork
-from tests.trainer.conftest import LABELS, FakeDevice, append, config, fold_all, learnt, settle
+from tests.trainer.conftest import LABELS, FakeDevice, append, config, fold_all, learnt, settle, steps
 
 
 def fleet_of(count: int) -> list[FakeDevice]:
@@ -65,7 +65,7 @@ def accuracy(fold: Fold, job: Job, tier: str, *, probe: bool = False) -> float:
     device = FakeDevice(name="x", tier=tier, stream="f" * 32, seed=99)
     asked = StoredBatch.read(tier, pack(device.batch(job.plan, rows=200)))
     ask = network.probe if probe else network.predict
-    answers = ask("m", asked.activations, np.diff(asked.starts))
+    answers = ask("m", asked.decode(), np.diff(asked.starts))
     assert answers is not None
     return float((answers.argmax(axis=1) == asked.targets).mean())
 
@@ -119,7 +119,7 @@ def test_rows_that_join_others_get_their_part_of_the_updates(journal: Journal, t
     late = fleet_of(3)[2]
     for _ in range(2):  # a third of all rows, with two updates each
         assert append(journal, late, late.batch(job.plan))
-    fold_all(journal, fold)
+        fold_all(journal, fold)
     assert fold.method.owed(2) == (60 / 3 - 2 * 2) * 8
 
 
@@ -145,8 +145,8 @@ def test_devices_with_wrong_labels_are_left_out_and_the_others_learn_as_without_
 ) -> None:
     job = journaled(journal, tmp_path, devices=8, batches=10, wrong=2)
     fold, doubted = Fold(journal), list[str]()
-    for record in journal.read(0, limit=journal.tail):
-        doubted += fold.apply(record).doubted
+    for step in steps(journal, fold):
+        doubted += step.doubted
     idle(journal, fold)
     assert sorted(doubted) == ["dev-0", "dev-1"], "each is told of once"
     weights = learnt(fold).devices.values

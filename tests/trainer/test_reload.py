@@ -15,9 +15,9 @@ from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
 from side_trainer.operator.audit import verify
 from side_trainer.operator.status import read_state
+from side_trainer.rows.training_rows import StoredBatch, gather
 from side_trainer.settings.reload import SettingsFile, take_up
 from side_trainer.settings.schema import TierConfig, TrainerConfig
-from side_trainer.side_tuning.training_rows import StoredBatch, gather
 from sidestream.contract.errors import ConfigError
 from sidestream.contract.messages import Flow, WeightsManifest
 from sidestream.contract.plan import Plan

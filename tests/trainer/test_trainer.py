@@ -186,7 +186,9 @@ def test_what_the_trainer_did_when_is_traced_if_asked(broker: InProcessBroker, t
     assert sorted(ingested) == ["dev-0 1", "dev-1 1", "dev-2 1"]
     published = [span["about"] for span in spans if span["name"] == "publish"]
     assert {"version": manifest.version, "final": True} in published
-    assert sum(span["name"] == "update" for span in spans) == 3
+    assert 1 <= sum(span["name"] == "update" for span in spans) <= 3, (
+        "batches that come together may share one"
+    )
 
 
 def test_duplicates_are_receipted_again_and_counted_once(broker: InProcessBroker, tmp_path: Path) -> None:

@@ -14,14 +14,18 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from sidestream.backbone.images.scaling import Scaling
 from sidestream.contract.errors import BackboneError
+from sidestream.contract.tasks import Modality
 from sidestream.contract.wire import prepared
 
 INDEX: Final = "backbone.json"
 WEIGHTS: Final = "weights.bin"
 TOKENIZER: Final = "tokenizer.json"
+PIXELS: Final = "pixel_values"
+"""Of a graph that takes images, f32 [K, 3, H, W]: its only input."""
 INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
-"""Of a graph, int64 [K, T]; the last one only where the model tells texts apart."""
+"""Of one that takes texts, int64 [K, T]; the last one only where the model tells texts apart."""
 _REMEDY: Final = "export it again: sidestream backbone export"
 _CHUNK_BYTES: Final = 2**20
 ExportPrecision = Literal["f32", "int8"]
@@ -59,13 +63,15 @@ class ExportedBackbone(msgspec.Struct, frozen=True, kw_only=True):
     is_decoder: bool
     """As :attr:`sidestream.backbone.backbone.Backbone.is_decoder`."""
     longest: Positive
-    """Tokens that it can see at once."""
+    """Tokens that it can see at once; of images, vectors that it makes of one."""
     rows: Annotated[int, msgspec.Meta(ge=0)]
     """Tokens that it has an embedding for; 0 if that is not known."""
     segments: Annotated[int, msgspec.Meta(ge=0)]
     """Texts that it tells apart by segment ids; 0 if it takes none."""
-    tokenizer: TokenizerFacts
-    """See there."""
+    tokenizer: TokenizerFacts | None = None
+    """Of one that takes texts."""
+    scaling: Scaling | None = None
+    """Of one that takes images: what is done with each."""
     digests: Mapping[str, str]
     """blake2b of every other file, by name."""
     versions: Mapping[str, str]
@@ -74,6 +80,13 @@ class ExportedBackbone(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.fingerprints:
             raise ValueError("no layers")
+        if (self.tokenizer is None) == (self.scaling is None):
+            raise ValueError("it takes either texts or images")
+
+    @property
+    def modality(self) -> Modality:
+        """What it takes."""
+        return Modality.TEXT if self.scaling is None else Modality.IMAGE
 
 
 def graph_of(layers: int) -> str:
@@ -112,7 +125,7 @@ def check(folder: Path, about: ExportedBackbone, layers: int) -> None:
     Raises:
         BackboneError: one is missing or damaged.
     """
-    for name in (TOKENIZER, graph_of(layers), WEIGHTS):
+    for name in (*([TOKENIZER] if about.tokenizer else []), graph_of(layers), WEIGHTS):
         try:
             found = digest(folder / name)
         except OSError as exc:

@@ -8,8 +8,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from sidestream.backbone.inputs import Text
 from sidestream.backbone.onnx_runtime.folder import TokenizerFacts
-from sidestream.backbone.text import Text
 from sidestream.contract.errors import BackboneError
 
 

@@ -20,30 +20,32 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from sidestream.accelerator.torch_device import HERE, Placement
 from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.preprocessor import Prepared
 from sidestream.backbone.text_input import TextInput, Tokens
-from sidestream.backbone.torch_runtime.fingerprint import digests_of, fingerprint_of
+from sidestream.backbone.torch_runtime.fingerprint import digests_of, fingerprint_of, tokenizing
 from sidestream.backbone.torch_runtime.layer_stack import (
     Stack,
     is_above,
     longest_input,
+    placed,
+    read_taps,
     segments_of,
     text_config,
 )
 from sidestream.backbone.torch_runtime.mapped_weights import MappedWeights
-from sidestream.backbone.torch_runtime.precision import to_bf16, to_int8
+from sidestream.backbone.torch_runtime.precision import convert
 from sidestream.backbone.torch_runtime.saved_model import read_model
 from sidestream.backbone.torch_runtime.trial import (
     LONG,
     SHORT,
     Given,
-    Stopped,
     check_padding,
     explained,
     find_stack,
 )
 from sidestream.backbone.vocabulary import some_ids
-from sidestream.contract.errors import BackboneError
 from sidestream.contract.plan import Precision
 from sidestream.contract.tensors import Floats
 
@@ -101,6 +103,8 @@ class TorchBackbone(Backbone):
             self.fingerprint = self.fingerprint_of_first(self.depth)
         self.precision: Precision = precision
         """How it is kept."""
+        self.placement = HERE
+        """Where it is computed."""
         self._convert(precision)
 
     @classmethod
@@ -120,6 +124,16 @@ class TorchBackbone(Backbone):
         )
         return found
 
+    def place(self, placement: Placement) -> None:
+        """Compute somewhere else from now on."""
+        with self._lock:
+            self.placement = placed(self._model, self.precision, placement, self.name)
+
+    def to_processor(self) -> None:
+        """Compute on the processor from now on, for those who look into the model itself."""
+        if self.placement is not HERE:
+            self.place(HERE)
+
     @property
     def model(self) -> nn.Module:
         """The model itself, cut and frozen."""
@@ -135,10 +149,9 @@ class TorchBackbone(Backbone):
         return self._model.named_parameters()
 
     def fingerprint_of_first(self, layers: int) -> str:
-        """What the fingerprint is where only the first so many layers are loaded, without an output head."""
         above = is_above(self._model, layers)
         kept = (digest for name, digest in self._digests.items() if not (above(name) or self._is_head(name)))
-        return fingerprint_of(kept, self.text_input.tokenizer, self._model)
+        return fingerprint_of(kept, tokenizing(self.text_input.tokenizer), self._model)
 
     def _is_head(self, name: str) -> bool:
         """Whether a weight is none of the layers' nor the embeddings'."""
@@ -173,20 +186,9 @@ class TorchBackbone(Backbone):
 
     def _convert(self, precision: Precision) -> None:
         """Change the weights' precision in place, and see that the model still runs."""
-        if precision == "f32":
-            return
-        if precision == "int8" and not any(isinstance(one, nn.Linear) for one in self._model.modules()):
-            raise BackboneError(f"{self.name}: has no linear layers to keep in int8; use f32 or bf16")
         token = next(index for index in range(2) if index != self.text_input.tokenizer.pad_token_id)
         ids = torch.tensor([[token]])
-        try:
-            to_int8(self._model) if precision == "int8" else to_bf16(self._model)
-            with torch.inference_mode():
-                state = self._last_state(ids)
-        except Exception as exc:  # torch raises whatever its parts raise
-            raise BackboneError(f"{self.name}: cannot run in {precision}: {exc}; use f32") from exc
-        if not torch.isfinite(state).all():
-            raise BackboneError(f"{self.name}: gives no finite activations in {precision}; use f32")
+        convert(self._model, precision, lambda: self._last_state(ids), self.name)
 
     def _sees_ahead(self) -> bool:
         """Whether the first token's state depends on the second; configurations do not say reliably."""
@@ -231,12 +233,20 @@ class TorchBackbone(Backbone):
         self.read(ids, torch.ones_like(ids, dtype=torch.bool), [self.depth], states.append)
         return states[0]
 
-    def _run(self, tokens: Tokens, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
+    def _run(self, tokens: Prepared, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
+        assert isinstance(tokens, Tokens)
         segments = tokens.segments
         more = {} if segments is None else {"token_type_ids": torch.from_numpy(segments)}
         ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
+        send, fetch = self.placement.send, self.placement.fetch
         with torch.inference_mode():
-            self.read(ids, mask, taps, lambda tap: take(tap.float().numpy()), **more)
+            self.read(
+                send(ids),
+                send(mask),
+                taps,
+                lambda tap: take(fetch(tap.float()).numpy()),
+                **self.placement.send_all(more),
+            )
 
     def read(
         self,
@@ -258,22 +268,8 @@ class TorchBackbone(Backbone):
         Raises:
             BackboneError: it does not come to the last of the taps.
         """
-
-        def hand_on(output: Any) -> None:
-            take(self._stack.states(output, ids.shape[1]))
-
-        hooks = [
-            self._stack.layers[tap - 1].register_forward_hook(_reader(hand_on, is_last=tap == taps[-1]))
-            for tap in taps
-        ]
-        try:
-            self._model(input_ids=ids, attention_mask=mask.long(), **options)
-        except Stopped:
-            return
-        finally:
-            for hook in hooks:
-                hook.remove()
-        raise BackboneError(f"{self.name}: the model's forward pass does not visit its layers in order")
+        given = {"input_ids": ids, "attention_mask": mask.long(), **options}
+        read_taps(self._model, self._stack, given, taps, lambda tap: take(tap[:, : ids.shape[1]]), self.name)
 
 
 def _rows(model: nn.Module) -> int:
@@ -288,12 +284,3 @@ def _rows(model: nn.Module) -> int:
 def _given(tokens: Tokens) -> Given:
     ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
     return {"input_ids": ids, "attention_mask": mask.long()}
-
-
-def _reader(take: Callable[[Any], None], *, is_last: bool) -> Callable[[Any, Any, Any], None]:
-    def hook(module: Any, inputs: Any, output: Any) -> None:
-        take(output)
-        if is_last:
-            raise Stopped
-
-    return hook

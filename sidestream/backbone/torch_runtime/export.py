@@ -10,6 +10,7 @@ Legend: K texts, T tokens of the longest, V vectors of all texts, d hidden size.
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import logging
 import shutil
 import tempfile
@@ -24,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from sidestream.backbone.backbone import Backbone
+from sidestream.backbone.inputs import ImageFile, Input, Text, digest_of
 from sidestream.backbone.onnx_runtime import folder
 from sidestream.backbone.onnx_runtime.backbone import OnnxBackbone
 from sidestream.backbone.onnx_runtime.folder import ExportedBackbone, ExportPrecision, TokenizerFacts
-from sidestream.backbone.text import Text
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.backbone.torch_runtime.layer_stack import Stack, segments_of
+from sidestream.backbone.torch_runtime.vision import TorchVisionBackbone, pictures
 from sidestream.backbone.vocabulary import some_ids
 from sidestream.contract.errors import BackboneError
 from sidestream.contract.tensors import Floats
@@ -47,7 +49,13 @@ _PACKAGES: Final = ("sidestream", "torch", "transformers", "tokenizers", "onnx",
 
 
 def export(
-    reference: str, out: Path, *, layers: int = 0, precision: ExportPrecision = "f32", tell: Tell
+    reference: str,
+    out: Path,
+    *,
+    layers: int = 0,
+    precision: ExportPrecision = "f32",
+    images: bool = False,
+    tell: Tell,
 ) -> list[Floats]:
     """Write ``out``, and compare what it gives with what torch gives.
 
@@ -56,6 +64,7 @@ def export(
         out: A folder that is made; there must be none yet.
         layers: The first so many; 0 for all.
         precision: Of the graph's weights.
+        images: It takes images, and not texts.
         tell: Is told what is being done.
 
     Returns:
@@ -67,29 +76,27 @@ def export(
     if out.exists():
         raise BackboneError(f"{out}: is there already; name a folder that is not")
     tell(f"loading {reference}")
-    backbone = TorchBackbone.load(reference, layers)
-    tokenizer = backbone.text_input.tokenizer
-    if not tokenizer.is_fast:
-        raise BackboneError(f"{reference}: its tokenizer has no tokenizer.json; only fast ones are exported")
-    texts = _texts(tokenizer, backbone)
-    wanted = _states(backbone, texts)
+    part_of = _VisionExport if images else _TextExport
+    model = part_of(reference, layers)
+    backbone = model.backbone
+    wanted = _states(backbone, model.tried)
     with _whole_or_not_at_all(out) as part:
         tell("writing the graph")
         whole = part / "whole.onnx"
-        _write_graph(backbone, whole)
+        _write_graph(model, whole)
         if precision == "int8":
             tell("quantising its weights")
             _quantise(whole)
         _cut(whole, backbone.depth)
-        tokenizer.backend_tokenizer.save(str(part / folder.TOKENIZER))
+        model.write_preprocessor(part)
         tell("taking a fingerprint for each number of layers")
-        folder.write(part, _about(backbone, reference, precision, part))
+        folder.write(part, _about(model, reference, precision, part))
         tell("comparing what it gives with what torch gives")
         found = OnnxBackbone(part)
-        ours, theirs = (one.text_input.read(texts, _ALL).ids for one in (found, backbone))
+        ours, theirs = (one.preprocessor.read(model.tried, _ALL)[0] for one in (found, backbone))
         if not np.array_equal(ours, theirs):
-            raise BackboneError(f"{reference}: its tokenizer.json gives other tokens than it does")
-        cosines = [_cosines(*pair) for pair in zip(_states(found, texts), wanted, strict=True)]
+            raise BackboneError(f"{reference}: its preprocessor gives other numbers once it is exported")
+        cosines = [_cosines(*pair) for pair in zip(_states(found, model.tried), wanted, strict=True)]
         _check(reference, cosines, _ALIKE if precision == "f32" else 0.0)
     return cosines
 
@@ -103,6 +110,82 @@ def _check(reference: str, cosines: Sequence[Floats], least: float) -> None:
             )
 
 
+class _TextExport:
+    """What is a text model's own in an export."""
+
+    def __init__(self, reference: str, layers: int) -> None:
+        self.backbone = TorchBackbone.load(reference, layers)
+        self._tokenizer = self.backbone.text_input.tokenizer
+        if not self._tokenizer.is_fast:
+            raise BackboneError(
+                f"{reference}: its tokenizer has no tokenizer.json; only fast ones are exported"
+            )
+        self.tried: list[Input] = list(_texts(self._tokenizer, self.backbone))
+        ids, mask, _ = self.backbone.text_input.padded([[0] * 7, [0] * 5, [0] * 4])
+        self.given = [torch.from_numpy(ids), torch.from_numpy(mask).long()]
+        if segments_of(self.backbone.model):
+            self.given.append(torch.zeros_like(self.given[0]))
+        self.names = folder.INPUTS[: len(self.given)]
+        self.dynamic = (0, 1)
+
+    def layers(self) -> _Layers:
+        return _Layers(self.backbone.model, self.backbone.stack)
+
+    def write_preprocessor(self, part: Path) -> None:
+        self._tokenizer.backend_tokenizer.save(str(part / folder.TOKENIZER))
+
+    def facts(self) -> dict[str, Any]:
+        tokenizer, text_input = self._tokenizer, self.backbone.text_input
+        return {
+            "longest": text_input.longest,
+            "rows": text_input.rows,
+            "segments": segments_of(self.backbone.model),
+            "tokenizer": TokenizerFacts(
+                pad=tokenizer.pad_token_id,
+                unknown=tokenizer.unk_token_id,
+                special=tuple(sorted(set(tokenizer.all_special_ids))),
+                cut=tokenizer.truncation_side,
+            ),
+        }
+
+
+class _VisionExport:
+    """The same of a vision transformer."""
+
+    def __init__(self, reference: str, layers: int) -> None:
+        self.backbone = TorchVisionBackbone.load(reference, layers)
+        self.tried: list[Input] = [ImageFile("a picture", digest_of(data), data) for data in _image_files()]
+        scaling = self.backbone.image_input.scaling
+        self.given = [torch.rand(3, 3, *scaling.size)]
+        self.names: tuple[str, ...] = (folder.PIXELS,)
+        self.dynamic = (0,)
+
+    def layers(self) -> _Layers:
+        return _ImageLayers(self.backbone.model, self.backbone.stack)
+
+    def write_preprocessor(self, part: Path) -> None:
+        """Its description holds all of it."""
+
+    def facts(self) -> dict[str, Any]:
+        image_input = self.backbone.image_input
+        return {
+            "longest": image_input.tokens,
+            "rows": 0,
+            "segments": 0,
+            "scaling": image_input.scaling,
+        }
+
+
+def _image_files() -> list[bytes]:
+    """What is in some image files."""
+    found = []
+    for picture in pictures():
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        found.append(file.getvalue())
+    return found
+
+
 class _Layers(nn.Module):
     """A model whose outputs are its layers' states."""
 
@@ -111,13 +194,17 @@ class _Layers(nn.Module):
         self.model = model
         self._stack = stack
         self._states: list[Tensor] = []
-        self._tokens = 0
+        self._tokens: int | None = None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
-        self._states.clear()
-        self._tokens = input_ids.shape[1]
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        self.model(input_ids=input_ids, attention_mask=attention_mask, **more)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **more}
+        return self._all(given, tokens=input_ids.shape[1])
+
+    def _all(self, given: dict[str, Tensor], tokens: int | None = None) -> Any:
+        self._states.clear()
+        self._tokens = tokens
+        self.model(**given)
         states = tuple(self._states)
         self._states.clear()
         return states
@@ -135,19 +222,21 @@ class _Layers(nn.Module):
         self._states.append(self._stack.states(output, self._tokens))
 
 
-def _write_graph(backbone: TorchBackbone, path: Path) -> None:
-    layers = _Layers(backbone.model, backbone.stack).eval()
-    ids, mask, _ = backbone.text_input.padded([[0] * 7, [0] * 5, [0] * 4])
-    given = [torch.from_numpy(ids), torch.from_numpy(mask).long()]
-    if segments_of(backbone.model):
-        given.append(torch.zeros_like(given[0]))
-    names = folder.INPUTS[: len(given)]
-    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+class _ImageLayers(_Layers):
+    """The same of one that takes images."""
+
+    def forward(self, pixel_values: Tensor) -> Any:  # type: ignore[override]
+        return self._all({"pixel_values": pixel_values})
+
+
+def _write_graph(model: _TextExport | _VisionExport, path: Path) -> None:
+    layers, backbone, names = model.layers().eval(), model.backbone, model.names
+    axes = dict.fromkeys(model.dynamic, torch.export.Dim.DYNAMIC)
     try:
         with layers.tapped(), torch.inference_mode(), _quiet():
             torch.onnx.export(
                 layers,
-                tuple(given),
+                tuple(model.given),
                 str(path),
                 input_names=names,
                 output_names=[folder.output_of(layer) for layer in range(1, backbone.depth + 1)],
@@ -173,7 +262,18 @@ def _quantise(path: Path) -> None:
     path.rename(f32)
     with _quiet():
         # Seven bits: with eight, sums overflow on processors of PCs without VNNI.
-        quantize_dynamic(f32, path, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
+        quantize_dynamic(
+            f32,
+            path,
+            op_types_to_quantize=[
+                "MatMul",
+                "Gemm",
+                "Gather",
+            ],  # its kernel of a quantised convolution is missing
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+        )
     f32.unlink()
 
 
@@ -200,23 +300,15 @@ def _cut(whole: Path, depth: int) -> None:
 
 
 def _about(
-    backbone: TorchBackbone, reference: str, precision: ExportPrecision, part: Path
+    model: _TextExport | _VisionExport, reference: str, precision: ExportPrecision, part: Path
 ) -> ExportedBackbone:
-    tokenizer = backbone.text_input.tokenizer
+    backbone = model.backbone
     return ExportedBackbone(
         model=reference,
         precision=precision,
         width=backbone.width,
         is_decoder=backbone.is_decoder,
-        longest=backbone.text_input.longest,
-        rows=backbone.text_input.rows,
-        segments=segments_of(backbone.model),
-        tokenizer=TokenizerFacts(
-            pad=tokenizer.pad_token_id,
-            unknown=tokenizer.unk_token_id,
-            special=tuple(sorted(set(tokenizer.all_special_ids))),
-            cut=tokenizer.truncation_side,
-        ),
+        **model.facts(),
         digests={path.name: folder.digest(path) for path in sorted(part.iterdir())},
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
         fingerprints=tuple(map(backbone.fingerprint_of_first, range(1, backbone.depth + 1))),
@@ -236,9 +328,9 @@ def _texts(tokenizer: Any, backbone: Backbone) -> list[Text]:
     ]
 
 
-def _states(backbone: Backbone, texts: Sequence[Text]) -> Floats:
+def _states(backbone: Backbone, inputs: Sequence[Input]) -> Floats:
     """[L, V, d]: in one padded batch."""
-    return backbone.forward(texts, range(1, backbone.depth + 1), _ALL).vectors
+    return backbone.forward(inputs, range(1, backbone.depth + 1), _ALL).vectors
 
 
 def _cosines(found: Floats, wanted: Floats) -> Floats:

@@ -44,20 +44,25 @@ def digests_of(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, bytes]:
     return {name: _tensor_digest(parameter) for name, parameter in parameters}
 
 
-def fingerprint_of(digests: Iterable[bytes], tokenizer: Any, model: nn.Module) -> str:
-    """A hash of every weight's digest, of what the tokenizer does, and of the configuration.
+def fingerprint_of(digests: Iterable[bytes], preprocessing: bytes, model: nn.Module) -> str:
+    """A hash of every weight's digest, of what the preprocessor does, and of the configuration.
 
-    Neither parameter names nor the tokenizer's file go in: both change between versions of transformers while
-    the model stays the same. Of the configuration goes in what changes what the model computes.
+    Neither parameter names nor the preprocessor's file go in: both change between versions of transformers
+    while the model stays the same. Of the configuration goes in what changes what the model computes.
     """
     total = hashlib.blake2b(digest_size=16, person=b"sidestream-model")
     for digest in sorted(digests):
         total.update(digest)
-    vocabulary = "\0".join(f"{token}\1{index}" for token, index in sorted(tokenizer.get_vocab().items()))
-    total.update(hashlib.blake2b(vocabulary.encode(errors="replace")).digest())
-    total.update(repr(tokenizer(_PROBE, verbose=False)["input_ids"]).encode())
+    total.update(preprocessing)
     total.update(json.dumps(said(model), sort_keys=True, default=str, separators=(",", ":")).encode())
     return total.hexdigest()
+
+
+def tokenizing(tokenizer: Any) -> bytes:
+    """What a tokenizer does: its vocabulary, and the tokens of a text that holds nearly everything."""
+    vocabulary = "\0".join(f"{token}\1{index}" for token, index in sorted(tokenizer.get_vocab().items()))
+    probed = repr(tokenizer(_PROBE, verbose=False)["input_ids"])
+    return hashlib.blake2b(vocabulary.encode(errors="replace")).digest() + probed.encode()
 
 
 def said(model: nn.Module) -> dict[str, Any]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from sidestream.accelerator.torch_device import Placement
 from sidestream.contract.errors import BackboneError
 
 _COUNTS: Final = ("n_layer", "n_layers", "num_layers", "num_hidden_layers")
 """How modules name the number of layers that they run."""
 REMEDY: Final = "use another model (docs/models.md lists those that work)"
 _NO_LIMIT: Final = 10**6
+log = logging.getLogger(__name__)
 
 
 class Stack(NamedTuple):
@@ -23,11 +27,65 @@ class Stack(NamedTuple):
     swapped: bool = False
     """Whether they have the tokens first and the texts second, as XLNet's."""
 
-    def states(self, output: Any, tokens: int) -> Tensor:
+    def states(self, output: Any, tokens: int | None = None) -> Tensor:
         """[K, T, d] of what a layer gave, for T ``tokens``: some models add more, to fill up windows."""
         states = tensor_of(output)
         assert states is not None
         return (states.transpose(0, 1) if self.swapped else states)[:, :tokens]
+
+
+def placed(model: nn.Module, precision: str, placement: Placement, name: str) -> Placement:
+    """Move a model to a device, as far as its precision lets it; returns where it is."""
+    if precision == "int8" and placement.device.type != "cpu":
+        placement = Placement(torch.device("cpu"), "torch computes int8 on the processor only")
+    placement.put(model)
+    log.info("backbone %s: computed on %s", name, placement.chosen)
+    return placement
+
+
+class Stopped(Exception):  # noqa: N818  (a message to ourselves)
+    """Ends a forward pass where no more of it is wanted."""
+
+
+def read_taps(
+    model: nn.Module,
+    stack: Stack,
+    given: Mapping[str, Any],
+    taps: Sequence[int],
+    take: Callable[[Tensor], None],
+    name: str,
+) -> None:
+    """Hand each tap [K, T, d] to ``take`` as soon as it is computed, and compute nothing beyond the last.
+
+    Args:
+        model: The model.
+        stack: Its layers.
+        given: What it is called with.
+        taps: Layers to read, ascending.
+        take: Is given what the layer gave, in the graph if one is kept.
+        name: For messages.
+
+    Raises:
+        BackboneError: it does not come to the last of the taps.
+    """
+
+    def reader(*, is_last: bool) -> Callable[[Any, Any, Any], None]:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            take(stack.states(output))
+            if is_last:
+                raise Stopped
+
+        return hook
+
+    hooks = [stack.layers[tap - 1].register_forward_hook(reader(is_last=tap == taps[-1])) for tap in taps]
+    try:
+        model(**given)
+    except Stopped:
+        return
+    finally:
+        for hook in hooks:
+            hook.remove()
+    raise BackboneError(f"{name}: the model's forward pass does not visit its layers in order")
 
 
 def tensor_of(output: Any) -> Tensor | None:

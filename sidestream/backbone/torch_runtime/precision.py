@@ -8,12 +8,41 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sidestream.backbone.torch_runtime.mapped_weights import MappedWeights, trim_heap
+from sidestream.contract.errors import BackboneError
+from sidestream.contract.plan import Precision
+
+
+def convert(model: nn.Module, precision: Precision, run: Callable[[], Tensor], name: str) -> None:
+    """Change the weights' precision in place, and see that the model still runs.
+
+    Args:
+        model: The model, in f32.
+        precision: The one wanted.
+        run: Gives the last layer's state of something.
+        name: For messages.
+
+    Raises:
+        BackboneError: it cannot be kept so.
+    """
+    if precision == "f32":
+        return
+    if precision == "int8" and not any(isinstance(one, nn.Linear) for one in model.modules()):
+        raise BackboneError(f"{name}: has no linear layers to keep in int8; use f32 or bf16")
+    try:
+        to_int8(model) if precision == "int8" else to_bf16(model)
+        with torch.inference_mode():
+            state = run()
+    except Exception as exc:  # torch raises whatever its parts raise
+        raise BackboneError(f"{name}: cannot run in {precision}: {exc}; use f32") from exc
+    if not torch.isfinite(state).all():
+        raise BackboneError(f"{name}: gives no finite activations in {precision}; use f32")
 
 
 def to_bf16(model: nn.Module) -> None:

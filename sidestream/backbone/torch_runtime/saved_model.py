@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sidestream.contract.errors import BackboneError
@@ -25,19 +25,34 @@ def read_model(reference: str, kind: Any) -> tuple[Any, Any]:
     Raises:
         BackboneError: it cannot be found or loaded; the message says what to do.
     """
+    return _read(reference, kind, AutoTokenizer)
+
+
+def read_vision_model(reference: str, kind: Any) -> tuple[Any, Any]:
+    """The same, and its image processor.
+
+    Raises:
+        BackboneError: as there.
+    """
+    return _read(reference, kind, AutoImageProcessor)
+
+
+def _read(reference: str, kind: Any, preprocessor: Any) -> tuple[Any, Any]:
     place = locate(reference)
     with _quiet():
         try:
             model, report = kind.from_pretrained(place, output_loading_info=True, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+            read = preprocessor.from_pretrained(place, trust_remote_code=False)
         except Exception as exc:  # transformers raises whatever its parts raise
-            raise BackboneError(_not_loaded(reference, place, exc)) from exc
+            raise BackboneError(
+                _misfit(reference, place, preprocessor) or _not_loaded(reference, place, exc)
+            ) from exc
     if getattr(model, "pooler", None) is not None:
         model.pooler = _NoPooler()  # its answer is never asked for, and made up where a checkpoint has none
     missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
     if missing:
         raise BackboneError(f"{reference}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
-    return model, tokenizer
+    return model, read
 
 
 class _NoPooler(nn.Module):
@@ -45,6 +60,17 @@ class _NoPooler(nn.Module):
 
     def forward(self, states: Any, *given: Any, **named: Any) -> Any:
         return states
+
+
+def _misfit(reference: str, place: str, preprocessor: Any) -> str:
+    """That a model is for samples of the other kind, as far as its files tell; else nothing."""
+    sees = (Path(place) / "preprocessor_config.json").is_file()
+    reads = (Path(place) / "tokenizer_config.json").is_file()
+    if preprocessor is AutoTokenizer and sees and not reads:
+        return f"{reference}: takes images, and the job's samples are texts; use a text model"
+    if preprocessor is AutoImageProcessor and reads and not sees:
+        return f"{reference}: takes texts, and the job's samples are images; use a vision transformer"
+    return ""
 
 
 def _not_loaded(reference: str, place: str, error: Exception) -> str:

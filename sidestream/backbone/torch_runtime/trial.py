@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sidestream.backbone.torch_runtime.layer_stack import (
     REMEDY,
     Stack,
+    Stopped,
     check_depth,
     stacks_of,
     tensor_of,
@@ -37,10 +38,6 @@ _CLOSE: Final = 1e-3
 """States are equal when they differ by less than this, relative and measured by their root mean square. Sums
 in another order make 1e-5 of it, another layer or a look at the padding 1e-2 and far more."""
 Given = Mapping[str, Tensor]
-
-
-class Stopped(Exception):  # noqa: N818  (a message to ourselves)
-    """Ends a forward pass where no more of it is wanted."""
 
 
 class Watch:
@@ -125,7 +122,8 @@ def find_stack(model: nn.Module, keep: int, given: Given, name: str) -> Stack:
     Args:
         model: The model; its upper layers are deleted.
         keep: How many are kept.
-        given: What goes through it: ``input_ids`` [K, T] and ``attention_mask`` [K, T].
+        given: What goes through it: ``input_ids`` [K, T] and ``attention_mask`` [K, T]; or something of which
+            the model makes equally many vectors for each, such as ``pixel_values``.
         name: For messages.
 
     Raises:
@@ -144,7 +142,10 @@ def find_stack(model: nn.Module, keep: int, given: Given, name: str) -> Stack:
     own = getattr(watch.run(given), "hidden_states", None)
     if not own:
         raise refusal(model, name, "it does not say what states its layers give")
-    real = given["attention_mask"].bool()
+    mask = given.get("attention_mask")
+    if mask is None and any(state.shape != own[0].shape or state.dim() != 3 for state in own):
+        raise refusal(model, name, "its layers give states of several sizes, stage by stage; taps need one")
+    real = torch.ones(own[0].shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     for index, stack in enumerate(stacks):
         for swapped in (False, True):
             found = Stack(stack, swapped)

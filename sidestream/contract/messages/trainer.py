@@ -106,6 +106,27 @@ class WeightsChunk(Message, frozen=True, kw_only=True):
 
 
 @prepared
+class CodebooksChunk(Message, frozen=True, kw_only=True):
+    """One part of the codebooks of a tier, for devices that lack them: a deflated file. Retained.
+
+    It is not signed: the plan is, and names the content by its digest.
+    """
+
+    id: ShortText
+    """As the plan names them."""
+    index: Annotated[int, msgspec.Meta(ge=0, lt=2**12)]
+    """Its place, from 0."""
+    chunks: Annotated[int, msgspec.Meta(ge=1, le=2**12)]
+    """How many there are."""
+    data: bytes
+    """Its bytes."""
+
+    def __post_init__(self) -> None:
+        if self.index >= self.chunks:
+            raise DecodeError(f"part {self.index} of {self.chunks}")
+
+
+@prepared
 class Flow(Message, frozen=True, kw_only=True):
     """How fast a tier may send. Retained; overrides the plan's."""
 

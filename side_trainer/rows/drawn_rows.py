@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from side_trainer.journal.records import TierRecord
-from side_trainer.side_tuning.training_rows import RowStore, StoredBatch
+from side_trainer.rows.training_rows import RowStore, StoredBatch
 from sidestream.contract.tensors import Floats
 
 MOST_VALUES: Final = 2**23
@@ -60,7 +60,7 @@ def draw(
 def features_of(stored: StoredBatch) -> Floats:
     """[K, B, d]: each tap's mean over a row's normalised vectors, normalised again."""
     lengths = np.diff(stored.starts).astype(np.float32)
-    sums = np.add.reduceat(_normed(stored.activations), stored.starts[:-1], axis=1)
+    sums = np.add.reduceat(_normed(stored.decode()), stored.starts[:-1], axis=1)
     means: Floats = _normed(sums / lengths[None, :, None]).transpose(1, 0, 2)
     return means
 
@@ -74,7 +74,7 @@ def _drawn(rows: RowStore, picks: list[tuple[int, int]], owner_of: Callable[[str
     for offset, at in sorted(places.items()):
         stored = rows.batch(offset)
         found, within = features_of(stored), [picks[place][1] for place in at]
-        most, width = len(stored.activations), found.shape[2]
+        most, width = stored.taps, found.shape[2]
         if features is None or features.shape[1] < most:
             wider = np.zeros((len(picks), most, width), np.float32)
             if features is not None:

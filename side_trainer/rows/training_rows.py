@@ -1,4 +1,7 @@
-"""Journaled batches as training rows: decoded once, kept within a byte budget, gathered into mini-batches.
+"""Journaled batches as training rows: kept as they were written, decoded as they are gathered.
+
+So memory holds several times the rows that it would hold decoded, and a row that is drawn costs itself, not
+the batch that it came in.
 
 Legend: B taps, K rows of a mini-batch, N vectors a row (padded), T vectors of a batch, d a
 backbone's hidden size.
@@ -9,31 +12,40 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from side_trainer.journal.journal import Journal, Record
+from sidestream.accelerator.torch_device import Placement
 from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.tasks import NO_TARGET, PER_VECTOR, Targets
-from sidestream.contract.tensors import Floats, decode
+from sidestream.contract.tensors import Bytes, Codec, Floats, Tensor, by_vector, decode, encode, separable
 from sidestream.contract.wire import unpack
 
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StoredBatch:
-    """A journaled batch, dequantised."""
+    """A journaled batch, vector by vector as it was written."""
 
     tier: str
     """Where it came from."""
-    activations: Floats
-    """[B, T, d]: the rows' vectors one after another."""
+    codec: Codec
+    """How they are written,"""
+    values: Bytes
+    """[B, T, n] bytes of the rows' vectors one after another,"""
+    scales: Bytes
+    """[B, T, m] and of their scales,"""
+    codebooks: bytes | msgspec.UnsetType
+    """by these codebooks, if by any,"""
+    width: int
+    """and d."""
     starts: Ints
     """[K + 1]: row k's vectors are starts[k]…starts[k + 1]."""
     targets: Targets
@@ -45,16 +57,23 @@ class StoredBatch:
 
     @classmethod
     def read(cls, tier: str, payload: bytes) -> StoredBatch:
-        """Decode a payload that the inbox has accepted."""
-        batch = unpack(ActivationBatch, payload)
-        return cls.of(tier, batch, decode(batch.activations))
+        """Of a payload that the inbox has accepted."""
+        return cls.of(tier, unpack(ActivationBatch, payload))
 
     @classmethod
-    def of(cls, tier: str, batch: ActivationBatch, values: Floats) -> StoredBatch:
-        """A batch that is decoded already, to ``values``."""
+    def of(cls, tier: str, batch: ActivationBatch) -> StoredBatch:
+        """Of a message."""
+        written = batch.activations
+        if not separable(written):
+            written = encode(decode(written), Codec.F32)
+        values, scales = by_vector(written)
         return cls(
             tier=tier,
-            activations=values,
+            codec=written.codec,
+            values=values,
+            scales=scales,
+            codebooks=written.codebooks,
+            width=written.shape[-1],
             starts=np.concatenate([[0], np.cumsum(batch.row_lengths, dtype=np.int64)]),
             targets=_widened(batch.read_targets()),
             per_vector=batch.target_form in PER_VECTOR,
@@ -65,6 +84,20 @@ class StoredBatch:
     def read_targets(payload: bytes) -> Targets:
         """Only the targets of a payload."""
         return _widened(unpack(ActivationBatch, payload).read_targets())
+
+    @property
+    def taps(self) -> int:
+        """How many layers it has, B."""
+        return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """What its arrays take."""
+        return self.values.nbytes + self.scales.nbytes + self.starts.nbytes + self.targets.nbytes
+
+    def decode(self) -> Floats:
+        """Its vectors, [B, T, d]."""
+        return _decoded([(self, 0, self.values.shape[1])])
 
     def row_targets(self, row: int, longest: int) -> Targets:
         """One row's target; if every vector has one, [longest, …], padded with :data:`NO_TARGET`."""
@@ -102,6 +135,18 @@ class MiniBatch:
     """Whether every vector has a target and an answer."""
     weights: torch.Tensor
     """[K]: what each row counts, 1 at most."""
+    batches: list[StoredBatch] = field(default_factory=list)
+    """[K]: what each row came in, if it came in any."""
+
+    def sent(self, place: Placement) -> MiniBatch:
+        """The same where the network is."""
+        return replace(
+            self,
+            families=[replace(one, activations=place.send(one.activations)) for one in self.families],
+            mask=place.send(self.mask),
+            targets=place.send(self.targets),
+            weights=place.send(self.weights),
+        )
 
 
 class RowStore:
@@ -109,7 +154,7 @@ class RowStore:
 
     Args:
         journal: Where payloads are read from.
-        cache_bytes: Decoded batches are kept up to so many bytes; the least recently used go first.
+        cache_bytes: Batches are kept up to so many bytes; the least recently used go first.
     """
 
     def __init__(self, journal: Journal, *, cache_bytes: int) -> None:
@@ -128,14 +173,28 @@ class RowStore:
         self._offsets.append(offset)
         self._ends.append(len(self) + rows)
 
+    def extend(self, batches: Sequence[tuple[int, int]]) -> None:
+        """As :meth:`add`, of many at once."""
+        if batches:
+            offsets, rows = np.array(batches, np.int64).T
+            self._ends.frombytes((len(self) + np.cumsum(rows)).tobytes())
+            self._offsets.frombytes(offsets.tobytes())
+
+    def drop_before(self, offset: int) -> int:
+        """Forget the batches before ``offset``; return how many rows they had. The rest are numbered anew."""
+        position = bisect_left(self._offsets, offset)
+        rows = self.rows_before(offset)
+        for gone in self._offsets[:position]:
+            if (stored := self._cache.pop(gone, None)) is not None:
+                self._cached -= stored.nbytes
+        del self._offsets[:position]
+        self._ends = array("q", (end - rows for end in self._ends[position:]))
+        return rows
+
     def rows_before(self, offset: int) -> int:
         """How many rows stand in batches before ``offset``."""
         position = bisect_left(self._offsets, offset)
         return self._ends[position - 1] if position else 0
-
-    def batches_after(self, offset: int) -> int:
-        """How many batches stand after ``offset``."""
-        return len(self._offsets) - bisect_right(self._offsets, offset)
 
     def locate(self, rows: Ints) -> list[tuple[int, int]]:
         """Row numbers -> ``(offset, row within the batch)``."""
@@ -146,25 +205,23 @@ class RowStore:
         ]
 
     def batch(self, offset: int) -> StoredBatch:
-        """The decoded batch at ``offset``."""
+        """The batch at ``offset``."""
         found = self._cache.get(offset)
         if found is not None:
             self._cache.move_to_end(offset)
             return found
-        return self.decode(self._journal.get(offset))
+        return self.read(self._journal.get(offset))
 
-    def decode(self, record: Record) -> StoredBatch:
-        """The batch of a record, kept; the inbox may have decoded it already."""
+    def read(self, record: Record) -> StoredBatch:
+        """The batch of a record, kept; the inbox may have unpacked it already."""
         assert record.kind == "batch" and record.tier is not None
         found = self._journal.decoded.take(record.offset)
-        if found is not None:
-            stored = StoredBatch.of(record.tier, found.batch, found.values)
-        else:
-            stored = StoredBatch.read(record.tier, record.payload)
+        batch = found.batch if found is not None else unpack(ActivationBatch, record.payload)
+        stored = StoredBatch.of(record.tier, batch)
         self._cache[record.offset] = stored
-        self._cached += stored.activations.nbytes
+        self._cached += stored.nbytes
         while self._cached > self._cache_bytes and len(self._cache) > 1:
-            self._cached -= self._cache.popitem(last=False)[1].activations.nbytes
+            self._cached -= self._cache.popitem(last=False)[1].nbytes
         return stored
 
 
@@ -176,19 +233,21 @@ def gather(
     """Pad rows of any tiers into one mini-batch, family by family."""
     families: dict[tuple[int, str], list[tuple[StoredBatch, int]]] = {}
     for stored, row in picks:
-        key = (-len(stored.activations), align_of_tier(stored.tier))
+        key = (-stored.taps, align_of_tier(stored.tier))
         families.setdefault(key, []).append((stored, row))
     ordered = [pick for key in sorted(families) for pick in families[key]]
     lengths = np.array([stored.starts[row + 1] - stored.starts[row] for stored, row in ordered])
     longest = int(lengths.max())
+    mask = np.arange(longest)[None, :] < lengths[:, None]
     return MiniBatch(
         families=[
-            FamilyRows(align=align, activations=torch.from_numpy(_pad(families[taps, align], longest)))
+            FamilyRows(align=align, activations=torch.from_numpy(_padded(families[taps, align], longest)))
             for taps, align in sorted(families)
         ],
-        mask=torch.from_numpy(np.arange(longest)[None, :] < lengths[:, None]),
+        mask=torch.from_numpy(mask),
         targets=torch.from_numpy(np.array([stored.row_targets(row, longest) for stored, row in ordered])),
         tiers=[stored.tier for stored, _ in ordered],
+        batches=[stored for stored, _ in ordered],
         per_vector=ordered[0][0].per_vector,
         weights=torch.tensor([weight_of_stream(stored.stream) for stored, _ in ordered]),
     )
@@ -199,11 +258,43 @@ def _widened(targets: Targets) -> Targets:
     return targets.astype(np.int64 if targets.dtype.kind in "iu" else np.float32)
 
 
-def _pad(picks: list[tuple[StoredBatch, int]], longest: int) -> npt.NDArray[Any]:
-    """Rows of one width -> [B, K', N, d]."""
-    taps, _, width = picks[0][0].activations.shape
+def _padded(picks: list[tuple[StoredBatch, int]], longest: int) -> Floats:
+    """Rows of one width and number of taps -> [B, K', N, d]."""
+    parts = [(stored, int(stored.starts[row]), int(stored.starts[row + 1])) for stored, row in picks]
+    lengths = np.array([end - start for _, start, end in parts])
+    values = _decoded(parts)
+    taps, count, width = values.shape
+    if count == len(picks) * longest:
+        return values.reshape(taps, len(picks), longest, width)
     padded = np.zeros((taps, len(picks), longest, width), np.float32)
-    for index, (stored, row) in enumerate(picks):
-        start, end = stored.starts[row], stored.starts[row + 1]
-        padded[:, index, : end - start] = stored.activations[:, start:end]
+    padded[:, np.arange(longest)[None, :] < lengths[:, None]] = values
     return padded
+
+
+def _decoded(parts: Sequence[tuple[StoredBatch, int, int]]) -> Floats:
+    """Vectors of batches, each from one to another, one after another: [B, V, d], decoded together."""
+    ways = list(dict.fromkeys((stored.codec, stored.codebooks) for stored, _, _ in parts))
+    if len(ways) == 1:
+        return _written_alike(parts)
+    ends = np.cumsum([end - start for _, start, end in parts])
+    values = np.empty((parts[0][0].taps, int(ends[-1]), parts[0][0].width), np.float32)
+    owners = np.repeat(np.arange(len(parts)), np.diff(ends, prepend=0))
+    for way in ways:
+        chosen = [place for place, (one, _, _) in enumerate(parts) if (one.codec, one.codebooks) == way]
+        values[:, np.isin(owners, chosen)] = _written_alike([parts[place] for place in chosen])
+    return values
+
+
+def _written_alike(parts: Sequence[tuple[StoredBatch, int, int]]) -> Floats:
+    first = parts[0][0]
+    values = np.concatenate([stored.values[:, start:end] for stored, start, end in parts], axis=1)
+    scales = np.concatenate([stored.scales[:, start:end] for stored, start, end in parts], axis=1)
+    return decode(
+        Tensor(
+            codec=first.codec,
+            shape=(first.taps, values.shape[1], first.width),
+            data=values.tobytes(),
+            scales=scales.tobytes(),
+            codebooks=first.codebooks,
+        )
+    )
