@@ -65,7 +65,16 @@ COMMANDS = {
     "fleet rotate": ["--certificates", "--finish"],
     "completion": [],
     "leakage": [
-        *("--backbone", "--defences", "--journal", "--json", "--minutes", "--plot", "--public"),
+        *(
+            "--backbone",
+            "--codebooks",
+            "--defences",
+            "--journal",
+            "--json",
+            "--minutes",
+            "--plot",
+            "--public",
+        ),
         *("--public-texts", "--seed", "--sentences", "--texts", "--threads", "--train", "--way"),
     ],
     "metrics render": ["--docs", "--out", "--target"],

@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +18,11 @@ import numpy as np
 from edge_agent.config import DataConfig
 from edge_agent.samples.source import check_modality
 from edge_agent.samples.sources import open_source
+from side_trainer.codebook_store import place_of
+from sidestream.backbone import codebook_file
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.runtimes import shared_backbone
+from sidestream.contract.codebooks import keep
 from sidestream.contract.errors import ConfigError, SidestreamError
 from sidestream.contract.plan import tap_layers
 from sidestream.contract.privacy import parse_privacy
@@ -70,6 +74,7 @@ def add_parser(subparsers: Any) -> None:
         help="a way to send, such as 1,3,6/segments:4/int4, or with /noise:0.5 behind; may be given again "
         "(default: what a job does by default, and three others)",
     )
+    add("--codebooks", metavar="PATH", help="of the backbone, for ways in pq1 or pq2 (with --texts)")
     add("--defences", action="store_true", help="try each defence on the first way: accuracy against leakage")
     add(
         "--train",
@@ -101,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     backbone = shared_backbone(args.backbone)
     if args.journal is not None:
         return _run_journal(args, backbone, tell)
-    ways = _ways(args, backbone)
+    ways = [_with_codebooks(way, args.codebooks, backbone) for way in _ways(args, backbone)]
     taps = sorted({tap for way in ways for tap in way.taps})
     public, _ = _texts("--public", args.public, args.public_texts, args.seed)
     texts, labels = _texts("--texts", [args.texts], args.sentences, args.seed)
@@ -221,6 +226,16 @@ def _ways(args: argparse.Namespace, backbone: Backbone) -> list[Way]:
         Way(taps=last, sampling="all", codec=Codec.INT8),
     ]
     return ways or [usual, *others]
+
+
+def _with_codebooks(way: Way, path: str | None, backbone: Backbone) -> Way:
+    if not way.codec.stages:
+        return way
+    if not path:
+        raise ConfigError("--codebooks", f"{way} takes the backbone's codebooks; name them")
+    content = codebook_file.read(place_of(path))
+    content.check(backbone.fingerprint, backbone.depth)
+    return replace(way, codebooks=keep(content.of_taps(way.taps, way.codec.stages)).id)
 
 
 def parse_way(text: str) -> Way:

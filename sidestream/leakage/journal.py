@@ -10,12 +10,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from side_trainer.codebook_store import CodebookStore
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import RecordKind
 from side_trainer.operator.status import open_journal
@@ -51,6 +52,7 @@ def uploads_of(
         StateError: there is no journal.
     """
     journal = open_journal(state_dir)
+    CodebookStore(state_dir).load()
     try:
         found = _drawn(journal, most, seed, fingerprint)
     finally:
@@ -71,9 +73,10 @@ def _drawn(journal: Journal, most: int, seed: int, fingerprint: str) -> dict[tup
         batch = unpack(ActivationBatch, record.payload)
         if batch.fingerprint != fingerprint:
             continue
-        codec = batch.activations.codec
+        codec, books = batch.activations.codec, batch.activations.codebooks
         privacy = parse_privacy(journal.privacy.get(record.tier or "", ""))
         way = Way(taps=batch.taps, sampling=batch.sampling, codec=codec, privacy=privacy)
+        way = replace(way, codebooks=books if isinstance(books, bytes) else b"")
         ends = np.cumsum(batch.row_lengths)[:-1]
         found.setdefault((record.tier or "", way), []).extend(
             np.split(decode(batch.activations), ends, axis=1)

@@ -99,6 +99,7 @@ def _plain(one: Result) -> dict[str, Any]:
     way = {
         **dataclasses.asdict(one.way),
         "privacy": str(one.way.privacy),
+        "codebooks": one.way.codebooks.hex(),
         "codec": one.way.codec.value,
         "taps": list(one.way.taps),
     }

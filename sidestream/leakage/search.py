@@ -262,7 +262,7 @@ class _One:
         way = (stage or self._search._stages[-1]).way
         if way.privacy.noise or len(way.taps) < len(self._upload):
             return False
-        again = decode(encode(state.vectors, way.codec))
+        again = decode(encode(state.vectors, way.codec, way.codebooks))
         tolerance = 1e-5 + 1e-3 * np.abs(self._upload)
         return bool((np.abs(again - self._upload) <= tolerance).mean() > _ALIKE)
 

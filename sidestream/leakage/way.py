@@ -39,6 +39,8 @@ class Way:
     """How quantised."""
     privacy: Privacy = NO_PRIVACY
     """What is done to vectors: sketch and noise."""
+    codebooks: bytes = b""
+    """In product quantisation, by which: their id."""
     max_tokens: int = 128
     """Longer texts are cut."""
 
@@ -159,4 +161,4 @@ def sent(way: Way, vectors: Floats, rng: np.random.Generator) -> Floats:
     def draw(shape: tuple[int, ...]) -> Floats:
         return rng.standard_normal(shape, np.float32)
 
-    return decode(encode(way.privacy.noisy(vectors, draw), way.codec))
+    return decode(encode(way.privacy.noisy(vectors, draw), way.codec, way.codebooks))

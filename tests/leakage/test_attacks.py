@@ -121,5 +121,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--texts" in capsys.readouterr().err
     assert main([*given, "--texts", str(tmp_path / "none.jsonl")]) == 1
     assert "--texts" in capsys.readouterr().err
+    assert main([*given, "--texts", mine, "--way", "1/all/pq1"]) == 1
+    assert "--codebooks" in capsys.readouterr().err
     assert main([*given, "--texts", mine, "--way", "9/all/int8"]) == 1
     assert "no layer 9" in capsys.readouterr().err
