@@ -48,7 +48,7 @@ def test_the_extras_together_are_what_the_project_installs_by_itself() -> None:
     assert itself < trainer and board - torch == on_top
     assert board - on_top == {one for one in torch if not one.startswith(TORCH)}
     assert torch | trainer == set(PROJECT["dependencies"]) | itself
-    assert extras()["all"] == ["sidestream[agent,export,trainer]"]
+    assert extras()["all"] == ["sidestream[agent,export,images,trainer]"]
 
 
 def test_nothing_of_it_brings_torch_or_what_only_a_trainer_takes() -> None:
