@@ -24,6 +24,7 @@ from edge_agent.serving.http import MOST_BYTES, PredictionServer
 from edge_agent.serving.mqtt import MqttAnswers
 from edge_agent.serving.predictions import MOST_TEXTS, Predictions
 from sidestream.contract.errors import ConfigError, StateError
+from sidestream.contract.tasks import Modality
 from tests.until import until
 
 
@@ -31,6 +32,7 @@ class FakePredictor:
     """Answers with the text's length, and notes what it was asked at once."""
 
     task = "text-classification"
+    modality = Modality.TEXT
     labels = ("long", "short")
 
     def __init__(self, version: int) -> None:
