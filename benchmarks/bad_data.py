@@ -146,10 +146,13 @@ class BadData:
         self,
         row: Row,
         seed: int,
-        learner: Mapping[str, Any] = MappingProxyType({}),
+        learner: Mapping[str, Any] = MappingProxyType({"update_rows": 1}),
         spent: Callable[[RecordKind, float], None] = lambda kind, s: None,
     ) -> Outcome:
-        """Journal, judge, fold with some of the learner's settings changed, and ask."""
+        """Journal, judge, fold with some of the learner's settings changed, and ask.
+
+        By default every batch is learnt from by itself, as where the trainer keeps up.
+        """
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         config, rng = self._work.config(folder, seed), np.random.default_rng([seed, 11])
         config = msgspec.structs.replace(config, learner=msgspec.structs.replace(config.learner, **learner))

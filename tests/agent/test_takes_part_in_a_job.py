@@ -593,7 +593,7 @@ def test_a_full_outbox_pauses_the_producer_and_loses_nothing(
     lines = [json.dumps({"text": sentence(n) + " the" * 40, "label": "on"}) for n in range(400)]
     data = tmp_path / "train.jsonl"
     data.write_text("\n".join(lines))
-    tier = msgspec.structs.replace(trainer.plan.tiers[TIER], batch_size=32, sampling="all", codec="f32")
+    tier = msgspec.structs.replace(trainer.plan.tiers[TIER], batch_size=32, sampling="all", codec=Codec.F32)
     trainer.publish_plan(tiers={TIER: tier}, flow=FlowPlan(window=8, retry_s=60))
     trainer.publish_flow(pause=True)
     with Running(broker, bert, tmp_path, data={"path": str(data)}, outbox_max_mib=1):
