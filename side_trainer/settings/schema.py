@@ -344,42 +344,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if len(self.tiers) > MAX_TIERS:
             raise ConfigError("tiers", f"{len(self.tiers)} tiers; a job has at most {MAX_TIERS}")
         for name, tier in self.tiers.items():
-            check_name(f"tiers.{name}", name)
-            if not tier.backbone.strip():
-                raise ConfigError(
-                    f"tiers.{name}.backbone", "is empty; name a model, a folder or package:NAME"
-                )
-            for field, sampling in tier.samplings():
-                _check_sampling(self.task, sampling, f"tiers.{name}.{field}")
-            if tier.codes and not tier.codebooks:
-                raise ConfigError(
-                    f"tiers.{name}.codec",
-                    f"{tier.codes[0].value} takes codebooks: fit some with sidestream backbone codebooks and "
-                    "name them with codebooks; or write int4",
-                )
-            if tier.gradient_codec.stages:
-                raise ConfigError(f"tiers.{name}.gradient_codec", "gradients have no codebooks; write int8")
-            if tier.head and not TASKS[self.task].generates:
-                raise ConfigError(f"tiers.{name}.head", f"{self.task.value} needs none; leave it out")
-            if len(tier.ladder) > MAX_RUNGS:
-                raise ConfigError(f"tiers.{name}.ladder", f"has more than {MAX_RUNGS} rungs")
-            if tier.align:
-                check_name(f"tiers.{name}.align", tier.align)
-            if len(tier.taps) > self.side_network.blocks:
-                raise ConfigError(
-                    f"tiers.{name}.taps",
-                    f"{len(tier.taps)} taps are more than side_network.blocks = {self.side_network.blocks}",
-                )
-            if list(tier.taps) != sorted(set(tier.taps)) or any(tap < 1 for tap in tier.taps):
-                raise ConfigError(f"tiers.{name}.taps", "must ascend from 1 or later, none twice")
-            if tier.layers and tier.taps and tier.taps[-1] > tier.layers:
-                raise ConfigError(
-                    f"tiers.{name}.taps", f"layer {tier.taps[-1]} lies beyond layers = {tier.layers}"
-                )
-            try:
-                unpack(TierPlan, pack(tier.to_plan(self.task)))
-            except WireError as exc:
-                raise ConfigError(f"tiers.{name}", str(exc)) from exc
+            self._check_tier(name, tier)
         if issubclass(METHODS[self.method], Split):
             check_split(self)
         sampled = {name: tier.samplings()[0][0] for name, tier in self.tiers.items() if tier.samplings()}
@@ -396,6 +361,45 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if len(self.labels) == 1:
             raise ConfigError("labels", "one label leaves nothing to learn; give two or more, or none")
         return self
+
+    def _check_tier(self, name: str, tier: TierConfig) -> None:
+        check_name(f"tiers.{name}", name)
+        if not tier.backbone.strip():
+            raise ConfigError(f"tiers.{name}.backbone", "is empty; name a model, a folder or package:NAME")
+        for field, sampling in tier.samplings():
+            _check_sampling(self.task, sampling, f"tiers.{name}.{field}")
+        if tier.codes and not tier.codebooks:
+            raise ConfigError(
+                f"tiers.{name}.codec",
+                f"{tier.codes[0].value} takes codebooks: fit some with sidestream backbone codebooks and "
+                "name them with codebooks; or write int4",
+            )
+        if tier.gradient_codec.stages:
+            raise ConfigError(f"tiers.{name}.gradient_codec", "gradients have no codebooks; write int8")
+        if tier.head and not TASKS[self.task].generates:
+            raise ConfigError(f"tiers.{name}.head", f"{self.task.value} needs none; leave it out")
+        if len(tier.ladder) > MAX_RUNGS:
+            raise ConfigError(f"tiers.{name}.ladder", f"has more than {MAX_RUNGS} rungs")
+        if tier.align:
+            check_name(f"tiers.{name}.align", tier.align)
+        self._check_taps(name, tier)
+        try:
+            unpack(TierPlan, pack(tier.to_plan(self.task)))
+        except WireError as exc:
+            raise ConfigError(f"tiers.{name}", str(exc)) from exc
+
+    def _check_taps(self, name: str, tier: TierConfig) -> None:
+        if len(tier.taps) > self.side_network.blocks:
+            raise ConfigError(
+                f"tiers.{name}.taps",
+                f"{len(tier.taps)} taps are more than side_network.blocks = {self.side_network.blocks}",
+            )
+        if list(tier.taps) != sorted(set(tier.taps)) or any(tap < 1 for tap in tier.taps):
+            raise ConfigError(f"tiers.{name}.taps", "must ascend from 1 or later, none twice")
+        if tier.layers and tier.taps and tier.taps[-1] > tier.layers:
+            raise ConfigError(
+                f"tiers.{name}.taps", f"layer {tier.taps[-1]} lies beyond layers = {tier.layers}"
+            )
 
     def taps_of(self, name: str, depth: int) -> tuple[int, ...]:
         """The layers that tier ``name`` taps, its backbone being ``depth`` deep.
