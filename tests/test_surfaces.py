@@ -75,7 +75,7 @@ COMMANDS = {
             "--plot",
             "--public",
         ),
-        *("--public", "--public-texts", "--seed", "--sentences", "--texts", "--threads", "--train", "--way"),
+        *("--public-texts", "--seed", "--sentences", "--texts", "--threads", "--train", "--way"),
     ],
     "metrics render": ["--docs", "--out", "--target"],
     "trainer backup": ["--out", "--config", "--job", "--state-dir"],
