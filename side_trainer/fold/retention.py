@@ -47,6 +47,7 @@ class Retention:
         self._fold = fold
         self._clock = clock
         self._looked_s: float | None = None
+        self._stood_for = 0  # the last snapshot record that the journal's snapshot is known to include
 
     def due(self) -> SnapshotRecord | None:
         """What to journal now, all that came being learnt from; None most of the time."""
@@ -101,11 +102,13 @@ class Retention:
         before = msgspec.json.decode(records[-1].payload, type=SnapshotRecord).before
         if not self._journal.keeping.has_before(before):
             return False
-        if _offset(self._journal.keeping.snapshot) < records[-1].offset:
-            newest = next((path.read_bytes() for path in newest_files(directory)), None)
-            if newest is None or _offset(newest) < records[-1].offset:
-                return False
-            self._journal.keeping.keep(newest)
+        if self._stood_for < records[-1].offset:
+            if _offset(self._journal.keeping.snapshot) < records[-1].offset:
+                newest = next((path.read_bytes() for path in newest_files(directory)), None)
+                if newest is None or _offset(newest) < records[-1].offset:
+                    return False
+                self._journal.keeping.keep(newest)
+            self._stood_for = records[-1].offset
         if more := self._journal.keeping.let_go(before):
             return more
         _log.info("batches before record %d are let go; what was learnt of them stays", before)

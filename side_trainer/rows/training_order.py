@@ -72,10 +72,12 @@ class TrainingOrder:
 
         Raises:
             IndexError: they do not wait.
+            AssertionError: the last of them is none.
         """
         chosen = [self.waiting.popleft()]
         while chosen[-1][0] < record.through:
             chosen.append(self.waiting.popleft())
+        assert chosen[-1][0] == record.through
         self._learns += 1
         return chosen
 
@@ -126,14 +128,14 @@ class TrainingOrder:
 
     # --- what is let go ------------------------------------------------------------------------------
 
-    def let_go(self, before: int, offset: int, passes: float, settings: LearnerSettings) -> None:
+    def let_go(self, before: int, offset: int, settings: LearnerSettings) -> None:
         """Go on at an offset as if only the batches from a record on had ever come, but for what is owed."""
         assert not self.waiting or self.waiting[0][0] >= before, "what is let go is learnt from"
-        owed = self.owed(passes, settings)
+        owed = self.owed(settings.passes, settings)
         self.dropped += self._rows.drop_before(before)
         self.kept_since, self._learns, self._shuffled = before, 0, None
         self.last_idle = IdleRecord(phase=offset, position=0, rows=1, total=1)
-        self.idle_rows = int(passes * len(self._rows)) - owed
+        self.idle_rows = int(settings.passes * len(self._rows)) - owed
 
     # --- checkpoints ---------------------------------------------------------------------------------
 

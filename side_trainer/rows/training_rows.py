@@ -80,11 +80,6 @@ class StoredBatch:
             stream=batch.stream,
         )
 
-    @staticmethod
-    def read_targets(payload: bytes) -> Targets:
-        """Only the targets of a payload."""
-        return _widened(unpack(ActivationBatch, payload).read_targets())
-
     @property
     def taps(self) -> int:
         """How many layers it has, B."""

@@ -169,7 +169,7 @@ class SideTuningMethod(Method):
 
     def _snapshot(self, record: Record) -> Step:
         snapshot = msgspec.json.decode(record.payload, type=SnapshotRecord)
-        self.order.let_go(snapshot.before, record.offset, self._learner.passes, self._learner)
+        self.order.let_go(snapshot.before, record.offset, self._learner)
         self.devices.count(self.journal.samples_by_stream(record.offset, since=snapshot.before))
         return Step()
 
