@@ -13,10 +13,11 @@ from edge_agent.answers.answer import Prediction
 from edge_agent.answers.predictor import Predictor
 from edge_agent.serving.http import PredictionServer
 from edge_agent.serving.predictions import Predictions
+from sidestream.contract.tasks import Modality
 
 
 class _Counting:
-    version, task, labels = 1, "text-classification", ("a",)
+    version, task, labels, modality = 1, "text-classification", ("a",), Modality.TEXT
 
     def __init__(self) -> None:
         self.asked = 0
