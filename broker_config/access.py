@@ -1,8 +1,8 @@
 """Who may do what at a fleet's broker: Mosquitto's access list, from the list of devices. Pure text.
 
 A device is named by its certificate. It writes its own uploads, queries, status and telemetry. It reads the
-plan, the trainer's status, its tier's weights, codebooks and flow, its own receipts, gradients and
-predictions, and its own status, by which it notices a duplicate device, and that its words arrive. It has an
+plan, the trainer's status, its tier's weights, codebooks and flow, its own receipts, assignment, gradients
+and predictions, and its own status, by which it notices a duplicate device, and that its words arrive. It has an
 echo topic to try the broker with. What no line allows is denied.
 """
 
@@ -55,6 +55,7 @@ def _device(topics: Topics, member: Member) -> list[str]:
         f"topic read {topics.codebooks_filter(tier)}",
         f"topic read {topics.flow(tier)}",
         f"topic read {topics.receipt(tier, name)}",
+        f"topic read {topics.assignment(tier, name)}",
         f"topic read {topics.gradients_filter(tier, name)}",
         f"topic read {topics.predictions_filter(tier, name)}",
     ]

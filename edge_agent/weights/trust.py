@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from sidestream.contract.errors import ConfigError, OutdatedError, StateError, UntrustedError
-from sidestream.contract.messages import GradientReply, QueryReply, WeightsManifest
+from sidestream.contract.messages import Assignment, GradientReply, QueryReply, WeightsManifest
 from sidestream.contract.plan import Plan
 from sidestream.contract.signing import Scope, key_id, open_signed, read_public_keys
 from sidestream.contract.wire import M, prepared, unpack
@@ -116,6 +116,15 @@ class Trust:
             DecodeError: it is none.
         """
         return self._open_own(GradientReply, "gradient", payload, device)
+
+    def open_assignment(self, payload: bytes, device: str) -> Assignment:
+        """Decode how this device is to make its batches, if the trainer says so.
+
+        Raises:
+            UntrustedError: it does not.
+            DecodeError: it is none.
+        """
+        return self._open_own(Assignment, "assignment", payload, device)
 
     def open_prediction(self, payload: bytes, device: str) -> QueryReply:
         """Decode the answer to a query of this device, if it is the trainer's.

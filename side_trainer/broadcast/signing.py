@@ -10,7 +10,7 @@ import msgspec
 
 from side_trainer.settings.schema import SigningConfig
 from sidestream.contract.errors import ConfigError, WireError
-from sidestream.contract.messages import GradientReply, QueryReply, TrainerStatus, WeightsManifest
+from sidestream.contract.messages import Assignment, GradientReply, QueryReply, TrainerStatus, WeightsManifest
 from sidestream.contract.plan import Plan
 from sidestream.contract.signing import MAX_KEYS, Scope, Signer, key_id, open_signed, read_public_keys
 from sidestream.contract.wire import pack, unpack
@@ -73,6 +73,13 @@ class TrainerSigner:
         if self._signer is None:
             return pack(reply)
         return self._signer.sign(reply, Scope(kind="gradient", job=self._job, tier=tier, device=device))
+
+    def assignment(self, assignment: Assignment, tier: str, device: str) -> bytes:
+        """An assignment as it travels to one device; equal ones give equal bytes."""
+        if self._signer is None:
+            return pack(assignment)
+        scope = Scope(kind="assignment", job=self._job, tier=tier, device=device)
+        return self._signer.sign(assignment, scope)
 
     def prediction(self, reply: QueryReply, tier: str, device: str) -> bytes:
         """The answer to a query as it travels to one device."""

@@ -23,6 +23,7 @@ from sidestream.contract.sampling import (
     DEFAULT_LADDER,
     MAX_RUNGS,
     TOKEN_LADDER,
+    Assignable,
     Rung,
     parse_sampling,
 )
@@ -101,6 +102,8 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
     privacy: ShortText = ""
     """What is done to vectors before they are stored or sent: sketch and noise of
     :mod:`sidestream.contract.privacy`."""
+    assignable: Assignable | None = None
+    """What the trainer may assign to single devices; None where it assigns nothing."""
 
     def __post_init__(self) -> None:
         try:
@@ -111,7 +114,9 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
             raise DecodeError(str(exc)) from exc
         if not _CODEBOOKS.fullmatch(self.codebooks):
             raise DecodeError("codebooks are named by 32 hex digits")
-        coded = [codec for codec in (self.codec, *(rung.codec for rung in self.ladder)) if codec.stages]
+        assigned = self.assignable.rungs if self.assignable is not None else ()
+        codecs = (self.codec, *(rung.codec for rung in (*self.ladder, *assigned)))
+        coded = [codec for codec in codecs if codec.stages]
         if coded and self.depth and not self.codebooks:
             raise DecodeError(f"{coded[0].value} takes codebooks; name a file of them with codebooks")
         if self.gradient_codec.stages:
@@ -131,7 +136,8 @@ class TierPlan(TierFacts, frozen=True, kw_only=True):
 
     def policies(self, task: Task) -> frozenset[str]:
         """The token-sampling policies that its devices may send by."""
-        return frozenset({self.sampling, *(rung.sampling for rung in self.rungs(task))})
+        assigned = self.assignable.rungs if self.assignable is not None else ()
+        return frozenset({self.sampling, *(rung.sampling for rung in (*self.rungs(task), *assigned))})
 
     @property
     def settled(self) -> bool:

@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from sidestream.contract.errors import ConfigError, DecodeError
-from sidestream.contract.messages import ShortText
+from sidestream.contract.messages import Assignment, ShortText
 from sidestream.contract.tensors import Codec
 from sidestream.contract.wire import Message, prepared
 
@@ -118,6 +119,37 @@ class Rung(Message, frozen=True, kw_only=True):
             parse_sampling(self.sampling)
         except ConfigError as exc:
             raise DecodeError(str(exc)) from exc
+
+
+@prepared
+class Assignable(Message, frozen=True, kw_only=True):
+    """What the trainer may assign to a device of a tier; both ends hold every assignment against it."""
+
+    batch_size_min: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    """Fewest samples a message."""
+    batch_size_max: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    """Most."""
+    max_tokens_min: Annotated[int, msgspec.Meta(ge=4, le=4096)]
+    """The lowest limit at which longer samples are cut."""
+    max_tokens_max: Annotated[int, msgspec.Meta(ge=4, le=4096)]
+    """The highest."""
+    rungs: Annotated[tuple[Rung, ...], msgspec.Meta(min_length=1, max_length=MAX_RUNGS + 1)]
+    """Ways to send, the richest first."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size_min > self.batch_size_max or self.max_tokens_min > self.max_tokens_max:
+            raise DecodeError("the least that may be assigned is more than the most")
+
+    def why_not(self, assignment: Assignment) -> str:
+        """In words, why an assignment may not be taken; empty if it may."""
+        size, tokens = assignment.batch_size, assignment.max_tokens
+        if not self.batch_size_min <= size <= self.batch_size_max:
+            return f"batch_size {size} is not within {self.batch_size_min} to {self.batch_size_max}"
+        if not self.max_tokens_min <= tokens <= self.max_tokens_max:
+            return f"max_tokens {tokens} is not within {self.max_tokens_min} to {self.max_tokens_max}"
+        if Rung(sampling=assignment.sampling, codec=assignment.codec) not in self.rungs:
+            return "its sampling and codec are none of the plan's"
+        return ""
 
 
 DEFAULT_LADDER: Final = (

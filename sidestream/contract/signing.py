@@ -54,7 +54,7 @@ class Scope:
     """What a message is for; a signature for one scope is none for another."""
 
     kind: str
-    """``plan``, ``weights``, ``status``, ``gradient`` or ``prediction``."""
+    """``plan``, ``weights``, ``status``, ``assignment``, ``gradient`` or ``prediction``."""
     job: str
     """The job's name."""
     tier: str = ""

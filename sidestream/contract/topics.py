@@ -2,7 +2,7 @@
 
 Direction stands before tier and device, so that an access list can fence a device in, topic by topic
 (:mod:`broker_config.access`): it writes only its own below ``up/``, and reads the plan, the trainer's status,
-its tier's weights and flow, and its own receipts, gradients, predictions, status and echo.
+its tier's weights and flow, and its own receipts, assignment, gradients, predictions, status and echo.
 ``down/<its tier>/#`` would show it its neighbours' gradients and predictions, too: an access list never has
 that.
 """
@@ -167,6 +167,10 @@ class Topics:
 
     def receipt(self, tier: str, device: str) -> str:
         return f"{self.base}/down/{tier}/device/{device}/receipt"
+
+    def assignment(self, tier: str, device: str) -> str:
+        """Where a device finds how it is to make its batches, where the trainer chooses that."""
+        return f"{self.base}/down/{tier}/device/{device}/assignment"
 
     def flow(self, tier: str) -> str:
         return f"{self.base}/down/{tier}/flow"

@@ -22,6 +22,7 @@ from sidestream.contract.messages import (
     ActivationBatch,
     AdapterGradient,
     AdapterUpload,
+    Assignment,
     CodebooksChunk,
     Flow,
     GradientReply,
@@ -49,7 +50,7 @@ from sidestream.contract.plan import (
     TierPlan,
 )
 from sidestream.contract.quality import Tally
-from sidestream.contract.sampling import Rung
+from sidestream.contract.sampling import Assignable, Rung
 from sidestream.contract.signing import Scope, Signer
 from sidestream.contract.tasks import Scale, TargetForm, write_tokens
 from sidestream.contract.tensors import Codec, Floats, Tensor, decode, encode
@@ -259,6 +260,29 @@ EXAMPLES: Final[dict[str, Message]] = {
         targets=write_tokens(np.arange(6) * 11_000, 60_000),
         split=part(context=to_bin([1, 0, 2], "<u2"), round=2),
     ),
+    "plan that lets be assigned": plan(
+        tiers={
+            "pi": TierPlan(
+                backbone="m",
+                assignable=Assignable(
+                    batch_size_min=2,
+                    batch_size_max=16,
+                    max_tokens_min=32,
+                    max_tokens_max=128,
+                    rungs=(
+                        Rung(sampling="segments:4", codec=Codec.INT4),
+                        Rung(sampling="mean", codec=Codec.INT2),
+                    ),
+                ),
+            )
+        },
+    ),
+    "assignment, unsigned": Assignment(
+        run=STREAM, version=44, batch_size=8, max_tokens=64, sampling="mean", codec=Codec.INT2, fence=8
+    ),
+    "telemetry under an assignment": Telemetry(
+        stream=STREAM, assignment=44, assignments_refused=1, sending_seconds=2.5, memory_free_bytes=2**28
+    ),
     "adapter gradient": AdapterGradient(
         **SENT, adapter=40, samples=3, tensors={"layer.0.q.lora_A": encode(values((2, 5)), Codec.INT8)}
     ),
@@ -348,12 +372,13 @@ EXAMPLES: Final[dict[str, Message]] = {
 KINDS: Final[dict[str, type[Message]]] = {type(one).__name__: type(one) for one in EXAMPLES.values()}
 
 SIGNER: Final = Signer(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
-SIGNED: Final[dict[str, tuple[Message, str]]] = {
-    "plan": (plan(fence=8, keys=(SIGNER.public,)), ""),
-    "weights": (EXAMPLES["manifest, inline, unsigned"], "full"),
-    "status": (EXAMPLES["trainer status, unsigned"], ""),
+SIGNED: Final[dict[str, tuple[Message, str, str]]] = {
+    "plan": (plan(fence=8, keys=(SIGNER.public,)), "", ""),
+    "weights": (EXAMPLES["manifest, inline, unsigned"], "full", ""),
+    "status": (EXAMPLES["trainer status, unsigned"], "", ""),
+    "assignment": (EXAMPLES["assignment, unsigned"], "full", "pi-1"),
 }
-"""What is signed, by kind, with its tier."""
+"""What is signed, by kind, with its tier and device."""
 
 SHAPES: Final = ((1,), (2, 3), (5, 13), (2, 2, 16), (1, 2, 3, 43))
 
@@ -410,12 +435,13 @@ def _bundle_vector(codec: WeightsCodec, start: bool) -> dict[str, Any]:
 
 
 def _signed_vector(kind: str) -> dict[str, Any]:
-    message, tier = SIGNED[kind]
-    sealed = SIGNER.sign(message, Scope(kind=kind, job="assist", tier=tier))
+    message, tier, device = SIGNED[kind]
+    sealed = SIGNER.sign(message, Scope(kind=kind, job="assist", tier=tier, device=device))
     return {
         "name": kind,
         "type": type(message).__name__,
         "tier": tier,
+        **({"device": device} if device else {}),
         "public_key": SIGNER.public.hex(),
         "hex": sealed.hex(),
     }

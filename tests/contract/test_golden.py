@@ -75,7 +75,7 @@ def test_another_msgpack_library_reads_the_same(vector: dict[str, Any]) -> None:
 @_named(SIGNED)
 def test_what_was_signed_once_is_read_and_believed_for_ever(vector: dict[str, Any]) -> None:
     sealed, kind = bytes.fromhex(vector["hex"]), KINDS[vector["type"]]
-    scope = Scope(kind=vector["name"], job="assist", tier=vector["tier"])
+    scope = Scope(kind=vector["name"], job="assist", tier=vector["tier"], device=vector.get("device", ""))
     message = open_signed(kind, sealed, scope, [bytes.fromhex(vector["public_key"])])
     assert vector.get("decode_only") or SIGNER.sign(message, scope) == sealed
 

@@ -40,6 +40,7 @@ from sidestream.contract.messages.split import (
 )
 from sidestream.contract.messages.trainer import (
     HIGHEST_FENCE,
+    Assignment,
     CodebooksChunk,
     Flow,
     Receipt,
@@ -65,6 +66,7 @@ __all__ = [
     "AdapterGradient",
     "AdapterMessage",
     "AdapterUpload",
+    "Assignment",
     "CodebooksChunk",
     "Count",
     "Flow",

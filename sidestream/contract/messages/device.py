@@ -182,11 +182,21 @@ class Telemetry(Message, frozen=True, kw_only=True):
     ] = 0
     final_only: bool = False
     """Whether it listens for finished versions of the weights only."""
+    assignment: Count = 0
+    """The version of the Assignment that it goes by; 0 while it goes by its tier's plan."""
+    assignments_refused: Annotated[
+        Count, _counter("Assignments not taken: unsigned, altered, older, or outside what the plan lets be")
+    ] = 0
+    sending_seconds: Seconds = 0.0
+    """Time with something on its way to the trainer, since the agent was started."""
+    memory_free_bytes: Count = 0
+    """Memory that the machine has free now; 0 from an agent that does not tell."""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
         for name in (
             "forward_seconds",
+            "sending_seconds",
             "temperature_celsius",
             "accuracy",
             "probe_accuracy",

@@ -8,6 +8,7 @@ import msgspec
 
 from sidestream.contract.errors import DecodeError
 from sidestream.contract.messages.fields import Count, ShortText, check_stream
+from sidestream.contract.tensors import Codec
 from sidestream.contract.wire import Message, prepared
 
 HIGHEST_FENCE: Final = 2**60
@@ -124,6 +125,37 @@ class CodebooksChunk(Message, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.index >= self.chunks:
             raise DecodeError(f"part {self.index} of {self.chunks}")
+
+
+@prepared
+class Assignment(Message, frozen=True, kw_only=True):
+    """How one device makes its batches from the next one on, where the plan lets that be assigned. Retained.
+
+    A device takes only what lies within :class:`~sidestream.contract.sampling.Assignable` of its tier.
+    """
+
+    run: str
+    """The trainer's journal id."""
+    version: Count
+    """The journal's record of the choice, counted as weights versions are; 0 for the tier's own way."""
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    """Samples a message."""
+    max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)]
+    """Longer samples are cut."""
+    sampling: ShortText
+    """Token-sampling policy."""
+    codec: Codec
+    """How activations are quantised."""
+    fence: Count = 0
+    """Of the trainer that says so. A device that has had one of a higher fence, or of the same fence and a
+    higher version, ignores it."""
+    key_id: ShortText = ""
+    """Of the key that signed it (:mod:`sidestream.contract.signing`); empty where nothing is signed."""
+    signature: bytes = b""
+    """Over all that is before it, for one job, tier and device."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.run)
 
 
 @prepared
