@@ -2,8 +2,8 @@
 
 A device is named by its certificate. It writes its own uploads, queries, status and telemetry. It reads the
 plan, the trainer's status, its tier's weights, codebooks and flow, its own receipts, assignment, gradients
-and predictions, and its own status, by which it notices a duplicate device, and that its words arrive. It has an
-echo topic to try the broker with. What no line allows is denied.
+and predictions, and its own status, by which it notices a duplicate device, and that its words arrive. It has
+an echo topic to try the broker with. What no line allows is denied.
 """
 
 from __future__ import annotations

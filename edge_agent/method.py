@@ -52,6 +52,11 @@ class DeviceMethod(ABC):
         """Takes the weights that come down."""
 
     @property
+    def assignment(self) -> int:
+        """The version of what was assigned to this device; 0 while it goes by its tier's plan."""
+        return 0
+
+    @property
     def tier(self) -> TierPlan:
         """What the plan says of this device's tier."""
         return self.plan.tiers[self.context.tier]

@@ -98,6 +98,16 @@ class Source(_Label):
     IDLE = "idle"
 
 
+class Chosen(_Label):
+    """What the trainer chose for a device (label ``quantity``)."""
+
+    BATCH_SIZE = "batch_size"
+    MAX_TOKENS = "max_tokens"
+    RUNG = "rung"
+    TIER = "tier"
+    BOUNDS = "bounds"
+
+
 class Measure(_Label):
     """How good answers are, as :mod:`sidestream.contract.quality` defines it (label ``measure``)."""
 
@@ -121,6 +131,7 @@ CLOSED_SETS: Final[dict[str, type[_Label]]] = {
     "source": Source,
     "measure": Measure,
     "outcome": Asked,
+    "quantity": Chosen,
 }
 """The labels whose values are known at start; ``tier`` follows with the plan."""
 
@@ -302,6 +313,16 @@ class TrainerMetrics(_Holder):
     quarantined: Gauge = gauge("devices_quarantined", "Devices whose batches are kept and not learnt from")
     topics_shut_out: Gauge = gauge(
         "topics_shut_out", "Topics of devices that are thrown away unread at the moment"
+    )
+    chosen: Counter = counter(
+        "autotune_choices_total", "Choices made for single devices, by what they changed", "tier", "quantity"
+    )
+    assigned: Gauge = gauge("autotune_devices_assigned", "Devices for which something was chosen", "tier")
+    advised: Gauge = gauge(
+        "autotune_devices_advised", "Devices that would do better in another tier than theirs", "tier"
+    )
+    unheeding: Gauge = gauge(
+        "autotune_devices_unheeding", "Devices that do not go by what was chosen for them", "tier"
     )
     journal_bytes: Gauge = gauge("journal_bytes", "Size of the journal on disk")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 
 from prometheus_client import CollectorRegistry
@@ -15,7 +15,7 @@ from metrics.fleet_page.board import Board, Surroundings
 from metrics.fleet_page.device_series import DeviceSeries
 from metrics.fleet_page.fleet import MAX_DEVICES, Fleet
 from metrics.fleet_page.server import PortInUseError, serve_page
-from metrics.fleet_page.view import AnswersView, RefusedView, TrainerView
+from metrics.fleet_page.view import AnswersView, AssignedView, RefusedView, TrainerView
 from metrics.server import serve
 from metrics.telemetry import FleetExporter
 from metrics.trackers.tracking import Trackers
@@ -64,6 +64,8 @@ class Figures:
         self.fleet.held = judge.holds
         self.board = Board(config.job, unix_s=time.time(), task=config.task)
         """What the page shows."""
+        self.assigned: Callable[[str, str], AssignedView | None] = lambda tier, device: None
+        """What was chosen for a device."""
         self.broker = BrokerFigures()
         """What the broker says of itself."""
         self.online: Mapping[str, int] = {}
@@ -132,6 +134,7 @@ class Figures:
             held=lambda device: reasons.get(device, "") if self._judge.holds(device) else None,
             fingerprints={name: tier.fingerprint for name, tier in plan.tiers.items()},
             labels=plan.labels,
+            assigned=self.assigned,
         )
 
     @property

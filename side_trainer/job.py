@@ -326,4 +326,4 @@ class Job:
         if record is None:
             return self._settler.shown(name, plan)
         split = {"layers": record.depth} if isinstance(self._config.method_plan(), Split) else {}
-        return msgspec.structs.replace(plan, **record.facts(), **split)
+        return self._config.assignable(msgspec.structs.replace(plan, **record.facts(), **split))

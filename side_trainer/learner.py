@@ -35,6 +35,7 @@ _STORAGE_RETRY_S: Final = 5.0
 _ARRIVED: Final = frozenset(
     kind.value for kind in (RecordKind.BATCH, RecordKind.REUSE, RecordKind.UPDATE, RecordKind.UPLOAD)
 )
+_UNMOVED: Final = frozenset({RecordKind.SNAPSHOT.value, RecordKind.ASSIGNMENT.value})
 _SOURCES: Final = {
     "batch": Source.UPLOAD,
     "serve": Source.UPLOAD,
@@ -225,7 +226,7 @@ class Learner:
         for device, why in step.refused.items():
             self._metrics.messages_rejected.labels(Kind.ADAPTER, Reason.OTHER).inc()
             _log.warning("what device %s uploaded is left out of the average: %s", device, why)
-        if record.kind == RecordKind.SNAPSHOT.value:
+        if record.kind in _UNMOVED:
             self._releases.unchanged()
         if record.kind in _ARRIVED:
             self._last_batch_at = time.monotonic()

@@ -282,6 +282,11 @@ class Method(ABC):
         """
 
 
+def unmoved(method: Method, record: Record) -> Step:
+    """What a method does with a record that is not about weights."""
+    return Step()
+
+
 def foreign(method: Method, record: Record) -> Step:
     """What a method does with a record of a kind that its journals never hold.
 

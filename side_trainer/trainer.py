@@ -15,6 +15,7 @@ import torch
 
 from broker_config.connection.connection import Connection
 from broker_config.transport import Transport, Will
+from side_trainer.autotune.tuner import Tuner
 from side_trainer.broadcast.announcements import Announcements
 from side_trainer.broadcast.downlink import Downlink
 from side_trainer.broadcast.leader_election import LeaderElection
@@ -242,7 +243,8 @@ class Parts:
         shut_out = ShutOut(inbox.box, subscriptions, topics, figures.fleet, figures.board, figures.metrics)
         rate = self._config.max_batches_per_s
         refusals = Refusals(downlink, topics, figures.board, figures.metrics, rate, inbox.box)
-        reports = Reports(job, figures, downlink, setbacks, refusals)
+        tuner = self._tuner()
+        reports = Reports(job, figures, downlink, setbacks, refusals, tuner)
         router = Router(
             *(topics, link, self.presence, announcements, setbacks, reports, refusals),
             *(figures.metrics, figures.broker, self._queries),
@@ -251,6 +253,17 @@ class Parts:
         batches = Batches(
             *(journal, job, judge, downlink, refusals, setbacks, shut_out, figures.metrics, self._trace)
         )
-        duties = Duties(inbox, journal, judge, downlink, announcements, self.presence, shut_out, figures)
+        duties = Duties(
+            *(inbox, journal, judge, downlink, announcements, self.presence, shut_out, figures), tuner=tuner
+        )
         subscriptions.begin()
         return Ingest(*(inbox, router, reports, batches, link, announcements, duties), wake=wake, clock=clock)
+
+    def _tuner(self) -> Tuner | None:
+        """What chooses for single devices, where the settings have it."""
+        if not self._config.autotune:
+            return None
+        return Tuner(
+            *(self._config.tuning, self._journal, self._job, self.link, self._downlink),
+            *(self._topics, self._signer, self.figures),
+        )

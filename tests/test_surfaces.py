@@ -90,6 +90,7 @@ COMMANDS = {
     "trainer uninstall": ["--root", "--user"],
     "trainer run": None,
     "trainer status": ["--json", "--config", "--job", "--state-dir"],
+    "trainer tuning": ["--config", "--device", "--job", "--json", "--state-dir"],
     "trainer verify": ["--config", "--job", "--state-dir", "--threads"],
     "top": None,
 }

@@ -1,6 +1,7 @@
 """From samples and activations to messages."""
 
 __all__ = [
+    "assigned",
     "batch_maker",
     "coded",
     "intake",

@@ -87,18 +87,25 @@ class BatchMaker:
         target = self.targets.read(sample.label, sample.row.text)
         return [Ready(sample, sample.key, target, sample.row.size)]
 
-    def compute(self, batch: Sequence[Ready], choose: Choose) -> Sampled:
-        """The one forward pass of a batch, sampled as ``choose`` says by its lengths in vectors."""
-        return self.run([one.sample.input for one in batch], choose)
+    def compute(self, batch: Sequence[Ready], choose: Choose, max_tokens: int = 0) -> Sampled:
+        """The one forward pass of a batch, sampled as ``choose`` says by its lengths in vectors.
+
+        Args:
+            batch: The samples.
+            choose: The policy for them.
+            max_tokens: Cut longer ones; 0: where the plan says.
+        """
+        return self.run([one.sample.input for one in batch], choose, max_tokens)
 
     def forward(self, inputs: Sequence[Input]) -> Sampled:
         """The one forward pass of these inputs, sampled as the rung says."""
         return self.run(inputs, lambda lengths: self.sampling)
 
-    def run(self, inputs: Sequence[Input], choose: Choose) -> Sampled:
+    def run(self, inputs: Sequence[Input], choose: Choose, max_tokens: int = 0) -> Sampled:
         """The one forward pass of these inputs, sampled as ``choose`` says by their lengths in vectors."""
         tier = self._tier
-        sampled = self._backbone.forward(inputs, tier.taps, tier.max_tokens, choose, words=self._words)
+        most = max_tokens or tier.max_tokens
+        sampled = self._backbone.forward(inputs, tier.taps, most, choose, words=self._words)
         return replace(sampled, vectors=self._privacy.project(sampled.vectors))
 
     def body_bytes(self, lengths: npt.NDArray[np.int64]) -> float:

@@ -123,15 +123,16 @@ class Producer:
         """Batch, forward and append everything in the pool, similar lengths together."""
         self._judge(pool)
         pool.sort(key=lambda ready: ready.length)
-        size = self._rungs.batch_size
         for waits in (False, True):
             group = [ready for ready in pool if ready.waits is waits]
-            for start in range(0, len(group), size):
+            while group:
                 while not self._outbox.has_room() and not self._patience.stopped():
                     self._patience.pause(_WAIT_S)
                 if self._patience.stopped():
                     return
-                self._forward(group[start : start + size])
+                size = self._rungs.batch_size  # it may be another one for every batch
+                batch, group = group[:size], group[size:]
+                self._forward(batch)
         pool.clear()
 
     def _judge(self, pool: Sequence[Ready]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_agent.batches import coded
+from edge_agent.batches.assigned import Assigned
 from edge_agent.batches.batch_maker import Ready
 from edge_agent.batches.token_maker import maker_of
 from edge_agent.samples.sample import Sample
@@ -29,6 +32,7 @@ class Rungs:
         plan: The job, ready for the tier.
         tier: This device's tier.
         max_message_bytes: Larger batches are split.
+        assigned: What the trainer assigned to this device: no batch takes more than by that way to send.
         bytes_per_sample: The device's budget for samples; 0 for none.
         link: Its budget for the link, if it has one.
         backlog: Bytes that wait to be sent.
@@ -41,14 +45,14 @@ class Rungs:
         tier: str,
         max_message_bytes: int,
         *,
+        assigned: Assigned | None = None,
         bytes_per_sample: int = 0,
         link: LinkBudget | None = None,
         backlog: Callable[[], int] = lambda: 0,
     ) -> None:
         self.backbone = backbone
         """The frozen transformer."""
-        self.batch_size = plan.tiers[tier].batch_size
-        """Samples in a batch."""
+        self._assigned = assigned or Assigned(plan, tier)
         self.needs_labels = not TASKS[plan.task].generates
         """Whether a sample is of no use until it has one."""
         self.made_by = coded.made_by(plan.tiers[tier], plan.task)
@@ -59,12 +63,22 @@ class Rungs:
         self._makers = [maker_of(backbone, plan, tier, max_message_bytes, rung) for rung in rungs]
         self.maker = self._makers[0]
         """Of the batch in hand."""
+        bounds = self._assigned.bounds
+        self._assignable = {
+            rung: maker_of(backbone, plan, tier, max_message_bytes, rung)
+            for rung in (bounds.rungs if bounds is not None else ())
+        }
         self._ladder = Ladder(
             len(rungs),
             sample=SampleBudget(bytes_per_sample) if bytes_per_sample else None,
             link=link,
             backlog=backlog,
         )
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in the next batch."""
+        return self._assigned.way.batch_size
 
     def ready(self, sample: Sample) -> Sequence[Ready]:
         """What of a sample is to be computed.
@@ -76,15 +90,22 @@ class Rungs:
 
     def compute(self, batch: Sequence[Ready]) -> Sampled:
         """The one forward pass of a batch; what is known of its length chooses the rung before it is made."""
-        return self._makers[0].compute(batch, self._choose)
+        way = self._assigned.way
+        return self._makers[0].compute(batch, partial(self._choose, way.rung), way.max_tokens)
 
     def usable(self, sampled: Sampled) -> npt.NDArray[np.bool_]:
         """[K]: rows that are finite, and fit a message."""
         return sampled.usable_rows() & self.maker.fits(sampled)
 
-    def _choose(self, lengths: npt.NDArray[np.int64]) -> Sampling:
+    def _choose(self, assigned: Rung | None, lengths: npt.NDArray[np.int64]) -> Sampling:
         costs = [one.body_bytes(lengths) for one in self._makers]
-        self.maker = self._makers[self._ladder.choose(costs, len(lengths))]
+        chosen = self._ladder.choose(costs, len(lengths))
+        self.maker = self._makers[chosen]
+        if assigned is not None:
+            maker = self._assignable[assigned]
+            most = costs[chosen] if len(self._makers) > 1 else math.inf  # a budget may pay for less
+            if maker.body_bytes(lengths) < most:  # infinite where a row would fit no message
+                self.maker = maker
         return self.maker.sampling
 
     def keep(self, sampled: Sampled, rows: npt.NDArray[np.int64]) -> list[bytes]:

@@ -66,7 +66,8 @@ class TokenMaker(BatchMaker):
         """All tokens with a target, for evaluation."""
         return self.model.forward_windows(windows, self._tier.taps, lambda lengths: EVERY_TOKEN)
 
-    def compute(self, batch: Sequence[Ready], choose: Choose) -> Sampled:
+    def compute(self, batch: Sequence[Ready], choose: Choose, max_tokens: int = 0) -> Sampled:
+        """As the base's; windows are as long as the plan says, for their keys hang on that."""
         windows = [one.target for one in batch]
         sampled = self.model.forward_windows(windows, self._tier.taps, choose)
         return cut_rows(sampled, self._most_vectors)

@@ -189,6 +189,7 @@ class Session:
                 source_ended=self._work.produced,
                 trouble=self._trouble(),
                 final_only=self._weights.final_only,
+                assignment=self._work.assignment,
             )
             if self._link.connected:
                 self._publish(word)
@@ -329,6 +330,7 @@ class Session:
                 work.in_use,
                 source_ended=work.produced,
                 final_only=self._weights.final_only,
+                assignment=work.assignment,
                 qos=1,
             )
             words = [figures, self._status.death(reason)]

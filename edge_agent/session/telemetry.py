@@ -18,6 +18,7 @@ from edge_agent.weights.adoption import InUse
 from metrics.accounts import account
 from metrics.catalogue import total
 from metrics.telemetry import DeviceExporter
+from sidestream.backbone.memory import free_memory_bytes
 from sidestream.contract.messages import Telemetry
 from sidestream.contract.wire import pack
 
@@ -60,6 +61,7 @@ class TelemetryReport:
         source_ended: bool,
         trouble: str = "",
         final_only: bool = False,
+        assignment: int = 0,
         qos: int = 0,
     ) -> LastWord:
         """The figures now; they are shown in the metrics and, now and then, in the log.
@@ -70,6 +72,7 @@ class TelemetryReport:
             source_ended: Whether the data has ended, and all of it is computed.
             trouble: In words, what keeps the device from working.
             final_only: It listens for finished versions only.
+            assignment: The version of what was assigned to it.
             qos: Of the message.
         """
         context, self.due = self._context, False
@@ -82,6 +85,9 @@ class TelemetryReport:
             reconnects=int(total(context.metrics.reconnects)),
             trouble=trouble[:500],
             final_only=final_only,
+            assignment=assignment,
+            sending_seconds=self._in_flight.sending_s,
+            memory_free_bytes=free_memory_bytes(),
         )
         measures = in_use.score.measures if in_use is not None and in_use.score is not None else {}
         self._exporter.update(telemetry, measures)

@@ -95,6 +95,11 @@ class Work:
         """The version in use, if there is one."""
         return self._method.adopter.in_use if self._method is not None else None
 
+    @property
+    def assignment(self) -> int:
+        """The version of what the trainer assigned to this device; 0 while it goes by its tier's plan."""
+        return self._method.assignment if self._method is not None else 0
+
     def on_plan(self, plan: Plan) -> None:
         """A plan that knows the device's tier is in force: do what it lets be done."""
         if not self._threads:

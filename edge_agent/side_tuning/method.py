@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 
+from edge_agent.batches.assigned import Assigned
 from edge_agent.batches.late_labels import LateLabels
 from edge_agent.batches.producer import Producer
 from edge_agent.batches.rungs import Rungs
@@ -16,7 +18,11 @@ from edge_agent.weights.adoption import Adopter
 from edge_agent.weights.evaluation import EvaluationSet
 from edge_agent.weights.token_evaluation import TokenEvaluation
 from sidestream.backbone.backbone import Backbone
+from sidestream.contract.errors import WireError
 from sidestream.contract.tasks import TASKS
+from sidestream.contract.topics import Topics
+
+log = logging.getLogger(__name__)
 
 
 class SideTuningDevice(DeviceMethod):
@@ -36,6 +42,35 @@ class SideTuningDevice(DeviceMethod):
             trace=context.trace,
             trust=context.trust,
         )
+
+    @cached_property
+    def _assigned(self) -> Assigned:
+        return Assigned(self.plan, self.context.tier)
+
+    @property
+    def assignment(self) -> int:
+        return self._assigned.version
+
+    def topics(self, topics: Topics) -> Sequence[str]:
+        return [self._topic(topics)] if self._assigned.bounds is not None else []
+
+    def _topic(self, topics: Topics) -> str:
+        return topics.assignment(self.context.tier, self.context.name)
+
+    def on_message(self, topic: str, payload: bytes) -> None:
+        if topic != self._topic(Topics(self.plan.job)):
+            super().on_message(topic, payload)
+        try:
+            assignment = self.context.trust.open_assignment(payload, self.context.name)
+            news = self._assigned.take(assignment)
+        except WireError as exc:
+            self.context.outbox.count("assignments_refused", 1)
+            log.error("an assignment is not taken: %s", exc)
+            return
+        if news:
+            way = self._assigned.way
+            rung = f", {way.rung.sampling} {way.rung.codec.value}" if way.rung is not None else ""
+            log.info("from now on batches of %d, %d tokens%s", way.batch_size, way.max_tokens, rung)
 
     def side_work(self) -> Iterator[tuple[str, Callable[[], None]]]:
         if TASKS[self.plan.task].generates:  # a language model's truth is its text: no label is waited for
@@ -58,6 +93,7 @@ class SideTuningDevice(DeviceMethod):
             self.plan,
             context.tier,
             self.link.max_message_bytes,
+            assigned=self._assigned,
             bytes_per_sample=context.config.bytes_per_sample,
             link=context.budget,
             backlog=lambda: context.outbox.size()[1],

@@ -41,12 +41,26 @@ class InFlight:
         self._breaks = link.breaks
         self._first_sent: dict[int, tuple[float, int]] = {}  # by clock, and for the trace
         self._moved_s = clock()
+        self._sending_s = 0.0
+        self._sending_since_s: float | None = None
         self._unanswered_s: float | None = None  # since when something is sent and nothing receipted
 
     @property
     def silent_s(self) -> float:
         """Since something last moved: a publish after idling, or a receipt."""
         return self._clock() - self._moved_s
+
+    @property
+    def sending_s(self) -> float:
+        """Seconds with something on its way that could be receipted, since the agent joined the job."""
+        since_s = self._sending_since_s
+        return self._sending_s + (0.0 if since_s is None else self._clock() - since_s)
+
+    def _is_sending(self, under_way: bool) -> None:
+        now = self._clock()
+        if self._sending_since_s is not None:
+            self._sending_s += now - self._sending_since_s
+        self._sending_since_s = now if under_way else None
 
     @property
     def unanswered_s(self) -> float:
@@ -74,15 +88,18 @@ class InFlight:
     def not_awaited(self) -> None:
         """No receipt can come for now."""
         self._unanswered_s = None
+        self._is_sending(False)
 
     def begin(self, sequence: int, trace_us: int) -> None:
         """A batch is about to be published: a break meanwhile means that it is published again."""
         self.last = sequence
         self._first_sent.setdefault(sequence, (self._clock(), trace_us))
+        self._is_sending(True)
 
     def failed(self, sequence: int) -> None:
         """It was not published."""
         self.last = min(self.last, sequence - 1)
+        self._is_sending(False)
 
     def published(self) -> None:
         """The broker has it: a receipt can be waited for."""
@@ -107,4 +124,5 @@ class InFlight:
             # Of batches that were given up on the way there is no receipt.
             for sequence in [sent for sent in self._first_sent if sequences and sent < sequences[-1]]:
                 del self._first_sent[sequence]
+            self._is_sending(bool(self._first_sent))
             self._link.changed.notify()

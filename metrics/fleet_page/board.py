@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,6 +27,7 @@ from metrics.fleet_page.history import History
 from metrics.fleet_page.troubles import Circumstances, Held, troubles_of
 from metrics.fleet_page.versions import VersionTimes
 from metrics.fleet_page.view import (
+    AssignedView,
     DeviceDetail,
     DeviceView,
     EventView,
@@ -54,6 +55,8 @@ class Surroundings:
     """Of the backbones of tiers that are settled."""
     labels: tuple[str, ...] = ()
     """The job's."""
+    assigned: Callable[[str, str], AssignedView | None] = lambda tier, device: None
+    """What was chosen for a device."""
 
 
 class _Shown:
@@ -198,10 +201,11 @@ class Board:
             about = self._circumstances(fleet, entry, now, around)
             state = about.state.value if about.held is None else QUARANTINED
             states[entry.tier][state] += 1
-            seen = (entry.heard, state, about.online, about.refusal, about.held)
+            assigned = around.assigned(entry.tier, entry.name)
+            seen = (entry.heard, state, about.online, about.refusal, about.held, assigned)
             before = shown.devices.get((entry.tier, entry.name))
             if before is None or before[0] != seen:
-                self._show(entry, state, about, seen, None if before is None else before[1])
+                self._show(entry, state, about, assigned, seen, None if before is None else before[1])
         return states
 
     def _circumstances(self, fleet: Fleet, entry: Device, now: float, around: Surroundings) -> Circumstances:
@@ -220,7 +224,13 @@ class Board:
         )
 
     def _show(
-        self, entry: Device, state: str, about: Circumstances, seen: object, before: DeviceView | None
+        self,
+        entry: Device,
+        state: str,
+        about: Circumstances,
+        assigned: AssignedView | None,
+        seen: object,
+        before: DeviceView | None,
     ) -> None:
         heard_unix_s = round(self._now_unix_s - (about.now - entry.heard), 1)
         since_unix_s = heard_unix_s if about.state in (State.LOST, State.SILENT) else self._now_unix_s
@@ -232,6 +242,7 @@ class Board:
             heard_unix_s=heard_unix_s,
             troubles=trouble_views(found, before.troubles if before is not None else (), since_unix_s),
             task=self.task,
+            assigned=assigned,
             revision=self._revision,
         )
         for event, minor in news_of(before, view, self._now_unix_s):

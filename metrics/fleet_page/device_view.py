@@ -12,6 +12,7 @@ from metrics.accounts import account
 from metrics.fleet_page.fleet import Device, TierSummary, outbox_fill
 from metrics.fleet_page.troubles import SEVERE, TITLES
 from metrics.fleet_page.view import (
+    AssignedView,
     ConfusionView,
     DeviceView,
     EventView,
@@ -43,6 +44,7 @@ def device_view(
     heard_unix_s: float,
     troubles: tuple[TroubleView, ...],
     task: Task,
+    assigned: AssignedView | None = None,
     revision: int,
 ) -> DeviceView:
     """What is shown of a device."""
@@ -57,6 +59,7 @@ def device_view(
         troubles=troubles,
         certificate_expires_unix_s=device.certificate_expires_unix_s,
         backbone_fingerprint=device.fingerprint,
+        assigned=assigned,
         revision=revision,
     )
     return known if device.telemetry is None else _told(known, device, device.telemetry, task)
@@ -138,7 +141,15 @@ def news_of(before: DeviceView | None, now: DeviceView, at_unix_s: float) -> lis
     ]
     if now.weights_version and (before is None or before.weights_version != now.weights_version):
         found.append((event("version", f"uses version {now.weights_version}"), True))
+    chosen = now.assigned
+    if chosen is not None and (before is None or _since(before.assigned) != chosen.since_unix_s):
+        advice = f"; tier {chosen.advised} is advised" if chosen.advised else ""
+        found.append((event("assigned", f"{chosen.words}{advice}: {chosen.why}"), before is None))
     return found
+
+
+def _since(assigned: AssignedView | None) -> float | None:
+    return None if assigned is None else assigned.since_unix_s
 
 
 def tier_view(

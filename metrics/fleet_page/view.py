@@ -27,6 +27,22 @@ class TroubleView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @prepared
+class AssignedView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the trainer chose for a device."""
+
+    words: str
+    """How it is to make its batches."""
+    why: str
+    """Why this was chosen last."""
+    since_unix_s: float
+    """Since when."""
+    advised: str = ""
+    """The tier that it would do better in; empty for its own."""
+    heeded: bool = False
+    """Whether the device says that it goes by that."""
+
+
+@prepared
 class DeviceView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One device."""
 
@@ -100,6 +116,8 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When its certificate ends; 0 without one."""
     backbone_fingerprint: str = ""
     """Of its backbone."""
+    assigned: AssignedView | None = None
+    """What was chosen for it; None where it goes by its tier's plan."""
     revision: int = 0
     """The board's revision that brought the last change."""
 
@@ -248,7 +266,7 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When; where it happened often, when it last did."""
     kind: str
     """A kind of trouble, ``well`` when one has passed, or ``state``, ``version``, ``refused``, ``labels``,
-    ``trainer``."""
+    ``assigned``, ``trainer``."""
     words: str
     """What."""
     tier: str = ""

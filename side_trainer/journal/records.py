@@ -10,7 +10,21 @@ import msgspec
 from side_trainer.settings.schema import LearnerSettings
 from sidestream.contract.plan import FedMobiLLM, MethodPlan, SideNetworkSpec, TierFacts
 from sidestream.contract.tasks import Task
+from sidestream.contract.tensors import Codec
 from sidestream.contract.wire import Message, prepared
+
+
+class Quantity(str, enum.Enum):
+    """What is chosen for a device."""
+
+    BATCH_SIZE = "batch_size"
+    MAX_TOKENS = "max_tokens"
+    RUNG = "rung"
+    """By which policy and codec it sends."""
+    TIER = "tier"
+    """Advice only: a device moves when its owner has it move."""
+    BOUNDS = "bounds"
+    """Everything that lay outside other bounds."""
 
 
 class RecordKind(str, enum.Enum):
@@ -42,6 +56,8 @@ class RecordKind(str, enum.Enum):
     """An ``AdapterUpload`` as it came over the wire."""
     ROUND = "round"
     """:class:`RoundRecord`"""
+    ASSIGNMENT = "assignment"
+    """:class:`AssignmentRecord`"""
 
 
 FACTS: Final = frozenset({RecordKind.SETTINGS, RecordKind.LABELS, RecordKind.TIER})
@@ -132,6 +148,34 @@ class LearnRecord(Message, frozen=True, kw_only=True):
 
     through: int
     """The record of the last of them. The first is the one that has waited longest."""
+
+
+@prepared
+class AssignmentRecord(Message, frozen=True, kw_only=True):
+    """What was chosen for one device, and why. It changes no weights; a restart goes on from it."""
+
+    tier: str
+    """The device's."""
+    device: str
+    """Its id."""
+    unix_s: float
+    """When."""
+    what: Quantity
+    """Which quantity changed."""
+    up: bool
+    """Whether it costs the device more than before."""
+    batch_size: int
+    """Samples a message, from now on."""
+    max_tokens: int
+    """Where its samples are cut."""
+    sampling: str
+    """Its token-sampling policy."""
+    codec: Codec
+    """How its activations are quantised."""
+    advised: str = ""
+    """The tier that it would do better in; empty for its own."""
+    why: str
+    """In words."""
 
 
 @prepared

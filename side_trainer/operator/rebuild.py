@@ -4,6 +4,7 @@ What that means exactly:
 
 - The settings, labels, tiers and all other devices' batches stay, in their order. Facts that one of these
   devices was the first to show (a tier's depth) stay too: they say nothing of its data.
+- What was chosen for these devices (``autotune``) goes, what was for others stays.
 - What was learnt when is dropped, while idle and before: which rows were drawn depended on who had sent what
   by then. The trainer learns again from batch to batch, and makes its passes again at the end. So the weights
   are, to the bit, those of a job that received the same batches of the others in the same order before it
@@ -130,6 +131,7 @@ def _take_out(db: sqlite3.Connection, without: Sequence[str], base: int, begins:
     )
     learnt = "kind IN ('learn', 'idle', 'repeat', 'snapshot') AND offset > ?"
     db.execute(f"DELETE FROM records WHERE {learnt} OR {theirs}", (begins, *without))
+    _forget_choices(db, without)
     _renumber(db, begins)
     db.execute(f"UPDATE streams SET batches = 0, samples = 0, bytes = 0 WHERE device IN ({marks})", without)
     for device in without:
@@ -139,6 +141,15 @@ def _take_out(db: sqlite3.Connection, without: Sequence[str], base: int, begins:
         )
     db.execute("INSERT OR REPLACE INTO meta VALUES ('version_base', ?)", (str(base),))
     return batches, samples, beyond
+
+
+def _forget_choices(db: sqlite3.Connection, without: Sequence[str]) -> None:
+    """Take out what was chosen for devices."""
+    for offset, payload in db.execute(
+        "SELECT offset, payload FROM records WHERE kind = 'assignment'"
+    ).fetchall():
+        if json.loads(payload)["device"] in without:
+            db.execute("DELETE FROM records WHERE offset = ?", (offset,))
 
 
 def _renumber(db: sqlite3.Connection, begins: int) -> None:

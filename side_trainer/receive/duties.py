@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from metrics.catalogue import total
+from side_trainer.autotune.tuner import Tuner
 from side_trainer.broadcast.announcements import Announcements
 from side_trainer.broadcast.downlink import Downlink
 from side_trainer.broadcast.presence import Presence
@@ -31,6 +32,7 @@ class Duties:
         presence: Publishes the status.
         shut_out: Has topics that are not heard.
         figures: Shows everything.
+        tuner: Tells devices what was chosen for them; None where nothing is chosen.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Duties:
         presence: Presence,
         shut_out: ShutOut,
         figures: Figures,
+        tuner: Tuner | None = None,
     ) -> None:
         self._inbox = inbox
         self._journal = journal
@@ -52,6 +55,7 @@ class Duties:
         self._presence = presence
         self._shut_out = shut_out
         self._figures = figures
+        self._tuner = tuner
         self._backups = journal.backups
         self._done_s = 0.0
 
@@ -70,6 +74,8 @@ class Duties:
         self._follow_backups()
         self._announcements.catch_up()
         self._presence.tell()
+        if self._tuner is not None:
+            self._tuner.tick(now)
         metrics = self._figures.metrics
         metrics.inbox_messages.set(len(self._inbox))
         metrics.inbox_dropped.inc(self._inbox.dropped - total(metrics.inbox_dropped))

@@ -7,6 +7,7 @@ import time
 
 from broker_config.transport import Received
 from metrics.catalogue import Kind, Reason
+from side_trainer.autotune.tuner import Tuner
 from side_trainer.broadcast.downlink import Downlink
 from side_trainer.figures import Figures
 from side_trainer.job import Job
@@ -32,10 +33,17 @@ class Reports:
         downlink: Tells a device that came what of its streams is here.
         setbacks: Told of telemetry.
         refusals: For what cannot be read.
+        tuner: Chooses by what they tell; None where nothing is chosen.
     """
 
     def __init__(
-        self, job: Job, figures: Figures, downlink: Downlink, setbacks: Setbacks, refusals: Refusals
+        self,
+        job: Job,
+        figures: Figures,
+        downlink: Downlink,
+        setbacks: Setbacks,
+        refusals: Refusals,
+        tuner: Tuner | None = None,
     ) -> None:
         self._job = job
         self._figures = figures
@@ -43,6 +51,7 @@ class Reports:
         self._downlink = downlink
         self._setbacks = setbacks
         self._refusals = refusals
+        self._tuner = tuner
         self._absences = Absences()
         self._births: dict[tuple[str, str], Status] = {}
         self._spellings = Spellings()
@@ -97,6 +106,8 @@ class Reports:
     def _on_telemetry(self, uplink: Uplink, told: Telemetry, now: float) -> None:
         self._fleet.on_telemetry(uplink.tier, uplink.device, told, now, unix_s=time.time())
         self._warn_of(uplink, self._absences.on_telemetry(uplink.tier, uplink.device, told.batches_sent, now))
+        if self._tuner is not None:
+            self._tuner.on_telemetry(uplink, told, now)
         self._setbacks.on_telemetry(uplink, told)
 
     def _on_status(self, uplink: Uplink, status: Status, now: float) -> None:

@@ -11,6 +11,7 @@ from broker_config.settings import BrokerSettings
 from side_trainer.settings.implied import MethodName
 from side_trainer.settings.privacy import check_privacy, under_privacy
 from side_trainer.settings.split import PredictConfig, SplitConfig, check_split
+from side_trainer.settings.tuning import TuningConfig, assignable, check_tuning
 from sidestream.accelerator.choice import check_choice
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.messages import check_labels
@@ -235,6 +236,11 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     directions of each vector) and noise:0.5 (of that length, where vectors have length 1), with commas
     between them. None makes them unreadable: sidestream leakage measures what each leaves and costs, and
     docs/security.md has a table."""
+    autotune: bool = False
+    """Choose by telemetry, within the bounds of the table tuning, each device's batch size, token limit and
+    way to send, and say which tier it would do better in."""
+    tuning: TuningConfig = TuningConfig()
+    """Within what bounds the trainer chooses for single devices."""
     side_network: SideNetworkSpec = SideNetworkSpec()
     """The side-network's shape."""
     learner: LearnerSettings = LearnerSettings()
@@ -331,6 +337,12 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             plan, layers=cut, sampling="all", ladder=(), gradient_codec=tier.gradient_codec
         )
 
+    def assignable(self, plan: TierPlan) -> TierPlan:
+        """A tier's plan with what may be assigned to its devices, where the trainer chooses."""
+        if not self.autotune:
+            return plan
+        return msgspec.structs.replace(plan, assignable=assignable(plan, self.task, self.tuning))
+
     def checked(self) -> TrainerConfig:
         """Return itself if its parts fit together.
 
@@ -347,6 +359,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             self._check_tier(name, tier)
         if issubclass(METHODS[self.method], Split):
             check_split(self)
+        check_tuning(self)
         sampled = {name: tier.samplings()[0][0] for name, tier in self.tiers.items() if tier.samplings()}
         check_privacy(parse_privacy(self.privacy), self.method, self.task, sampled)
         try:

@@ -30,7 +30,7 @@ from side_trainer.journal.records import (
     SnapshotRecord,
     TierRecord,
 )
-from side_trainer.method import Arrays, Export, Facts, Method, Step, foreign
+from side_trainer.method import Arrays, Export, Facts, Method, Step, foreign, unmoved
 from side_trainer.rows.drawn_rows import draw
 from side_trainer.rows.training_order import TrainingOrder
 from side_trainer.rows.training_rows import MiniBatch, RowStore, StoredBatch, gather
@@ -179,6 +179,7 @@ class SideTuningMethod(Method):
         RecordKind.LEARN: _learn,
         RecordKind.IDLE: _idle,
         RecordKind.SNAPSHOT: _snapshot,
+        RecordKind.ASSIGNMENT: unmoved,
     }
     lets_go: ClassVar = True
 

@@ -70,6 +70,11 @@ export class DeviceView {
     facts("d-machine", [
       ["Memory", bytes(device.rss_bytes ?? 0)], ["At most", bytes(device.peak_rss_bytes ?? 0)],
       ["Temperature", device.temperature_celsius == null ? "–" : `${device.temperature_celsius.toFixed(0)} °C`],
+      ...(device.assigned ? [
+        [device.assigned.heeded ? "Chosen for it" : "Chosen for it, not in use", device.assigned.words],
+        ["Because", `${device.assigned.why}, ${span(now - device.assigned.since_unix_s)} ago`],
+        ...(device.assigned.advised ? [["Better in tier", device.assigned.advised]] : []),
+      ] : []),
       ["Software", device.software || "–"], ["Backbone", device.backbone_fingerprint ? `${device.backbone_fingerprint.slice(0, 8)}…` : "–"],
     ]);
     facts("d-weights", [

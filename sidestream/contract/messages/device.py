@@ -188,7 +188,7 @@ class Telemetry(Message, frozen=True, kw_only=True):
         Count, _counter("Assignments not taken: unsigned, altered, older, or outside what the plan lets be")
     ] = 0
     sending_seconds: Seconds = 0.0
-    """Time with something on its way to the trainer, since the agent was started."""
+    """Time with something on its way to the trainer, since the agent joined the job."""
     memory_free_bytes: Count = 0
     """Memory that the machine has free now; 0 from an agent that does not tell."""
 

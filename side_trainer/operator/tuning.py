@@ -1,0 +1,54 @@
+"""What was chosen for single devices, from a trainer's state directory. Safe beside a running trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from side_trainer.journal.records import AssignmentRecord, RecordKind
+from side_trainer.operator.status import open_journal
+from sidestream.contract.wire import prepared
+
+
+@prepared
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """One choice, with its place in the journal."""
+
+    offset: int
+    """Of its record."""
+    choice: AssignmentRecord
+    """What it says."""
+
+
+def chosen(state_dir: Path, device: str = "") -> list[Chosen]:
+    """The choice in force for each device; of one device all there were, the oldest first.
+
+    Raises:
+        StateError: there is no journal.
+    """
+    with contextlib.closing(open_journal(state_dir)) as journal:
+        found = [
+            Chosen(offset=record.offset, choice=msgspec.json.decode(record.payload, type=AssignmentRecord))
+            for record in journal.others(journal.tail, (RecordKind.ASSIGNMENT.value,))
+        ]
+    if device:
+        return [one for one in found if one.choice.device == device]
+    last = {(one.choice.tier, one.choice.device): one for one in found}
+    return [last[key] for key in sorted(last)]
+
+
+def in_words(found: Iterable[Chosen]) -> Iterator[str]:
+    """Choices for people, with what to do where a move is advised."""
+    for one in (each.choice for each in found):
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.unix_s))
+        setting = f"batches of {one.batch_size}, {one.max_tokens} tokens, {one.sampling} {one.codec.value}"
+        yield f"{one.device:24} {one.tier:12} since {since}  {setting}  ({one.why})"
+        if one.advised != one.tier:
+            yield f"  would do better in tier {one.advised}. If it has a certificate, where the fleet folder is:"
+            yield f"    sidestream fleet add-device FLEET {one.device} --tier {one.advised} --again"
+            yield f'  and on the device, once its outbox is empty: tier = "{one.advised}" and another state_dir'
+            yield "  in agent.toml, for an outbox stays in its tier. Rows still in its source are sent again."
