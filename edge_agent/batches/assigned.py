@@ -42,7 +42,7 @@ class Assigned:
         """Go by an assignment from the next batch on; return whether that is news.
 
         Raises:
-            MismatchError: it is another journal's, older than one that was taken, or not what the plan lets be.
+            MismatchError: it is another journal's, older than one that was taken, or outside the bounds.
         """
         if self.bounds is None:
             raise MismatchError("the plan lets nothing be assigned")

@@ -33,6 +33,8 @@ _HOUR_S: Final = 3600.0
 _DAY_S: Final = 24 * _HOUR_S
 _EASE_WINDOWS: Final = 2
 _ASK_WINDOWS: Final = 6
+_ADVISE_WINDOWS: Final = 24
+"""To advise a move that costs the device more; six, to one that costs it less. It is made by hand."""
 _MOST_TURNS: Final = 10
 _ROOM_CELSIUS: Final = 25.0
 """What a board has that does nothing: its rise above that goes with its load."""
@@ -112,12 +114,12 @@ class Governor:
         self._lately: deque[float] = deque(maxlen=100)
         self._over: Counter[Load] = Counter()
         self._able: Counter[Quantity] = Counter()
+        self._too_deep = 0  # windows in a row in which it could not have carried the tier that is advised
 
     def apply(self, record: AssignmentRecord) -> None:
         """Take a choice that is journaled, one just made or one of an earlier start."""
         self.setting = Setting.of_record(record)
-        self._over.clear()
-        self._able.clear()
+        self.forget_windows()
         if record.what is Quantity.BOUNDS:  # the operator's, not ours
             return
         self._lately.append(record.unix_s)
@@ -125,6 +127,12 @@ class Governor:
         turned = before is not None and record.up and not before.up
         turns = (before.turns if before is not None else 0) + turned
         self._tracks[record.what] = _Track(changed_s=record.unix_s, up=record.up, turns=turns)
+
+    def forget_windows(self) -> None:
+        """Begin to count windows in a row anew."""
+        self._over.clear()
+        self._able.clear()
+        self._too_deep = 0
 
     def misfit(self) -> Choice | None:
         """What has to change because the bounds are others than they were."""
@@ -150,6 +158,7 @@ class Governor:
         for what in _ASKED:
             able = self._may_rise(what, loads, accuracies)
             self._able[what] = self._able[what] + 1 if able else 0
+        self._too_deep = self._too_deep + 1 if self._at_advised(loads) > 1 else 0
         if sum(unix_s - then < _DAY_S for then in self._lately) >= self._limits.changes_a_day:
             return None
         return self._eased(loads, unix_s) or self._asked(loads, unix_s)
@@ -158,7 +167,7 @@ class Governor:
         """A clock that was ahead, and was set right, must not hold everything up until then."""
         for track in self._tracks.values():
             track.changed_s = min(track.changed_s, unix_s)
-        self._lately = deque((min(then, unix_s) for then in self._lately), maxlen=self._lately.maxlen)
+        self._lately = deque((min(then, unix_s) for then in self._lately), maxlen=100)
 
     # --- loads ---------------------------------------------------------------------------------------
 
@@ -208,9 +217,12 @@ class Governor:
 
     def _gains(self, then: Setting, accuracies: Mapping[str, Accuracy]) -> bool:
         """Whether a deeper tier answers better, by more than chance; one may always return to one's own."""
-        here = self.choices.own.advised
+        tier = self.choices.own
+        here = tier.advised
         if then.advised == here:
             return True
+        if then.batch_size < tier.batch_size or then.max_tokens < tier.max_tokens:
+            return False  # it has to be spared even here
         own, other = accuracies.get(here), accuracies.get(then.advised)
         if own is None or other is None or not own.samples or not other.samples:
             return False
@@ -240,23 +252,27 @@ class Governor:
 
     def _less_advised(self, loads: Mapping[Load, float], unix_s: float) -> Choice | None:
         """Take back the advice to move to a deeper tier, if the device could not carry it any more."""
-        choices, setting = self.choices, self.setting
-        ratio = choices.depth_of(setting) / choices.depth_of(choices.own)
-        if ratio <= 1 or not self._rested(Quantity.TIER, up=False, unix_s=unix_s):
+        if self._too_deep < _ASK_WINDOWS or not self._rested(Quantity.TIER, up=False, unix_s=unix_s):
             return None
-        worst = max((loads[load] for load in _RAISES[Quantity.TIER] if load in loads), default=0.0)
-        then = choices.step(setting, Quantity.TIER, up=False)
-        if then is None or worst * ratio <= 1:
-            return None
-        why = f"tier {setting.advised} would take {worst * ratio:.0%} of what is allowed"
+        then = self.choices.step(self.setting, Quantity.TIER, up=False)
+        assert then is not None, "its own tier is less deep"
+        why = f"tier {self.setting.advised} would take {self._at_advised(loads):.0%} of what is allowed"
         return Choice(what=Quantity.TIER, up=False, setting=then, why=why)
+
+    def _at_advised(self, loads: Mapping[Load, float]) -> float:
+        """The worst load in the tier that is advised; 0 where that is no deeper than the device's own."""
+        choices = self.choices
+        ratio = choices.depth_of(self.setting) / choices.depth_of(choices.own)
+        worst = max((loads[load] for load in _RAISES[Quantity.TIER] if load in loads), default=0.0)
+        return worst * ratio if ratio > 1 else 0.0
 
     def _asked(self, loads: Mapping[Load, float], unix_s: float) -> Choice | None:
         """One step up of what has had room for long enough, while nothing is too much."""
         if any(self._over.values()):
             return None
         for what in _ASKED:
-            if self._able[what] < _ASK_WINDOWS or not self._rested(what, up=True, unix_s=unix_s):
+            windows = _ADVISE_WINDOWS if what is Quantity.TIER else _ASK_WINDOWS
+            if self._able[what] < windows or not self._rested(what, up=True, unix_s=unix_s):
                 continue
             then = self.choices.step(self.setting, what, up=True)
             assert then is not None, "it would not be able"
@@ -268,7 +284,8 @@ class Governor:
 
     def _lasts(self, load: Load, what: Quantity) -> bool:
         """Whether a load has been too much for long enough: longer, where that takes something back."""
-        return self._over[load] >= _EASE_WINDOWS * (2 if self._is_turn(what, up=False) else 1)
+        windows = _ASK_WINDOWS if what is Quantity.TIER else _EASE_WINDOWS
+        return self._over[load] >= windows * (2 if self._is_turn(what, up=False) else 1)
 
     def _is_turn(self, what: Quantity, *, up: bool) -> bool:
         track = self._tracks.get(what)

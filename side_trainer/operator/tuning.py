@@ -48,7 +48,7 @@ def in_words(found: Iterable[Chosen]) -> Iterator[str]:
         setting = f"batches of {one.batch_size}, {one.max_tokens} tokens, {one.sampling} {one.codec.value}"
         yield f"{one.device:24} {one.tier:12} since {since}  {setting}  ({one.why})"
         if one.advised != one.tier:
-            yield f"  would do better in tier {one.advised}. If it has a certificate, where the fleet folder is:"
+            yield f"  would do better in tier {one.advised}. Where the fleet folder is, if there is one:"
             yield f"    sidestream fleet add-device FLEET {one.device} --tier {one.advised} --again"
-            yield f'  and on the device, once its outbox is empty: tier = "{one.advised}" and another state_dir'
+            yield f'  on the device, once its outbox is empty: tier = "{one.advised}" and another state_dir'
             yield "  in agent.toml, for an outbox stays in its tier. Rows still in its source are sent again."

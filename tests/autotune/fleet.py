@@ -25,7 +25,7 @@ from sidestream.contract.plan import Plan, TierPlan
 from sidestream.contract.tasks import Task
 
 HOUR_S: Final = 3600.0
-REPORT_S: Final = 300.0
+REPORT_S: Final = 600.0
 TUNING: Final = TuningConfig()
 START_UNIX_S: Final = 1.7e9
 MIB: Final = 2**20
@@ -84,7 +84,7 @@ class Kind:
 KINDS: Final[Mapping[str, Kind]] = {
     "fast": Kind(tier="deep", token_s=0.002, memory_mib=4000),
     "short of memory": Kind(tier="deep", token_s=0.01, memory_mib=240),
-    "hot": Kind(tier="deep", token_s=0.03, memory_mib=2000, degrees=80, throttles=True, samples_s=0.2),
+    "hot": Kind(tier="deep", token_s=0.03, memory_mib=2000, degrees=100, throttles=True, samples_s=0.2),
     "thin link": Kind(tier="deep", token_s=0.003, memory_mib=2000, link_bytes_s=100.0),
     "alternating": Kind(tier="shallow", token_s=0.015, memory_mib=2000, link_bytes_s=600.0, alternates_h=5.0),
 }
