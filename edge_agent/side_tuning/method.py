@@ -4,29 +4,51 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from contextlib import suppress
+from functools import partial
 
 from edge_agent.batches.assigned import Assigned
 from edge_agent.batches.late_labels import LateLabels
 from edge_agent.batches.producer import Producer
 from edge_agent.batches.rungs import Rungs
 from edge_agent.batches.token_maker import TokenMaker, maker_of
+from edge_agent.context import AgentContext
 from edge_agent.method import DeviceMethod
 from edge_agent.samples.source import SampleSource
 from edge_agent.side_tuning.reading import read_side_network
+from edge_agent.uplink.link_state import LinkState
 from edge_agent.weights.adoption import Adopter
 from edge_agent.weights.evaluation import EvaluationSet
 from edge_agent.weights.token_evaluation import TokenEvaluation
 from sidestream.backbone.backbone import Backbone
 from sidestream.contract.errors import WireError
+from sidestream.contract.plan import Plan
 from sidestream.contract.tasks import TASKS
 from sidestream.contract.topics import Topics
+from sidestream.host.state_dir import write_atomically
 
+_ASSIGNMENT = "assignment.msgpack"
 log = logging.getLogger(__name__)
 
 
 class SideTuningDevice(DeviceMethod):
     """See the module."""
+
+    def __init__(
+        self,
+        context: AgentContext,
+        plan: Plan,
+        link: LinkState,
+        *,
+        stopped: Callable[[], bool],
+        on_adopted: Callable[[], None],
+    ) -> None:
+        super().__init__(context, plan, link, stopped=stopped, on_adopted=on_adopted)
+        self._assigned = Assigned(plan, context.tier)
+        self._kept = context.outbox.folder / _ASSIGNMENT
+        if self._assigned.bounds is not None:  # a start goes on by it, before the broker has said anything
+            with suppress(OSError, WireError):
+                self._take(self._kept.read_bytes())
 
     def make_adopter(self) -> Adopter:
         context = self.context
@@ -43,10 +65,6 @@ class SideTuningDevice(DeviceMethod):
             trust=context.trust,
         )
 
-    @cached_property
-    def _assigned(self) -> Assigned:
-        return Assigned(self.plan, self.context.tier)
-
     @property
     def assignment(self) -> int:
         return self._assigned.version
@@ -61,13 +79,23 @@ class SideTuningDevice(DeviceMethod):
         if topic != self._topic(Topics(self.plan.job)):
             super().on_message(topic, payload)
         try:
-            assignment = self.context.trust.open_assignment(payload, self.context.name)
-            news = self._assigned.take(assignment)
+            self._take(payload)
         except WireError as exc:
             self.context.outbox.count("assignments_refused", 1)
             log.error("an assignment is not taken: %s", exc)
             return
-        if news:
+        try:
+            write_atomically(self._kept, payload)
+        except OSError as exc:
+            log.error("%s cannot be written, a restart waits for the broker's: %s", self._kept, exc)
+
+    def _take(self, payload: bytes) -> None:
+        """Go by an assignment.
+
+        Raises:
+            WireError: it is not the trainer's, or not one that this device may take.
+        """
+        if self._assigned.take(self.context.trust.open_assignment(payload, self.context.name)):
             way = self._assigned.way
             rung = f", {way.rung.sampling} {way.rung.codec.value}" if way.rung is not None else ""
             log.info("from now on batches of %d, %d tokens%s", way.batch_size, way.max_tokens, rung)

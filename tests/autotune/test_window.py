@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from side_trainer.autotune.window import Measured, Meter
@@ -32,7 +34,7 @@ def windows(meter: Meter, reports: list[tuple[float, Telemetry]], version: int =
     return [one for one in found if one is not None]
 
 
-def steps(first: int = 0, count: int = 11, **changes: object) -> list[tuple[float, Telemetry]]:
+def steps(first: int = 0, count: int = 11, **changes: Any) -> list[tuple[float, Telemetry]]:
     return [(10.0 * step, told(step, **changes)) for step in range(first, first + count)]
 
 
