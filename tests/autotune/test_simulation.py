@@ -14,6 +14,7 @@ from side_trainer.journal.records import Quantity
 from tests.autotune.fleet import HOUR_S, KINDS, TUNING, Device, fleet, run, value
 
 DAYS = 14
+pytestmark = pytest.mark.slow
 
 
 class Lived:

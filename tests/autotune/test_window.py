@@ -65,7 +65,7 @@ def test_a_tenth_of_the_time_a_board_may_be_hotter(hot: int, celsius: float) -> 
 
 
 def test_what_is_not_told_is_not_known() -> None:
-    dumb = {
+    dumb: dict[str, Any] = {
         "sending_seconds": 0.0,
         "memory_free_bytes": 0,
         "temperature_celsius": None,

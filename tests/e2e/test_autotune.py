@@ -64,6 +64,7 @@ def assigned(listener: Listener) -> Assignment | None:
     return listener.last(TOPICS.assignment(TIER, f"{TIER}-1"), Assignment)
 
 
+@pytest.mark.slow
 def test_a_slow_device_gets_smaller_batches_and_a_restarted_trainer_says_the_same(
     broker: InProcessBroker, tmp_path: Path
 ) -> None:

@@ -56,6 +56,10 @@ TRAINER = {
     "sidestream_queries_total": ("outcome",),
     "sidestream_gradient_norm": (),
     "sidestream_adapter_gradient_staleness_batches": (),
+    "sidestream_autotune_choices_total": ("tier", "quantity"),
+    "sidestream_autotune_devices_advised": ("tier",),
+    "sidestream_autotune_devices_assigned": ("tier",),
+    "sidestream_autotune_devices_unheeding": ("tier",),
     "sidestream_weights_version": (),
     "sidestream_weights_finished_version": (),
     "sidestream_broker_connected": (),
@@ -88,6 +92,7 @@ TRAINER = {
     "sidestream_device_samples_skipped_label_total": ("tier",),
     "sidestream_device_samples_skipped_activations_total": ("tier",),
     "sidestream_device_batches_reused_total": ("tier",),
+    "sidestream_device_assignments_refused_total": ("tier",),
     "sidestream_device_backward_passes_total": ("tier",),
     "sidestream_device_replies_stale_total": ("tier",),
     "sidestream_device_gradients_lost_total": ("tier",),
@@ -162,6 +167,7 @@ AGENT = (
     "sidestream_agent_samples_skipped_label_total",
     "sidestream_agent_samples_skipped_activations_total",
     "sidestream_agent_batches_reused_total",
+    "sidestream_agent_assignments_refused_total",
     "sidestream_agent_backward_passes_total",
     "sidestream_agent_replies_stale_total",
     "sidestream_agent_gradients_lost_total",
@@ -304,6 +310,7 @@ def test_every_counter_of_telemetry_has_a_metric_on_either_end_and_what_only_cou
     last_words |= {"stream", "weights_run", "weights_version", "accuracy", "evaluation_samples", "finished"}
     last_words |= {"outbox_max_bytes", "tally", "unlabelled_waiting"}
     last_words |= {"unix_s", "receipt_s", "reconnects", "trouble", "probe_accuracy", "final_only"}
+    last_words |= {"assignment", "sending_seconds", "memory_free_bytes"}
     assert set(COUNTERS) == {field.name for field in msgspec.structs.fields(Telemetry)} - last_words
     for holder in (TrainerMetrics(CollectorRegistry()), AgentMetrics(CollectorRegistry())):
         assert list(holder.device_counters) == list(COUNTERS)
