@@ -190,10 +190,9 @@ class Governor:
         now, choices = self.setting, self.choices
         if load is Load.LINK:
             return choices.bytes_of(then) / choices.bytes_of(now)
-        tokens = then.max_tokens / now.max_tokens
         if then.advised != now.advised:  # measured where the device is, whatever is advised
             return choices.depth_of(then) / choices.depth_of(choices.own)
-        return tokens if load is Load.HEAT else tokens * then.batch_size / now.batch_size
+        return then.max_tokens * then.batch_size / (now.max_tokens * now.batch_size)
 
     def _may_rise(
         self, what: Quantity, loads: Mapping[Load, float], accuracies: Mapping[str, Accuracy]

@@ -199,7 +199,6 @@ class Tuner:
             return
         device.governor.apply(record)
         device.record, device.offset = record, offset
-        device.meter.begin_anew()
         self._records.setdefault(key, []).append((offset, record))
         self._owed[key] = None
         self._figures.metrics.chosen.labels(tier, _CHOSEN[choice.what]).inc()

@@ -14,7 +14,6 @@ from typing import Final
 
 from sidestream.contract.messages import Telemetry
 
-_LEAST_REPORTS: Final = 3
 _LEAST_SAMPLES: Final = 16
 _HOT_SHARE: Final = 0.1
 """For so much of the time a board may be hotter than what is called its temperature."""
@@ -46,7 +45,6 @@ class _Open:
     first_s: float
     last: Telemetry
     last_s: float
-    reports: int = 1
     memory: float | None = None
     degrees: Counter[int] = field(default_factory=Counter)
 
@@ -61,10 +59,6 @@ class Meter:
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
         self._open: _Open | None = None
-
-    def begin_anew(self) -> None:
-        """Forget what was told so far."""
-        self._open = None
 
     def add(self, told: Telemetry, now: float, version: int) -> Measured | None:
         """Take a report; return the window that it completes, if it completes one.
@@ -82,13 +76,12 @@ class Meter:
             self._open = window = _Open(first=told, first_s=now, last=told, last_s=now)
         else:
             window.last, window.last_s = told, now
-            window.reports += 1
         if told.memory_free_bytes and told.rss_bytes:
             share = told.rss_bytes / (told.rss_bytes + told.memory_free_bytes)
             window.memory = max(share, window.memory or 0.0)
         if told.temperature_celsius is not None:
             window.degrees[math.ceil(min(max(told.temperature_celsius, -60), 200))] += 1
-        if now - window.first_s < self._window_s or window.reports < _LEAST_REPORTS:
+        if now - window.first_s < self._window_s:
             return None
         self._open = _Open(first=told, first_s=now, last=told, last_s=now)
         return _summed(window)

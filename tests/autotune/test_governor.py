@@ -16,6 +16,7 @@ from side_trainer.autotune.governor import Accuracy, Choice, Governor
 from side_trainer.autotune.window import Measured
 from side_trainer.journal.records import AssignmentRecord, Quantity
 from side_trainer.settings.tuning import TuningConfig
+from sidestream.contract.tensors import Codec
 from tests.autotune.fleet import HOUR_S, START_UNIX_S, TUNING, choices, record_of
 
 EASY = Measured(samples=100, sample_s=0.05, memory=0.1, celsius=40.0, sending=0.05, outbox=0.0)
@@ -152,6 +153,37 @@ def test_each_turn_upward_waits_twice_as_long() -> None:
     assert waited == [24, 48, 96, 192]
 
 
+def test_what_was_raised_is_taken_back_only_once_it_has_been_too_much_for_twice_as_long() -> None:
+    alone = {"max_tokens_min": 128, "tiers": ("deep",), "batch_size_max": 32}
+    ruled = Ruled(tuning=msgspec.structs.replace(TUNING, **alone))
+    assert ruled.windows(EASY, 6) == [(Quantity.BATCH_SIZE, True)]
+    assert ruled.windows(EASY, 12) == []
+    assert ruled.windows(replace(EASY, memory=0.9), 3) == []
+    assert ruled.windows(replace(EASY, memory=0.9), 1) == [(Quantity.BATCH_SIZE, False)]
+
+
+def test_windows_in_a_row_are_counted_anew_after_every_choice() -> None:
+    ruled = Ruled()
+    assert len(ruled.windows(replace(EASY, memory=0.95), 3)) == 1
+    assert len(ruled.windows(replace(EASY, memory=0.95), 1)) == 1
+
+
+def test_nothing_is_asked_of_a_device_that_has_too_much_of_anything() -> None:
+    """Its link is, and there is no cheaper way to send."""
+    wide = msgspec.structs.replace(TUNING, batch_size_max=32)
+    ruled = Ruled(tuning=wide, sampling="mean", codec=Codec.INT2)
+    assert ruled.windows(replace(EASY, sending=0.9), 50) == []
+    assert ruled.windows(EASY, 6) == [(Quantity.BATCH_SIZE, True)]
+
+
+@pytest.mark.parametrize("sending, rises", [(0.19, True), (0.21, False)])
+def test_a_richer_way_to_send_has_to_leave_the_margin_of_the_link(sending: float, rises: bool) -> None:
+    """Eight segments are twice the bytes of four: .4 of .5 at most."""
+    richer = msgspec.structs.replace(TUNING, richer=True)
+    made = Ruled(tuning=richer).windows(replace(EASY, sending=sending), 6)
+    assert made == ([(Quantity.RUNG, True)] if rises else [])
+
+
 def test_what_was_raised_lately_stands_for_a_while_and_something_else_is_lowered() -> None:
     wide = msgspec.structs.replace(TUNING, batch_size_max=32)
     ruled = Ruled(tuning=wide)
@@ -231,8 +263,9 @@ def test_only_tiers_that_are_named_are_advised() -> None:
     assert Ruled(tier="shallow", tuning=named).windows(EASY, 60) == []
 
 
-def test_a_clock_that_was_ahead_holds_nothing_up_once_it_is_right() -> None:
-    ruled = Ruled()
+@pytest.mark.parametrize("a_day", [1, 4])
+def test_a_clock_that_was_ahead_holds_nothing_up_once_it_is_right(a_day: int) -> None:
+    ruled = Ruled(tuning=msgspec.structs.replace(TUNING, changes_a_day=a_day))
     ruled.hour = 10_000
     assert ruled.windows(replace(EASY, memory=0.9), 2) == [(Quantity.BATCH_SIZE, False)]
     ruled.hour = 0
@@ -241,7 +274,7 @@ def test_a_clock_that_was_ahead_holds_nothing_up_once_it_is_right() -> None:
 
 
 def test_what_lies_outside_other_bounds_is_brought_within_and_is_no_turn() -> None:
-    ruled = Ruled()
+    ruled = Ruled(tuning=msgspec.structs.replace(TUNING, changes_a_day=1))
     assert ruled.governor.misfit() is None
     assert ruled.windows(replace(EASY, memory=0.9), 2) == [(Quantity.BATCH_SIZE, False)]
     ruled.governor.choices = choices("deep", msgspec.structs.replace(TUNING, batch_size_min=12))
@@ -251,6 +284,14 @@ def test_what_lies_outside_other_bounds_is_brought_within_and_is_no_turn() -> No
     assert ruled.governor.misfit() is None
     assert ruled.windows(EASY, 23) == []
     assert ruled.windows(EASY, 1) == [(Quantity.BATCH_SIZE, True)]
+
+
+def test_other_bounds_are_not_counted_among_a_days_choices() -> None:
+    ruled = Ruled(tuning=msgspec.structs.replace(TUNING, changes_a_day=1))
+    narrow = choices("deep", msgspec.structs.replace(TUNING, batch_size_min=16))
+    moved = Choice(what=Quantity.BOUNDS, up=False, setting=narrow.own, why="")
+    ruled.governor.apply(record_of(moved, "deep", "one", START_UNIX_S))
+    assert ruled.windows(replace(EASY, memory=0.9), 2) == [(Quantity.BATCH_SIZE, False)]
 
 
 SHARES = st.none() | st.floats(0, 1)

@@ -10,6 +10,7 @@ from statistics import mean, quantiles
 import pytest
 
 from side_trainer.autotune.governor import Choice
+from side_trainer.autotune.window import Meter
 from side_trainer.journal.records import Quantity
 from tests.autotune.fleet import HOUR_S, KINDS, TUNING, Device, fleet, run, value
 
@@ -134,7 +135,7 @@ def test_a_trainer_that_starts_anew_goes_on_as_one_that_only_lost_the_windows_in
         for _ in run(one, 60):
             pass
     for device in plain:
-        device.meter.begin_anew()
+        device.meter = Meter(TUNING.window_h * HOUR_S)
         device.governor.forget_windows()
     before = [device.setting for device in restarted]
     for device in restarted:

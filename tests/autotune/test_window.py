@@ -110,9 +110,3 @@ def test_a_device_under_another_assignment_is_not_judged() -> None:
     assert windows(meter, steps(count=6), version=3) == []
     [found] = windows(meter, steps(assignment=3), version=3)
     assert found.samples == 200
-
-
-def test_two_reports_are_no_window() -> None:
-    meter = Meter(10.0)
-    assert windows(meter, [(0.0, told(0)), (4.0, told(1))]) == []
-    assert windows(meter, [(8.0, told(2)), (11.0, told(3))]) != []
