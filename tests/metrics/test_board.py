@@ -16,7 +16,7 @@ from metrics.fleet_page.device_series import DeviceSeries
 from metrics.fleet_page.events import MAX_REFUSALS
 from metrics.fleet_page.fleet import Fleet
 from metrics.fleet_page.history import History
-from metrics.fleet_page.view import FleetView, Point, RefusalView, RefusedView, TrainerView
+from metrics.fleet_page.view import AssignedView, FleetView, Point, RefusalView, RefusedView, TrainerView
 from sidestream.contract.messages import Status, Telemetry
 from sidestream.contract.quality import Tally
 from sidestream.contract.tasks import Task
@@ -31,6 +31,7 @@ class Crowd:
         self.fleet = Fleet(["big", "small"], max_devices=most)
         self.board = Board("colours", unix_s=T0)
         self.now = 0.0
+        self.assigned: dict[tuple[str, str], AssignedView] = {}
         for number in range(devices):
             self.status(number, "online")
             self.tell(number)
@@ -62,6 +63,7 @@ class Crowd:
             trainer or TrainerView(connected=True, loss={"big": 1.5}),
             now=self.now,
             unix_s=T0 + self.now,
+            around=Surroundings(assigned=lambda tier, name: self.assigned.get((tier, name))),
         )
 
     def refuse(self, number: int) -> None:
@@ -99,6 +101,41 @@ def test_a_later_look_shows_the_devices_that_changed_and_no_others() -> None:
     assert not news.whole and [device.name for device in news.devices] == ["d3"]
     assert news.devices[0].samples == 9 and len(news.points) == 1
     assert _news(crowd.board, news).devices == ()
+
+
+def chosen(since_unix_s: float, *, heeded: bool = False, advised: str = "") -> AssignedView:
+    return AssignedView(
+        words="batches of 8", why="memory is short", since_unix_s=since_unix_s, heeded=heeded, advised=advised
+    )
+
+
+def test_what_was_chosen_for_a_device_is_shown_at_once_and_is_an_event() -> None:
+    """Whether or not the device has said anything since."""
+    crowd = Crowd(2)
+    crowd.update()
+    seen = crowd.board.view()
+    assert seen.devices[1].assigned is None
+    crowd.assigned["big", "d1"] = chosen(T0)
+    crowd.update()
+    seen = _news(crowd.board, seen)
+    assert [(device.name, device.assigned) for device in seen.devices] == [("d1", chosen(T0))]
+    assert [(one.kind, one.words) for one in seen.events] == [("assigned", "batches of 8: memory is short")]
+    crowd.assigned["big", "d1"] = chosen(T0, heeded=True)
+    crowd.update()
+    seen = _news(crowd.board, seen)
+    assert [device.assigned for device in seen.devices] == [chosen(T0, heeded=True)] and seen.events == ()
+    crowd.assigned["big", "d1"] = chosen(T0 + 9, advised="small")
+    crowd.update()
+    [event] = _news(crowd.board, seen).events
+    assert event.words == "batches of 8; tier small is advised: memory is short"
+
+
+def test_what_was_chosen_before_a_trainers_start_is_no_news_of_the_fleets() -> None:
+    crowd = Crowd(2)
+    crowd.assigned["big", "d1"] = chosen(T0)
+    crowd.update()
+    assert "assigned" not in {event.kind for event in crowd.board.view().events}
+    assert "assigned" in {event.kind for event in crowd.board.detail("big", "d1").events}
 
 
 def test_a_device_that_falls_silent_is_news() -> None:

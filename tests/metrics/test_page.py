@@ -21,7 +21,7 @@ import pytest
 
 from metrics.fleet_page.board import Board
 from metrics.fleet_page.server import PageServer, PortInUseError, serve_page
-from metrics.fleet_page.view import FleetView, RefusalView, RefusedView, TrainerView
+from metrics.fleet_page.view import AssignedView, FleetView, RefusalView, RefusedView, TrainerView
 from sidestream.contract.errors import ConfigError
 from tests.metrics.chromium import look, needs_chromium, picture
 from tests.metrics.test_board import T0, Crowd
@@ -256,6 +256,23 @@ def test_a_browser_shows_the_fleet_its_curves_and_what_was_refused(crowd: Crowd)
         "accuracy of the one tier that has a version, loss, …"
     )
     assert 'aria-label="Training loss: big 1.50, small 0.50"' in document
+
+
+@needs_chromium
+def test_a_devices_own_view_shows_what_was_chosen_for_it_and_why(crowd: Crowd) -> None:
+    since = {"why": "memory is short", "since_unix_s": T0 - 120}
+    crowd.assigned["big", "d1"] = AssignedView(words="batches of 8", advised="small", **since)  # type: ignore[arg-type]
+    crowd.assigned["big", "d3"] = AssignedView(words="batches of 4", heeded=True, **since)  # type: ignore[arg-type]
+    crowd.update()
+    with serve_page(crowd.board, 0) as page:
+        waiting, heeding, plain = (
+            re.sub("<[^>]+>", "|", look(f"{page.url}#device={name}"))
+            for name in ("big/d1", "big/d3", "big/d5")
+        )
+    assert "Chosen for it, not in use||batches of 8" in waiting
+    assert "Because||memory is short, 2" in waiting and "Better in tier||small" in waiting
+    assert "Chosen for it||batches of 4" in heeding and "Better in tier" not in heeding
+    assert "Chosen for it" not in plain
 
 
 class Counting(Board):
