@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +37,7 @@ from sidestream.contract.topics import Topics, Uplink
 _log = logging.getLogger(__name__)
 _HOUR_S: Final = 3600.0
 _AGAIN_S: Final = 600.0
+_SUM_UP_S: Final = 60.0
 _AT_ONCE: Final = 100
 _CHOSEN: Final = {what: Chosen(what.value) for what in Quantity}
 
@@ -72,6 +73,7 @@ class Tuner:
         signer: Signs what devices are told.
         figures: Have the tiers' accuracies; show what was chosen.
         clock: Unix time, in seconds.
+        most: Devices that are judged at a time.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Tuner:
         figures: Figures,
         *,
         clock: Callable[[], float] = time.time,
+        most: int = MAX_DEVICES,
     ) -> None:
         self._tuning = tuning
         self._journal = journal
@@ -96,9 +99,12 @@ class Tuner:
         self._signer = signer
         self._figures = figures
         self._clock = clock
+        self._most = most
         self._devices: dict[tuple[str, str], _Device] = {}
         self._records: dict[tuple[str, str], list[tuple[int, AssignmentRecord]]] = {}
         self._owed: dict[tuple[str, str], None] = {}
+        self._by_tier: Mapping[str, Accuracy] = {}
+        self._summed_s: float | None = None
         self._told_fence = -1  # of the reign in which all that stands was told
         for record in journal.others(journal.tail, (RecordKind.ASSIGNMENT.value,)):
             chosen = msgspec.json.decode(record.payload, type=AssignmentRecord)
@@ -119,8 +125,7 @@ class Tuner:
         measured = device.meter.add(told, now, version)
         if measured is None or self._figures.fleet.held(uplink.device):
             return
-        accuracies = self._accuracies(now)
-        if (choice := device.governor.decide(measured, self._clock(), accuracies)) is not None:
+        if (choice := device.governor.decide(measured, self._clock(), self._accuracies(now))) is not None:
             self._take(key, device, choice)
 
     def tick(self, now: float) -> None:
@@ -160,9 +165,11 @@ class Tuner:
         if known is not None and known.revision == plan.revision:
             return known
         choices = Choices.of(key[0], plan, self._tuning.tiers) if key[0] in plan.tiers else None
-        if choices is None or (known is None and len(self._devices) >= MAX_DEVICES):
+        if choices is None:
             return None
         if known is None:
+            if len(self._devices) >= self._most:  # made again from its records, should it speak again
+                del self._devices[next(iter(self._devices))]
             governor = Governor(choices, self._tuning)
             known = _Device(governor=governor, meter=Meter(self._tuning.window_h * _HOUR_S))
             for offset, record in self._records.get(key, ()):
@@ -219,12 +226,16 @@ class Tuner:
         """By which a device names what it is to go by; 0 for its tier's own way."""
         return self._journal.version_base + device.offset if device.record is not None else 0
 
-    def _accuracies(self, now: float) -> dict[str, Accuracy]:
-        return {
-            tier: Accuracy(one.accuracy, one.evaluation_samples)
-            for tier, one in self._figures.fleet.summaries(now).items()
-            if one.accuracy is not None
-        }
+    def _accuracies(self, now: float) -> Mapping[str, Accuracy]:
+        """By tier; summed up over the fleet now and then only."""
+        if self._summed_s is None or now - self._summed_s >= _SUM_UP_S:
+            self._summed_s = now
+            self._by_tier = {
+                tier: Accuracy(one.accuracy, one.evaluation_samples)
+                for tier, one in self._figures.fleet.summaries(now).items()
+                if one.accuracy is not None
+            }
+        return self._by_tier
 
     def _show(self) -> None:
         metrics = self._figures.metrics

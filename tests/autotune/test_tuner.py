@@ -65,7 +65,13 @@ class Run:
     """A trainer's part that chooses, on one journal, with one device that does as it is told."""
 
     def __init__(
-        self, journal: Journal, settings: TrainerConfig, *, fence: int = 1, start_s: float = 0.0
+        self,
+        journal: Journal,
+        settings: TrainerConfig,
+        *,
+        fence: int = 1,
+        start_s: float = 0.0,
+        most: int = 100,
     ) -> None:
         self.journal, self.fence, self.now = journal, fence, start_s
         self.link, self.downlink, self.figures = Link(fence), Downlink(), Figures(settings)
@@ -81,6 +87,7 @@ class Run:
             TrainerSigner("colours", SIGNER),
             cast(Any, self.figures),
             clock=lambda: 1e9 + self.now,
+            most=most,
         )
         self.assignment, self.samples = 0, int(start_s)
 
@@ -307,3 +314,25 @@ def test_devices_are_judged_each_for_itself(tmp_path: Path) -> None:
             run.report(memory=0.1, name="dev-2", stream=f"{2:032x}")
         assert run.told("dev-2") == []
         assert {record.device for record in run.records()} == {"dev-0"}
+
+
+def test_of_more_devices_than_are_judged_none_loses_what_was_chosen_for_it(tmp_path: Path) -> None:
+    with running(tmp_path, most=1) as run:
+        run.hours(3, memory=0.9)
+        run.assignment = run.told()[-1].version
+        run.report()
+        run.report(name="dev-2", stream=f"{2:032x}", assignment=0)
+        run.hours(20)
+        assert [record.batch_size for record in run.records()] == [8], "and it rests as it did"
+        run.hours(7)
+        assert [record.batch_size for record in run.records()] == [8, 16]
+
+
+def test_a_deeper_tier_is_advised_by_what_its_devices_measure(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        for name, tier, accuracy in (("dev-0", "big", 0.9), ("dev-1", "small", 0.7)):
+            told = Telemetry(stream=f"{9:032x}", accuracy=accuracy, evaluation_samples=2000)
+            run.figures.fleet.on_status(tier, name, devices()[0].birth(), 0.0)
+            run.figures.fleet.on_telemetry(tier, name, told, 0.0)
+        assert run.tuner._accuracies(0.0) == {"big": (0.9, 2000), "small": (0.7, 2000)}
+        assert run.tuner._accuracies(59.0) is run.tuner._accuracies(1.0)
