@@ -20,8 +20,18 @@ from sidestream.contract.plan import (
     nested_taps,
     tap_layers,
 )
-from sidestream.contract.sampling import DEFAULT_LADDER, KINDS, MAX_COUNT, MAX_RUNGS, Sampling, parse_sampling
-from sidestream.contract.tensors import encoded_sizes
+from sidestream.contract.sampling import (
+    DEFAULT_LADDER,
+    KINDS,
+    MAX_COUNT,
+    MAX_RUNGS,
+    Assignable,
+    Rung,
+    Sampling,
+    parse_sampling,
+)
+from sidestream.contract.tasks import Task
+from sidestream.contract.tensors import Codec, encoded_sizes
 from sidestream.contract.wire import pack, unpack
 from tests.contract.examples import plan
 
@@ -229,3 +239,23 @@ def test_the_ladder_falls_for_a_sample_of_a_usual_length() -> None:
 def test_what_is_no_policy_is_named(text: str) -> None:
     with pytest.raises(ConfigError, match="sampling"):
         parse_sampling(text)
+
+
+def test_what_may_be_assigned_may_be_uploaded_and_takes_codebooks_where_it_is_a_code() -> None:
+    def assignable(*rungs: Rung) -> Assignable:
+        return Assignable(batch_size_min=1, batch_size_max=2, max_tokens_min=8, max_tokens_max=9, rungs=rungs)
+
+    pivot, coded = Rung(sampling="pivot", codec=Codec.F16), Rung(sampling="all", codec=Codec.PQ1)
+    assert "pivot" in _settled(assignable=assignable(pivot)).policies(Task.TEXT_CLASSIFICATION)
+    assert "pivot" not in _settled().policies(Task.TEXT_CLASSIFICATION)
+    with pytest.raises(DecodeError, match="codebooks"):
+        _settled(assignable=assignable(coded))
+
+
+@pytest.mark.parametrize("field", ["batch_size", "max_tokens"])
+def test_bounds_that_leave_nothing_are_none(field: str) -> None:
+    bounds = {"batch_size_min": 4, "batch_size_max": 4, "max_tokens_min": 9, "max_tokens_max": 9}
+    rungs = (Rung(sampling="mean", codec=Codec.INT8),)
+    Assignable(**bounds, rungs=rungs)
+    with pytest.raises(DecodeError, match="more than the most"):
+        Assignable(**{**bounds, f"{field}_max": bounds[f"{field}_max"] - 1}, rungs=rungs)
