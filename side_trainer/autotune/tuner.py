@@ -120,7 +120,7 @@ class Tuner:
         version = self._version(device)
         device.heeds = told.assignment == version
         silent = device.told_s is None or now - device.told_s >= _AGAIN_S
-        if not device.heeds and silent and (version or told.assignment):
+        if not device.heeds and silent:
             self._owed[key] = None
         measured = device.meter.add(told, now, version)
         if measured is None or self._figures.fleet.held(uplink.device):

@@ -156,3 +156,40 @@ def test_rungs_are_in_the_order_of_what_they_take() -> None:
     taken = [rung_bytes(rung, 128, tier) for rung in rungs]
     assert taken == sorted(taken, reverse=True)
     assert taken[0] == 3 * 128 * 384 + 2 * 3 * 128, "all tokens of three taps in int8, with their scales"
+
+
+def test_the_tier_that_is_advised_is_the_next_one_to_the_devices_own() -> None:
+    """What a device measures, it measures in its own; one of as many layers is no other place to be."""
+    two = plan()
+    middle = msgspec.structs.replace(two.tiers["deep"], depth=4, taps=(1, 4))
+    tiers = {**two.tiers, "middle": middle, "deep-too": two.tiers["deep"]}
+    three = msgspec.structs.replace(two, tiers=tiers)
+
+    def walk(tier: str, up: bool) -> list[str]:
+        known = Choices.of(tier, three, ())
+        assert known is not None
+        found, setting = [], known.step(known.own, Quantity.TIER, up=up)
+        while setting is not None:
+            found.append(setting.advised)
+            setting = known.step(setting, Quantity.TIER, up=up)
+        return found
+
+    assert walk("deep", up=False) == ["middle"] and walk("deep", up=True) == []
+    assert walk("middle", up=False) == ["shallow"] and walk("middle", up=True) == ["deep"]
+    assert walk("shallow", up=True) == ["middle"]
+
+
+def test_no_tier_of_another_backbone_or_width_is_advised_unless_it_is_named_and_fits() -> None:
+    one = plan()
+    other = msgspec.structs.replace(one.tiers["shallow"], backbone="n")
+    wide = msgspec.structs.replace(one.tiers["shallow"], width=768, align="w")
+    mixed = msgspec.structs.replace(one, tiers={"deep": one.tiers["deep"], "other": other, "wide": wide})
+    plain, named = Choices.of("deep", mixed, ()), Choices.of("deep", mixed, ("other", "wide"))
+    assert plain is not None and set(plain.depths) == {"deep"}
+    assert named is not None and set(named.depths) == {"deep", "other"}
+
+
+def test_nothing_is_chosen_in_a_tier_that_is_not_settled() -> None:
+    one = plan()
+    unsettled = msgspec.structs.replace(one.tiers["deep"], depth=0, taps=())
+    assert Choices.of("deep", msgspec.structs.replace(one, tiers={"deep": unsettled}), ()) is None

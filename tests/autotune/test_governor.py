@@ -247,15 +247,24 @@ def test_a_deeper_tier_that_is_not_clearly_better_is_not_advised(
 def test_a_device_that_has_to_be_spared_is_not_advised_to_do_more() -> None:
     ruled = Ruled(tier="shallow")
     assert ruled.windows(replace(EASY, memory=0.9), 2) == [(Quantity.BATCH_SIZE, False)]
-    assert (Quantity.TIER, True) not in ruled.windows(replace(EASY, memory=0.35), 100)
+    assert ruled.windows(replace(EASY, memory=0.3), 100) == []
+    fine = Ruled(tier="shallow")
+    assert fine.windows(replace(EASY, memory=0.3), 24) == [(Quantity.TIER, True)]
 
 
 def test_advice_is_taken_back_once_the_device_could_not_follow_it() -> None:
+    ruled = Ruled(tier="shallow", tuning=msgspec.structs.replace(TUNING, dwell_h=1.0))
+    assert ruled.windows(EASY, 24) == [(Quantity.TIER, True)]
+    assert ruled.windows(replace(EASY, memory=0.45), 5) == []
+    assert ruled.windows(replace(EASY, memory=0.45), 1) == [(Quantity.TIER, False)]
+    assert ruled.governor.setting.advised == "shallow"
+
+
+def test_advice_stands_for_two_dwells_at_least() -> None:
     ruled = Ruled(tier="shallow")
     assert ruled.windows(EASY, 24) == [(Quantity.TIER, True)]
     assert ruled.windows(replace(EASY, memory=0.45), 11) == []
-    assert ruled.windows(replace(EASY, memory=0.45), 2) == [(Quantity.TIER, False)]
-    assert ruled.governor.setting.advised == "shallow"
+    assert ruled.windows(replace(EASY, memory=0.45), 1) == [(Quantity.TIER, False)]
 
 
 def test_only_tiers_that_are_named_are_advised() -> None:
