@@ -21,6 +21,7 @@ from broker_config.connection.tls import tls_context
 from metrics.trackers.tracking import check_trackers, folders_of
 from side_trainer.broadcast.signing import load_signer
 from side_trainer.operator.forget import forget
+from side_trainer.operator.tuning import add_tuning
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.settings.state import cell_dirs, in_cell, state_dir_of
@@ -68,11 +69,6 @@ is cleared. The trainer may run. What the device sent stays learnt, and if it co
 
     sidestream trainer forget trainer.toml pi-test
 """
-_TUNING_HELP: Final = """\
-Print what autotune chose for each device, why, and which devices would do better in another tier. The trainer
-applies batch size, token limit and way to send by itself. A move to another tier is advice, with what to do:
-the broker's access list and the device's own outbox hold it to its tier.
-"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -91,12 +87,7 @@ def add_parser(subparsers: Any) -> None:
     )
     _add_looks(commands)
     _add_quarantine(commands)
-    tunes = _of_state(
-        commands, "tuning", tuning, "print what autotune chose for single devices", _TUNING_HELP
-    )
-    text = "all that was ever chosen for this device, and why"
-    tunes.add_argument("--device", metavar="NAME", default="", help=text)
-    tunes.add_argument("--json", action="store_true", help="print JSON")
+    add_tuning(commands)
     about = (
         "Take a device's batches out of a stopped trainer's journal. The trainer then folds anew, to the "
         "weights of a job that never had the device. Versions go on rising, and the old journal is kept."
@@ -358,21 +349,6 @@ def quarantine_decide(args: argparse.Namespace) -> int:
 
     decide(args.state_dir, args.device, "released" if args.action == "release" else "excluded")
     print(f"{args.device} is {args.action}d; a running trainer follows within seconds")
-    return 0
-
-
-def tuning(args: argparse.Namespace) -> int:
-    """Print what was chosen."""
-    from side_trainer.operator.tuning import chosen, in_words
-
-    found = chosen(args.state_dir, args.device)
-    if args.json:
-        print(json.dumps(msgspec.to_builtins(found), indent=2))
-        return 0
-    for line in in_words(found):
-        print(line)
-    if not found:
-        print("nothing was chosen" + (f" for {args.device}" if args.device else "; is autotune on?"))
     return 0
 
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
 from side_trainer.journal.records import AssignmentRecord, RecordKind
 from side_trainer.operator.status import open_journal
 from sidestream.contract.wire import prepared
+from sidestream.host.commands import add_command
+from sidestream.service.state_choice import add_state_dir
+
+_TUNING_HELP: Final = """\
+Print what autotune chose for each device, why, and which devices would do better in another tier. The trainer
+applies batch size, token limit and way to send by itself. A move to another tier is advice, with what to do:
+the broker's access list and the device's own outbox hold it to its tier.
+"""
 
 
 @prepared
@@ -52,3 +63,27 @@ def in_words(found: Iterable[Chosen]) -> Iterator[str]:
             yield f"    sidestream fleet add-device FLEET {one.device} --tier {one.advised} --again"
             yield f'  on the device, once its outbox is empty: tier = "{one.advised}" and another state_dir'
             yield "  in agent.toml, for an outbox stays in its tier. Rows still in its source are sent again."
+
+
+def add_tuning(commands: Any) -> None:
+    """Add ``trainer tuning``."""
+    parser = add_command(
+        commands, "tuning", show, "print what autotune chose for single devices", _TUNING_HELP
+    )
+    add_state_dir(parser, "trainer")
+    text = "all that was ever chosen for this device, and why"
+    parser.add_argument("--device", metavar="NAME", default="", help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print what was chosen."""
+    found = chosen(args.state_dir, args.device)
+    if args.json:
+        print(json.dumps(msgspec.to_builtins(found), indent=2))
+        return 0
+    for line in in_words(found):
+        print(line)
+    if not found:
+        print("nothing was chosen" + (f" for {args.device}" if args.device else "; is autotune on?"))
+    return 0

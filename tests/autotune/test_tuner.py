@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from side_trainer.journal.records import AssignmentRecord
 from side_trainer.operator.tuning import chosen, in_words
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.settings.tuning import TuningConfig
+from sidestream.cli import build_parser
 from sidestream.contract.errors import StorageError
 from sidestream.contract.messages import Assignment, Telemetry
 from sidestream.contract.signing import Scope, Signer, open_signed
@@ -340,3 +342,21 @@ def test_a_deeper_tier_is_advised_by_what_its_devices_measure(tmp_path: Path) ->
             run.figures.fleet.on_telemetry(tier, name, told, 0.0)
         assert run.tuner._accuracies(0.0) == {"big": (0.9, 2000), "small": (0.7, 2000)}
         assert run.tuner._accuracies(59.0) is run.tuner._accuracies(1.0)
+
+
+def test_the_command_prints_what_was_chosen_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*more: str) -> str:
+        args = build_parser().parse_args(["trainer", "tuning", "--state-dir", str(tmp_path), *more])
+        assert args.handler(args) == 0
+        return capsys.readouterr().out
+
+    with running(tmp_path) as run:
+        assert told() == "nothing was chosen; is autotune on?\n"
+        run.hours(3, memory=0.9)
+        assert "dev-0" in told() and "batches of 8, 128 tokens, segments:4 int4" in told()
+        assert "(memory at 112% of what is allowed)" in told("--device", "dev-0")
+        assert told("--device", "dev-9") == "nothing was chosen for dev-9\n"
+        [found] = json.loads(told("--json"))
+        assert found["choice"]["batch_size"] == 8 and found["offset"] == run.journal.tail
