@@ -137,7 +137,11 @@ def test_a_cell_that_restarts_from_an_old_checkpoint_takes_what_the_others_have(
         (wanted,) = cells.digests
         cell.fresh()
         _restore(cell)
-        assert cell.fold.digest() != wanted
+        assert cell.fold.digest() != wanted and cell.method.owed(0.0) == 1
+        for act in (1, 2, 3):  # where they stand, digests, weights
+            cells.all[1 - back].group.fails_at = act
+            cells.learn()
+            assert cell.fold.digest() != wanted
         cells.learn()
         assert cells.digests == {wanted}
         assert cell.fold.updates == cells.all[1 - back].fold.updates
