@@ -10,7 +10,8 @@ What keeps it from going to and fro:
 - a quantity rests before it is raised, longer before a turn, and before each turn upward twice as long as
   before the one before: within T hours it turns upward at most log2(1 + T / reverse_h) times;
 - a turn upward needs twice the margin, so that what is between the two stays as it is;
-- windows in a row: what alternates faster than six of them is judged by its worse half.
+- windows in a row, twice as many after each turn: what alternates is judged by its worse half, at once where
+  it does so every six windows, and after some turns where it does so every day or two.
 
 All of it but the windows in a row follows from the journal's records, and so survives a restart.
 """
@@ -36,6 +37,7 @@ _ASK_WINDOWS: Final = 6
 _ADVISE_WINDOWS: Final = 24
 """To advise a move that costs the device more; six, to one that costs it less. It is made by hand."""
 _MOST_TURNS: Final = 10
+_WINDOW_TURNS: Final = 4
 _ROOM_CELSIUS: Final = 25.0
 """What a board has that does nothing: its rise above that goes with its load."""
 _FULL: Final = 0.5
@@ -270,8 +272,7 @@ class Governor:
         if any(self._over.values()):
             return None
         for what in _ASKED:
-            windows = _ADVISE_WINDOWS if what is Quantity.TIER else _ASK_WINDOWS
-            if self._able[what] < windows or not self._rested(what, up=True, unix_s=unix_s):
+            if self._able[what] < self._asking(what) or not self._rested(what, up=True, unix_s=unix_s):
                 continue
             then = self.choices.step(self.setting, what, up=True)
             assert then is not None, "it would not be able"
@@ -280,6 +281,12 @@ class Governor:
             why = f"{load.value} would be at {raised[load]:.0%} of what is allowed"
             return Choice(what=what, up=True, setting=then, why=why)
         return None
+
+    def _asking(self, what: Quantity) -> int:
+        """Windows in a row with room until a quantity is raised: twice as many after each turn, bounded."""
+        track = self._tracks.get(what)
+        turns = min(track.turns, _WINDOW_TURNS) if track is not None and not track.up else 0
+        return (_ADVISE_WINDOWS if what is Quantity.TIER else _ASK_WINDOWS) * 2**turns
 
     def _lasts(self, load: Load, what: Quantity) -> bool:
         """Whether a load has been too much for long enough: longer, where that takes something back."""

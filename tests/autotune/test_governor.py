@@ -153,6 +153,20 @@ def test_each_turn_upward_waits_twice_as_long() -> None:
     assert waited == [24, 48, 96, 192]
 
 
+def test_after_each_turn_room_has_to_last_for_twice_as_many_windows_up_to_four_days() -> None:
+    alone = {"max_tokens_min": 128, "tiers": ("deep",), "dwell_h": 0.1, "reverse_h": 0.1}
+    ruled = Ruled(tuning=msgspec.structs.replace(TUNING, **alone))
+    lasted = []
+    for _ in range(6):
+        while not ruled.windows(replace(EASY, memory=0.9), 1):
+            pass
+        lowered = ruled.hour
+        while not ruled.windows(EASY, 1):
+            pass
+        lasted.append(ruled.hour - lowered)
+    assert lasted == [6, 12, 24, 48, 96, 96]
+
+
 def test_what_was_raised_is_taken_back_only_once_it_has_been_too_much_for_twice_as_long() -> None:
     alone = {"max_tokens_min": 128, "tiers": ("deep",), "batch_size_max": 32}
     ruled = Ruled(tuning=msgspec.structs.replace(TUNING, **alone))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from math import log2
 from statistics import mean, quantiles
@@ -126,6 +127,15 @@ def test_what_alternates_is_judged_by_its_worse_half(lived: Lived) -> None:
         ups = [choice.what for _, choice in lived.chosen[device.name] if choice.up]
         assert len(ups) <= 1
         assert device.setting.batch_size < 16
+
+
+@pytest.mark.parametrize("days", [1, 2])
+def test_what_alternates_by_the_day_is_left_in_peace_after_some_turns(days: int) -> None:
+    kind = replace(KINDS["alternating"], alternates_h=24.0 * days)
+    devices = [Device(name=f"{number}", kind=kind, seed=number) for number in range(5)]
+    hours = [now / HOUR_S for now, _, _ in run(devices, 24 * 60)]
+    early, late = (sum(first <= hour / 24 < first + 10 for hour in hours) for first in (0, 50))
+    assert 10 * late <= early
 
 
 def test_a_trainer_that_starts_anew_goes_on_as_one_that_only_lost_the_windows_in_hand() -> None:
