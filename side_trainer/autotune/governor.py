@@ -286,7 +286,8 @@ class Governor:
         """Windows in a row with room until a quantity is raised: twice as many after each turn, bounded."""
         track = self._tracks.get(what)
         turns = min(track.turns, _WINDOW_TURNS) if track is not None and not track.up else 0
-        return (_ADVISE_WINDOWS if what is Quantity.TIER else _ASK_WINDOWS) * 2**turns
+        windows = _ADVISE_WINDOWS if what is Quantity.TIER else _ASK_WINDOWS
+        return windows << turns
 
     def _lasts(self, load: Load, what: Quantity) -> bool:
         """Whether a load has been too much for long enough: longer, where that takes something back."""
