@@ -44,7 +44,7 @@ NOUNS: Final[Mapping[str, str]] = {
 ABOUT: Final = (
     "old famous first second northern royal young lost broken small national modern green wooden hidden "
     "dutch medieval popular cheap secret eastern foreign ancient early late common rare missing"
-).split()
+)
 """Words before a noun."""
 
 
@@ -134,7 +134,7 @@ def make_questions(split: Split, *, seed: int, count: int, fresh: bool) -> list[
     Args:
         split: What they are made of.
         seed: Decides them.
-        count: How many; a few fewer if the last set of orders has more than are wanted is never the case.
+        count: How many.
         fresh: Whether nouns that training lacks are among them.
     """
     rng, found = np.random.default_rng([seed, fresh]), dict[str, str]()
@@ -173,7 +173,7 @@ def _noun(label: str, rng: np.random.Generator, fresh: bool) -> str:
     known = NOUNS[label].split()
     if not fresh:
         known = known[: len(known) - len(known) // 5]
-    about = _pick(ABOUT, rng) + " " if rng.random() < 0.4 else ""
+    about = _pick(ABOUT.split(), rng) + " " if rng.random() < 0.4 else ""
     return about + _pick(known, rng).replace("-", " ")
 
 

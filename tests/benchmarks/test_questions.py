@@ -1,4 +1,4 @@
-"""The question-type set: the same words in another order are of another class, and the test is not the training."""
+"""Questions: the same words in another order are of another class, and training does not give the test away."""
 
 from __future__ import annotations
 
@@ -69,5 +69,5 @@ def test_every_template_asks_for_what_its_class_says(split: Split) -> None:
     for text, label, *_ in make_questions(split, seed=1, count=300, fresh=True):
         asked = re.search(r"\b(?:which|what) (\w+)(?: (\w+))?", text)
         known = {noun.split("-")[0]: of for of, nouns in NOUNS.items() for noun in nouns.split()}
-        if asked and (noun := asked[2] if asked[1] in ABOUT else asked[1]) in known:
+        if asked and (noun := asked[2] if asked[1] in ABOUT.split() else asked[1]) in known:
             assert known[noun] == label, text
