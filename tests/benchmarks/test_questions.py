@@ -1,4 +1,4 @@
-"""Questions: the same words in another order are of another class, and training does not give the test away."""
+"""Questions: the same words in another order have another class, and training does not give the test away."""
 
 from __future__ import annotations
 
