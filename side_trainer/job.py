@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from queue import SimpleQueue
 from typing import Final
 
 import msgspec
 
 from side_trainer.codebook_store import CodebookStore
 from side_trainer.journal.journal import Journal
-from side_trainer.journal.records import LabelsRecord, SettingsRecord, TierRecord
+from side_trainer.journal.records import LabelsRecord, RecordKind, SettingsRecord, StepRecord, TierRecord
 from side_trainer.method_registry import SETTLERS
 from side_trainer.settings.schema import TierConfig, TrainerConfig
 from side_trainer.settling import UnsuitableTier
@@ -39,6 +40,7 @@ def check(config: TrainerConfig, journal: Journal) -> None:
     last, labels, settled = _recalled(journal)
     if last is None:
         return
+    _check_cells(config, journal)
     if (last.task, last.side_network) != (config.task, config.side_network):
         raise Contradiction(
             "side_network", "differs from the one that this state_dir has trained; start a new state_dir"
@@ -56,6 +58,21 @@ def check(config: TrainerConfig, journal: Journal) -> None:
             _check_codebooks(name, config.tiers[name], tier, CodebookStore(journal.folder))
     if last.job != config.job:
         raise Contradiction("job", f"is {config.job!r}, but this state_dir belongs to {last.job!r}")
+
+
+def _check_cells(config: TrainerConfig, journal: Journal) -> None:
+    """A journal is one cell's, or one trainer's: what another one's weights hang on, it does not have."""
+    step = journal.last(RecordKind.STEP.value)
+    if step is not None:
+        before = len(msgspec.json.decode(step.payload, type=StepRecord).parts)
+        if before != len(config.cells):
+            raise Contradiction(
+                "cells", f"this state_dir was learnt in {before} of them; give as many, or a new state_dir"
+            )
+    elif config.cells and any(journal.last(kind) for kind in (RecordKind.LEARN.value, RecordKind.IDLE.value)):
+        raise Contradiction(
+            "cells", "this state_dir was learnt by one trainer; start a new one for each cell"
+        )
 
 
 def _check_codebooks(name: str, config: TierConfig, tier: TierRecord, store: CodebookStore) -> None:
@@ -126,6 +143,7 @@ class Job:
         self._told = 0.0
         self._settler = SETTLERS[METHODS[config.method]](config, journal)
         self._looked = 0.0
+        self._elsewhere: SimpleQueue[Mapping[str, TierRecord]] = SimpleQueue()
         self._labels: tuple[str, ...] = ()
         self._settled: dict[str, TierRecord] = {}
         self._policies: Mapping[str, frozenset[str]] = journal.policies
@@ -174,6 +192,8 @@ class Job:
         Raises:
             StateError: as :meth:`on_birth`.
         """
+        if self._settle_as_elsewhere():
+            return self._publishable(True)
         self._looked = self._looked or now  # the first look was at the start
         if now - self._looked >= _TELL_EVERY_S:
             self._looked = now
@@ -202,6 +222,18 @@ class Job:
             return False
         self._fix_labels(sorted(self._offered))
         return self._publishable(True)
+
+    def offer(self, tiers: Mapping[str, TierRecord]) -> None:
+        """Settle tiers, by name, as another cell has settled them, at the next tick; for any thread."""
+        self._elsewhere.put(tiers)
+
+    def _settle_as_elsewhere(self) -> bool:
+        changed = False
+        while not self._elsewhere.empty():
+            for name, record in self._elsewhere.get().items():
+                if name in self._config.tiers and name not in self._settled:
+                    changed = self._fix_tier(record) or changed
+        return changed
 
     def reconfigure(self, config: TrainerConfig) -> None:
         """Take in more tiers: the plan has them from now on, and the others in it stay as they are."""

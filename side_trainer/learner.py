@@ -16,6 +16,7 @@ import msgspec
 from metrics.catalogue import Kind, Reason, Source, TrainerMetrics
 from side_trainer.broadcast.releases import Releases
 from side_trainer.broadcast.replies import Replies
+from side_trainer.cells.group import CellLost
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
@@ -25,6 +26,7 @@ from side_trainer.journal.records import RecordKind
 from side_trainer.method import Step
 from side_trainer.queries.answering import Queries
 from side_trainer.settings.schema import TrainerConfig
+from side_trainer.together import Together, step_of
 from sidestream.contract.errors import StateError
 from sidestream.host.trace import Trace
 
@@ -41,6 +43,7 @@ _SOURCES: Final = {
     "learn": Source.UPLOAD,
     "idle": Source.IDLE,
     "update": Source.DEVICE,
+    "step": Source.UPLOAD,
 }
 """What a record's first update is counted as; what follows on a batch's is replay."""
 
@@ -61,6 +64,7 @@ class Learner:
         metrics: Counts updates.
         trace: Told what is done when.
         judge: Told of each batch's tier, stream, and loss before it was learnt.
+        together: Keeps step with the other cells, where there are some.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Learner:
         metrics: TrainerMetrics,
         trace: Trace,
         judge: Callable[[str, str, float], None] = lambda tier, stream, loss: None,
+        together: Together | None = None,
     ) -> None:
         self._config = config
         self._journal = journal
@@ -92,6 +97,7 @@ class Learner:
         self._metrics = metrics
         self._trace = trace
         self._judge = judge
+        self._together = together
         self._wake = threading.Event()
         self._recovered = False  # whether all that was in the journal at the start is folded
         self._last_batch_at = self._told = time.monotonic()
@@ -117,7 +123,7 @@ class Learner:
         while not stop.is_set():
             busy = self._catch_up(stop)
             try:
-                busy = self._own() or busy or self._idle() or self._let_go()
+                busy = self._learn(busy) or self._let_go()
                 self._answer()
                 busy = self._predict(learning=busy) or busy
                 self._releases.publish_if_due()
@@ -133,6 +139,8 @@ class Learner:
             if not busy:
                 self._wake.wait(0.1)
                 self._wake.clear()
+        if self._together is not None:
+            self._together.leave()
         if self._replies.all_written:
             self._checkpointer.write()
 
@@ -152,12 +160,35 @@ class Learner:
 
     def _catch_up(self, stop: threading.Event) -> bool:
         """Fold some of the records that follow; return whether there were any."""
-        records = self._journal.read(self._fold.offset, limit=_AT_ONCE)
-        for record in records:
-            if stop.is_set():
+        before = self._fold.offset
+        for record in self._journal.read(before, limit=_AT_ONCE):
+            if stop.is_set() or not self._may_fold(record):
                 break
-            self._apply(record)
-        return bool(records)
+            try:
+                self._apply(record)
+            except CellLost as exc:
+                _log.info("%s: this step is made again once it is there", exc)
+                break
+        return self._fold.offset > before
+
+    def _may_fold(self, record: Record) -> bool:
+        """A step of all cells waits until all are there."""
+        if self._together is None or record.kind != RecordKind.STEP.value:
+            return True
+        there = self._together.meet()
+        return there and record.offset == self._fold.offset + 1
+
+    def _learn(self, busy: bool) -> bool:
+        """Learn from what waits, or from what is there; return whether there is more to do."""
+        if self._together is None:
+            return self._own() or busy or self._idle()
+        if busy or self._progress.backlog or not self._together.meet():
+            return busy
+        try:
+            return self._together.next_step(self._config.learner, quiet=self._quiet)
+        except CellLost as exc:
+            _log.info("%s: nothing is learnt until all cells are there", exc)
+            return False
 
     def _own(self) -> bool:
         """Journal and apply what the method itself owes, once all there is has been folded."""
@@ -172,10 +203,13 @@ class Learner:
             self._apply(self._journal.get(offset))
         return True
 
+    @property
+    def _quiet(self) -> bool:
+        return time.monotonic() - self._last_batch_at >= self._config.idle_after_s
+
     def _idle(self) -> bool:
         """Train a slice over the journal when nothing has arrived for a while; return whether it did."""
-        quiet = time.monotonic() - self._last_batch_at >= self._config.idle_after_s
-        if not quiet or self._progress.owed <= 0:
+        if not self._quiet or self._progress.owed <= 0:
             return False
         offset = self._journal.append(RecordKind.IDLE.value, msgspec.json.encode(self._progress.next_idle()))
         # A batch may have been journaled in between: records are folded in the journal's order.
@@ -236,6 +270,8 @@ class Learner:
 
     def _count(self, record: Record, step: Step) -> None:
         source = _SOURCES.get(record.kind)
+        if record.kind == RecordKind.STEP.value and not step_of(record).learns:
+            source = Source.IDLE
         if source is None or not step.updates:
             return
         first = 1 if source is Source.UPLOAD else step.updates

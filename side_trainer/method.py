@@ -27,6 +27,7 @@ from sidestream.contract.wire import prepared
 from sidestream.side_network.bundle import WeightsCodec
 
 if TYPE_CHECKING:
+    from side_trainer.cells.group import Group
     from sidestream.accelerator.torch_device import Placement  # torch: whoever only looks on goes without
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
@@ -89,6 +90,8 @@ class Facts:
     placement: Placement | None = None
     """Where it is computed, as far as the method lets it; None for the processor. The journal only tells the
     kind."""
+    group: Group | None = None
+    """The trainers of all cells, where there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)

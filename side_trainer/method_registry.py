@@ -8,6 +8,7 @@ from typing import Final, get_args
 from side_trainer.journal.records import FACTS, RecordKind
 from side_trainer.method import Method
 from side_trainer.settling import TierSettler
+from side_trainer.side_tuning.in_cells import SideTuningInCells
 from side_trainer.side_tuning.method import SideTuningMethod
 from side_trainer.side_tuning_tiers import SideTuningSettler
 from side_trainer.split_lora.frozen import SplitFrozenMethod
@@ -21,6 +22,11 @@ METHODS: Final[Mapping[type[MethodPlan], type[Method]]] = {
     SplitLora: SplitLoraMethod,
     SplitFrozen: SplitFrozenMethod,
 }
+IN_CELLS: Final[Mapping[type[MethodPlan], type[SideTuningInCells]]] = {
+    FedMobiLLM: SideTuningInCells,
+    MobiLLM: SideTuningInCells,
+}
+"""What learns by it where the trainers of several cells do so together."""
 SETTLERS: Final[Mapping[type[MethodPlan], type[TierSettler]]] = {
     FedMobiLLM: SideTuningSettler,
     MobiLLM: SideTuningSettler,

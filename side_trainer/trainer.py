@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ from side_trainer.broadcast.releases import Releases
 from side_trainer.broadcast.replies import Replies
 from side_trainer.broadcast.retained import Retained
 from side_trainer.broadcast.signing import load_signer
+from side_trainer.cells.torch_group import TorchGroup, store_of
 from side_trainer.figures import Figures
 from side_trainer.fold.checkpoint import newest_files
 from side_trainer.fold.checkpointer import Checkpointer
@@ -46,16 +48,19 @@ from side_trainer.receive.router import Router
 from side_trainer.receive.setbacks import Setbacks
 from side_trainer.receive.shut_out import ShutOut
 from side_trainer.receive.subscriptions import Subscriptions
+from side_trainer.settings.cells import rank_of
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TrainerConfig
+from side_trainer.settings.state import state_dir_of
 from side_trainer.threads import Threads
+from side_trainer.together import Together
 from sidestream.accelerator.torch_device import HERE, Placement, choose, deterministic
 from sidestream.contract.errors import ConfigError, StateError
 from sidestream.contract.plan import METHODS, Split
 from sidestream.contract.tasks import TASKS, TargetForm
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import TARGET_MESSAGE_BYTES
-from sidestream.host.state_dir import default_dir, locked, prepare
+from sidestream.host.state_dir import locked, prepare
 from sidestream.host.trace import Trace, open_trace
 
 _log = logging.getLogger(__name__)
@@ -64,11 +69,21 @@ _LEAST_STUCK_S: Final = 2.0  # a busy machine is no stuck broker
 Connect = Callable[[TrainerConfig, str, Will], Transport]
 
 
-def state_dir_of(config: TrainerConfig) -> Path:
-    """The trainer's state directory: the configured one, or the user's for this job."""
-    if config.state_dir:
-        return Path(config.state_dir).expanduser()
-    return default_dir("trainer", config.job)
+def group_of(config: TrainerConfig, environ: Mapping[str, str]) -> TorchGroup | None:
+    """The trainers of all cells; None where there are no cells.
+
+    Raises:
+        ConfigError: the environment does not say where the others are.
+    """
+    rank = rank_of(config.cells, environ)
+    if rank is None:
+        return None
+    try:
+        return TorchGroup(rank, len(config.cells), store_of(environ, config.job, rank))
+    except (KeyError, ValueError) as exc:
+        raise ConfigError(
+            "cells", f"MASTER_ADDR and MASTER_PORT have to say where the first cell's trainer is: {exc}"
+        ) from exc
 
 
 def connect_mqtt(config: TrainerConfig, client_id: str, will: Will) -> Transport:
@@ -90,7 +105,7 @@ def run_trainer(
     """Run until ``stop`` is set.
 
     Args:
-        config: The operator's settings.
+        config: The settings; of a cell, as :func:`~side_trainer.settings.state.in_cell` gives them.
         stop: Set by a signal handler.
         connect: Makes the transport; tests give the in-process one.
         started: Told once everything runs, with the URLs of metrics and page, empty if there are none.
@@ -102,13 +117,14 @@ def run_trainer(
         SidestreamError: if it cannot start: settings, state directory, port or broker.
     """
     config = config.checked()
+    group = group_of(config, os.environ)
     torch.set_num_threads(config.threads)
     with ExitStack() as stack:
         directory = prepare(state_dir_of(config))
         stack.enter_context(locked(directory, "a trainer"))
         journal = stack.enter_context(closing(_open_journal(directory, config)))
         trace = stack.enter_context(open_trace(config.trace_path))
-        parts = Parts(config, journal, trace, connect, take_over)
+        parts = Parts(config, journal, trace, connect, take_over, group)
         urls = parts.figures.serve(stack)
         inbox = Inbox(share_bytes=max(SHARE_BYTES, (1 + config.flow.window) * TARGET_MESSAGE_BYTES))
         learner = parts.learner(directory)
@@ -178,10 +194,17 @@ class Parts:
         trace: Told what is done when.
         connect: Makes the transport.
         take_over: Depose another trainer.
+        group: The trainers of all cells, where there are several.
     """
 
     def __init__(
-        self, config: TrainerConfig, journal: Journal, trace: Trace, connect: Connect, take_over: bool
+        self,
+        config: TrainerConfig,
+        journal: Journal,
+        trace: Trace,
+        connect: Connect,
+        take_over: bool,
+        group: TorchGroup | None = None,
     ) -> None:
         self._config, self._journal, self._trace = config, journal, trace
         self._topics = topics = Topics(config.job)
@@ -202,7 +225,12 @@ class Parts:
             by_labels=TASKS[config.task].form is TargetForm.LABELS,
             held_max_bytes=config.quarantine_max_mib * 2**20,
         )
-        self._fold = Fold(journal, cache_bytes=config.cache_mib * 2**20, placement=placement)
+        cache_bytes = config.cache_mib * 2**20
+        self._fold = Fold(journal, cache_bytes=cache_bytes, placement=placement, group=group)
+        self._together = None
+        if group is not None:
+            names = [one.name for one in config.cells]
+            self._together = Together(group, names, journal, self._fold, self._job.offer)
         self._progress = Progress(journal, self._fold, config.learner, awaited=lambda: self._replies.awaited)
         self.figures = Figures(config, journal, self._judge, link, self._job, self._progress)
         self._replies = Replies(
@@ -231,6 +259,7 @@ class Parts:
             metrics=metrics,
             trace=self._trace,
             judge=self._judge.on_loss,
+            together=self._together,
         )
 
     def ingest(self, inbox: Inbox, wake: Callable[[bool], None], clock: Callable[[], float]) -> Ingest:

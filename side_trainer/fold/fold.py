@@ -15,12 +15,13 @@ from side_trainer.codebook_store import CodebookStore
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import FACTS, LabelsRecord, RecordKind, SettingsRecord, TierRecord
 from side_trainer.method import Arrays, Facts, Method, Step
-from side_trainer.method_registry import METHODS
+from side_trainer.method_registry import IN_CELLS, METHODS
 from sidestream.contract.errors import StateError, WireError
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import state_digest
 
 if TYPE_CHECKING:
+    from side_trainer.cells.group import Group
     from sidestream.accelerator.torch_device import Placement
 
 
@@ -31,13 +32,19 @@ class Fold:
         journal: Where replayed rows are read from.
         cache_bytes: Memory for decoded rows.
         placement: Where it is computed; None for the processor. Bits are the same on one kind of device only.
+        group: The trainers of all cells, where the journal is one cell's.
 
     Raises:
         StateError: codebooks beside the journal are damaged.
     """
 
     def __init__(
-        self, journal: Journal, *, cache_bytes: int = 256 * 2**20, placement: Placement | None = None
+        self,
+        journal: Journal,
+        *,
+        cache_bytes: int = 256 * 2**20,
+        placement: Placement | None = None,
+        group: Group | None = None,
     ) -> None:
         CodebookStore(journal.folder).load()
         self.offset = 0
@@ -46,6 +53,7 @@ class Fold:
         self._journal = journal
         self._cache_bytes = cache_bytes
         self._placement = placement
+        self._group = group
 
     @property
     def begun(self) -> bool:
@@ -109,8 +117,9 @@ class Fold:
         if kind is RecordKind.SETTINGS:
             settings = msgspec.json.decode(payload, type=SettingsRecord)
             if self._method is None:
-                facts = Facts(settings=settings, placement=self._placement)
-                self._method = METHODS[type(settings.method)](facts, self._journal, self._cache_bytes)
+                facts = Facts(settings=settings, placement=self._placement, group=self._group)
+                methods = METHODS if self._group is None else IN_CELLS
+                self._method = methods[type(settings.method)](facts, self._journal, self._cache_bytes)
             self.facts.settings = settings
             self.method.settings_changed()
         elif kind is RecordKind.LABELS:

@@ -60,7 +60,7 @@ class Progress:
     @property
     def final(self) -> bool:
         """Whether nothing is left to learn."""
-        if self.backlog or self._fold.samples <= 0 or self.owed > 0:
+        if self.backlog or not (self._fold.samples or self._fold.updates) or self.owed > 0:
             return False
         return self._fold.method.unlearnt == 0 and not self._awaited()
 

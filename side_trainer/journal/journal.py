@@ -341,6 +341,11 @@ class Journal(JournalFacts):
         clause = f"INDEXED BY kinds WHERE kind IN ({marks}) AND offset <= ? ORDER BY offset"
         return self._records(clause, (*kinds, upto))
 
+    def last(self, kind: str) -> Record | None:
+        """The last record of a kind."""
+        clause = "INDEXED BY kinds WHERE kind = ? ORDER BY offset DESC LIMIT 1"
+        return next(iter(self._records(clause, (kind,))), None)
+
     def each(self, upto: int, kinds: tuple[str, ...]) -> Iterator[Record]:
         """As :meth:`others`, a few at a time: there may be more of them than memory."""
         after, marks = 0, ",".join("?" * len(kinds))

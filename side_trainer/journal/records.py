@@ -28,6 +28,8 @@ class RecordKind(str, enum.Enum):
     """:class:`LearnRecord`"""
     IDLE = "idle"
     """:class:`IdleRecord`"""
+    STEP = "step"
+    """:class:`StepRecord`"""
     SNAPSHOT = "snapshot"
     """:class:`SnapshotRecord`"""
     REUSE = "reuse"
@@ -146,3 +148,30 @@ class IdleRecord(Message, frozen=True, kw_only=True):
     """Rows in the slice."""
     total: Annotated[int, msgspec.Meta(ge=1)]
     """Rows that the whole phase is meant to train on: the learning rate falls over them."""
+
+
+@prepared
+class StepPart(Message, frozen=True, kw_only=True):
+    """What one cell brings to a step."""
+
+    through: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """As a :class:`LearnRecord` says; 0 for no batch."""
+    idle: IdleRecord | None = None
+    """A slice of its journal, if the step is one of idle training."""
+
+
+@prepared
+class StepRecord(Message, frozen=True, kw_only=True):
+    """Updates that the trainers of all cells make together. Every cell's journal has every step."""
+
+    number: Annotated[int, msgspec.Meta(ge=1)]
+    """Counted from 1, alike in all cells."""
+    after: Annotated[int, msgspec.Meta(ge=0)]
+    """The number of this journal's step before: not the last one's where the journal has lost some."""
+    parts: Annotated[tuple[StepPart, ...], msgspec.Meta(min_length=2)]
+    """By cell; this journal's own among them."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether it learns from what came, and not from what is there."""
+        return any(part.through for part in self.parts)

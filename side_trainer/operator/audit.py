@@ -69,7 +69,12 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return self.exact or (self.elsewhere != "" and self.distance <= TOLERANCE)
 
 
-def _newest(state_dir: Path, journal: Journal) -> Checkpoint:
+def newest_of(state_dir: Path, journal: Journal) -> Checkpoint:
+    """The newest checkpoint.
+
+    Raises:
+        StateError: there is none, or it is damaged.
+    """
     checkpoint = newest_checkpoint(state_dir, journal.run)
     if checkpoint is not None:
         return checkpoint
@@ -93,9 +98,9 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
     torch.set_num_threads(threads)
     journal = open_journal(state_dir)
     try:
-        checkpoint = _newest(state_dir, journal)
+        checkpoint = newest_of(state_dir, journal)
         about = checkpoint.about
-        placement, elsewhere = _placement(_kinds(journal, about.offset))
+        placement, elsewhere = placement_for(journal, about.offset)
         fold = Fold(journal, placement=placement)
         begun_at = begin(fold, journal)
         told = time.monotonic()
@@ -108,19 +113,37 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
             if time.monotonic() - told > _TELL_EVERY_S:
                 told = time.monotonic()
                 tell(f"folded {fold.offset} of {about.offset} records")
-        return Verdict(
-            offset=fold.offset,
-            samples=fold.samples,
-            checkpoint_digest=about.weights_digest,
-            refold_digest=fold.digest(),
-            held_batches=journal.holding.check(),
-            begun_at=begun_at,
-            unverified=fold.method.unverified if fold.begun else "",
-            elsewhere=elsewhere,
-            distance=_distance(fold.state(), checkpoint.arrays),
-        )
+        return judged(fold, journal, checkpoint, begun_at, elsewhere)
     finally:
         journal.close()
+
+
+def judged(fold: Fold, journal: Journal, checkpoint: Checkpoint, begun_at: int, elsewhere: str) -> Verdict:
+    """Hold a fold up to a checkpoint's last record against it.
+
+    Args:
+        fold: There.
+        journal: Which was folded.
+        checkpoint: Its newest.
+        begun_at: As a verdict has it.
+        elsewhere: Likewise.
+    """
+    return Verdict(
+        offset=fold.offset,
+        samples=fold.samples,
+        checkpoint_digest=checkpoint.about.weights_digest,
+        refold_digest=fold.digest(),
+        held_batches=journal.holding.check(),
+        begun_at=begun_at,
+        unverified=fold.method.unverified if fold.begun else "",
+        elsewhere=elsewhere,
+        distance=_distance(fold.state(), checkpoint.arrays),
+    )
+
+
+def placement_for(journal: Journal, offset: int) -> tuple[Placement, str]:
+    """Where to fold a journal; and where it was learnt, if nothing that is here gives the same bits."""
+    return _placement(_kinds(journal, offset))
 
 
 def _kinds(journal: Journal, offset: int) -> set[str]:
@@ -157,7 +180,7 @@ def export(state_dir: Path, out: Path, form: str = "", tier: str = "") -> Export
         StateError: if there is nothing to export, not in that form, or nothing can be written.
     """
     with contextlib.closing(open_journal(state_dir)) as journal:
-        checkpoint = _newest(state_dir, journal)
+        checkpoint = newest_of(state_dir, journal)
         fold = Fold(journal)
         fold.restore(checkpoint.about.offset, checkpoint.about.updates, checkpoint.arrays)
         if not fold.weights():

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +23,8 @@ from side_trainer.broadcast.signing import load_signer
 from side_trainer.operator.forget import forget
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TrainerConfig
+from side_trainer.settings.state import cell_dirs, in_cell, state_dir_of
+from sidestream.contract.errors import ConfigError
 from sidestream.contract.topics import check_name
 from sidestream.host.commands import Handler, add_command, add_group
 from sidestream.host.flags import add_flags, overrides
@@ -123,6 +127,8 @@ def _add_looks(commands: Any) -> None:
     """What may be done beside a running trainer."""
     text = "re-fold the journal from the start and compare with the checkpoint; 1 if it differs"
     verifies = _of_state(commands, "verify", verify, text)
+    text = "settings with [[cells]]: fold the journals of all of them together (instead of --state-dir)"
+    verifies.add_argument("--cells", metavar="CONFIG", type=Path, help=text)
     verifies.add_argument("--threads", type=_threads, default=1, help="as the trainer's setting (default: 1)")
     text = "copy the state directory as of one moment; the trainer may go on meanwhile"
     backs = _of_state(commands, "backup", back_up, text)
@@ -204,10 +210,13 @@ def run(args: argparse.Namespace) -> int:
             tls_context(config.broker)
         load_signer(config.job, config.signing)
         check_trackers(config.trackers)
-        print(f"the settings are right: job {config.job!r}, broker {endpoint.address}")
+        where = [cell.broker.endpoint().address for cell in config.cells] or [endpoint.address]
+        print(f"the settings are right: job {config.job!r}, broker {', '.join(where)}")
         return 0
+    file.finish = partial(in_cell, environ=os.environ)
+    config = file.finish(config)
     set_up(config.log_level, config.log_format, job=config.job)
-    from side_trainer.trainer import run_trainer, state_dir_of
+    from side_trainer.trainer import run_trainer
 
     def started(metrics_url: str, page_url: str) -> None:
         say(f"trainer of job {config.job!r} is running; state in {state_dir_of(config)}")
@@ -265,9 +274,34 @@ def _outcome(verdict: Verdict) -> str:
 
 def verify(args: argparse.Namespace) -> int:
     """Say whether the journal gives the checkpoint's weights."""
+    if args.cells is not None:
+        return _verify_cells(args)
     from side_trainer.operator.audit import verify as refold
 
-    verdict = refold(args.state_dir, threads=args.threads, tell=lambda line: print(line, file=sys.stderr))
+    verdict = refold(args.state_dir, threads=args.threads, tell=_on_stderr)
+    _show(verdict)
+    return 0 if verdict.matches else 1
+
+
+def _verify_cells(args: argparse.Namespace) -> int:
+    config = SettingsFile(args.cells, {}).load()
+    if not config.cells:
+        raise ConfigError("--cells", f"{args.cells} has no [[cells]]; leave --cells out")
+    from side_trainer.operator.audit_cells import verify_cells
+
+    names = [cell.name for cell in config.cells]
+    verdicts = verify_cells(names, cell_dirs(config), threads=args.threads, tell=_on_stderr)
+    for name, verdict in zip(names, verdicts, strict=True):
+        print(f"cell {name}")
+        _show(verdict)
+    return 0 if all(verdict.matches for verdict in verdicts) else 1
+
+
+def _on_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _show(verdict: Verdict) -> None:
     print(f"records {verdict.offset}, samples {verdict.samples}")
     print(f"checkpoint {verdict.checkpoint_digest}")
     print(f"re-fold    {verdict.refold_digest}")
@@ -278,7 +312,6 @@ def verify(args: argparse.Namespace) -> int:
     if verdict.held_batches:
         print(f"{verdict.held_batches} batches of quarantined devices are held, as they came")
     print(_outcome(verdict))
-    return 0 if verdict.matches else 1
 
 
 def back_up(args: argparse.Namespace) -> int:

@@ -40,6 +40,8 @@ def draw(
     tiers: Mapping[str, TierRecord],
     generator: np.random.Generator,
     owner_of: Callable[[str], int],
+    *,
+    share: int = 1,
 ) -> dict[str, Drawn]:
     """Draw rows, by alignment map.
 
@@ -48,9 +50,10 @@ def draw(
         tiers: By name.
         generator: Which, and their order.
         owner_of: A stream's device number.
+        share: One of so many parts of what may be drawn at most.
     """
     width = max(len(tier.taps) * tier.width for tier in tiers.values())
-    chosen = generator.permutation(len(rows))[: max(1, MOST_VALUES // width)]
+    chosen = generator.permutation(len(rows))[: max(1, MOST_VALUES // share // width)]
     by_align: dict[str, list[tuple[int, int]]] = {}
     for offset, row in rows.locate(chosen):
         by_align.setdefault(tiers[rows.batch(offset).tier].align, []).append((offset, row))

@@ -74,12 +74,23 @@ class TrainingOrder:
             IndexError: they do not wait.
             AssertionError: the last of them is none.
         """
-        chosen = [self.waiting.popleft()]
-        while chosen[-1][0] < record.through:
-            chosen.append(self.waiting.popleft())
-        assert chosen[-1][0] == record.through
-        self._learns += 1
+        chosen = self.chosen(record)
+        self.learnt(len(chosen))
         return chosen
+
+    def chosen(self, record: LearnRecord) -> Batches:
+        """As :meth:`learn`, which waits still."""
+        chosen = [self.waiting[0]]
+        while chosen[-1][0] < record.through:
+            chosen.append(self.waiting[len(chosen)])
+        assert chosen[-1][0] == record.through
+        return chosen
+
+    def learnt(self, batches: int) -> None:
+        """So many of those that wait have been learnt from."""
+        for _ in range(batches):
+            self.waiting.popleft()
+        self._learns += 1
 
     # --- passes --------------------------------------------------------------------------------------
 
@@ -107,17 +118,26 @@ class TrainingOrder:
         return IdleRecord(phase=offset, position=0, rows=min(rows, owed), total=owed)
 
     def idle(self, record: IdleRecord, seed: int) -> Ints:
+        """The rows of a slice, in order; they are trained on now."""
+        chosen = self.slice_of(record, seed)
+        self.trained(record)
+        return chosen
+
+    def slice_of(self, record: IdleRecord, seed: int) -> Ints:
         """The rows of a slice, in order."""
         total = self._rows.rows_before(record.phase + 1)
         chosen = [
             self._pass(record.phase, position // total, total, seed)[position % total :][: record.rows]
             for position in _parts(record.position, record.rows, total)
         ]
+        return np.concatenate(chosen)[: record.rows]
+
+    def trained(self, record: IdleRecord) -> None:
+        """A slice has been trained on."""
         self.idle_rows += record.rows
         self.last_idle = record
         if not record.position:
             self._learns = 0
-        return np.concatenate(chosen)[: record.rows]
 
     def _pass(self, phase: int, number: int, total: int, seed: int) -> Ints:
         """The order of a phase's pass ``number``; the last one is kept, slices come one after another."""
@@ -154,7 +174,7 @@ class TrainingOrder:
         if total:
             self.last_idle = IdleRecord(phase=phase, position=position, rows=rows, total=total)
         self.kept_since = kept_since
-        self._rows.extend(batches)
+        self._rows.reset(batches)
         self.waiting = deque(batches[bisect_left(batches, (waits, 0)) :] if waits else ())
 
 

@@ -168,8 +168,9 @@ class RowStore:
         self._offsets.append(offset)
         self._ends.append(len(self) + rows)
 
-    def extend(self, batches: Sequence[tuple[int, int]]) -> None:
-        """As :meth:`add`, of many at once."""
+    def reset(self, batches: Sequence[tuple[int, int]]) -> None:
+        """Number the rows of these batches, and of no others."""
+        self._offsets, self._ends = array("q"), array("q")
         if batches:
             offsets, rows = np.array(batches, np.int64).T
             self._ends.frombytes((len(self) + np.cumsum(rows)).tobytes())

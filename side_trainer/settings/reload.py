@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +37,8 @@ class SettingsFile:
     """
 
     def __init__(self, path: Path, overrides: Mapping[str, Any] | None = None) -> None:
+        self.finish: Callable[[TrainerConfig], TrainerConfig] = lambda config: config
+        """What this process makes of them: the settings of its own cell."""
         self.asked = threading.Event()
         """Set it, from a signal handler for one, to have the file read again though it looks the same."""
         self._path = path
@@ -52,7 +54,7 @@ class SettingsFile:
         """
         self._stamp = self._now()
         config = load_config(TrainerConfig, self._path, self._overrides, complete=with_implied)
-        return config.checked()
+        return self.finish(config.checked())
 
     def update(self, running: TrainerConfig, now: float) -> TrainerConfig:
         """What to run with from now on: ``running``, or that with what the file has changed.

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from broker_config.settings import BrokerSettings
+from side_trainer.settings.cells import CellConfig, check_cells
 from side_trainer.settings.implied import MethodName
 from side_trainer.settings.privacy import check_privacy, under_privacy
 from side_trainer.settings.split import PredictConfig, SplitConfig, check_split
@@ -205,6 +206,10 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Journal and checkpoints; default: ``~/.local/state/sidestream/trainer/<job>``."""
     broker: BrokerSettings = BrokerSettings()
     """Where the broker is."""
+    cells: tuple[CellConfig, ...] = ()
+    """Where there are several brokers, each with devices of its own: a trainer process for each, started by
+    torchrun, and all learn one side-network together (docs/cells.md). In place of broker; none for one
+    trainer."""
     signing: SigningConfig = SigningConfig()
     """What plan and weights are signed with."""
     broker_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0
@@ -349,6 +354,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             check_split(self)
         sampled = {name: tier.samplings()[0][0] for name, tier in self.tiers.items() if tier.samplings()}
         check_privacy(parse_privacy(self.privacy), self.method, self.task, sampled)
+        check_cells(self)
         try:
             msgspec.structs.force_setattr(self, "labels", tuple(map(normal, self.labels)))
             check_labels(self.labels)

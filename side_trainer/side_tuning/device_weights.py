@@ -13,7 +13,7 @@ Legend: N rows, F features, D devices, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -100,17 +100,44 @@ class DeviceWeights:
         Returns:
             Devices whose labels make them count for less than half and were not known to; what they count.
         """
-        trusts = np.ones(len(self._rows))
-        for one in drawn:
-            least = int(one.taps.min())
-            features = one.features[:, :least].reshape(len(one.taps), -1)
-            trusts = np.minimum(trusts, trusts_of(features, one.targets, one.owners, len(trusts)))
-        counts = np.array(self._rows, np.float64) * trusts
-        self.values = (trusts * shares_of(counts, most)).astype(np.float32)
+        return self.take(*weighed(drawn, self._rows, most))
+
+    @property
+    def names(self) -> list[str]:
+        """Of each device, [D]."""
+        return list(self._numbers)
+
+    @property
+    def rows(self) -> list[int]:
+        """[D]: how many rows each has sent."""
+        return list(self._rows)
+
+    def take(self, trusts: npt.NDArray[np.float64], values: Floats) -> dict[str, float]:
+        """Weigh devices as :func:`weighed` says; return as :meth:`weigh` does."""
+        self.values = values
         found = {name: float(trusts[at]) for name, at in self._numbers.items() if trusts[at] < _DOUBTED}
         fresh = {name: trust for name, trust in found.items() if name not in self._doubted}
         self._doubted = set(found)
         return fresh
+
+
+def weighed(
+    drawn: Iterable[Drawn], rows: Sequence[int], most: float
+) -> tuple[npt.NDArray[np.float64], Floats]:
+    """[D] each: how far devices' labels are to be trusted, and what a row of theirs counts.
+
+    Args:
+        drawn: Rows of each family; none where rows have no label each.
+        rows: [D]: how many rows each has sent.
+        most: As :meth:`DeviceWeights.weigh` has it.
+    """
+    trusts = np.ones(len(rows))
+    for one in drawn:
+        least = int(one.taps.min())
+        features = one.features[:, :least].reshape(len(one.taps), -1)
+        trusts = np.minimum(trusts, trusts_of(features, one.targets, one.owners, len(trusts)))
+    counts = np.array(rows, np.float64) * trusts
+    return trusts, (trusts * shares_of(counts, most)).astype(np.float32)
 
 
 def trusts_of(features: Floats, targets: Ints, owners: Ints, devices: int) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ is in :mod:`side_trainer.side_tuning.batch_loss`, what an update does in
 from __future__ import annotations
 
 import copy
+import enum
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,10 +40,12 @@ from side_trainer.side_tuning.batch_loss import BatchLoss, loss_by
 from side_trainer.side_tuning.device_weights import DeviceWeights
 from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
 from side_trainer.side_tuning.linear_starts import fit_starts
+from side_trainer.side_tuning.losses import Losses
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser
 from side_trainer.side_tuning.output_heads import Heads
 from sidestream.accelerator.torch_device import HERE, Placement
+from sidestream.contract.errors import StateError
 from sidestream.contract.tasks import TASKS, Scale, TargetForm, Targets
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
@@ -50,12 +53,18 @@ from sidestream.side_network.form import align_of, starts_among
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 
-_LEARN_STREAM: Final = 1
-_SURVEY_STREAM: Final = 3
-_EARLY: Final = 512  # rows up to which starts are fitted while they come, and not only when none does
+EARLY: Final = 512
+"""Rows up to which starts are fitted while they come, and not only when none does."""
 _FIRST_LOOK: Final = 16
 _JUDGED_ROWS: Final = 128  # by which weights are held against earlier ones
 _JUDGED_TEXTS: Final = 4  # of a language model's
+
+
+class Stream(enum.IntEnum):
+    """What randomness is for, beside the seed and a record's offset."""
+
+    LEARN = 1
+    SURVEY = 3
 
 
 class SideTuningMethod(Method):
@@ -133,9 +142,9 @@ class SideTuningMethod(Method):
         chosen = self.order.learn(msgspec.json.decode(record.payload, type=LearnRecord))
         before, known = self.rows.rows_before(chosen[0][0]), self.rows.rows_before(chosen[-1][0] + 1)
         doubted = {}
-        if _doubled(before, known):
-            doubted = self._survey(record.offset, starts=known < _EARLY)
-        generator, losses = self._generator(_LEARN_STREAM, record.offset), _Losses()
+        if doubled(before, known):
+            doubted = self._survey(record.offset, starts=known < EARLY)
+        generator, losses = self._generator(Stream.LEARN, record.offset), Losses()
         with self._seeded(record.offset):
             fresh = self._gather(
                 (self.rows.batch(offset), row) for offset, rows in chosen for row in range(rows)
@@ -159,11 +168,11 @@ class SideTuningMethod(Method):
         idle = msgspec.json.decode(record.payload, type=IdleRecord)
         doubted = {} if idle.position else self._survey(record.offset, starts=True)
         chosen = self.order.idle(idle, settings.seed)
-        losses, starts = _Losses(), range(0, len(chosen), settings.pass_rows)
+        losses, starts = Losses(), range(0, len(chosen), settings.pass_rows)
         with self._seeded(record.offset):
             for start in starts:
                 drawn = self._mini_batch(chosen[start : start + settings.pass_rows])
-                rate = _half_cosine((idle.position + start) / idle.total, settings.final_rate)
+                rate = half_cosine((idle.position + start) / idle.total, settings.final_rate)
                 losses.add(drawn, self._update(drawn, rate=rate))
         return Step(updates=len(starts), learnt=losses.by_tier, doubted=doubted)
 
@@ -173,12 +182,19 @@ class SideTuningMethod(Method):
         self.devices.count(self.journal.samples_by_stream(record.offset, since=snapshot.before))
         return Step()
 
+    def _step(self, record: Record) -> Step:
+        raise StateError(
+            f"record {record.offset} is a step of several cells, which can be folded together only: "
+            "sidestream trainer verify --cells CONFIG"
+        )
+
     handlers: ClassVar = {
         **dict.fromkeys(set(RecordKind) - FACTS, foreign),
         RecordKind.BATCH: _batch,
         RecordKind.LEARN: _learn,
         RecordKind.IDLE: _idle,
         RecordKind.SNAPSHOT: _snapshot,
+        RecordKind.STEP: _step,
     }
     lets_go: ClassVar = True
 
@@ -218,7 +234,7 @@ class SideTuningMethod(Method):
         """
         facts, settings, drawn = self.facts, self._learner, {}
         if TASKS[facts.settings.task].form is TargetForm.LABELS:
-            generator = self._generator(_SURVEY_STREAM, offset)
+            generator = self._generator(Stream.SURVEY, offset)
             drawn = draw(self.rows, facts.tiers, generator, self.devices.number_of)
         doubted = self.devices.weigh(drawn.values(), settings.device_share)
         if not starts or not settings.linear_start:
@@ -254,14 +270,20 @@ class SideTuningMethod(Method):
     def _loss(self) -> BatchLoss:
         if self._made_loss is None:
             facts = self.facts
-            self._made_loss = BatchLoss(facts.settings, facts.tiers, self._counts, self._head_of, self._place)
+            counts = self._counts_of_all
+            self._made_loss = BatchLoss(facts.settings, facts.tiers, counts, self._head_of, self._place)
         return self._made_loss
 
     @property
     def scale(self) -> Scale:
         """What answers are measured in, by the targets folded so far."""
         none = self._objective.no_counts(len(self.facts.labels))
-        return self._objective.scale(sum(self._counts.values(), none))
+        return self._objective.scale(sum(self._counts_of_all.values(), none))
+
+    @property
+    def _counts_of_all(self) -> dict[str, Counts]:
+        """Statistics of the targets of all rows that teach, by tier."""
+        return self._counts
 
     def _mini_batch(self, rows: npt.NDArray[np.int64]) -> MiniBatch:
         return self._gather((self.rows.batch(offset), row) for offset, row in self.rows.locate(rows))
@@ -342,11 +364,16 @@ class SideTuningMethod(Method):
         """The side-network's averaged parameters; empty before the labels are fixed."""
         return self.average.arrays() if self.average is not None else {}
 
-    def state(self) -> Arrays:
+    def _learnt_state(self) -> Arrays:
+        """What of the state is the network's."""
         arrays: Arrays = {f"average/{name}": array for name, array in self.weights().items()}
         if self.network is not None and self._optimiser is not None:
             arrays |= {f"current/{name}": array for name, array in self.network.arrays().items()}
             arrays |= self._optimiser.arrays()
+        return arrays
+
+    def state(self) -> Arrays:
+        arrays = self._learnt_state()
         if len(self.devices.values):
             arrays["devices/weights"] = self.devices.values
         arrays |= {f"counts/{tier}": counts for tier, counts in self._counts.items()}
@@ -359,6 +386,11 @@ class SideTuningMethod(Method):
             self.devices.count(self.journal.samples_by_stream(offset, since=since))
         self._counts |= _below("counts", arrays)
         self._made_loss = None
+        self.devices.values = arrays.get("devices/weights", self.devices.values)
+        self._restore_learnt(updates, arrays)
+
+    def _restore_learnt(self, updates: int, arrays: Arrays) -> None:
+        """What of a :meth:`state` is the network's."""
         if self.network is not None and self.average is not None and self._optimiser is not None:
             self.network.load_arrays(_below("current", arrays))
             average = _below("average", arrays)
@@ -368,26 +400,7 @@ class SideTuningMethod(Method):
             self._place.put(self.average)
             self.average.load_arrays(average)
             self._optimiser.restore(arrays)
-        self.devices.values = arrays.get("devices/weights", self.devices.values)
         self.updates = updates
-
-
-class _Losses:
-    """Rows' losses over some updates, by tier."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, list[float]] = {}
-
-    def add(self, batch: MiniBatch, shown: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Take in an update's [K]; return them."""
-        for tier, loss in zip(batch.tiers, shown.tolist(), strict=True):
-            self._found.setdefault(tier, []).append(loss)
-        return shown
-
-    @property
-    def by_tier(self) -> dict[str, float]:
-        """Means."""
-        return {tier: float(np.mean(losses)) for tier, losses in sorted(self._found.items())}
 
 
 def _needs(tier: TierRecord) -> tuple[str, int]:
@@ -400,11 +413,11 @@ def _below(key: str, arrays: Arrays) -> Arrays:
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def _doubled(before: int, rows: int) -> bool:
+def doubled(before: int, rows: int) -> bool:
     """Whether the rows have doubled, counted from the first look."""
     return rows >= _FIRST_LOOK and (before < _FIRST_LOOK or before.bit_length() < rows.bit_length())
 
 
-def _half_cosine(progress: float, final: float) -> float:
+def half_cosine(progress: float, final: float) -> float:
     """1 at progress 0, ``final`` at progress 1."""
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))

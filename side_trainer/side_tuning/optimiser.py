@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,18 +48,36 @@ class Optimiser:
             self._adamw.add_param_group(group)
         self.configure(self._settings)
 
-    def step(self, loss: torch.Tensor, *, updates: int, rate: float) -> None:
+    def step(
+        self,
+        loss: torch.Tensor | None,
+        *,
+        updates: int,
+        rate: float,
+        meet: Callable[[Sequence[torch.nn.Parameter]], None] | None = None,
+    ) -> None:
         """Make update number ``updates``, at a share of the learning rate.
 
         One whose gradient is no number is left out: it would leave nothing but that, for ever.
+
+        Args:
+            loss: None where there is nothing to learn from here.
+            updates: Counted from 1.
+            rate: That share.
+            meet: Told the parameters, by name, once they have gradients: it may put others in their places.
         """
         settings = self._settings
         warmup = min(1.0, updates / max(1, settings.warmup_updates))
         for group in self._adamw.param_groups:
             group["lr"] = settings.learning_rate * rate * warmup
         self._adamw.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), settings.clip_norm)
+        if loss is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        parameters = list(self._network.parameters())
+        if meet is not None:
+            parameters = [one for _, one in sorted(self._network.named_parameters())]
+            meet(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         if self._place.fetch(torch.isfinite(norm)):
             self._adamw.step()
             self._move_average(updates)
@@ -96,6 +114,7 @@ class Optimiser:
     def restore(self, arrays: Mapping[str, Floats]) -> None:
         """Return to moments that :meth:`arrays` gave."""
         send = self._place.send
+        self._adamw.state.clear()
         for name, parameter in self._network.named_parameters():
             if f"step/{name}" in arrays:
                 self._adamw.state[parameter] = {

@@ -74,7 +74,8 @@ def trainer(settings: str | Path | None = None, **changes: Any) -> Iterator[Runn
     Raises:
         SidestreamError: it cannot start.
     """
-    from side_trainer.trainer import run_trainer, state_dir_of
+    from side_trainer.settings.state import state_dir_of
+    from side_trainer.trainer import run_trainer
 
     given = _settings(changes)
     given.setdefault("page_port", 0)

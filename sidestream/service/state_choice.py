@@ -37,7 +37,7 @@ def find_state_dir(args: argparse.Namespace) -> None:
         ConfigError: it cannot be told which it is.
     """
     whose = getattr(args, "find_state_dir", None)
-    if whose is None or args.state_dir is not None:
+    if whose is None or args.state_dir is not None or getattr(args, "cells", None) is not None:
         return
     if args.config is not None:
         args.state_dir = _named_by(args.config, whose)

@@ -174,6 +174,22 @@ def test_a_checkpoint_from_before_the_snapshot_is_passed_over(journal: Journal, 
     assert fold_all(journal, fold).digest() == kept.fold.digest()
 
 
+def test_a_checkpoint_after_the_snapshot_counts_no_row_twice(journal: Journal, tmp_path: Path) -> None:
+    kept = Kept(journal, tmp_path, keep_samples=100)
+    kept.send(20)
+    kept.idle()
+    assert kept.mark()
+    kept.cut()
+    kept.send(6)
+    write_checkpoint(tmp_path, kept.fold, journal.run)
+    again = Fold(journal)
+    Checkpointer(tmp_path, again, journal, TrainerMetrics(CollectorRegistry()))
+    assert (again.offset, again.samples) == (kept.fold.offset, kept.fold.samples)
+    kept.send(3)
+    kept.idle()
+    assert fold_all(journal, again).digest() == kept.fold.digest()
+
+
 def test_days_go_by_the_clock_and_a_bound_is_not_cut_to_at_every_look(
     journal: Journal, tmp_path: Path
 ) -> None:
