@@ -1,13 +1,14 @@
-"""A question-type set in which the order of the words decides, made from a seed: six classes, as TREC's.
+r"""A question-type set in which the order of the words decides, made from a seed: six classes, as TREC's.
 
     python benchmarks/questions.py FOLDER --seed 0
+    python benchmarks/accuracy.py --train FOLDER/train.jsonl --eval FOLDER/test.jsonl --tiers full:0 \
+        --rows linear,central,lora --no-memory
 
-Writes ``train.jsonl`` and ``test.jsonl``. A question asks for one thing and mentions others of other classes;
-what is asked for is its class. Most questions come in sets of the same words in other orders, each asking for
-another of their nouns: what stands in a question says little of its class, where it stands says all. A
-third is of the plain kind (who, where, how many, why), with the same nouns about. Training and
-test share no template, and a fifth of the test's nouns are in no training question. Both are balanced by
-class as far as their templates are.
+The first writes ``train.jsonl`` and ``test.jsonl``, the second holds methods against each other on them. A
+question asks for one thing and mentions others of other classes; what is asked for is its class. Most
+questions come in sets of the same words in other orders, each asking for another of their nouns: which words
+there are says little of the class. A third is of the plain kind (who, where, how many, why), with such nouns
+about. Training and test share no template, and a fifth of the test's nouns are in no training question.
 """
 
 from __future__ import annotations
