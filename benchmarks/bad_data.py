@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -178,6 +179,21 @@ class BadData:
             captured=mean(caught for _, caught in asked) if row.kind == "trigger" else None,
         )
 
+    def deal_to_cells(self, folders: Sequence[Path], seed: int) -> TrainerConfig:
+        """Journal honest devices' batches, dealt out to cells in turn; return the trainers' settings."""
+        config, shards = self._work.config(folders[0], seed), self._shards(seed)
+        for rank, folder in enumerate(folders):
+            folder.mkdir()
+            own = [
+                shard if device % len(folders) == rank else shard[:0] for device, shard in enumerate(shards)
+            ]
+            with closing(Journal(folder / FILE_NAME)) as journal:
+                for features in self._train.values():
+                    features.settle(journal, config)
+                marks = dict.fromkeys(self._work.tiers)
+                self._fill(journal, parse_row("clean"), own, [], marks, np.random.default_rng([seed, 11]))
+        return config
+
     def _shards(self, seed: int) -> list[Ints]:
         numbered = [example._replace(text=str(at)) for at, example in enumerate(self._work.train)]
         shards = deal(numbered, self._devices, alpha=self._alpha, seed=seed)
@@ -197,7 +213,7 @@ class BadData:
         row: Row,
         shards: Sequence[Ints],
         bad: Sequence[int],
-        marks: Mapping[str, Floats],
+        marks: Mapping[str, Floats | None],
         rng: np.random.Generator,
     ) -> set[int]:
         """Journal everybody's batches as they would come; return whom quarantine would hold."""
@@ -243,8 +259,17 @@ class BadData:
 
     def _ask(self, fold: Fold, marks: Mapping[str, Floats]) -> list[tuple[float, float]]:
         """Of each tier: what is right, and what of other labels the trigger turns to the first one."""
+        return self._asked_of(fold.method.bundles("0" * 32, 1, "int8"), marks)
+
+    def accuracy_of(self, bundles: Mapping[str, bytes]) -> float:
+        """What weights are worth, the mean over tiers."""
+        return mean(right for right, _ in self._asked_of(bundles, {}))
+
+    def _asked_of(
+        self, bundles: Mapping[str, bytes], marks: Mapping[str, Floats]
+    ) -> list[tuple[float, float]]:
         found = []
-        for tier, bundle in fold.method.bundles("0" * 32, 1, "int8").items():
+        for tier, bundle in bundles.items():
             features, network = self._asked[tier], InferenceNetwork(decode_bundle(bundle))
             right = float((features.answers(network) == features.targets).mean())
             caught = 0.0

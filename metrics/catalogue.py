@@ -276,6 +276,9 @@ class TrainerMetrics(_Holder):
         "head_bytes", "Memory that decoders' output heads take, in a language-model job"
     )
     unlearnt: Gauge = gauge("batches_unlearnt", "Batches in the journal that wait to be learnt from")
+    cells_apart: Gauge = gauge(
+        "cells_apart", "1 while a job of several cells does not learn, since not all their trainers are there"
+    )
     replies_outstanding: Gauge = gauge(
         "replies_outstanding", "Answers to batches that their devices have not dealt with (split jobs)"
     )

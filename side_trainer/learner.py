@@ -133,6 +133,8 @@ class Learner:
             if self._replies.all_written:
                 self._checkpointer.write_if_due(self._config.checkpoint_every_s, final=self._progress.final)
             self._metrics.learner_backlog_records.set(self._progress.backlog)
+            if self._together is not None:
+                self._metrics.cells_apart.set(not self._together.there)
             if self._fold.begun:
                 self._metrics.head_bytes.set(self._fold.method.head_bytes)
                 self._metrics.unlearnt.set(self._fold.method.unlearnt)
@@ -167,7 +169,7 @@ class Learner:
             try:
                 self._apply(record)
             except CellLost as exc:
-                _log.info("%s: this step is made again once it is there", exc)
+                _log.info("%s: this step is made again once all are there", exc)
                 break
         return self._fold.offset > before
 

@@ -208,22 +208,27 @@ class Together:
                 )
 
     def _take_over(self, furthest: int, source: int) -> None:
-        """Fold up to a step, what is learnt in it and before being taken from another rank."""
+        """Have the weights of the rank that has come furthest, and count what they were learnt from.
+
+        They are here before anything is counted: a rank that is lost meanwhile leaves all as it was.
+        """
         method = self._method
+        shared = method.shared()
+        digest = f"{method.step} {state_digest(shared)}".encode()
+        digests = self._group.gather("digest", digest)
+        if len(set(digests)) == 1:
+            return
+        own = save(shared, {"updates": str(method.updates)}) if self._group.rank == source else b""
+        data = self._group.gather("weights", own)[source]
+        if digest == digests[source]:
+            return
         method.follows = furthest
         while method.step < furthest:
             [record] = self._journal.read(self._fold.offset, limit=1)
             if record.kind == RecordKind.STEP.value and step_of(record).number > furthest:
                 break
             self._fold.apply(record)
-        shared = method.shared()
-        digests = self._group.gather("digest", state_digest(shared).encode())
-        if len(set(digests)) == 1:
-            return
-        own = save(shared, {"updates": str(method.updates)}) if self._group.rank == source else b""
-        data = self._group.gather("weights", own)[source]
-        if digests[self._group.rank] != digests[source]:
-            method.adopt(_updates(data), load(data))
+        method.adopt(_updates(data), load(data))
 
     def _tell(self, text: str, *values: object) -> None:
         if time.monotonic() - self._told_s >= _TELL_EVERY_S:

@@ -130,15 +130,21 @@ class Announcements:
         self.pause(False)
 
     def on_retained(self, event: Received, now: float) -> None:
-        """Put the plan and the weights back if somebody else wrote over them."""
+        """Put the plan and the weights back if somebody else wrote over them.
+
+        What the broker has kept from before we subscribed is likely our own, of an earlier start.
+        """
         if self._retained.is_foreign(event.topic, event.payload) and now - self._repaired >= _REPAIR_EVERY_S:
             self._repaired = now
             self._handed_out.clear()
-            _log.warning(
-                "%s was written to by somebody else; publishing ours again. If this job has no other "
-                "trainer, a stranger can write there: give the broker an access list, and the trainer a key "
-                "to sign with (sidestream fleet init makes both)",
-                event.topic,
-            )
+            if event.retained:
+                _log.debug("%s was on the broker before this start; publishing ours again", event.topic)
+            else:
+                _log.warning(
+                    "%s was written to by somebody else; publishing ours again. If this job has no other "
+                    "trainer, a stranger can write there: give the broker an access list, and the trainer a "
+                    "key to sign with (sidestream fleet init makes both)",
+                    event.topic,
+                )
             self.plan()
             self._wake(True)

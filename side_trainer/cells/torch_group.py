@@ -149,7 +149,8 @@ class TorchGroup:
             act()
         except RuntimeError as exc:
             self.leave()
-            raise CellLost(str(exc).partition("\n")[0][:200]) from exc
+            _log.debug("%s", exc)
+            raise CellLost("another cell's trainer is gone, or does not answer") from exc
 
 
 def store_of(environ: Mapping[str, str], job: str, rank: int) -> OpenStore:

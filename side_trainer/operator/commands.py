@@ -20,7 +20,7 @@ from broker_config.connection.connection import Connection
 from broker_config.connection.tls import tls_context
 from metrics.trackers.tracking import check_trackers, folders_of
 from side_trainer.broadcast.signing import load_signer
-from side_trainer.operator.forget import forget
+from side_trainer.operator.forget import UnknownDevice, forget
 from side_trainer.settings.reload import SettingsFile
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.settings.state import cell_dirs, in_cell, state_dir_of
@@ -232,6 +232,8 @@ def install(args: argparse.Namespace) -> int:
     """Write the unit and start it, or show it."""
     settings = args.config.expanduser().absolute()
     config = SettingsFile(settings, {}).load()
+    if config.cells:
+        raise ConfigError("cells", "each takes a process with a rank: docs/cells.md shows how to start them")
     probe = Service(
         part="trainer",
         words=(),
@@ -255,7 +257,18 @@ def forget_device(args: argparse.Namespace) -> int:
     config = SettingsFile(args.config, {}).load()
     check_name("DEVICE", args.device)
     set_up("error")
-    tiers = forget(lambda client_id: Connection(config.broker, client_id=client_id), config.job, args.device)
+    tiers, unknown = list[str](), list[UnknownDevice]()
+    for broker in [cell.broker for cell in config.cells] or [config.broker]:
+        try:
+            tiers += forget(
+                lambda client_id, own=broker: Connection(own, client_id=client_id),  # type: ignore[misc]
+                config.job,
+                args.device,
+            )
+        except UnknownDevice as exc:
+            unknown.append(exc)
+    if not tiers:
+        raise unknown[0]
     print(f"{args.device} ({', '.join(tiers)}) is off the list of job {config.job!r}")
     return 0
 

@@ -20,6 +20,10 @@ _CONNECT_S: Final = 15.0
 _KEPT_S: Final = 1.0  # what is retained comes right after the subscription
 
 
+class UnknownDevice(StateError):  # noqa: N818  (it says which)
+    """No such device is known on the broker."""
+
+
 def forget(connect: Callable[[str], Transport], job: str, device: str) -> list[str]:
     """Clear the status of a device that has left, in every tier that has one.
 
@@ -33,7 +37,8 @@ def forget(connect: Callable[[str], Transport], job: str, device: str) -> list[s
 
     Raises:
         BrokerError: the broker cannot be reached, or does not take it.
-        StateError: there is no such device, or it is online.
+        UnknownDevice: there is none of the name.
+        StateError: it is online.
     """
     topics, found, came = Topics(job), dict[str, bytes](), threading.Event()
 
@@ -51,7 +56,7 @@ def forget(connect: Callable[[str], Transport], job: str, device: str) -> list[s
         if came.wait(_KEPT_S):
             threading.Event().wait(_KEPT_S / 4)  # it may have been of several tiers
         if not found:
-            raise StateError(f"no device {device!r} of job {job!r} is known on the broker")
+            raise UnknownDevice(f"no device {device!r} of job {job!r} is known on the broker")
         if any(_is_online(payload) for payload in found.values()):
             raise StateError(f"device {device!r} is online: stop its agent first")
         for topic in found:

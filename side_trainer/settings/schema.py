@@ -207,9 +207,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     broker: BrokerSettings = BrokerSettings()
     """Where the broker is."""
     cells: tuple[CellConfig, ...] = ()
-    """Where there are several brokers, each with devices of its own: a trainer process for each, started by
-    torchrun, and all learn one side-network together (docs/cells.md). In place of broker; none for one
-    trainer."""
+    """Where there are several brokers, each with devices of its own: tables ``[[cells]]`` with name, broker
+    and perhaps state_dir. A trainer process serves each, started by torchrun, and all learn one side-network
+    together (docs/cells.md). In place of broker; none for one trainer."""
     signing: SigningConfig = SigningConfig()
     """What plan and weights are signed with."""
     broker_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 20.0
@@ -344,6 +344,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """
         check_name("job", self.job)
         check_choice("compute_device", self.compute_device)
+        check_cells(self)
         if not self.tiers:
             raise ConfigError("tiers", "a job needs at least one tier; add a table [tiers.generic]")
         if len(self.tiers) > MAX_TIERS:
@@ -354,7 +355,6 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             check_split(self)
         sampled = {name: tier.samplings()[0][0] for name, tier in self.tiers.items() if tier.samplings()}
         check_privacy(parse_privacy(self.privacy), self.method, self.task, sampled)
-        check_cells(self)
         try:
             msgspec.structs.force_setattr(self, "labels", tuple(map(normal, self.labels)))
             check_labels(self.labels)

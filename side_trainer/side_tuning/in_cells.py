@@ -54,8 +54,8 @@ class SideTuningInCells(SideTuningMethod):
         """The last step that is folded in."""
         self.follows = 0
         """Up to this step, weights will come from another rank: what is learnt from is counted, no more."""
-        self.owed_elsewhere = 0
-        """Rows that other cells still have to learn from, when they last said so."""
+        self.owed_elsewhere = 1
+        """Rows that other cells still have to learn from, when they last said so; some, until they have."""
         self._everyones: dict[str, Counts] = {}  # as of the last step, by tier
         self._weights_of: list[dict[str, float]] = [{}] * self.group.size
         """By rank, what each device counts, as the last survey found."""

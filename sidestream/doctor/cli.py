@@ -20,6 +20,7 @@ from edge_agent.samples.images import holds_images
 from edge_agent.session.machine import detect_tier, device_name
 from side_trainer.settings.implied import with_implied
 from side_trainer.settings.schema import TrainerConfig
+from side_trainer.settings.state import cell_dirs, state_dir_of
 from sidestream.backbone.runtimes import runtime_of
 from sidestream.contract.errors import ConfigError, WireError
 from sidestream.contract.plan import Plan
@@ -68,6 +69,8 @@ class Patient(msgspec.Struct, frozen=True, kw_only=True):
     """An agent's; empty for a trainer."""
     device: str = ""
     """An agent's name; empty for a trainer."""
+    cell: str = ""
+    """A trainer's, where there are several."""
     compute_device: str = "auto"
     """Where the agent is to compute."""
     backbone: str = ""
@@ -96,9 +99,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, and say."""
-    patient = msgspec.structs.replace(patient_of(args), quick=args.quick)
+    patients = [msgspec.structs.replace(one, quick=args.quick) for one in patients_of(args)]
     with silent():  # what goes wrong at the broker is a finding
-        findings = look_at(patient)
+        findings = [finding for one in patients for finding in _named(one, look_at(one))]
     if args.json:
         print(json.dumps(msgspec.to_builtins(findings), indent=2))
     else:
@@ -109,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(one.state == "failed" for one in findings) else 0
 
 
-def patient_of(args: argparse.Namespace) -> Patient:
-    """Read the settings that the command line names.
+def patients_of(args: argparse.Namespace) -> list[Patient]:
+    """Read the settings that the command line names: a trainer's with cells have one each.
 
     Raises:
         ConfigError: none are, or several, or they are wrong.
@@ -121,30 +124,49 @@ def patient_of(args: argparse.Namespace) -> Patient:
     if args.broker is not None:
         settings = BrokerSettings(url=args.broker)
         settings.endpoint()
-        return Patient(broker=settings, state_dir=default_dir("doctor"), disk_mib=0)
+        return [Patient(broker=settings, state_dir=default_dir("doctor"), disk_mib=0)]
     of_trainer = args.trainer
     if args.config is not None and "tiers" in read_table(args.config):  # only a trainer's settings have any
         of_trainer = args.config
     if of_trainer is not None:
         trainer = load_config(TrainerConfig, of_trainer, complete=with_implied).checked()
-        trainer.broker.endpoint()
-        folder = (
-            Path(trainer.state_dir).expanduser() if trainer.state_dir else default_dir("trainer", trainer.job)
-        )
-        return Patient(broker=trainer.broker, job=trainer.job, state_dir=folder, disk_mib=_TRAINER_DISK_MIB)
+        return _of_trainer(trainer)
     agent = load_config(AgentConfig, args.config)
     agent.broker.endpoint()
-    return Patient(
-        broker=agent.broker,
-        job=agent.job,
-        tier=agent.tier or detect_tier(),
-        device=agent.device or device_name(agent.state_path),
-        backbone=agent.backbone,
-        compute_device=agent.compute_device,
-        data=agent.data,
-        state_dir=agent.state_path,
-        disk_mib=agent.outbox_max_mib,
-    )
+    return [
+        Patient(
+            broker=agent.broker,
+            job=agent.job,
+            tier=agent.tier or detect_tier(),
+            device=agent.device or device_name(agent.state_path),
+            backbone=agent.backbone,
+            compute_device=agent.compute_device,
+            data=agent.data,
+            state_dir=agent.state_path,
+            disk_mib=agent.outbox_max_mib,
+        )
+    ]
+
+
+def _of_trainer(trainer: TrainerConfig) -> list[Patient]:
+    brokers, folders = [trainer.broker], [state_dir_of(trainer)]
+    if trainer.cells:
+        brokers, folders = [one.broker for one in trainer.cells], cell_dirs(trainer)
+    for broker in brokers:
+        broker.endpoint()
+    return [
+        Patient(broker=broker, job=trainer.job, cell=cell, state_dir=folder, disk_mib=_TRAINER_DISK_MIB)
+        for cell, broker, folder in zip(
+            [one.name for one in trainer.cells] or [""], brokers, folders, strict=True
+        )
+    ]
+
+
+def _named(patient: Patient, findings: list[Finding]) -> list[Finding]:
+    """Findings that say of which cell they are."""
+    if not patient.cell:
+        return findings
+    return [msgspec.structs.replace(one, check=f"{patient.cell}: {one.check}") for one in findings]
 
 
 def look_at(patient: Patient, clock: Callable[[], float] = time.time) -> list[Finding]:

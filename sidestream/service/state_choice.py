@@ -51,6 +51,10 @@ def find_state_dir(args: argparse.Namespace) -> None:
 def _named_by(path: Path, whose: str) -> Path:
     settings: dict[str, Any] = read_table(path)
     given, job = settings.get("state_dir", ""), settings.get("job", "")
+    if settings.get("cells"):
+        raise ConfigError(
+            "--config", f"{path} has [[cells]]: give one's folder, --state-dir STATE_DIR/cells/NAME"
+        )
     if given:
         return Path(str(given)).expanduser()
     if not isinstance(job, str) or not job:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cell_faults import struck
 from benchmarks.fault_points import POINTS
 from benchmarks.faults import ROWS, run_row
 from benchmarks.poison import folds_finite, poison
@@ -31,6 +32,12 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk 
 def test_a_fault_loses_nothing_and_counts_nothing_twice(row: str) -> None:
     outcome = run_row(row, seed=1, rounds=1)
     assert outcome.good, outcome
+
+
+@pytest.mark.parametrize("row", ["rank", "all"])
+def test_cells_lose_nothing_and_end_with_the_same_weights(row: str) -> None:
+    outcome = struck(row, rounds=2, seed=1, tell=lambda text: None)
+    assert (outcome.lost, outcome.twice, outcome.verified, outcome.alike) == (0, 0, True, True), outcome
 
 
 @pytest.mark.parametrize("name", POINTS)
