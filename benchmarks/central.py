@@ -150,12 +150,13 @@ class TierFeatures:
     def answers(
         self, network: InferenceNetwork, change: Callable[[Floats], Floats] = lambda vectors: vectors
     ) -> npt.NDArray[np.int64]:
-        """[K]: the label that a network gives each sample, its quantised vectors perhaps changed before."""
+        """[K]: the label that a network gives each sample, its vectors perhaps changed before."""
         found = []
         for rows in np.array_split(np.arange(len(self._samples)), len(self._samples) // _ASKED + 1):
             sampled = self.sampled(rows)
-            vectors = change(decode(self._maker.quantised(sampled.vectors)))
-            found.append(network.predict(self._align, vectors, sampled.lengths).argmax(axis=1))
+            found.append(
+                network.predict(self._align, change(sampled.vectors), sampled.lengths).argmax(axis=1)
+            )
         return np.concatenate(found)
 
     def _packers(self, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, Callable[[Slot], bytes]]]:

@@ -46,9 +46,7 @@ class Evaluator:
             backbone = self._load(work.backbone_of(adopted.tier), work.tiers[adopted.tier])
             rows = [example.row for example in work.evaluation]
             maker = BatchMaker(backbone, plan, adopted.tier, TARGET_MESSAGE_BYTES)
-            self._sets[key] = EvaluationSet(
-                maker, maker.quantised, plan.task, lambda: rows, stopped=lambda: False
-            )
+            self._sets[key] = EvaluationSet(maker, plan.task, lambda: rows, stopped=lambda: False)
         return self._sets[key]
 
 

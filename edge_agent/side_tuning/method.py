@@ -145,4 +145,4 @@ class SideTuningDevice(DeviceMethod):
         maker = maker_of(backbone, self.plan, context.tier, self.link.max_message_bytes)
         if isinstance(maker, TokenMaker):
             return TokenEvaluation(maker, rows, data.evaluation_max_tokens, stopped=self.stopped)
-        return EvaluationSet(maker, maker.quantised, self.plan.task, rows, stopped=self.stopped)
+        return EvaluationSet(maker, self.plan.task, rows, stopped=self.stopped)

@@ -1,4 +1,6 @@
-"""Quality on the device's own samples: their activations are computed once and kept quantised.
+"""Quality on the device's own samples: their activations are computed once and kept at eight bits a value.
+
+So it is what the device answers with that is judged, and not what it uploads: that may be far coarser.
 
 A sample whose label the job does not have counts as answered wrongly: the job cannot answer it rightly.
 """
@@ -17,11 +19,12 @@ from edge_agent.batches.targets import Target, Unusable
 from edge_agent.samples.sample import Row
 from sidestream.contract.quality import Tally
 from sidestream.contract.tasks import Task
-from sidestream.contract.tensors import Floats, Tensor, decode
+from sidestream.contract.tensors import Codec, Tensor, decode, encode
 from sidestream.side_network.inference import InferenceNetwork
 
 log = logging.getLogger(__name__)
 _ROWS = 64  # samples that go through the side-network at once
+_KEPT = Codec.INT8
 
 
 class Score(NamedTuple):
@@ -48,7 +51,6 @@ class EvaluationSet:
 
     Args:
         maker: Computes and samples activations as for uploading.
-        write: How they are kept.
         task: The job's.
         rows: The samples; may return more each time, the known ones first.
         stopped: Asked between batches; true abandons the work.
@@ -57,14 +59,12 @@ class EvaluationSet:
     def __init__(
         self,
         maker: BatchMaker,
-        write: Callable[[Floats], Tensor],
         task: Task,
         rows: Callable[[], Sequence[Row]],
         *,
         stopped: Callable[[], bool],
     ) -> None:
         self._maker = maker
-        self._write = write
         self._task = task
         self._rows = rows
         self._stopped = stopped
@@ -108,7 +108,7 @@ class EvaluationSet:
             chosen = sampled.select(usable)
             kept = [target for target, good in zip(targets, usable.tolist(), strict=True) if good]
             stacked = self._maker.targets.stack([one for one in kept if one is not None], chosen)
-            self._chunks.append(_EvaluationBatch(self._write(chosen.vectors), chosen.lengths, stacked))
+            self._chunks.append(_EvaluationBatch(encode(chosen.vectors, _KEPT), chosen.lengths, stacked))
 
     def _target_of(self, row: Row) -> Target | None:
         """None where the label is of no use even to judge by, such as one that is no number."""

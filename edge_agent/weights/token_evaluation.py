@@ -16,7 +16,7 @@ from sidestream.backbone.sampled import Ints
 from sidestream.backbone.windows import Window
 from sidestream.contract.quality import Tally, tally_tokens
 from sidestream.contract.tasks import Task
-from sidestream.contract.tensors import Codec, Floats, Tensor, decode, encode
+from sidestream.contract.tensors import Codec, Tensor, decode, encode
 from sidestream.side_network.inference import InferenceNetwork
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class TokenEvaluation(EvaluationSet):
         *,
         stopped: Callable[[], bool],
     ) -> None:
-        super().__init__(maker, _halves, Task.CAUSAL_LM, rows, stopped=stopped)
+        super().__init__(maker, Task.CAUSAL_LM, rows, stopped=stopped)
         self._tokens_of = maker
         self._left = most_tokens
         self._samples = 0
@@ -88,8 +88,4 @@ class TokenEvaluation(EvaluationSet):
         taps, targets = sampled.vectors[:, : self._left], sampled.targets[: self._left]
         self._left -= len(targets)
         if np.isfinite(taps).all():
-            self._kept.append(_TokenBatch(self._write(taps), targets))
-
-
-def _halves(values: Floats) -> Tensor:
-    return encode(values, Codec.F16)
+            self._kept.append(_TokenBatch(encode(taps, Codec.F16), targets))
