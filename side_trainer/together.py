@@ -18,7 +18,7 @@ import msgspec
 from safetensors.numpy import load, save
 
 from side_trainer.cells.group import CellLost
-from side_trainer.cells.steps import Standing, decide, lacking, unlike
+from side_trainer.cells.steps import CellReport, decide, lacking, unlike
 from side_trainer.fold.fold import Fold
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import RecordKind, SettingsRecord, StepPart, StepRecord, TierRecord
@@ -39,7 +39,7 @@ _TELL_EVERY_S: Final = 15.0
 class _Where(msgspec.Struct, frozen=True, kw_only=True):
     """What a cell tells the others when they have just met."""
 
-    standing: Standing
+    report: CellReport
     """Its step is the last in its journal."""
     last: StepRecord | None
     """That step,"""
@@ -127,7 +127,7 @@ class Together:
         """
         method, owed = self._method, self._method.owed_here(settings.passes)
         facts = self._fold.facts
-        own = Standing(
+        own = CellReport(
             settings=_digest(facts.settings),
             tiers=tuple(facts.tiers[name] for name in sorted(facts.tiers)),
             step=method.step,
@@ -138,19 +138,19 @@ class Together:
             if owed > 0
             else None,
         )
-        standings = self._exchange("standing", own)
-        if not self._agree(own, standings):
+        reports = self._exchange("report", own)
+        if not self._agree(own, reports):
             return False
-        others = [one for rank, one in enumerate(standings) if rank != self._group.rank]
+        others = [one for rank, one in enumerate(reports) if rank != self._group.rank]
         method.owed_elsewhere = sum(max(one.owed, int(one.through > 0)) for one in others)
-        step = decide(standings)
+        step = decide(reports)
         if step is not None:
             self._write(step)
         return step is not None
 
-    def _exchange(self, what: str, own: Standing) -> list[Standing]:
+    def _exchange(self, what: str, own: CellReport) -> list[CellReport]:
         found = [
-            msgspec.json.decode(data, type=Standing)
+            msgspec.json.decode(data, type=CellReport)
             for data in self._group.gather(what, msgspec.json.encode(own))
         ]
         if len({one.step for one in found}) > 1:
@@ -158,14 +158,14 @@ class Together:
             raise CellLost("the cells are not at the same step")
         return found
 
-    def _agree(self, own: Standing, standings: Sequence[Standing]) -> bool:
+    def _agree(self, own: CellReport, reports: Sequence[CellReport]) -> bool:
         """Whether settings and tiers are the same everywhere; tiers that lack here are settled meanwhile."""
-        if why := unlike(standings):
+        if why := unlike(reports):
             self._tell("the cells cannot learn together: %s", why)
             return False
-        if more := lacking(own, standings):
+        if more := lacking(own, reports):
             self._offer(more)
-        return not any(lacking(one, standings) for one in standings)
+        return not any(lacking(one, reports) for one in reports)
 
     def _write(self, step: StepRecord) -> None:
         try:
@@ -180,20 +180,20 @@ class Together:
         """Bring all cells to the same step and the same weights; return whether they are."""
         last = last_step(self._journal)
         own = _Where(
-            standing=_standing(self._journal, 0 if last is None else last.number),
+            report=_report(self._journal, 0 if last is None else last.number),
             last=last,
             applied=self._method.step,
         )
         told = self._group.gather("where", msgspec.json.encode(own))
         found = [msgspec.json.decode(data, type=_Where) for data in told]
-        if not self._agree(own.standing, [one.standing for one in found]):
+        if not self._agree(own.report, [one.report for one in found]):
             return False
         newest = max((one.last for one in found if one.last is not None), key=_number, default=None)
         furthest = max(one.applied for one in found)
         if newest is not None:
             self._check_whole(found, newest.number, furthest)
-            if own.standing.step < newest.number:
-                self._write(_taken_over(newest, own.standing.step, self._group.rank))
+            if own.report.step < newest.number:
+                self._write(_taken_over(newest, own.report.step, self._group.rank))
         self._take_over(furthest, next(at for at, one in enumerate(found) if one.applied == furthest))
         _log.info("all %d cells are there, at step %d", len(found), furthest)
         return True
@@ -201,7 +201,7 @@ class Together:
     def _check_whole(self, found: Sequence[_Where], newest: int, furthest: int) -> None:
         """A cell whose journal was set back can do without steps that are in another one's weights."""
         for name, one in zip(self._names, found, strict=True):
-            if max(one.standing.step, furthest) < newest - 1:
+            if max(one.report.step, furthest) < newest - 1:
                 raise StateError(
                     f"the journal of cell {name} lacks steps {furthest + 1} to {newest - 1}, and no cell has "
                     "their weights: restore the state directories of all cells from backups of one time"
@@ -273,7 +273,7 @@ def _digest(settings: SettingsRecord) -> str:
     return hashlib.sha256(msgspec.json.encode(settings)).hexdigest()
 
 
-def _standing(journal: Journal, step: int) -> Standing:
+def _report(journal: Journal, step: int) -> CellReport:
     """By what is journaled, be it folded or not."""
     settings, tiers = "", {}
     for record in journal.others(journal.tail, (RecordKind.SETTINGS.value, RecordKind.TIER.value)):
@@ -282,4 +282,4 @@ def _standing(journal: Journal, step: int) -> Standing:
         else:
             tier = msgspec.json.decode(record.payload, type=TierRecord)
             tiers[tier.tier] = tier
-    return Standing(settings=settings, tiers=tuple(tiers[name] for name in sorted(tiers)), step=step)
+    return CellReport(settings=settings, tiers=tuple(tiers[name] for name in sorted(tiers)), step=step)

@@ -23,7 +23,7 @@ from sidestream.contract.tensors import Codec, Tensor, decode, encode
 from sidestream.side_network.inference import InferenceNetwork
 
 log = logging.getLogger(__name__)
-_ROWS = 64  # samples that go through the side-network at once
+_ROWS = 16  # samples at once: what a forward pass takes is most of what an agent takes
 _KEPT = Codec.INT8
 
 

@@ -13,7 +13,7 @@ from sidestream.contract.wire import prepared
 
 
 @prepared
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class CellReport(msgspec.Struct, frozen=True, kw_only=True):
     """Where a cell is, before a step."""
 
     settings: str
@@ -32,44 +32,44 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """The slice that it would train on."""
 
 
-def decide(standings: Sequence[Standing]) -> StepRecord | None:
+def decide(reports: Sequence[CellReport]) -> StepRecord | None:
     """The next step; None if there is nothing to do.
 
     What came is learnt first, whoever has it. Passes are made once it is quiet everywhere, by each cell at
     its share of the pace, so that all end together.
     """
-    number = standings[0].step + 1
-    if any(one.through for one in standings):
-        parts = [StepPart(through=one.through) for one in standings]
-    elif all(one.quiet for one in standings) and any(one.idle for one in standings):
-        owing = [(one.owed, one.idle.rows) for one in standings if one.idle]
+    number = reports[0].step + 1
+    if any(one.through for one in reports):
+        parts = [StepPart(through=one.through) for one in reports]
+    elif all(one.quiet for one in reports) and any(one.idle for one in reports):
+        owing = [(one.owed, one.idle.rows) for one in reports if one.idle]
         most, rows = max(owing)
-        parts = [StepPart(idle=_paced(one, rows / most)) for one in standings]
+        parts = [StepPart(idle=_paced(one, rows / most)) for one in reports]
     else:
         return None
     return StepRecord(number=number, after=number - 1, parts=tuple(parts))
 
 
-def _paced(standing: Standing, share: float) -> IdleRecord | None:
+def _paced(report: CellReport, share: float) -> IdleRecord | None:
     """A slice of such a share of what is owed."""
-    idle = standing.idle
+    idle = report.idle
     if idle is None:
         return None
-    return msgspec.structs.replace(idle, rows=min(idle.rows, max(1, math.ceil(standing.owed * share))))
+    return msgspec.structs.replace(idle, rows=min(idle.rows, max(1, math.ceil(report.owed * share))))
 
 
-def unlike(standings: Sequence[Standing]) -> str:
+def unlike(reports: Sequence[CellReport]) -> str:
     """In words, what cells do not agree on; empty if they do."""
-    if len({one.settings for one in standings}) > 1:
+    if len({one.settings for one in reports}) > 1:
         return "their settings differ; give all cells the same file, and restart them"
-    for name in sorted({tier.tier for one in standings for tier in one.tiers}):
-        found = [tier for one in standings for tier in one.tiers if tier.tier == name]
+    for name in sorted({tier.tier for one in reports for tier in one.tiers}):
+        found = [tier for one in reports for tier in one.tiers if tier.tier == name]
         if any(tier != found[0] for tier in found):
             return f"tier {name} has another backbone in one cell than in another; its devices have to agree"
     return ""
 
 
-def lacking(own: Standing, standings: Sequence[Standing]) -> dict[str, TierRecord]:
+def lacking(own: CellReport, reports: Sequence[CellReport]) -> dict[str, TierRecord]:
     """By name, the tiers that are settled elsewhere and not here."""
     known = {tier.tier for tier in own.tiers}
-    return {tier.tier: tier for one in standings for tier in one.tiers if tier.tier not in known}
+    return {tier.tier: tier for one in reports for tier in one.tiers if tier.tier not in known}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from side_trainer.cells.group import CellLost
-from side_trainer.cells.steps import Standing, decide, lacking, unlike
+from side_trainer.cells.steps import CellReport, decide, lacking, unlike
 from side_trainer.fold.checkpoint import write_checkpoint
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
@@ -113,7 +113,7 @@ def test_a_step_that_a_cell_does_not_live_to_finish_is_undone_and_made_again(
         (wanted,) = cells.digests
     with cells_of(tmp_path / "struck") as cells:
         filled(cells, 8)
-        for act in (5, 9, 14, 23, 31):  # a gradient, a meeting, a survey, standings
+        for act in (5, 9, 14, 23, 31):  # a gradient, a meeting, a survey, reports
             cells.all[struck].group.fails_at = act
             cells.learn()
             assert not cells.all[1 - struck].group.formed
@@ -291,8 +291,8 @@ def test_a_group_that_is_not_there_changes_nothing(tmp_path: Path) -> None:
 # --- what is next ------------------------------------------------------------------------------------
 
 
-def standing(**what: object) -> Standing:
-    return Standing(**{"settings": "s", "tiers": (), "step": 4, **what})  # type: ignore[arg-type]
+def report(**what: object) -> CellReport:
+    return CellReport(**{"settings": "s", "tiers": (), "step": 4, **what})  # type: ignore[arg-type]
 
 
 def idle(rows: int) -> IdleRecord:
@@ -300,22 +300,20 @@ def idle(rows: int) -> IdleRecord:
 
 
 def test_what_came_goes_before_passes_and_nothing_goes_before_all_is_quiet() -> None:
-    waits, owes = standing(through=7), standing(quiet=True, owed=40, idle=idle(40))
+    waits, owes = report(through=7), report(quiet=True, owed=40, idle=idle(40))
     step = decode_ok(decide([owes, waits]))
     assert (
         step.learns
         and [part.through for part in step.parts] == [0, 7]
         and (step.number, step.after) == (5, 4)
     )
-    assert decide([owes, standing()]) is None
-    assert decide([standing(quiet=True), standing(quiet=True)]) is None
+    assert decide([owes, report()]) is None
+    assert decide([report(quiet=True), report(quiet=True)]) is None
 
 
 def test_cells_with_less_to_pass_over_go_slower_so_that_all_end_together() -> None:
     step = decode_ok(
-        decide(
-            [standing(quiet=True, owed=2000, idle=idle(512)), standing(quiet=True, owed=100, idle=idle(100))]
-        )
+        decide([report(quiet=True, owed=2000, idle=idle(512)), report(quiet=True, owed=100, idle=idle(100))])
     )
     assert not step.learns
     assert [part.idle.rows for part in step.parts if part.idle] == [512, 26]
@@ -330,9 +328,9 @@ def test_cells_agree_on_settings_and_tiers_or_do_not_learn() -> None:
     def tier(fingerprint: str) -> TierRecord:
         return TierRecord(tier="pi", fingerprint=fingerprint, depth=2, width=8, taps=(1, 2), align="a")
 
-    assert "settings differ" in unlike([standing(), standing(settings="t")])
-    assert "tier pi" in unlike([standing(tiers=(tier("f"),)), standing(tiers=(tier("g"),))])
-    one, other = standing(tiers=(tier("f"),)), standing()
+    assert "settings differ" in unlike([report(), report(settings="t")])
+    assert "tier pi" in unlike([report(tiers=(tier("f"),)), report(tiers=(tier("g"),))])
+    one, other = report(tiers=(tier("f"),)), report()
     assert (
         unlike([one, other]) == ""
         and lacking(other, [one, other]).keys() == {"pi"}

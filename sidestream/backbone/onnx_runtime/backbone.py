@@ -132,6 +132,7 @@ def _session(graph: Path, threads: int, asked: Sequence[Provider]) -> onnxruntim
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
+    options.enable_mem_pattern = False  # batches differ in shape: plans of memory for each would only be kept
     # Threads that wait for the next pass by spinning would take a small board's processor for nothing.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
