@@ -91,7 +91,7 @@ COMMANDS = {
     "trainer run": None,
     "trainer status": ["--json", "--config", "--job", "--state-dir"],
     "trainer tuning": ["--config", "--device", "--job", "--json", "--state-dir"],
-    "trainer verify": ["--config", "--job", "--state-dir", "--threads"],
+    "trainer verify": ["--cells", "--config", "--job", "--state-dir", "--threads"],
     "top": None,
 }
 

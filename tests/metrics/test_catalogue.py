@@ -51,6 +51,7 @@ TRAINER = {
     "sidestream_training_loss": ("tier",),
     "sidestream_head_bytes": (),
     "sidestream_batches_unlearnt": (),
+    "sidestream_cells_apart": (),
     "sidestream_replies_outstanding": (),
     "sidestream_replies_expired_total": (),
     "sidestream_queries_total": ("outcome",),
