@@ -179,9 +179,10 @@ class BadData:
             captured=mean(caught for _, caught in asked) if row.kind == "trigger" else None,
         )
 
-    def deal_to_cells(self, folders: Sequence[Path], seed: int) -> TrainerConfig:
+    def deal_to_cells(self, folders: Sequence[Path], seed: int, learner: Mapping[str, Any]) -> TrainerConfig:
         """Journal honest devices' batches, dealt out to cells in turn; return the trainers' settings."""
         config, shards = self._work.config(folders[0], seed), self._shards(seed)
+        config = msgspec.structs.replace(config, learner=msgspec.structs.replace(config.learner, **learner))
         for rank, folder in enumerate(folders):
             folder.mkdir()
             own = [

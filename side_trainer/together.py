@@ -134,7 +134,7 @@ class Together:
             through=method.next_learn(),
             quiet=quiet,
             owed=owed,
-            idle=method.next_idle(settings.passes, settings.pass_rows, self._fold.offset)
+            idle=method.next_idle(settings.passes, settings.pass_rows * self._group.size, self._fold.offset)
             if owed > 0
             else None,
         )

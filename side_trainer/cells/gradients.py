@@ -10,7 +10,7 @@ from side_trainer.cells.group import Group
 
 
 def average_gradients(parameters: Sequence[torch.nn.Parameter], rows: int, group: Group) -> None:
-    """Put in each parameter's place of a gradient, the mean over this rank's rows, that over all ranks' rows.
+    """Put in each gradient's place, the sum over this rank's rows, the mean over all ranks' rows.
 
     A parameter that no rank has a gradient of is left without one.
 
@@ -20,16 +20,19 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter], rows: int, group
         group: All ranks.
 
     Raises:
-        CellLost: some are gone; gradients are as they were.
+        CellLost: some are gone.
     """
     grads = [parameter.grad for parameter in parameters]
+    facts = torch.tensor([*(float(grad is not None) for grad in grads), float(rows)])
     parts = [
-        torch.zeros(parameter.numel()) if grad is None else grad.detach().cpu().flatten() * rows
+        torch.zeros(parameter.numel()) if grad is None else grad.flatten().cpu()
         for parameter, grad in zip(parameters, grads, strict=True)
     ]
-    known = torch.tensor([float(grad is not None) for grad in grads])
-    whole = torch.cat([*parts, known, torch.tensor([float(rows)])])
+    whole = torch.cat([*parts, facts])
     group.add(whole)
-    *sums, knowing, total = torch.split(whole, [*(len(part) for part in parts), len(parts), 1])
-    for parameter, summed, ranks in zip(parameters, sums, knowing.tolist(), strict=True):
-        parameter.grad = (summed / total).view_as(parameter).to(parameter.device) if ranks else None
+    summed, knowing = whole[: -len(facts)], whole[-len(facts) : -1].tolist()
+    summed /= whole[-1]
+    for parameter, part, ranks in zip(
+        parameters, torch.split(summed, [len(one) for one in parts]), knowing, strict=True
+    ):
+        parameter.grad = part.view_as(parameter).to(parameter.device) if ranks else None

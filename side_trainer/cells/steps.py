@@ -35,16 +35,16 @@ class CellReport(msgspec.Struct, frozen=True, kw_only=True):
 def decide(reports: Sequence[CellReport]) -> StepRecord | None:
     """The next step; None if there is nothing to do.
 
-    What came is learnt first, whoever has it. Passes are made once it is quiet everywhere, by each cell at
-    its share of the pace, so that all end together.
+    What came is learnt first, whoever has it. Passes are made once it is quiet everywhere; a slice is of all
+    cells' rows, and each brings its share of those that are owed, so that all end together.
     """
     number = reports[0].step + 1
     if any(one.through for one in reports):
         parts = [StepPart(through=one.through) for one in reports]
     elif all(one.quiet for one in reports) and any(one.idle for one in reports):
-        owing = [(one.owed, one.idle.rows) for one in reports if one.idle]
-        most, rows = max(owing)
-        parts = [StepPart(idle=_paced(one, rows / most)) for one in reports]
+        owed = sum(one.owed for one in reports if one.idle)
+        rows = max(one.idle.rows for one in reports if one.idle)
+        parts = [StepPart(idle=_paced(one, rows / owed)) for one in reports]
     else:
         return None
     return StepRecord(number=number, after=number - 1, parts=tuple(parts))

@@ -8,6 +8,7 @@ happened: it is undone, and made again once that one is back.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Final
 
 import msgspec
@@ -145,7 +146,7 @@ class SideTuningInCells(SideTuningMethod):
     def _idle_together(self, step: StepRecord, doubted: dict[str, float]) -> Step:
         settings, losses = self._learner, Losses()
         slices = [part.idle for part in step.parts if part.idle is not None]
-        updates = max(-(-one.rows // settings.pass_rows) for one in slices)
+        updates = math.ceil(sum(one.rows for one in slices) / (settings.pass_rows * self.group.size))
         own = step.parts[self.group.rank].idle
         rows = np.zeros(0, np.int64) if own is None else self.order.slice_of(own, settings.seed)
         for number, piece in enumerate(np.array_split(rows, updates)):
@@ -162,6 +163,7 @@ class SideTuningInCells(SideTuningMethod):
         if batch is not None:
             loss, shown = self._loss.of(self.network.train(), batch)
             rows = len(batch.targets)
+            loss = loss * rows  # a sum, so that ranks' gradients can be added
         self._optimiser.step(
             loss,
             updates=self.updates,
