@@ -102,6 +102,7 @@ class Bench(Processes):
         """MQTT version of the agents."""
         self.tier_settings: dict[str, str] = {"batch_size": "4"}
         self.learner_settings: dict[str, str] = {"passes": "1"}
+        self.side_network: dict[str, str] = {"width": "16", "inner": "16"}
         self.names: dict[str, str] = {}
         """Devices whose name in the fleet is not that of their files."""
         self.first: Counter[str] = Counter()
@@ -136,7 +137,7 @@ class Bench(Processes):
             _lines(lines)
             + f'[broker]\nurl = "{self.url}"\nkeepalive_s = 5\n[learner]\n'
             + _lines(self.learner_settings)
-            + "[side_network]\nwidth = 16\ninner = 16\n[flow]\nretry_s = 1.0\n"
+            + f"[side_network]\n{_lines(self.side_network)}[flow]\nretry_s = 1.0\n"
             + f'[tiers.small]\nbackbone = "{self.backbone}"\nlayers = 2\n'
             + _lines(self.tier_settings)
         )

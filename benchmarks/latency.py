@@ -37,6 +37,7 @@ from tests.until import until
 
 _HEADINGS: Final = ("milliseconds", "p50", "p95")
 _AT_ONCE: Final = ("publish_every_s", "publish_change", "publish_share", "publish_gain", "max_down_mib_s")
+_LABELS: Final = 8
 _PAUSE_S: Final = 0.15
 
 
@@ -65,7 +66,7 @@ class Weights:
         self._transport.close()
 
 
-def measure(batches: int, backbone: str, tell: Any) -> dict[str, list[float]]:
+def measure(batches: int, backbone: str, codec: str, tell: Any) -> dict[str, list[float]]:
     """Seconds, by what is measured."""
     found: dict[str, list[float]] = {"receipt": [], "weights": []}
     with (
@@ -73,16 +74,19 @@ def measure(batches: int, backbone: str, tell: Any) -> dict[str, list[float]]:
         Bench(Path(folder), 0, lambda text: None) as bench,
     ):
         trace = bench.folder / "trace.jsonl"
-        bench.backbone = Path(backbone) if backbone else bench.backbone
-        bench.labels = tuple(f"row{index:04d}" for index in range(1000))
+        if backbone:
+            bench.backbone, bench.side_network = Path(backbone), {}
+        bench.labels = bench.labels[:_LABELS]
         bench.settings |= dict.fromkeys(_AT_ONCE, "0")
+        bench.settings |= {"weights_codec": json.dumps(codec)}
         bench.settings |= {"trace_path": json.dumps(str(trace)), "idle_after_s": "3600"}
+        bench.settings["checkpoint_every_s"] = "10"
         bench.trainer()
         bench.device("dev-a")
         bench.feed("dev-a", 4)
         bench.await_samples()
         model = any_batch(bench.trainer_state)
-        device = LightDevice(bench.folder / "light", bench.url, bench.job, "light", model)
+        device = LightDevice(bench.folder / "light", bench.url, bench.job, "light", model, _LABELS)
         heard = Weights(bench.url, bench.job)
         try:
             device.start()
@@ -102,9 +106,22 @@ def measure(batches: int, backbone: str, tell: Any) -> dict[str, list[float]]:
         spans = [json.loads(line) for line in trace.read_text().splitlines()]
     took = [span["dur"] / 1e6 for span in spans if span["name"] == "update"]
     found["update"] = took[-batches:]
+    found["ready to publish"] = _between(spans, "update", "publish")[-batches:]
     found["publish"] = [span["dur"] / 1e6 for span in spans if span["name"] == "publish"][-batches:]
     beyond = np.array(found["weights"]) - np.array(found["update"][-len(found["weights"]) :])
     return {**found, "weights beyond the update": beyond.tolist()}
+
+
+def _between(spans: list[dict[str, Any]], before: str, after: str) -> list[float]:
+    """Seconds from the end of each span to the next one of another name."""
+    found, ended = [], None
+    for span in sorted(spans, key=lambda one: one["ts"]):
+        if span["name"] == before:
+            ended = span["ts"] + span["dur"]
+        elif span["name"] == after and ended is not None:
+            found.append((span["ts"] - ended) / 1e6)
+            ended = None
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> str:
-    about, found = about_this_run(), measure(args.batches, args.backbone, teller())
+    about, found = about_this_run(), measure(args.batches, args.backbone, args.codec, teller())
     if args.json:
         write_json(args.json, about, {"seconds": found})
     rows = [
@@ -126,7 +143,10 @@ def _run(args: argparse.Namespace) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="latency", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--batches", type=int, default=100, help="one after another")
-    parser.add_argument("--backbone", default="", help="a folder; default: a tiny random one")
+    parser.add_argument(
+        "--backbone", default="", help="a folder; default: a tiny random one, and a tiny side-network"
+    )
+    parser.add_argument("--codec", default="packed", help="how weights travel (default: packed)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     return parser
 

@@ -5,6 +5,7 @@ They stand in for agents where it takes hundreds: no backbone, no samples, one p
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ from sidestream.contract.topics import Topics
 from sidestream.contract.wire import pack, unpack
 from sidestream.host.trace import Trace
 
-_LABELS: Final = 1000  # of the job
+_LABELS: Final = 1000
 
 
 class LightDevice:
@@ -41,9 +42,13 @@ class LightDevice:
         job: The job's name.
         name: Its name.
         model: A batch to copy, of as many rows as it shall have.
+        labels: How many the job has.
     """
 
-    def __init__(self, folder: Path, url: str, job: str, name: str, model: ActivationBatch) -> None:
+    def __init__(
+        self, folder: Path, url: str, job: str, name: str, model: ActivationBatch, labels: int = _LABELS
+    ) -> None:
+        self._labels = labels
         folder.mkdir(parents=True)
         self.name = name
         self.connections = 0
@@ -86,8 +91,9 @@ class LightDevice:
         rows = len(self._model.sample_ids)
 
         def packed(slot: Slot) -> bytes:
-            targets = [(self._sent + row) % _LABELS for row in range(rows)]
+            targets = [(self._sent + row) % self._labels for row in range(rows)]
             samples = range(slot.first_sample, slot.first_sample + rows)
+            keys = [hashlib.sha256(f"{slot.stream} {one}".encode()).digest()[:8] for one in samples]
             return pack(
                 msgspec.structs.replace(
                     self._model,
@@ -97,6 +103,7 @@ class LightDevice:
                     previous=slot.previous,
                     samples=to_bin(list(samples), "<u4"),
                     targets=to_bin(targets, "<u2"),
+                    keys=b"".join(keys),
                 )
             )
 
