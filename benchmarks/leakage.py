@@ -31,7 +31,7 @@ from benchmarks.program import Tell, run_program, teller
 from benchmarks.recall import RecallingBackbone
 from benchmarks.result import about_this_run, write_json
 from benchmarks.workload import Workload, read_examples, read_workload
-from side_trainer.settings.schema import TierConfig
+from side_trainer.settings.tier import TierConfig
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.runtimes import shared_backbone
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone

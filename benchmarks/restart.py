@@ -31,7 +31,8 @@ from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.file import digest_of
 from side_trainer.journal.journal import FILE_NAME, Journal
-from side_trainer.settings.schema import TierConfig, TrainerConfig
+from side_trainer.settings.schema import TrainerConfig
+from side_trainer.settings.tier import TierConfig
 from sidestream.contract.messages import ActivationBatch, Status, to_bin
 from sidestream.contract.plan import labels_id
 from sidestream.contract.tensors import Codec, encode

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from edge_agent.config import DataConfig
 from edge_agent.samples.sources import open_source
-from side_trainer.settings.schema import LearnerSettings, TierConfig, TrainerConfig
+from side_trainer.settings.schema import LearnerSettings, TrainerConfig
+from side_trainer.settings.tier import TierConfig
 from sidestream.contract.errors import ConfigError, DataError
 from sidestream.demo.shards import Example
 

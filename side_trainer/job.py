@@ -17,7 +17,8 @@ from side_trainer.codebook_store import CodebookStore
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import LabelsRecord, RecordKind, SettingsRecord, StepRecord, TierRecord
 from side_trainer.method_registry import SETTLERS
-from side_trainer.settings.schema import TierConfig, TrainerConfig
+from side_trainer.settings.schema import TrainerConfig
+from side_trainer.settings.tier import TierConfig
 from side_trainer.settling import UnsuitableTier
 from sidestream.contract.errors import BackboneError, ConfigError, WireError
 from sidestream.contract.messages import Status, check_labels

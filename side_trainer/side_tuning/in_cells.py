@@ -25,10 +25,11 @@ from side_trainer.rows.drawn_rows import Drawn, draw
 from side_trainer.rows.training_order import Batches
 from side_trainer.rows.training_rows import MiniBatch
 from side_trainer.side_tuning.device_weights import weighed
-from side_trainer.side_tuning.linear_starts import fit_starts
+from side_trainer.side_tuning.linear_starts import EARLY, doubled, set_starts
 from side_trainer.side_tuning.losses import Losses
-from side_trainer.side_tuning.method import EARLY, SideTuningMethod, Stream, doubled, half_cosine
+from side_trainer.side_tuning.method import SideTuningMethod, Stream
 from side_trainer.side_tuning.objectives import Counts
+from side_trainer.side_tuning.optimiser import half_cosine
 from sidestream.contract.errors import StateError
 from sidestream.contract.tasks import TASKS, TargetForm
 from sidestream.contract.tensors import Floats
@@ -206,13 +207,7 @@ class SideTuningInCells(SideTuningMethod):
         if not starts or not settings.linear_start or not drawn:
             return doubted
         assert self.average is not None
-        exits = {
-            align: sorted({len(tier.taps) for tier in facts.tiers.values() if tier.align == align})
-            for align in drawn
-        }
-        total = int(sum(one["rows"][0] for one in found))
-        for (align, _), start in fit_starts(drawn, exits, len(facts.labels), values, total).items():
-            self.average.set_start(align, start.weight, start.bias)
+        set_starts(self.average, drawn, facts, values, int(sum(one["rows"][0] for one in found)))
         self._place.put(self.average)
         return doubted
 

@@ -20,12 +20,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from side_trainer.method import Facts
 from side_trainer.rows.drawn_rows import Drawn
 from side_trainer.side_tuning.objectives import OBJECTIVES
 from side_trainer.side_tuning.ridge import calibrated, ridge
 from side_trainer.side_tuning.views import trust
 from sidestream.contract.tasks import Task
 from sidestream.contract.tensors import Floats
+from sidestream.side_network.network import SideNetwork
 
 FULL_SHARE_ROWS: Final = 320
 """Up to so many rows the start counts as much as the side-network, and less the more there are,"""
@@ -33,6 +35,9 @@ LEAST_SHARE: Final = 0.25
 """but no less than this of it,"""
 UNSURE_SHARE: Final = 2.0
 """nor less than this, times how unsure it is."""
+EARLY: Final = 512
+"""Rows up to which starts are fitted while they come, and not only when none does."""
+_FIRST_LOOK: Final = 16
 _LEAST_ROWS: Final = 4
 _DEEPER: Final = 2**0.5
 _BALANCE: Final = 0.5
@@ -57,6 +62,26 @@ def share_of(rows: int, unsure: float) -> float:
             noisy or hard, and a side-network would learn its rows by heart.
     """
     return min(1.0, max(LEAST_SHARE, FULL_SHARE_ROWS / max(1, rows), UNSURE_SHARE * unsure))
+
+
+def set_starts(
+    network: SideNetwork, drawn: Mapping[str, Drawn], facts: Facts, weights: Floats, rows: int
+) -> None:
+    """Give a network the starts that some rows make.
+
+    Args:
+        network: Has the alignment maps.
+        drawn: As :func:`fit_starts` has them, and so weights and rows.
+        facts: Tiers and labels.
+        weights: As there.
+        rows: As there.
+    """
+    exits = {
+        align: sorted({len(tier.taps) for tier in facts.tiers.values() if tier.align == align})
+        for align in drawn
+    }
+    for (align, _), start in fit_starts(drawn, exits, len(facts.labels), weights, rows).items():
+        network.set_start(align, start.weight, start.bias)
 
 
 def fit_starts(
@@ -115,6 +140,11 @@ def _chain(
         heat *= share_of(len(weights), loss / np.log(labels))
         weight = (slopes * heat).reshape(taps, -1, labels)
         yield taps, LinearStart(weight.float().numpy(), (bias * heat).float().numpy())
+
+
+def doubled(before: int, rows: int) -> bool:
+    """Whether the rows have doubled, counted from the first look."""
+    return rows >= _FIRST_LOOK and (before < _FIRST_LOOK or before.bit_length() < rows.bit_length())
 
 
 def _scales(taps: int, width: int) -> npt.NDArray[np.float64]:

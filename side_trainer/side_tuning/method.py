@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import enum
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, Final
@@ -39,10 +38,10 @@ from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.batch_loss import BatchLoss, loss_by
 from side_trainer.side_tuning.device_weights import DeviceWeights
 from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
-from side_trainer.side_tuning.linear_starts import fit_starts
+from side_trainer.side_tuning.linear_starts import EARLY, doubled, set_starts
 from side_trainer.side_tuning.losses import Losses
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
-from side_trainer.side_tuning.optimiser import Optimiser
+from side_trainer.side_tuning.optimiser import Optimiser, half_cosine
 from side_trainer.side_tuning.output_heads import Heads
 from sidestream.accelerator.torch_device import HERE, Placement
 from sidestream.contract.errors import StateError
@@ -53,9 +52,6 @@ from sidestream.side_network.form import align_of, starts_among
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 
-EARLY: Final = 512
-"""Rows up to which starts are fitted while they come, and not only when none does."""
-_FIRST_LOOK: Final = 16
 _JUDGED_ROWS: Final = 128  # by which weights are held against earlier ones
 _JUDGED_TEXTS: Final = 4  # of a language model's
 
@@ -241,13 +237,7 @@ class SideTuningMethod(Method):
         if not starts or not settings.linear_start:
             return doubted
         assert self.average is not None
-        exits = {
-            align: sorted({len(tier.taps) for tier in facts.tiers.values() if tier.align == align})
-            for align in drawn
-        }
-        found = fit_starts(drawn, exits, len(facts.labels), self.devices.values, len(self.rows))
-        for (align, _), start in found.items():
-            self.average.set_start(align, start.weight, start.bias)
+        set_starts(self.average, drawn, facts, self.devices.values, len(self.rows))
         self._place.put(self.average)
         return doubted
 
@@ -412,13 +402,3 @@ def _needs(tier: TierRecord) -> tuple[str, int]:
 def _below(key: str, arrays: Arrays) -> Arrays:
     prefix = f"{key}/"
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def doubled(before: int, rows: int) -> bool:
-    """Whether the rows have doubled, counted from the first look."""
-    return rows >= _FIRST_LOOK and (before < _FIRST_LOOK or before.bit_length() < rows.bit_length())
-
-
-def half_cosine(progress: float, final: float) -> float:
-    """1 at progress 0, ``final`` at progress 1."""
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))

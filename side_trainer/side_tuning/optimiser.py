@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -124,3 +125,8 @@ class Optimiser:
                         torch.from_numpy(arrays[f"exp_avg_sq/{name}"]).reshape(parameter.shape)
                     ),
                 }
+
+
+def half_cosine(progress: float, final: float) -> float:
+    """1 at progress 0, ``final`` at progress 1."""
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from side_trainer.journal.records import TierRecord
-from side_trainer.settings.schema import TierConfig
+from side_trainer.settings.tier import TierConfig
 from side_trainer.settling import TierSettler, UnsuitableTier
 from side_trainer.split_lora.whole_model import WholeModel
 from sidestream.contract.errors import BackboneError

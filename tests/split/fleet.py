@@ -44,8 +44,9 @@ from side_trainer.job import Job
 from side_trainer.journal.journal import FILE_NAME, Claim, Journal
 from side_trainer.receive.adapter_messages import examine_adapter
 from side_trainer.receive.inbox import arrived, examine
-from side_trainer.settings.schema import LearnerSettings, TierConfig, TrainerConfig
+from side_trainer.settings.schema import LearnerSettings, TrainerConfig
 from side_trainer.settings.split import SplitConfig
+from side_trainer.settings.tier import TierConfig
 from side_trainer.split_lora.method import SplitLoraMethod
 from sidestream.backbone.runtimes import shared_backbone
 from sidestream.contract.messages import GradientReply, Receipt, is_adapter_message

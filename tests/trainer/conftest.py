@@ -17,7 +17,8 @@ from side_trainer.job import Job
 from side_trainer.journal.journal import FILE_NAME, Claim, Journal, Taken
 from side_trainer.method import Step
 from side_trainer.receive.inbox import arrived
-from side_trainer.settings.schema import LearnerSettings, TierConfig, TrainerConfig
+from side_trainer.settings.schema import LearnerSettings, TrainerConfig
+from side_trainer.settings.tier import TierConfig
 from side_trainer.side_tuning.method import SideTuningMethod
 from sidestream.contract.messages import ActivationBatch, Status, to_bin
 from sidestream.contract.plan import Plan, SideNetworkSpec, labels_id

@@ -17,7 +17,7 @@ from side_trainer.journal.journal import Journal
 from side_trainer.operator.backup import backup
 from side_trainer.receive.inbox import Refused, examine
 from side_trainer.settings.reload import SettingsFile
-from side_trainer.settings.schema import TierConfig
+from side_trainer.settings.tier import TierConfig
 from sidestream.backbone.codebook_file import FILE_NAME, About, CodebookFile, write
 from sidestream.contract import codebooks as met
 from sidestream.contract.errors import ConfigError, DecodeError, StateError

@@ -14,7 +14,8 @@ from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
 from side_trainer.receive.inbox import Refused, examine
-from side_trainer.settings.schema import TierConfig, TrainerConfig
+from side_trainer.settings.schema import TrainerConfig
+from side_trainer.settings.tier import TierConfig
 from sidestream.contract.messages import ActivationBatch, to_bin
 from sidestream.contract.plan import Plan
 from sidestream.contract.sampling import Rung

@@ -19,7 +19,8 @@ from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import IdleRecord
 from side_trainer.receive.inbox import Refused, examine
 from side_trainer.settings.reload import SettingsFile
-from side_trainer.settings.schema import TierConfig, TrainerConfig
+from side_trainer.settings.schema import TrainerConfig
+from side_trainer.settings.tier import TierConfig
 from side_trainer.side_tuning.token_loss import head_losses
 from sidestream.contract.errors import BackboneError, ConfigError
 from sidestream.contract.messages import ActivationBatch, Status, to_bin

@@ -25,7 +25,7 @@ from side_trainer.quarantine.quarantine import Quarantine, judgements
 from side_trainer.quarantine.suspicion import LEAST_DEVICES, LOSS_BATCHES, SIZE_BATCHES, Suspicion, row_sizes
 from side_trainer.receive.inbox import MAX_ACTIVATION, Refused, examine, row_means
 from side_trainer.receive.rate_limit import RateLimit
-from side_trainer.settings.schema import TierConfig
+from side_trainer.settings.tier import TierConfig
 from sidestream.contract.errors import ConfigError, NoRoomError, StateError
 from sidestream.contract.messages import ActivationBatch, Receipt
 from sidestream.contract.plan import Plan

@@ -17,7 +17,8 @@ from side_trainer.operator.audit import verify
 from side_trainer.operator.status import read_state
 from side_trainer.rows.training_rows import StoredBatch, gather
 from side_trainer.settings.reload import SettingsFile, take_up
-from side_trainer.settings.schema import TierConfig, TrainerConfig
+from side_trainer.settings.schema import TrainerConfig
+from side_trainer.settings.tier import TierConfig
 from sidestream.contract.errors import ConfigError
 from sidestream.contract.messages import Flow, WeightsManifest
 from sidestream.contract.plan import Plan

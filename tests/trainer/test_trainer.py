@@ -19,7 +19,8 @@ from side_trainer.broadcast.publisher import CHUNK_BYTES
 from side_trainer.operator.audit import export, verify
 from side_trainer.operator.status import read_state
 from side_trainer.settings.reload import SettingsFile
-from side_trainer.settings.schema import TierConfig, TrainerConfig
+from side_trainer.settings.schema import TrainerConfig
+from side_trainer.settings.tier import TierConfig
 from side_trainer.trainer import run_trainer
 from sidestream.contract.errors import BrokerError, ConfigError, StateError
 from sidestream.contract.messages import (

@@ -20,7 +20,8 @@ from edge_agent.config import AgentConfig, DataConfig
 from edge_agent.session.agent import Agent
 from side_trainer.operator.audit import verify
 from side_trainer.operator.status import read_state
-from side_trainer.settings.schema import TierConfig, TrainerConfig
+from side_trainer.settings.schema import TrainerConfig
+from side_trainer.settings.tier import TierConfig
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.runtimes import load_backbone
 from sidestream.contract.messages import ActivationBatch, Telemetry, WeightsManifest, content_digest
