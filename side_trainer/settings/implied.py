@@ -67,7 +67,7 @@ _OF_METHOD: Final[Mapping[object, Implied]] = {
     "split-frozen": {**_SPLIT, "learner": {**_SPLIT_LEARNER, "prior_correction": 1.0, "passes": 2.0}},
 }
 _OF_CODEBOOKS: Final[Mapping[object, Implied]] = {
-    "fed-mobillm": {"codec": "pq1", "sampling": "segments:12"},
+    "fed-mobillm": {"codec": "pq2", "sampling": "segments:6"},
     "mobillm": {"codec": "pq1"},
 }
 """Of a tier for whose backbone there are codebooks, in a job that learns labels or numbers of texts."""
@@ -99,8 +99,8 @@ def _with_codebooks(settings: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(tiers, dict) or task == Task.CAUSAL_LM.value or not isinstance(method, str):
         return settings
     implied = _OF_CODEBOOKS.get(method, {})
-    if task == Task.TOKEN_CLASSIFICATION.value:  # every word travels
-        implied = {name: value for name, value in implied.items() if name != "sampling"}
+    if task == Task.TOKEN_CLASSIFICATION.value and implied:  # every word travels
+        implied = {"codec": "pq1"}
     completed = {
         name: _merged(implied, tier)
         if isinstance(tier, dict) and tier.get("codebooks") and "codec" not in tier

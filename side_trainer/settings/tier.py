@@ -40,7 +40,7 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     codebooks: str = ""
     """Where this machine has the backbone's codebooks for pq1 and pq2, one and two bits a value: a file that
     sidestream backbone codebooks wrote, or its folder. Devices that lack them get them from the trainer. A
-    tier that names some and no codec has pq1, and segments:12 unless it names a policy."""
+    tier that names some and no codec has pq2, and segments:6 unless it names a policy."""
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
     """Samples a message."""
     max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128

@@ -49,7 +49,7 @@ def test_a_device_is_handed_codebooks_and_what_it_sends_is_learnt_beside_plain_v
             stack.enter_context(agent(broker, tmp_path, tier, samples=24))
         reached = accuracies(listener, trained)
         tiers = plan_of(listener).tiers
-    assert (tiers["coded"].codec.value, tiers["plain"].codec.value) == ("pq1", "int4")
+    assert (tiers["coded"].codec.value, tiers["plain"].codec.value) == ("pq2", "int4")
     assert reached.keys() == trained.keys()
     assert (tmp_path / "state-coded" / FILE_NAME).exists()
     assert not (tmp_path / "state-plain" / FILE_NAME).exists()

@@ -171,8 +171,8 @@ def test_who_names_codebooks_sends_codes_unless_the_file_says_otherwise(tmp_path
         return found.to_plan().sampling, found.codec.value
 
     assert tier("") == ("segments:4", "int4")
-    assert tier('codebooks = "m"') == ("segments:12", "pq1")
-    assert tier('codebooks = "m"\nsampling = "mean"') == ("mean", "pq1")
+    assert tier('codebooks = "m"') == ("segments:6", "pq2")
+    assert tier('codebooks = "m"\nsampling = "mean"') == ("mean", "pq2")
     assert tier('codebooks = "m"\ncodec = "int4"') == ("segments:4", "int4")
     assert tier('codebooks = "m"', 'method = "mobillm"') == ("all", "pq1")
     assert tier('codebooks = "m"', 'method = "split-lora"') == ("all", "int8")
