@@ -134,7 +134,7 @@ def plot(results: Sequence[Found], path: Path) -> None:
     with drawing(path) as (axis,):
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:,.0f}")
-        axis.margins(x=0.15)
+        axis.margins(x=0.25)
         steps = [one.bytes_per_sample for one in best], [100 * one.accuracy for one in best]
         axis.plot(*steps, "C1", drawstyle="steps-post", label="the most that can be had for so many bytes")
         if reference := next((line for line in lines if line.point == REFERENCE), None):

@@ -185,13 +185,13 @@ class Learner:
         """Learn from what waits, or from what is there; return whether there is more to do."""
         if self._together is None:
             return self._own() or busy or self._idle()
-        if busy or self._progress.backlog or not self._together.meet():
+        if self._progress.backlog or not self._together.meet():
             return busy
         try:
-            return self._together.next_step(self._config.learner, quiet=self._quiet)
+            return self._together.next_step(self._config.learner, quiet=self._quiet) or busy
         except CellLost as exc:
             _log.info("%s: nothing is learnt until all cells are there", exc)
-            return False
+            return busy
 
     def _own(self) -> bool:
         """Journal and apply what the method itself owes, once all there is has been folded."""

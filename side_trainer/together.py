@@ -96,10 +96,15 @@ class Together:
         if not self._group.form():
             self._tell("waiting for the trainers of all %d cells (this is %s)", len(self._names), self._name)
             return False
+        step = self._method.step
         try:
             self._was_there = self._level()
         except CellLost as exc:
             _log.debug("met, and lost again: %s", exc)
+        except StateError as exc:
+            if self._method.step != step:  # without the weights of the step that it counts
+                raise
+            self._tell("the cells cannot learn together: %s", exc)
         if not self._was_there:
             self._group.leave()
         return self._was_there

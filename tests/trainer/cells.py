@@ -191,5 +191,7 @@ def cells_of(folder: Path, size: int = 2, **changes: object) -> Iterator[Cells]:
             stack.callback(made[-1].journal.close)
             for device in fleet:
                 made[-1].job.on_birth(device.tier, device.name, device.birth(), 0.0)
-            made[-1].plain()  # networks are made here: threads would share the generator of their first weights
+            made[
+                -1
+            ].plain()  # networks are made here: threads would share the generator of their first weights
         yield Cells(made, lambda: meetings.append(Meeting(size)))

@@ -231,6 +231,33 @@ def _copy(journal: Journal, path: Path) -> None:
     other.close()
 
 
+def test_cells_whose_journals_do_not_go_together_say_so_and_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with cells_of(tmp_path) as cells:
+        filled(cells)
+        cells.learn()
+        first, second = cells.all
+        backup = tmp_path / "backup.db"
+        for cell in cells.all:
+            cell.send(cell.fleet[0], 2)
+        cells.learn()
+        _copy(second.journal, backup)
+        for _ in range(2):
+            first.send(first.fleet[1])
+            cells.learn()
+        second.journal.close()
+        for path in second.journal.folder.glob(f"{FILE_NAME}*"):
+            path.unlink()
+        backup.rename(second.journal.path)
+        second.journal = Journal(second.journal.path)
+        for cell in cells.all:  # no cell has the weights of the steps that lack
+            cell.fresh()
+        cells.learn()
+        assert "restore the state directories of all cells" in caplog.text
+        assert not first.group.formed and first.fold.updates == 0
+
+
 def test_a_tier_that_one_cell_settles_is_settled_in_all(tmp_path: Path) -> None:
     settings = cell_settings(tmp_path)
     with cells_of(tmp_path / "cells") as cells:
