@@ -1,6 +1,6 @@
 """A group by torch.distributed, over gloo: formed, lost, and formed anew, within one process's life.
 
-A side-network's gradient is under a mebibyte, so it goes by the processor even where a GPU learns. Nothing is
+A side-network's gradient is a few mebibytes, so it goes by the processor even where a GPU learns. Nothing is
 pickled: ranks exchange bytes and vectors. They trust each other: the port is for a network of one's own.
 """
 
