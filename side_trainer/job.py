@@ -13,9 +13,10 @@ from typing import Final
 
 import msgspec
 
+from side_trainer.cells.steps import last_step
 from side_trainer.codebook_store import CodebookStore
 from side_trainer.journal.journal import Journal
-from side_trainer.journal.records import LabelsRecord, RecordKind, SettingsRecord, StepRecord, TierRecord
+from side_trainer.journal.records import LabelsRecord, RecordKind, SettingsRecord, TierRecord
 from side_trainer.method_registry import SETTLERS
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.settings.tier import TierConfig
@@ -38,7 +39,7 @@ def check(config: TrainerConfig, journal: Journal) -> None:
     Raises:
         Contradiction: they differ.
     """
-    last, labels, settled = _recalled(journal)
+    last, labels, settled = recalled(journal)
     if last is None:
         return
     _check_cells(config, journal)
@@ -63,9 +64,9 @@ def check(config: TrainerConfig, journal: Journal) -> None:
 
 def _check_cells(config: TrainerConfig, journal: Journal) -> None:
     """A journal is one cell's, or one trainer's: what another one's weights hang on, it does not have."""
-    step = journal.last(RecordKind.STEP.value)
+    step = last_step(journal)
     if step is not None:
-        before = len(msgspec.json.decode(step.payload, type=StepRecord).parts)
+        before = len(step.parts)
         if before != len(config.cells):
             raise Contradiction(
                 "cells", f"this state_dir was learnt in {before} of them; give as many, or a new state_dir"
@@ -102,7 +103,7 @@ def _form(method: MethodPlan) -> object:
     )
 
 
-def _recalled(journal: Journal) -> tuple[SettingsRecord | None, tuple[str, ...], dict[str, TierRecord]]:
+def recalled(journal: Journal) -> tuple[SettingsRecord | None, tuple[str, ...], dict[str, TierRecord]]:
     """The last settings, the labels and the settled tiers."""
     last: SettingsRecord | None = None
     labels: tuple[str, ...] = ()
@@ -255,7 +256,7 @@ class Job:
             method=self._config.method_plan(),
             device=self._device,
         )
-        last, self._labels, self._settled = _recalled(self._journal)
+        last, self._labels, self._settled = recalled(self._journal)
         check(self._config, self._journal)
         if settings != last:
             self._journal.append("settings", msgspec.json.encode(settings))

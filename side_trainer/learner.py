@@ -17,6 +17,7 @@ from metrics.catalogue import Kind, Reason, Source, TrainerMetrics
 from side_trainer.broadcast.releases import Releases
 from side_trainer.broadcast.replies import Replies
 from side_trainer.cells.group import CellLost
+from side_trainer.cells.steps import step_of
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
 from side_trainer.fold.progress import Progress
@@ -26,7 +27,7 @@ from side_trainer.journal.records import RecordKind
 from side_trainer.method import Step
 from side_trainer.queries.answering import Queries
 from side_trainer.settings.schema import TrainerConfig
-from side_trainer.together import Together, step_of
+from side_trainer.together import Together
 from sidestream.contract.errors import StateError
 from sidestream.host.trace import Trace
 

@@ -12,15 +12,17 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 from safetensors.numpy import load, save
 
 from side_trainer.cells.group import CellLost
-from side_trainer.cells.steps import CellReport, decide, lacking, unlike
+from side_trainer.cells.steps import CellReport, decide, lacking, last_step, step_of, unlike
 from side_trainer.fold.fold import Fold
-from side_trainer.journal.journal import Journal, Record
+from side_trainer.job import recalled
+from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import RecordKind, SettingsRecord, StepPart, StepRecord, TierRecord
 from side_trainer.side_tuning.in_cells import SideTuningInCells
 from sidestream.contract.errors import StateError
@@ -143,7 +145,7 @@ class Together:
             if owed > 0
             else None,
         )
-        reports = self._exchange("report", own)
+        reports = self._exchange(own)
         if not self._agree(own, reports):
             return False
         others = [one for rank, one in enumerate(reports) if rank != self._group.rank]
@@ -153,10 +155,10 @@ class Together:
             self._write(step)
         return step is not None
 
-    def _exchange(self, what: str, own: CellReport) -> list[CellReport]:
+    def _exchange(self, own: CellReport) -> list[CellReport]:
         found = [
             msgspec.json.decode(data, type=CellReport)
-            for data in self._group.gather(what, msgspec.json.encode(own))
+            for data in self._group.gather("report", msgspec.json.encode(own))
         ]
         if len({one.step for one in found}) > 1:
             self._group.leave()
@@ -193,7 +195,8 @@ class Together:
         found = [msgspec.json.decode(data, type=_Where) for data in told]
         if not self._agree(own.report, [one.report for one in found]):
             return False
-        newest = max((one.last for one in found if one.last is not None), key=_number, default=None)
+        steps = [one.last for one in found if one.last is not None]
+        newest = max(steps, key=attrgetter("number"), default=None)
         furthest = max(one.applied for one in found)
         if newest is not None:
             self._check_whole(found, newest.number, furthest)
@@ -223,7 +226,7 @@ class Together:
         digests = self._group.gather("digest", digest)
         if len(set(digests)) == 1:
             return
-        own = save(shared, {"updates": str(method.updates)}) if self._group.rank == source else b""
+        own = save(shared) if self._group.rank == source else b""
         data = self._group.gather("weights", own)[source]
         if digest == digests[source]:
             return
@@ -233,21 +236,12 @@ class Together:
             if record.kind == RecordKind.STEP.value and step_of(record).number > furthest:
                 break
             self._fold.apply(record)
-        method.adopt(_updates(data), load(data))
+        method.adopt(load(data))
 
     def _tell(self, text: str, *values: object) -> None:
         if time.monotonic() - self._told_s >= _TELL_EVERY_S:
             self._told_s = time.monotonic()
             _log.warning(text, *values)
-
-
-def _updates(data: bytes) -> int:
-    header = msgspec.json.decode(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return int(header["__metadata__"]["updates"])
-
-
-def _number(step: StepRecord) -> int:
-    return step.number
 
 
 def _taken_over(newest: StepRecord, step: int, rank: int) -> StepRecord:
@@ -263,28 +257,14 @@ def _taken_over(newest: StepRecord, step: int, rank: int) -> StepRecord:
     return msgspec.structs.replace(newest, after=step, parts=parts)
 
 
-def step_of(record: Record) -> StepRecord:
-    """A step, as it was journaled."""
-    return msgspec.json.decode(record.payload, type=StepRecord)
-
-
-def last_step(journal: Journal) -> StepRecord | None:
-    """The last step of a cell's journal."""
-    record = journal.last(RecordKind.STEP.value)
-    return None if record is None else step_of(record)
-
-
 def _digest(settings: SettingsRecord) -> str:
     return hashlib.sha256(msgspec.json.encode(settings)).hexdigest()
 
 
 def _report(journal: Journal, step: int) -> CellReport:
     """By what is journaled, be it folded or not."""
-    settings, tiers = "", {}
-    for record in journal.others(journal.tail, (RecordKind.SETTINGS.value, RecordKind.TIER.value)):
-        if record.kind == RecordKind.SETTINGS.value:
-            settings = _digest(msgspec.json.decode(record.payload, type=SettingsRecord))
-        else:
-            tier = msgspec.json.decode(record.payload, type=TierRecord)
-            tiers[tier.tier] = tier
-    return CellReport(settings=settings, tiers=tuple(tiers[name] for name in sorted(tiers)), step=step)
+    settings, _, tiers = recalled(journal)
+    assert settings is not None, "the fold has begun with them"
+    return CellReport(
+        settings=_digest(settings), tiers=tuple(tiers[name] for name in sorted(tiers)), step=step
+    )

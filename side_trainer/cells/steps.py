@@ -8,7 +8,8 @@ from typing import Annotated
 
 import msgspec
 
-from side_trainer.journal.records import IdleRecord, StepPart, StepRecord, TierRecord
+from side_trainer.journal.journal import Journal, Record
+from side_trainer.journal.records import IdleRecord, RecordKind, StepPart, StepRecord, TierRecord
 from sidestream.contract.wire import prepared
 
 
@@ -73,3 +74,14 @@ def lacking(own: CellReport, reports: Sequence[CellReport]) -> dict[str, TierRec
     """By name, the tiers that are settled elsewhere and not here."""
     known = {tier.tier for tier in own.tiers}
     return {tier.tier: tier for one in reports for tier in one.tiers if tier.tier not in known}
+
+
+def step_of(record: Record) -> StepRecord:
+    """A step, as it was journaled."""
+    return msgspec.json.decode(record.payload, type=StepRecord)
+
+
+def last_step(journal: Journal) -> StepRecord | None:
+    """The last step of a cell's journal."""
+    record = journal.last(RecordKind.STEP.value)
+    return None if record is None else step_of(record)

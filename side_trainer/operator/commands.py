@@ -206,14 +206,15 @@ def run(args: argparse.Namespace) -> int:
     """Run the trainer until SIGINT or SIGTERM."""
     file = SettingsFile(args.config, overrides(args))
     config = file.load()
-    endpoint = config.broker.endpoint()
+    endpoints = [broker.endpoint() for broker in config.brokers]
     if args.check:
-        if endpoint.tls:
-            tls_context(config.broker)
+        for broker, endpoint in zip(config.brokers, endpoints, strict=True):
+            if endpoint.tls:
+                tls_context(broker)
         load_signer(config.job, config.signing)
         check_trackers(config.trackers)
-        where = [cell.broker.endpoint().address for cell in config.cells] or [endpoint.address]
-        print(f"the settings are right: job {config.job!r}, broker {', '.join(where)}")
+        where = ", ".join(endpoint.address for endpoint in endpoints)
+        print(f"the settings are right: job {config.job!r}, broker {where}")
         return 0
     file.finish = partial(in_cell, environ=os.environ)
     config = file.finish(config)
@@ -260,7 +261,7 @@ def forget_device(args: argparse.Namespace) -> int:
     check_name("DEVICE", args.device)
     set_up("error")
     tiers, unknown = list[str](), list[UnknownDevice]()
-    for broker in [cell.broker for cell in config.cells] or [config.broker]:
+    for broker in config.brokers:
         try:
             tiers += forget(
                 lambda client_id, own=broker: Connection(own, client_id=client_id),  # type: ignore[misc]

@@ -240,6 +240,11 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     log_format: LogFormat = "text"
     """How it is logged: text, or json for an object a line."""
 
+    @property
+    def brokers(self) -> list[BrokerSettings]:
+        """Where its devices are: each cell's, or the one."""
+        return [cell.broker for cell in self.cells] or [self.broker]
+
     def method_plan(self) -> MethodPlan:
         """The part of the plan that is the method's."""
         return self.split.plan(METHODS[self.method])

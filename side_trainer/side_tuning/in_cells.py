@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 
 from side_trainer.cells.gradients import average_gradients
 from side_trainer.cells.group import CellLost
+from side_trainer.cells.steps import step_of
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import IdleRecord, LearnRecord, RecordKind, StepRecord
 from side_trainer.method import Arrays, Facts, Step
@@ -26,7 +27,7 @@ from side_trainer.rows.training_order import Batches
 from side_trainer.rows.training_rows import MiniBatch
 from side_trainer.side_tuning.device_weights import weighed
 from side_trainer.side_tuning.linear_starts import EARLY, doubled, set_starts
-from side_trainer.side_tuning.losses import Losses
+from side_trainer.side_tuning.losses import Losses, served_of
 from side_trainer.side_tuning.method import SideTuningMethod, Stream
 from side_trainer.side_tuning.objectives import Counts
 from side_trainer.side_tuning.optimiser import half_cosine
@@ -35,6 +36,7 @@ from sidestream.contract.tasks import TASKS, TargetForm
 from sidestream.contract.tensors import Floats
 
 _DEVICES: Final = "devices of"
+_UPDATES: Final = "updates"
 STEP_KEY: Final = "step"
 """Under which a checkpoint has the last step that it includes."""
 
@@ -65,7 +67,7 @@ class SideTuningInCells(SideTuningMethod):
     # --- steps ---------------------------------------------------------------------------------------
 
     def _step(self, record: Record) -> Step:
-        step = msgspec.json.decode(record.payload, type=StepRecord)
+        step = step_of(record)
         if step.after != self.step or len(step.parts) != self.group.size:
             raise StateError(
                 f"the journal is damaged: step {step.number}, of {len(step.parts)} cells, after {self.step}"
@@ -75,11 +77,11 @@ class SideTuningInCells(SideTuningMethod):
             chosen = self.order.chosen(LearnRecord(through=part.through))
         done = Step()
         if step.number > self.follows:
-            kept = self._kept()
+            before = self.shared()
             try:
                 done = self._together(record.offset, step, chosen)
             except CellLost:
-                self._undo(kept)
+                self.adopt(before)
                 raise
         if chosen:
             self.order.learnt(len(chosen))
@@ -91,7 +93,8 @@ class SideTuningInCells(SideTuningMethod):
     handlers: ClassVar = {**SideTuningMethod.handlers, RecordKind.STEP: _step}
 
     def _together(self, offset: int, step: StepRecord, chosen: Batches) -> Step:
-        known = self.rows.rows_before(self._learnt_before(chosen))
+        waiting = self.order.waiting
+        known = self.rows.rows_before(waiting[0][0]) if waiting else len(self.rows)
         known_after = self.rows.rows_before(chosen[-1][0] + 1) if chosen else known
         before, after = self._meet(step.number, known, known_after)
         with self._seeded(offset):
@@ -103,12 +106,6 @@ class SideTuningInCells(SideTuningMethod):
             begins = any(part.idle is not None and not part.idle.position for part in step.parts)
             doubted = self._survey_together(step.number, offset, starts=True) if begins else {}
             return self._idle_together(step, doubted)
-
-    def _learnt_before(self, chosen: Batches) -> int:
-        """The first record of which batches have not been learnt from before this."""
-        if chosen:
-            return chosen[0][0]
-        return self.order.waiting[0][0] if self.order.waiting else 2**62
 
     def _meet(self, number: int, known: int, known_after: int) -> tuple[int, int]:
         """Add up what all have: rows learnt from before and after this step; counts of targets on the way."""
@@ -135,12 +132,7 @@ class SideTuningInCells(SideTuningMethod):
         return Step(
             updates=1 + settings.replay,
             learnt=losses.by_tier,
-            served=tuple(
-                (one.tier, one.stream, float(shown[[of is one for of in fresh.batches]].mean()))
-                for one in dict.fromkeys(fresh.batches)
-            )
-            if fresh is not None
-            else (),
+            served=() if fresh is None else served_of(fresh, shown),
             doubted=doubted,
         )
 
@@ -195,10 +187,10 @@ class SideTuningInCells(SideTuningMethod):
         )
         found = [load(data) for data in self.group.gather(f"survey {number}", told)]
         devices = [len(one["devices"]) for one in found]
-        drawn = _joined(found, np.cumsum([0, *devices]))
+        ends = np.cumsum(devices, dtype=np.int64)
+        drawn = _joined(found, ends - devices)
         all_rows = np.concatenate([one["devices"] for one in found]).tolist()
         trusts, values = weighed(drawn.values(), all_rows, settings.device_share)
-        ends = np.cumsum(devices)
         self._weights_of = [
             dict(zip(msgspec.json.decode(one["names"].tobytes()), some.tolist(), strict=True))
             for one, some in zip(found, np.split(values, ends[:-1]), strict=True)
@@ -240,21 +232,14 @@ class SideTuningInCells(SideTuningMethod):
         return 0 if learn is None else learn.through
 
     def shared(self) -> Arrays:
-        """What all ranks have alike."""
-        copied = {name: np.array(array) for name, array in self._learnt_state().items()}
-        return copied | self._told_of_devices()
+        """What all ranks have alike; shares no memory with it."""
+        return self._learnt_state() | self._told_of_devices() | {_UPDATES: _one(self.updates)}
 
-    def adopt(self, updates: int, arrays: Arrays) -> None:
+    def adopt(self, arrays: Arrays) -> None:
         """Take what another rank has as its own, the records up to its step having been folded."""
-        self._restore_learnt(updates, arrays)
+        self._restore_learnt(int(arrays[_UPDATES][0]), arrays)
         self._weights_of = _of_devices(arrays, self.group.size)
         self.devices.values = self._own_values()
-
-    def _kept(self) -> tuple[int, Arrays]:
-        return self.updates, self.shared()
-
-    def _undo(self, kept: tuple[int, Arrays]) -> None:
-        self.adopt(*kept)
 
     def state(self) -> Arrays:
         return super().state() | self._told_of_devices() | {STEP_KEY: _one(self.step)}
@@ -290,7 +275,7 @@ def _joined(found: list[Arrays], first_device: npt.NDArray[np.int64]) -> dict[st
     joined = {}
     for align in aligns:
         those = [
-            (one, first) for one, first in zip(found, first_device, strict=False) if f"{align}/taps" in one
+            (one, first) for one, first in zip(found, first_device, strict=True) if f"{align}/taps" in one
         ]
         most = max(one[f"{align}/features"].shape[1] for one, _ in those)
         joined[align] = Drawn(

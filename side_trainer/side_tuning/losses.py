@@ -26,3 +26,11 @@ class Losses:
     def by_tier(self) -> dict[str, float]:
         """Means."""
         return {tier: float(np.mean(losses)) for tier, losses in sorted(self._found.items())}
+
+
+def served_of(batch: MiniBatch, shown: npt.NDArray[np.float32]) -> tuple[tuple[str, str, float], ...]:
+    """Of each batch that rows came in, its tier, its stream, and the mean of its rows' losses, of [K]."""
+    return tuple(
+        (one.tier, one.stream, float(shown[[of is one for of in batch.batches]].mean()))
+        for one in dict.fromkeys(batch.batches)
+    )

@@ -39,7 +39,7 @@ from side_trainer.side_tuning.batch_loss import BatchLoss, loss_by
 from side_trainer.side_tuning.device_weights import DeviceWeights
 from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
 from side_trainer.side_tuning.linear_starts import EARLY, doubled, set_starts
-from side_trainer.side_tuning.losses import Losses
+from side_trainer.side_tuning.losses import Losses, served_of
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser, half_cosine
 from side_trainer.side_tuning.output_heads import Heads
@@ -152,10 +152,7 @@ class SideTuningMethod(Method):
         return Step(
             updates=1 + settings.replay,
             learnt=losses.by_tier,
-            served=tuple(
-                (one.tier, one.stream, float(shown[[of is one for of in fresh.batches]].mean()))
-                for one in dict.fromkeys(fresh.batches)
-            ),
+            served=served_of(fresh, shown),
             doubted=doubted,
         )
 

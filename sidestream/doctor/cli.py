@@ -149,16 +149,13 @@ def patients_of(args: argparse.Namespace) -> list[Patient]:
 
 
 def _of_trainer(trainer: TrainerConfig) -> list[Patient]:
-    brokers, folders = [trainer.broker], [state_dir_of(trainer)]
-    if trainer.cells:
-        brokers, folders = [one.broker for one in trainer.cells], cell_dirs(trainer)
-    for broker in brokers:
+    for broker in trainer.brokers:
         broker.endpoint()
+    names = [one.name for one in trainer.cells] or [""]
+    folders = cell_dirs(trainer) or [state_dir_of(trainer)]
     return [
         Patient(broker=broker, job=trainer.job, cell=cell, state_dir=folder, disk_mib=_TRAINER_DISK_MIB)
-        for cell, broker, folder in zip(
-            [one.name for one in trainer.cells] or [""], brokers, folders, strict=True
-        )
+        for cell, broker, folder in zip(names, trainer.brokers, folders, strict=True)
     ]
 
 

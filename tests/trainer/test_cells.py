@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from side_trainer.cells.group import CellLost
-from side_trainer.cells.steps import CellReport, decide, lacking, unlike
+from side_trainer.cells.steps import CellReport, decide, lacking, last_step, unlike
 from side_trainer.fold.checkpoint import write_checkpoint
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
@@ -18,7 +18,6 @@ from side_trainer.journal.journal import FILE_NAME, Journal
 from side_trainer.journal.records import IdleRecord, LearnRecord, RecordKind, StepRecord, TierRecord
 from side_trainer.settings.cells import CellConfig, rank_of
 from side_trainer.settings.state import cell_dirs, in_cell
-from side_trainer.together import last_step
 from sidestream.contract.errors import ConfigError, StateError
 from tests.trainer.cells import Cell, Cells, cell_settings, cells_of
 from tests.trainer.conftest import config, fold_all, settle, steps
