@@ -136,6 +136,27 @@ class BatchLoss:
 
 def loss_by(weights: Mapping[str, Floats], facts: Facts, loss: BatchLoss, batch: MiniBatch) -> float:
     """A mini-batch's mean loss by some of a job's weights; by untrained ones if there are none."""
+    network = _network_of(weights, facts, loss.place)
+    with torch.no_grad():
+        _, shown = loss.of(network, batch)
+    return float(np.average(shown, weights=loss.place.fetch(batch.weights).numpy() + 1e-9))
+
+
+def answers_by(
+    weights: Mapping[str, Floats], facts: Facts, place: Placement, batch: MiniBatch
+) -> npt.NDArray[np.float64]:
+    """[K, C]: logarithms of the shares that rows' own answers give the labels, by some of a job's weights."""
+    network = _network_of(weights, facts, place)
+    families = [(family.align, family.activations) for family in batch.families]
+    with torch.no_grad():
+        answers = network(families, batch.mask)
+    own = _own_answers(answers, [(len(taps), taps.shape[1]) for _, taps in families])
+    found: npt.NDArray[np.float64] = place.fetch(own).double().log_softmax(dim=-1).numpy()
+    return found
+
+
+def _network_of(weights: Mapping[str, Floats], facts: Facts, place: Placement) -> SideNetwork:
+    """The job's network, not learning, with some weights; untrained without."""
     settings, names = facts.settings, {align_of(name) for name in weights}
     network = SideNetwork(
         settings.side_network, labels=len(facts.labels), seed=settings.learner.seed, task=settings.task
@@ -148,9 +169,7 @@ def loss_by(weights: Mapping[str, Floats], facts: Facts, loss: BatchLoss, batch:
             network.add_start(align, taps)
     if weights:
         network.load_arrays(weights)
-    with torch.no_grad():
-        _, shown = loss.of(loss.place.put(network).eval(), batch)
-    return float(np.average(shown, weights=loss.place.fetch(batch.weights).numpy() + 1e-9))
+    return place.put(network).eval()
 
 
 def _own_answers(answers: dict[int, Tensor], families: list[tuple[int, int]]) -> Tensor:

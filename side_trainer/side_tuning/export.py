@@ -10,6 +10,7 @@ import msgspec
 
 from side_trainer.journal.records import TierRecord
 from side_trainer.method import Export, Facts
+from side_trainer.side_tuning.narrowing import Narrow
 from sidestream.contract.errors import StateError
 from sidestream.contract.plan import TierPlan
 from sidestream.contract.tasks import TASKS, Scale
@@ -36,7 +37,12 @@ class Learnt:
 
 
 def bundle_of(
-    learnt: Learnt, tiers: Sequence[TierRecord], *, blocks: int = 0, codec: WeightsCodec = "f32"
+    learnt: Learnt,
+    tiers: Sequence[TierRecord],
+    *,
+    blocks: int = 0,
+    codec: WeightsCodec = "f32",
+    narrow: Narrow | None = None,
 ) -> bytes:
     """A file with the weights that some tiers need.
 
@@ -45,6 +51,7 @@ def bundle_of(
         tiers: Whose alignment maps are in it.
         blocks: Only the first so many; 0 for all.
         codec: How weights are written.
+        narrow: In how few directions, if not as they are.
     """
     settings = learnt.facts.settings
     aligns = {tier.align: tier.width for tier in tiers}
@@ -56,6 +63,7 @@ def bundle_of(
         run=learnt.run,
         version=learnt.version,
         labels=learnt.facts.labels,
+        seed=settings.learner.seed,
         task=settings.task,
         scale=learnt.scale,
         side_network=msgspec.structs.replace(settings.side_network, blocks=count),
@@ -63,7 +71,21 @@ def bundle_of(
         tiers={tier.tier: tier.align for tier in tiers},
         starts=starts_among(tensors),
     )
-    return encode_bundle(about, tensors, codec=codec)
+    return encode_bundle(about, tensors if narrow is None else narrow.of(tensors), codec=codec)
+
+
+def bundles_of(learnt: Learnt, codec: WeightsCodec, narrow: Narrow | None) -> dict[str, bytes]:
+    """By tier what it needs and no more: its own alignment map, and the blocks up to its last tap."""
+    tiers, made = learnt.facts.tiers, dict[tuple[str, int], bytes]()
+    for align, blocks in {_needs(tier) for tier in tiers.values()}:
+        members = [tier for tier in tiers.values() if _needs(tier) == (align, blocks)]
+        made[align, blocks] = bundle_of(learnt, members, blocks=blocks, codec=codec, narrow=narrow)
+    return {name: made[_needs(tier)] for name, tier in tiers.items()}
+
+
+def _needs(tier: TierRecord) -> tuple[str, int]:
+    """Tiers with the same alignment map and number of taps need the same bundle."""
+    return tier.align, len(tier.taps)
 
 
 def _bundle(learnt: Learnt, tier: str) -> Export:

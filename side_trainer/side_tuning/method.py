@@ -14,6 +14,7 @@ import copy
 import enum
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import ClassVar, Final
 
 import msgspec
@@ -31,15 +32,16 @@ from side_trainer.journal.records import (
     TierRecord,
 )
 from side_trainer.method import Arrays, Export, Facts, Method, Step, foreign, unmoved
-from side_trainer.rows.drawn_rows import draw
+from side_trainer.rows.drawn_rows import RowFeatures, draw
 from side_trainer.rows.training_order import TrainingOrder
 from side_trainer.rows.training_rows import MiniBatch, RowStore, StoredBatch, gather
 from side_trainer.settings.schema import LearnerSettings
-from side_trainer.side_tuning.batch_loss import BatchLoss, loss_by
+from side_trainer.side_tuning.batch_loss import BatchLoss, answers_by, loss_by
 from side_trainer.side_tuning.device_weights import DeviceWeights
-from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundle_of
+from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundles_of
 from side_trainer.side_tuning.linear_starts import EARLY, doubled, set_starts
 from side_trainer.side_tuning.losses import Losses, served_of
+from side_trainer.side_tuning.narrowing import Narrow, Narrowing
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser, half_cosine
 from side_trainer.side_tuning.output_heads import Heads
@@ -54,6 +56,7 @@ from sidestream.side_network.output_head import OutputHead
 
 _JUDGED_ROWS: Final = 128  # by which weights are held against earlier ones
 _JUDGED_TEXTS: Final = 4  # of a language model's
+_HELD_AGAINST: Final = 512  # rows by which weights are held against narrower ones
 
 
 class Stream(enum.IntEnum):
@@ -80,6 +83,7 @@ class SideTuningMethod(Method):
         self.heads = Heads(journal.folder)
         """Backbones' output heads, those that the task goes by."""
         self.rows = RowStore(journal, cache_bytes=cache_bytes)
+        self._features = RowFeatures(self.rows)
         self.order = TrainingOrder(self.rows)
         """Which of them are learnt from next."""
         self.devices = DeviceWeights(self._device_of)
@@ -87,6 +91,7 @@ class SideTuningMethod(Method):
         self._optimiser: Optimiser | None = None
         self._counts: dict[str, Counts] = {}
         self._made_loss: BatchLoss | None = None  # until settings, tiers or counts change
+        self._narrowing = Narrowing()
 
     # --- facts ---------------------------------------------------------------------------------------
 
@@ -229,7 +234,7 @@ class SideTuningMethod(Method):
         facts, settings, drawn = self.facts, self._learner, {}
         if TASKS[facts.settings.task].form is TargetForm.LABELS:
             generator = self._generator(Stream.SURVEY, offset)
-            drawn = draw(self.rows, facts.tiers, generator, self.devices.number_of)
+            drawn = draw(self._features, facts.tiers, generator, self.devices.number_of)
         doubted = self.devices.weigh(drawn.values(), settings.device_share)
         if not starts or not settings.linear_start:
             return doubted
@@ -320,8 +325,7 @@ class SideTuningMethod(Method):
     def gain(self, before: Mapping[str, Floats]) -> float | None:
         if self.network is None or not len(self.rows):
             return None
-        most = _JUDGED_TEXTS if TASKS[self.facts.settings.task].generates else _JUDGED_ROWS
-        batch = self._mini_batch(np.arange(max(0, len(self.rows) - most), len(self.rows)))
+        batch = self._latest(_JUDGED_ROWS)
         families = {family.align for family in batch.families}
         if before and not families <= {align_of(name) for name in before}:
             return None
@@ -331,12 +335,24 @@ class SideTuningMethod(Method):
     def bundles(
         self, run: str, version: int, codec: WeightsCodec, *, final: bool = False
     ) -> Mapping[str, bytes]:
-        """A tier gets what it needs and no more: its own alignment map, and the blocks up to its last tap."""
-        learnt, made = self._learnt(run, version), {}
-        for align, blocks in {_needs(tier) for tier in self.facts.tiers.values()}:
-            members = [tier for tier in self.facts.tiers.values() if _needs(tier) == (align, blocks)]
-            made[align, blocks] = bundle_of(learnt, members, blocks=blocks, codec=codec)
-        return {name: made[_needs(tier)] for name, tier in self.facts.tiers.items()}
+        return bundles_of(self._learnt(run, version), codec, self._narrow() if codec == "packed" else None)
+
+    def _narrow(self) -> Narrow | None:
+        """In how few directions the weights may travel.
+
+        Where rows have a label each, that is: of other tasks it was not measured.
+        """
+        labelled = TASKS[self.facts.settings.task].form is TargetForm.LABELS
+        if self.network is None or not labelled or not len(self.rows):
+            return None
+        latest = self._latest(_HELD_AGAINST)
+        answers = partial(answers_by, facts=self.facts, place=self._place, batch=latest)
+        return self._narrowing.of(self.updates, self.weights(), self._learner.seed, answers)
+
+    def _latest(self, rows: int) -> MiniBatch:
+        """The latest rows; of a language model a few texts."""
+        most = _JUDGED_TEXTS if TASKS[self.facts.settings.task].generates else rows
+        return self._mini_batch(np.arange(max(0, len(self.rows) - most), len(self.rows)))
 
     formats: ClassVar = tuple(EXPORTERS)
 
@@ -389,11 +405,6 @@ class SideTuningMethod(Method):
             self.average.load_arrays(average)
             self._optimiser.restore(arrays)
         self.updates = updates
-
-
-def _needs(tier: TierRecord) -> tuple[str, int]:
-    """Tiers with the same alignment map and number of taps need the same bundle."""
-    return tier.align, len(tier.taps)
 
 
 def _below(key: str, arrays: Arrays) -> Arrays:

@@ -74,7 +74,9 @@ def add_parser(subparsers: Any) -> None:
         help="a way to send, such as 1,3,6/segments:4/int4, or with /noise:0.5 behind; may be given again "
         "(default: what a job does by default, and three others)",
     )
-    add("--codebooks", metavar="PATH", help="of the backbone, for ways in pq1 or pq2 (with --texts)")
+    add(
+        "--codebooks", metavar="PATH", help="of the backbone, for ways in pq1 or pq2 (default: those shipped)"
+    )
     add("--defences", action="store_true", help="try each defence on the first way: accuracy against leakage")
     add(
         "--train",
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     backbone = shared_backbone(args.backbone)
     if args.journal is not None:
         return _run_journal(args, backbone, tell)
-    ways = [_with_codebooks(way, args.codebooks, backbone) for way in _ways(args, backbone)]
+    ways = [_with_codebooks(way, args, backbone) for way in _ways(args, backbone)]
     taps = sorted({tap for way in ways for tap in way.taps})
     public, _ = _texts("--public", args.public, args.public_texts, args.seed)
     texts, labels = _texts("--texts", [args.texts], args.sentences, args.seed)
@@ -210,7 +212,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _ways(args: argparse.Namespace, backbone: Backbone) -> list[Way]:
-    usual = Way(taps=tap_layers(backbone.depth, 3), sampling="segments:4", codec=Codec.INT4)
+    plain = Way(taps=tap_layers(backbone.depth, 3), sampling="segments:4", codec=Codec.INT4)
+    usual = replace(plain, sampling="segments:6", codec=Codec.PQ2) if _has_codebooks(args) else plain
     ways = [parse_way(text) for text in args.way or ()]
     for way in ways:
         if way.taps[-1] > backbone.depth:
@@ -218,22 +221,30 @@ def _ways(args: argparse.Namespace, backbone: Backbone) -> list[Way]:
                 "--way", f"{args.backbone} has {backbone.depth} layers, and no layer {way.taps[-1]}"
             )
     if args.defences:
-        return list(dict.fromkeys(under(ways[0] if ways else usual, one) for one in DEFENCES))
+        base = ways[0] if ways else plain  # what noise is put on is not written in codes by default
+        return list(
+            dict.fromkeys([ways[0] if ways else usual, *(under(base, one) for one in DEFENCES if one)])
+        )
     last = usual.taps[-1:]
     others = [
-        under(usual, "mean"),
-        under(usual, "deep"),
+        under(plain, "mean"),
+        under(plain, "deep"),
         Way(taps=last, sampling="all", codec=Codec.INT8),
     ]
     return ways or [usual, *others]
 
 
-def _with_codebooks(way: Way, path: str | None, backbone: Backbone) -> Way:
+def _has_codebooks(args: argparse.Namespace) -> bool:
+    """Whether a job with this backbone would send codes by default, or codebooks are named."""
+    return bool(args.codebooks) or codebook_file.shipped(args.backbone) is not None
+
+
+def _with_codebooks(way: Way, args: argparse.Namespace, backbone: Backbone) -> Way:
     if not way.codec.stages:
         return way
-    if not path:
+    if not _has_codebooks(args):
         raise ConfigError("--codebooks", f"{way} takes the backbone's codebooks; name them")
-    content = codebook_file.read(place_of(path))
+    content = codebook_file.read(place_of(args.codebooks or codebook_file.SHIPPED, args.backbone))
     content.check(backbone.fingerprint, backbone.depth)
     return replace(way, codebooks=keep(content.of_taps(way.taps, way.codec.stages)).id)
 

@@ -6,7 +6,8 @@ linear map's [out, in] and in an alignment map's [B, in, out] alike, so it is th
 Tensors of one axis are float16. The error is at most half a step: 1/254 of an output's largest weight.
 
 With ``packed`` the steps are wider, a share of the output's root mean square, so that few of them are much in
-use; and the file is packed by Huffman's code, behind a mark that no safetensors file begins with.
+use; and the file is packed by Huffman's code, behind a mark that no safetensors file begins with. In any file
+a matrix may stand as what has changed since it was initial (:mod:`sidestream.side_network.change`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -29,6 +31,8 @@ from sidestream.contract.tasks import TASKS, Scale, Task
 from sidestream.contract.tensors import Floats
 from sidestream.contract.topics import check_name
 from sidestream.contract.wire import M, Message, brief, prepared
+from sidestream.side_network.change import restored
+from sidestream.side_network.initial import initial
 
 MAX_BUNDLE_BYTES: Final = 2**31
 MAX_HEADER_BYTES: Final = 2**20
@@ -68,6 +72,8 @@ class About(Message, frozen=True, kw_only=True):
     """Alignment maps inside, by name, with the backbone width that each takes."""
     tiers: Annotated[dict[str, str], msgspec.Meta(max_length=MAX_TIERS)]
     """Tiers, with the alignment map that each uses."""
+    seed: Count = 0
+    """The learner's: decides what the weights were at first."""
     task: Task = Task.TEXT_CLASSIFICATION
     """What was learnt."""
     scale: Scale = Scale()
@@ -132,7 +138,7 @@ def encode_bundle(about: Message, tensors: Mapping[str, Floats], *, codec: Weigh
     for name, array in sorted(tensors.items()):
         if codec in ("int8", "packed") and array.ndim > _INPUT_AXIS and array.size:
             share = _STEP_SHARE if codec == "packed" else 0.0
-            arrays[name], arrays[name + _SCALE] = _to_int8(array, share)
+            arrays[name], arrays[name + _SCALE] = _to_int8(np.ascontiguousarray(array), share)
         elif codec == "f32":
             arrays[name] = np.ascontiguousarray(array, np.float32)
         else:
@@ -188,11 +194,13 @@ def decode_bundle(data: bytes) -> Bundle:
         DecodeError: whatever the bytes are, if they are no bundle or hold NaN or infinite values.
     """
     about, tensors = decode_weights(data, About)
-    return Bundle(about=about, tensors=tensors)
+    return Bundle(about=about, tensors=restored(tensors, partial(initial, about.seed)))
 
 
 def decode_weights(data: bytes, kind: type[M]) -> tuple[M, dict[str, Floats]]:
     """Read any file that :func:`encode_bundle` wrote: what it says of itself, and its tensors as float32.
+
+    What it wrote as changes is left as such.
 
     Raises:
         DecodeError: as :func:`decode_bundle`.

@@ -40,9 +40,7 @@ an answer.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +54,7 @@ from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import Bundle
 from sidestream.side_network.form import APART_SHARE, align_key, align_name, stands_apart, start_key
+from sidestream.side_network.initial import initial
 
 
 class _Align(nn.Module):
@@ -65,8 +64,6 @@ class _Align(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(blocks, width, out))
         self.bias = nn.Parameter(torch.zeros(blocks, out))
-        if not self.weight.is_meta:  # there it would import half of torch's compiler, for nothing
-            nn.init.normal_(self.weight, std=width**-0.5)
 
     def forward(self, taps: Tensor, dropout: float) -> Iterator[Tensor]:
         """[B, K, N, d] -> of each tap [K, N, r].
@@ -78,16 +75,22 @@ class _Align(nn.Module):
             yield (_dropout(normed, dropout) if self.training else normed) @ weight + bias
 
 
+class _Linear(nn.Linear):
+    """Zeros at first: nothing is drawn from torch's generator, which all threads share."""
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
 class _Adapter(nn.Module):
     """h = s + W_up·gelu(W_down·norm(s)); W_up starts at zero, so it starts as the identity."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.down = nn.Linear(width, inner)
-        self.up = nn.Linear(inner, width)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        self.down = _Linear(width, inner)
+        self.up = _Linear(inner, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
         lifted: Tensor = self.up(functional.gelu(self.down(self.norm(hidden))))
@@ -100,9 +103,7 @@ class _Step(nn.Module):
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, outputs)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = _Linear(width, outputs)
 
     def forward(self, hidden: Tensor, dropout: float) -> Tensor:
         added: Tensor = self.head(functional.dropout(self.norm(hidden), dropout, self.training))
@@ -166,27 +167,33 @@ class SideNetwork(nn.Module):
         self.aligns = nn.ModuleDict()
         self.starts = nn.ModuleDict()
         self._outputs = 0 if self._task.generates else self._task.outputs(labels)
-        with _seeded(seed):
-            self.gates = nn.Parameter(torch.zeros(spec.blocks - 1))
-            self.adapters = nn.ModuleList(_Adapter(spec.width, spec.inner) for _ in range(spec.blocks))
-            if self._task.generates:
-                self.norm = nn.LayerNorm(spec.width)
-                self.outs = nn.ModuleDict()
-            else:
-                self.steps = nn.ModuleList(_Step(spec.width, self._outputs) for _ in range(spec.blocks))
+        self.gates = nn.Parameter(torch.zeros(spec.blocks - 1))
+        self.adapters = nn.ModuleList(_Adapter(spec.width, spec.inner) for _ in range(spec.blocks))
+        if self._task.generates:
+            self.norm = nn.LayerNorm(spec.width)
+            self.outs = nn.ModuleDict()
+        else:
+            self.steps = nn.ModuleList(_Step(spec.width, self._outputs) for _ in range(spec.blocks))
+        for block, adapter in enumerate(self.adapters):
+            assert isinstance(adapter, _Adapter)
+            self._begin(f"adapters.{block}.down.weight", adapter.down.weight)
 
     def add_align(self, name: str, width: int) -> None:
         """Add the alignment map ``name``, and the way back, for backbones of hidden size ``width``.
 
         Its initial weights depend on the seed and the name, not on when it is added.
         """
-        salt = int.from_bytes(hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()[:7], "little")
-        with _seeded(salt):
-            self.aligns[align_key(name)] = _Align(self.spec.blocks, width, self.spec.width)
-            if self._task.generates:
-                out = nn.Linear(self.spec.width, width, bias=False)
-                nn.init.zeros_(out.weight)
-                self.outs[align_key(name)] = out
+        key = align_key(name)
+        align = self.aligns[key] = _Align(self.spec.blocks, width, self.spec.width)
+        self._begin(f"aligns.{key}.weight", align.weight)
+        if self._task.generates:
+            self.outs[key] = _Linear(self.spec.width, width, bias=False)
+
+    def _begin(self, name: str, parameter: Tensor) -> None:
+        """Give a parameter its initial values, if it has any."""
+        if not parameter.is_meta:
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(initial(self.seed, name, tuple(parameter.shape))))
 
     def add_start(self, name: str, taps: int) -> None:
         """Add a linear start, of zeros, for rows of so many taps that go by the alignment map ``name``."""
@@ -354,17 +361,3 @@ def _dropout(values: Tensor, rate: float) -> Tensor:
     )
     stays = drawn.view(torch.uint8)[: values.numel()].view(values.shape) < kept
     return values * stays * (256 / max(1, kept))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Initial weights by a seed. On the meta device there are none, and torch's generator is left alone.
-
-    All threads share that, and an agent that adopts must not reach into a fold on another thread.
-    """
-    if torch.get_default_device().type == "meta":
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

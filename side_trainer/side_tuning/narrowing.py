@@ -1,0 +1,73 @@
+"""In how few directions weights may travel: the fewest by which answers hardly change.
+
+Which share of a matrix's change that is says little by itself (docs/decisions/0045): with two labels half of
+it was enough, where the order of words decides nine tenths were not quite. So the latest rows are asked.
+
+Legend: K rows, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sidestream.contract.tensors import Floats
+from sidestream.side_network.change import Directions, directions_of, narrowed, restored
+from sidestream.side_network.initial import initial
+
+SHARES: Final = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+"""Of the square of what has changed, that are tried."""
+MOST_APART: Final = 2e-4
+"""How far answers may move: Kullback and Leibler's divergence, in nats a row."""
+
+Answers = Callable[[Mapping[str, Floats]], npt.NDArray[np.float64]]
+"""[K, C] of some rows by some weights: logarithms of shares."""
+
+
+class Narrow(NamedTuple):
+    """A way to write weights as narrow matrices."""
+
+    directions: Mapping[str, Sequence[Directions]]
+    """Of each matrix."""
+    kept: float
+    """The share of its change that is kept."""
+
+    def of(self, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
+        """The weights, or those of their first blocks, written so."""
+        return narrowed(tensors, self.directions, self.kept)
+
+
+def narrowest(weights: Mapping[str, Floats], seed: int, answers: Answers) -> Narrow | None:
+    """The way that takes least and is good enough; None if none is.
+
+    Args:
+        weights: All of them.
+        seed: The learner's, by which they began.
+        answers: Of rows that ways are judged by.
+    """
+    began = partial(initial, seed)
+    directions, whole = directions_of(weights, began), answers(weights)
+    for kept in SHARES:
+        found = Narrow(directions, kept)
+        moved = whole - answers(restored(found.of(weights), began))
+        if float((np.exp(whole) * moved).sum(axis=-1).mean()) <= MOST_APART:
+            return found
+    return None
+
+
+class Narrowing:
+    """Finds it once for the same weights."""
+
+    def __init__(self) -> None:
+        self._after = -1
+        self._found: Narrow | None = None
+
+    def of(self, updates: int, weights: Mapping[str, Floats], seed: int, answers: Answers) -> Narrow | None:
+        """As :func:`narrowest`, of weights after so many updates."""
+        if self._after != updates:
+            self._after, self._found = updates, narrowest(weights, seed, answers)
+        return self._found
