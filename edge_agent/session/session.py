@@ -44,7 +44,7 @@ from sidestream.contract.messages import Flow, TrainerStatus, WeightsChunk
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import unpack
 
-_TICK_S = 0.1
+_TICK_S = 0.25  # news wake it
 log = logging.getLogger(__name__)
 
 

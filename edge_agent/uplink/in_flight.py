@@ -46,6 +46,11 @@ class InFlight:
         self._unanswered_s: float | None = None  # since when something is sent and nothing receipted
 
     @property
+    def under_way(self) -> bool:
+        """Whether something was sent and is not receipted."""
+        return bool(self._first_sent)
+
+    @property
     def silent_s(self) -> float:
         """Since something last moved: a publish after idling, or a receipt."""
         return self._clock() - self._moved_s

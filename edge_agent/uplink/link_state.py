@@ -35,8 +35,9 @@ class LinkState:
         """The trainer has no room for what this device sends."""
         self.breaks = 0
         """Rises whenever batches that are under way are to be sent again."""
-        self.wake = wake
-        """There is a new batch; from any thread."""
+        self.news = True
+        """Whether there may be something to send that was not there when it was last looked for."""
+        self._wake = wake
 
     @property
     def max_message_bytes(self) -> int:
@@ -51,6 +52,7 @@ class LinkState:
     def set_flow(self, flow: Flow) -> None:
         """The trainer changed the rate."""
         self.flow = flow
+        self.news = True
 
     def connection(self, up: bool) -> None:
         """The connection came up or went down; what was under way before may be lost."""
@@ -67,3 +69,9 @@ class LinkState:
     def send_again(self) -> None:
         """Repeat what is under way, with today's floor."""
         self.breaks += 1
+        self.news = True
+
+    def wake(self) -> None:
+        """There is a new batch; from any thread."""
+        self.news = True
+        self._wake()

@@ -82,18 +82,21 @@ class Sender:
         link, in_flight = self._link, self._in_flight
         if in_flight.heed_breaks():
             self._too_large_s = None
-        if link.flow is None or not self._may_send():
+        if link.flow is None or not self._may_send() or not (link.news or in_flight.under_way):
             return None
+        link.news = False
         first = self._outbox.streams.first_waiting()
         under_way = in_flight.last >= first
         if under_way and in_flight.silent_s > link.retry_s:
             log.info("no receipt for %.0f s: sending from batch %d again", link.retry_s, first)
             in_flight.restart()
         if in_flight.last - first + 1 >= (1 if link.waits else link.flow.window):
+            link.news = True
             return None
         if not under_way:
             in_flight.moved()
         waiting = self._outbox.streams.waiting(max(in_flight.last, first - 1), 1)
+        link.news |= bool(waiting)
         return waiting[0] if waiting else None
 
     def _may_send(self) -> bool:

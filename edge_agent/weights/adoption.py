@@ -28,6 +28,7 @@ from sidestream.side_network.bundle import digest
 
 _PACE = 10  # versions other than the final one may take up a tenth of the time
 _MOST_PAUSE_S = 60.0
+_WAITING = 2  # offers
 log = logging.getLogger(__name__)
 
 
@@ -134,7 +135,7 @@ class Adopter:
         self._trust = trust
         self._in_use: InUse | None = None
         self._evaluation: Evaluation | None = None
-        self._offer: _Offer | None = None
+        self._offers: list[_Offer] = []
         self._wake = wake
         self._clock = clock
         self._earliest_s = 0.0
@@ -157,9 +158,12 @@ class Adopter:
         return manifest.final and not in_use.final and manifest.version == in_use.version and changed
 
     def offer(self, manifest: WeightsManifest, bundle: bytes) -> None:
-        """Offer a version of the plan's run; one that is still waiting is forgotten for it."""
+        """Offer a version of the plan's run; of those that wait the two newest stay."""
         with self._lock:
-            self._offer = _Offer(manifest, bundle)
+            # Two, for the newest may be forged, and refused. The last offered need not be the newest: a
+            # finished version stands on its topic for long.
+            waiting = [*self._offers, _Offer(manifest, bundle)]
+            self._offers = sorted(waiting, key=lambda one: one.manifest.version)[-_WAITING:]
         self._wake()
 
     def evaluate_with(self, evaluation: Evaluation) -> None:
@@ -190,13 +194,13 @@ class Adopter:
     def _due_offer(self) -> tuple[_Offer | None, float]:
         """An offer whose time has come, if there is one; or the seconds until then."""
         with self._lock:
-            offer = self._offer
-            if offer is None:
+            if not self._offers:
                 return None, NOT_DUE
+            offer = self._offers[-1]
             left_s = 0.0 if offer.manifest.final else self._earliest_s - self._clock()
             if left_s > 0:
                 return None, left_s
-            self._offer = None
+            self._offers.pop()
             return offer, 0.0
 
     def _unmeasured(self) -> bool:
