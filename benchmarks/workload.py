@@ -16,6 +16,7 @@ from edge_agent.samples.sources import open_source
 from side_trainer.settings.schema import LearnerSettings, TrainerConfig
 from side_trainer.settings.tier import TierConfig
 from sidestream.contract.errors import ConfigError, DataError
+from sidestream.contract.plan import Precision
 from sidestream.demo.shards import Example
 
 JOB = "benchmark"
@@ -37,6 +38,9 @@ class Workload:
     """Reference to the frozen model."""
     backbones: Mapping[str, str] = field(default_factory=dict)
     """By tier, where it has another one."""
+
+    on_device: Mapping[str, tuple[str, Precision]] = field(default_factory=dict)
+    """By tier, where its devices load the backbone from, and in what, if not as the plan says."""
 
     way: TierConfig = field(default_factory=TierConfig)
     """How every tier taps and sends; its backbone and layers are put in."""
