@@ -174,7 +174,7 @@ def _agent(folder: Path, name: str, url: str, backbone: Path, samples: int) -> P
 
 
 def _start(folder: Path, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
     with (folder / f"{name}.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments], stdout=log, stderr=log, cwd=_ROOT, env=environment
@@ -232,6 +232,7 @@ def table(figures: Figures) -> str:
         ("agents, samples each", f"{figures.agents}, {figures.samples // figures.agents}"),
         ("samples journaled", f"{figures.journaled} of {figures.samples}"),
         ("start to the first batch at the broker", f"{figures.first_batch_s:.2f} s"),
+        ("processor time until then", f"{figures.first_batch_cpu_s:.2f} s"),
         ("wall time in all", f"{figures.wall_s:.1f} s"),
         ("processor time in all", f"{figures.cpu_s:.1f} s"),
         ("processor time a sample, after the first batch", f"{figures.cpu_ms_a_sample:.2f} ms"),
