@@ -17,7 +17,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
+from benchmarks.device_runtimes import KINDS, parse_runtime, prepare
 from benchmarks.memory import Memory
 from benchmarks.program import argument_of, names_of, run_program, teller
 from benchmarks.result import Measured, about_this_run, write_json
@@ -62,6 +63,7 @@ def _run(args: argparse.Namespace) -> str:
     results: list[Measured] = []
     memory = Memory(work, tell)
     with tempfile.TemporaryDirectory(prefix="sidestream-accuracy-") as folder:
+        work = replace(work, on_device=prepare(work, dict(args.tier_runtime), Path(folder), tell))
         bench = Bench(work, options, Path(folder), tell)
         for seed in args.seeds:
             for row in args.rows:
@@ -109,6 +111,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="TIER=BACKBONE",
         help="a tier with a backbone of its own, such as one that benchmarks/narrow.py made",
+    )
+    add(
+        "--tier-runtime",
+        type=argument_of(parse_runtime),
+        action="append",
+        default=[],
+        metavar="TIER=KIND",
+        help=f"what computes a tier's backbone in a fleet, and in its evaluation: {', '.join(KINDS)}",
     )
     add("--rows", type=names_of(ROWS), default=",".join(ROWS), metavar="ROW,…", help=", ".join(ROWS))
     add("--max-samples", type=int, default=0, help="use so many training samples only")

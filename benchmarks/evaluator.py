@@ -40,10 +40,15 @@ class Evaluator:
 
     def _set(self, kept: AdoptedWeights) -> EvaluationSet:
         adopted, work = kept.adopted, self._work
-        key = msgspec.json.encode(adopted.tier_plan)
+        own = work.on_device.get(adopted.tier)
+        key = msgspec.json.encode((own, adopted.tier_plan))
         if key not in self._sets:
             plan = plan_of(kept)
-            backbone = self._load(work.backbone_of(adopted.tier), work.tiers[adopted.tier])
+            layers = work.tiers[adopted.tier]
+            if own is not None:  # judged as its devices answer
+                backbone = shared_backbone(own[0], layers, own[1])
+            else:
+                backbone = self._load(work.backbone_of(adopted.tier), layers)
             rows = [example.row for example in work.evaluation]
             maker = BatchMaker(backbone, plan, adopted.tier, TARGET_MESSAGE_BYTES)
             self._sets[key] = EvaluationSet(maker, plan.task, lambda: rows, stopped=lambda: False)

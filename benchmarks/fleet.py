@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.workload import Workload
+from sidestream.contract.plan import Precision
 from sidestream.demo.shards import Example, deal
 
 _DEPTH_OF_ALL = 6  # stands for a whole backbone's layers where only their ratio to others matters
@@ -30,6 +31,8 @@ class FleetDevice:
     """It stops for good half-way through its data."""
     joins_after: str = ""
     """It starts when this device leaves; empty: at the beginning."""
+    on_device: tuple[str, Precision] | None = None
+    """Where it loads the backbone from, and in what; None: as the plan says."""
     windows: int = 0
     """Of a language model: pieces that its data goes through the backbone in; 0: every example is one."""
 
@@ -48,7 +51,13 @@ def make_fleet(work: Workload, *, devices: int, alpha: float, seed: int, churn: 
         tier = tiers[index % len(tiers)]
         speed = 1 / (work.tiers[tier] or max(_DEPTH_OF_ALL, *work.tiers.values()))
         fleet.append(
-            FleetDevice(name=f"{tier}-{index // len(tiers) + 1:02d}", tier=tier, examples=shard, speed=speed)
+            FleetDevice(
+                name=f"{tier}-{index // len(tiers) + 1:02d}",
+                tier=tier,
+                examples=shard,
+                speed=speed,
+                on_device=work.on_device.get(tier),
+            )
         )
     return _with_churn(fleet, seed) if churn else fleet
 

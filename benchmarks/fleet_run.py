@@ -27,7 +27,6 @@ from side_trainer.settings.schema import TrainerConfig
 from side_trainer.trainer import run_trainer
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.runtimes import shared_backbone
-from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.contract.errors import StateError
 from sidestream.contract.plan import Precision
@@ -123,10 +122,10 @@ class _Crew:
 
         def load(reference: str, layers: int, precision: Precision, task: Task) -> Backbone:
             member.meter = self._meter(member, stop)
+            reference, precision = device.on_device or (reference, precision)
             inner = shared_backbone(reference, layers, precision, task)
             if isinstance(inner, TorchLanguageModel):
                 return MeteredModel(inner, member.meter)
-            assert isinstance(inner, TorchBackbone)
             return MeteredBackbone(inner, member.meter)
 
         try:

@@ -62,7 +62,7 @@ class LightDevice:
         self._outbox = Outbox(folder, job=job, device=name, tier="small", max_bytes=2**30)
         self._mailbox = Mailbox()
         self._transport = Connection(BrokerSettings(url=url), client_id=f"sidestream-{job}-{name}")
-        self._link = LinkState()
+        self._link = LinkState(self._mailbox.wake)
         self._link.begin(FlowPlan(window=4, retry_s=5.0))
         self._in_flight = InFlight(self._link, metrics=AgentMetrics(CollectorRegistry()), trace=Trace())
         self._sender = Sender(
@@ -75,16 +75,13 @@ class LightDevice:
             trace=Trace(),
         )
         self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=run, daemon=True) for run in (self._sender.run, self._listen)
-        ]
+        self._thread = threading.Thread(target=self._live, daemon=True)
 
     def start(self) -> None:
         """Connect, and send whatever is in the outbox."""
         self._transport.subscribe(self._topics.receipt("small", self.name))
         self._transport.start(self._mailbox.put)
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def add(self) -> int:
         """Put one more batch into the outbox; return its rows."""
@@ -121,16 +118,17 @@ class LightDevice:
 
     def close(self) -> None:
         self._stop.set()
-        self._sender.stop()
-        for thread in self._threads:
-            thread.join(10.0)
+        self._mailbox.wake()
+        self._thread.join(10.0)
         self._transport.close()
         self._outbox.close()
 
-    def _listen(self) -> None:
+    def _live(self) -> None:
         while not self._stop.is_set():
             for event in self._mailbox.take(0.5):
                 self._on_event(event)
+            while self._sender.send_next():
+                pass
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Received):

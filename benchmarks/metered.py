@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from sidestream.backbone.backbone import Choose
+from sidestream.backbone.backbone import Backbone, Choose
 from sidestream.backbone.inputs import Input
+from sidestream.backbone.preprocessor import Prepared
 from sidestream.backbone.sampled import Sampled
-from sidestream.backbone.torch_runtime.backbone import TorchBackbone
 from sidestream.backbone.torch_runtime.language_model import TorchLanguageModel
 from sidestream.backbone.windows import Window
 from sidestream.contract.sampling import EVERY_TOKEN
 from sidestream.contract.tasks import NO_TARGET
+from sidestream.contract.tensors import Floats
 
 _STALL_S = 3.0  # a device whose turn it is may be busy elsewhere; the others wait no longer than this
 
@@ -86,12 +87,19 @@ class Meter:
         self._after(self.rows)
 
 
-class MeteredBackbone(TorchBackbone):
+class MeteredBackbone(Backbone):
     """The same weights as another backbone, which is not copied."""
 
-    def __init__(self, inner: TorchBackbone, meter: Meter) -> None:
+    def __init__(self, inner: Backbone, meter: Meter) -> None:
         vars(self).update(vars(inner))
+        self._inner = inner
         self._meter = meter
+
+    def fingerprint_of_first(self, layers: int) -> str:
+        return self._inner.fingerprint_of_first(layers)
+
+    def _run(self, tokens: Prepared, taps: Sequence[int], take: Callable[[Floats], None]) -> None:
+        self._inner._run(tokens, taps, take)
 
     def forward(
         self,

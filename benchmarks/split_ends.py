@@ -21,6 +21,7 @@ from benchmarks.fleet import FleetDevice
 from benchmarks.workload import JOB, write_examples
 from broker_config.testing.inprocess import InProcessBroker
 from edge_agent.batches.patience import Patience
+from edge_agent.batches.side_tasks import SideTasks
 from edge_agent.config import AgentConfig, DataConfig
 from edge_agent.context import AgentContext
 from edge_agent.samples.sources import open_source
@@ -189,7 +190,7 @@ class DeviceEnd:
         data = DataConfig(path=str(write_examples(folder / "data.jsonl", about.examples)), held_out_share=0.0)
         context = _context(self.outbox, data)
         backbone = shared_backbone(tier.backbone, tier.layers, "f32", plan.task)
-        patience = Patience("computing waits", lambda: False)
+        patience = Patience("computing waits", lambda: False, SideTasks())
         preparer, writer = Preparer(backbone, plan, about.tier), Writer(plan, about.tier)
         passes = passes_of(plan)
         batches = StoredBatches(self.outbox, passes)

@@ -17,6 +17,7 @@ from edge_agent.samples.sources import open_source
 from side_trainer.settings.implied import with_implied
 from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.errors import ConfigError, DataError
+from sidestream.contract.plan import Precision
 from sidestream.demo.shards import Example
 
 JOB = "benchmark"
@@ -38,6 +39,9 @@ class Workload:
     """Reference to the frozen model."""
     backbones: Mapping[str, str] = field(default_factory=dict)
     """By tier, where it has another one."""
+
+    on_device: Mapping[str, tuple[str, Precision]] = field(default_factory=dict)
+    """By tier, where its devices load the backbone from, and in what, if not as the plan says."""
 
     way: Mapping[str, Any] = field(default_factory=dict)
     """How every tier taps and sends, as trainer.toml has it, where it is not the default."""

@@ -1,15 +1,17 @@
 """What a training method owns on the device: what is done with samples, and with the weights that come down.
 
 A method lives in a room of its own; :mod:`edge_agent.method_registry` names them all. The session loads the
-backbone, keeps the threads and hears the network; what these are for is the method's to say.
+backbone, keeps the thread and hears the network; what these are for is the method's to say.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+from edge_agent.batches.patience import Patience
+from edge_agent.batches.side_tasks import SideTasks
 from edge_agent.context import AgentContext
 from edge_agent.samples.source import SampleSource
 from edge_agent.uplink.link_state import LinkState
@@ -27,6 +29,7 @@ class DeviceMethod(ABC):
         context: The agent's.
         plan: In force when it began.
         link: Woken when there is something to send; says how large it may be.
+        side_tasks: Have their turns on the thread that works samples off.
         stopped: Asked often; true ends everything.
         on_adopted: Called when other weights are in use.
     """
@@ -40,16 +43,23 @@ class DeviceMethod(ABC):
         plan: Plan,
         link: LinkState,
         *,
+        side_tasks: SideTasks,
         stopped: Callable[[], bool],
         on_adopted: Callable[[], None],
     ) -> None:
         self.context = context
         self.plan = plan
         self.link = link
+        self.side_tasks = side_tasks
         self.stopped = stopped
         self.on_adopted = on_adopted
         self.adopter = self.make_adopter()
         """Takes the weights that come down."""
+        side_tasks.add(self.adopter.turn)
+
+    def patience(self) -> Patience:
+        """For the thread that works samples off."""
+        return Patience("computing waits", self.stopped, self.side_tasks)
 
     @property
     def assignment(self) -> int:
@@ -76,10 +86,6 @@ class DeviceMethod(ABC):
     @abstractmethod
     def make_adopter(self) -> Adopter:
         """What takes the weights that come down."""
-
-    @abstractmethod
-    def side_work(self) -> Iterator[tuple[str, Callable[[], None]]]:
-        """What else runs while samples are worked off, each on a thread of its own, by that thread's name."""
 
     @abstractmethod
     def work_off(self, source: SampleSource, backbone: Backbone) -> None:

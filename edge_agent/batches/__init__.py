@@ -10,6 +10,7 @@ __all__ = [
     "patience",
     "producer",
     "rungs",
+    "side_tasks",
     "targets",
     "token_maker",
 ]

@@ -1,22 +1,23 @@
 """Labels that came later become batches, from the activations that were kept: no forward pass is made.
 
-Runs on a thread of its own, and looks every second. Knows no network.
+Takes short turns on the thread that computes, and looks every second. Knows no network.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from edge_agent.batches.coded import KeptActivations, joined, made_by, read, sampled_of
 from edge_agent.batches.message import HEADER_BYTES, ROW_BYTES, Letterhead
-from edge_agent.batches.patience import Patience
 from edge_agent.batches.targets import Unusable, targets_of
 from edge_agent.store.outbox import Consumed, Outbox
 from edge_agent.store.streams import Slot
 from edge_agent.store.unlabelled import LabelChanged, Labelled
+from sidestream.contract.errors import StorageError
 from sidestream.contract.plan import Plan
 
 _LOOK_S: Final = 1.0
@@ -38,8 +39,8 @@ class LateLabels:
         plan: The job, ready for the tier.
         tier: This device's tier.
         max_message_bytes: No message is larger.
-        stopped: Asked often; true ends :meth:`run`.
         on_batch: Called after each batch.
+        clock: Seconds that only rise.
     """
 
     def __init__(
@@ -49,8 +50,8 @@ class LateLabels:
         tier: str,
         *,
         max_message_bytes: int,
-        stopped: Callable[[], bool],
         on_batch: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outbox = outbox
         self._targets = targets_of(plan.task, plan.labels)
@@ -58,29 +59,38 @@ class LateLabels:
         self._letterhead = Letterhead.of(plan, tier)
         self._batch_size = plan.tiers[tier].batch_size
         self._most_bytes = max_message_bytes - HEADER_BYTES
-        self._stopped = stopped
-        self._patience = Patience("labels wait", stopped)
         self._on_batch = on_batch
+        self._clock = clock
+        self._next_s = 0.0
+        self._full = False  # the disk
         self._task, self._labels = plan.task, plan.labels
+        self._told_job = False
 
-    def run(self) -> None:
-        """Take labels up until stopped.
+    def turn(self) -> float:
+        """Take up some labels, if it is time to look; return the seconds until it is time again.
 
         Raises:
             StateError: the outbox cannot be read.
         """
-        self._patience.write(self._tell_job)
-        while not self._stopped():
-            self._patience.write(self._take_up_all)
-            self._patience.pause(_LOOK_S)
+        if (left_s := self._next_s - self._clock()) > 0:
+            return left_s
+        try:
+            if not self._told_job:
+                self._tell_job()
+            again, self._full = self.take_up(), False
+        except StorageError as exc:
+            if not self._full:
+                log.error("%s; labels wait until then, and nothing is lost", exc)
+            again, self._full = False, True
+        if again:
+            return 0.0
+        self._next_s = self._clock() + _LOOK_S
+        return _LOOK_S
 
     def _tell_job(self) -> None:
         with self._outbox.unlabelled(writes=True) as store:
             store.set_job(self._task, self._labels)
-
-    def _take_up_all(self) -> None:
-        while not self._stopped() and self.take_up():
-            pass
+        self._told_job = True
 
     def take_up(self) -> bool:
         """Make one batch, if there are labels for one. Returns whether it is worth looking again at once."""

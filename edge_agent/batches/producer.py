@@ -1,6 +1,6 @@
 """Samples to batches: forward each once, sample, quantise, into the outbox.
 
-Runs on a thread of its own, so that forward passes overlap with sending. Knows no network.
+Runs on the thread that computes, so that forward passes overlap with sending. Knows no network.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sidestream.host.trace import Trace
 
 _LOOK_AHEAD = 4  # batches; samples of similar length are computed together
 _WAIT_S = 0.1
+_SIDE_TASKS_EVERY = 256  # samples that were perhaps known already
 _JUDGED_BY = 8  # texts that a tokenizer is judged by, where the source showed none beforehand
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Producer:
         rungs: Make the batches.
         held_out_share: Share of the samples that is set aside.
         poll_s: How often a source that has not ended is asked again.
-        stopped: Asked often; true ends :meth:`run`.
+        patience: Waits, and ends :meth:`run`.
         on_batch: Called after each batch.
         metrics: Told how long forward passes take.
         trace: Told what is done when.
@@ -55,7 +56,7 @@ class Producer:
         *,
         held_out_share: float,
         poll_s: float,
-        stopped: Callable[[], bool],
+        patience: Patience,
         on_batch: Callable[[], None],
         metrics: AgentMetrics,
         trace: Trace,
@@ -63,8 +64,8 @@ class Producer:
         self._source = source
         self._outbox = outbox
         self._rungs = rungs
-        self._patience = Patience("computing waits", stopped)
-        self._intake = Intake(outbox, rungs, self._patience, held_out_share)
+        self._patience = patience
+        self._intake = Intake(outbox, rungs, patience, held_out_share)
         self._poll_s = poll_s
         self._on_batch = on_batch
         self._metrics = metrics
@@ -90,7 +91,9 @@ class Producer:
     def _work_off(self) -> None:
         self._renew_kept()
         while not self._patience.stopped():
-            for sample in self._source.read():
+            for number, sample in enumerate(self._source.read()):
+                if number % _SIDE_TASKS_EVERY == 0:
+                    self._patience.between()
                 lacking = self._source.lacking if sample.label is None else ""
                 self._pool += self._intake.take(sample, lacking)
                 if len(self._pool) >= _LOOK_AHEAD * self._rungs.batch_size:
@@ -133,6 +136,7 @@ class Producer:
                 size = self._rungs.batch_size  # it may be another one for every batch
                 batch, group = group[:size], group[size:]
                 self._forward(batch)
+                self._patience.between()
         pool.clear()
 
     def _judge(self, pool: Sequence[Ready]) -> None:

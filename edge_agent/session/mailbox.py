@@ -30,6 +30,7 @@ class Mailbox:
         self._counts: Counter[str] = Counter()
         self._newest: dict[tuple[str, str], Event] = {}
         self._bytes = 0
+        self._woken = False
         self._filled = threading.Condition()
 
     def put(self, event: Event) -> None:
@@ -47,10 +48,17 @@ class Mailbox:
             self._bytes = total
             self._filled.notify()
 
+    def wake(self) -> None:
+        """There is something else to do: :meth:`take` returns."""
+        with self._filled:
+            self._woken = True
+            self._filled.notify()
+
     def take(self, timeout_s: float) -> list[Event]:
         """Everything new, oldest first; waits up to ``timeout_s`` for something."""
         with self._filled:
-            self._filled.wait_for(lambda: self._newest, timeout_s)
+            self._filled.wait_for(lambda: self._newest or self._woken, timeout_s)
+            self._woken = False
             events = list(self._newest.values())
             self._newest.clear()
             self._bytes = 0

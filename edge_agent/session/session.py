@@ -1,8 +1,8 @@
 """One stay in a job: connected, under one plan, until done, stopped, or the plan becomes another one.
 
-The main thread handles what the network says and tells the work (:mod:`edge_agent.session.work`),
-which has threads of its own. Network callbacks only fill the mailbox. The first failure of any thread ends
-the session.
+The main thread handles what the network says, sends what waits in the outbox, and tells the work
+(:mod:`edge_agent.session.work`), which has a thread of its own. Network callbacks only fill the mailbox. The
+first failure of either thread ends the session.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from edge_agent.uplink.link_state import LinkState
 from edge_agent.uplink.sender import Sender
 from edge_agent.weights.choice import VersionChoice
 from edge_agent.weights.weights_inbox import WeightsInbox
+from sidestream.backbone.backbone import Backbone
 from sidestream.contract.errors import (
     BrokerError,
     DataError,
@@ -43,7 +44,7 @@ from sidestream.contract.messages import Flow, TrainerStatus, WeightsChunk
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import unpack
 
-_TICK_S = 0.1
+_TICK_S = 0.25  # news wake it
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +56,8 @@ class Session:
         self._context = context
         self._topics = topics = Topics(config.job)
         self._source = context.stream or open_source(config.data, outbox.folder)
-        self._link = link = LinkState()
+        self._mailbox = Mailbox(lambda event: self._receipts.stream_of(event))
+        self._link = link = LinkState(self._mailbox.wake)
         self._in_flight = InFlight(link, metrics=context.metrics, trace=context.trace, clock=context.clock)
         self._plans = PlanInbox(config.job, tier, outbox, context.trust, clock=context.clock)
         self._status = OwnStatus(context, topics.status(tier, name), self._source, link)
@@ -73,9 +75,8 @@ class Session:
             link=link,
             in_flight=self._in_flight,
         )
-        self._mailbox = Mailbox(self._receipts.stream_of)
         self._report = TelemetryReport(context, topics.telemetry(tier, name), self._mailbox, self._in_flight)
-        sender = Sender(
+        self._sender = Sender(
             outbox,
             self._transport,
             *(topics.activations(tier, name), topics.adapter(tier, name)),
@@ -87,12 +88,11 @@ class Session:
         self._work = Work(
             context,
             self._source,
-            sender,
             link,
             plans=self._plans,
             weights=self._weights,
             subscribe=self._transport.subscribe,
-            on_backbone=self._status.tell_backbone,
+            on_backbone=self._on_backbone,
             on_news=self._on_news,
         )
         self._outcomes: set[Outcome] = set()
@@ -134,13 +134,15 @@ class Session:
 
     def _loop(self) -> Outcome:
         while (outcome := self._outcome()) is None:
-            for event in self._mailbox.take(_TICK_S):
+            for event in self._mailbox.take(min(self._sender.due_s or _TICK_S, _TICK_S)):
                 try:
                     self._on_event(event)
                 except WireError as exc:
                     topic = event.topic if isinstance(event, Received) else "the connection"
                     log.error("a message on %s cannot be used: %s", topic, exc)
             self._tick()
+            while self._sender.send_next():  # a window of them, until there are receipts
+                pass
         return outcome
 
     def _outcome(self) -> Outcome | None:
@@ -291,6 +293,11 @@ class Session:
 
     def _on_news(self) -> None:
         self._report.due = True
+        self._mailbox.wake()
+
+    def _on_backbone(self, backbone: Backbone) -> None:
+        self._status.tell_backbone(backbone)
+        self._mailbox.wake()
 
     def _publish(self, word: LastWord) -> bool:
         try:
@@ -318,7 +325,7 @@ class Session:
         return True
 
     def _close(self, reason: str) -> None:
-        """Stop the threads, then take leave."""
+        """Stop the work, then take leave."""
         self._work.stop()
         if self._context.stream is None:
             self._source.close()

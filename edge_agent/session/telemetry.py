@@ -46,7 +46,7 @@ class TelemetryReport:
         self._in_flight = in_flight
         self._exporter = DeviceExporter(context.metrics)
         self._next_s = 0.0
-        self._said = ""
+        self._said = ("", False)  # and whether it was a warning
         self._said_s = 0.0
 
     def is_due(self, now: float) -> bool:
@@ -99,11 +99,11 @@ class TelemetryReport:
 
     def _log(self, telemetry: Telemetry, measures: Mapping[str, float]) -> None:
         line, now = progress_line(telemetry, measures), time.monotonic()
-        news = line != self._said and (telemetry.samples_read or telemetry.weights_version)
+        unused = telemetry.finished and account(telemetry).unused > 0
+        news = (line, unused) != self._said and (telemetry.samples_read or telemetry.weights_version)
         if news and (now - self._said_s > _PROGRESS_S or telemetry.finished):
-            unused = telemetry.finished and account(telemetry).unused
             log.log(logging.WARNING if unused else logging.INFO, "%s", line)
-            self._said, self._said_s = line, now
+            self._said, self._said_s = (line, unused), now
 
 
 def take_telemetry(outbox: Outbox, in_use: InUse | None, *, source_ended: bool) -> Telemetry:

@@ -1,7 +1,7 @@
-"""The work of one session: computing, sending, adopting, and what else its method does.
+"""The work of one session: computing, and between forward passes adopting and what else its method does.
 
-Each has a thread of its own. The backbone is loaded as soon as the plan names one; the rest begins once the
-plan is ready for the device's tier. Hears no messages: the session does, and tells.
+All of it on one thread. The backbone is loaded as soon as the plan names one; the rest begins once the plan
+is ready for the device's tier. Hears and sends no messages: the session does, and tells.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 
+from edge_agent.batches.side_tasks import SideTasks
 from edge_agent.context import AgentContext
 from edge_agent.method import DeviceMethod
 from edge_agent.method_registry import METHODS
 from edge_agent.samples.source import SampleSource, check_modality
 from edge_agent.session.plan_inbox import PlanInbox
 from edge_agent.uplink.link_state import LinkState
-from edge_agent.uplink.sender import Sender
 from edge_agent.weights.adoption import InUse
 from edge_agent.weights.codebooks import CodebooksInbox
 from edge_agent.weights.weights_inbox import WeightsInbox
@@ -27,23 +27,22 @@ from sidestream.contract.tasks import TASKS, Task
 from sidestream.contract.topics import Topics
 from sidestream.contract.wire import unpack
 
-_TICK_S = 0.1
+_LOOK_S = 0.5  # at most, where somebody wakes us
 _ADOPT_FIRST_S = 2.0  # loading the backbone waits so long for retained weights: it would hold them up
 _JOIN_S = 15.0
 
 
 class Work:
-    """The threads, and what goes to them. Belongs to the session's thread.
+    """The thread, and what goes to it. Belongs to the session's thread.
 
     Args:
         context: Whose work it is.
         source: Its samples.
-        sender: Sends the batches.
-        link: Told how fast the plan has it send; says how large they may be.
+        link: Told how fast the plan has it send; says how large batches may be.
         plans: The plan in force.
         weights: Told when versions are wanted.
         subscribe: Listens to a topic.
-        on_backbone: Called on a thread of the work's own once the backbone is loaded.
+        on_backbone: Called on the work's thread once the backbone is loaded.
         on_news: Likewise, when there is something to report: an adoption, a measurement, the end of the data.
     """
 
@@ -51,7 +50,6 @@ class Work:
         self,
         context: AgentContext,
         source: SampleSource,
-        sender: Sender,
         link: LinkState,
         *,
         plans: PlanInbox,
@@ -61,12 +59,11 @@ class Work:
         on_news: Callable[[], None],
     ) -> None:
         self.failure: BaseException | None = None
-        """What ended the first thread that failed."""
+        """What ended the work, if something did."""
         self.produced = False
         """Whether the data has ended and all of it is computed."""
         self._context = context
         self._source = source
-        self._sender = sender
         self._link = link
         self._plans = plans
         self._weights = weights
@@ -75,9 +72,9 @@ class Work:
         self._on_news = on_news
         self._codebooks: CodebooksInbox | None = None
         self._method: DeviceMethod | None = None
-        self._threads: list[threading.Thread] = []
+        self._side_tasks = SideTasks()
+        self._thread: threading.Thread | None = None
         self._ready = threading.Event()
-        self._adopted = threading.Event()
         self._closing = threading.Event()
 
     @property
@@ -102,8 +99,10 @@ class Work:
 
     def on_plan(self, plan: Plan) -> None:
         """A plan that knows the device's tier is in force: do what it lets be done."""
-        if not self._threads:
-            self._start(self._compute, "producer")
+        if self._thread is None:
+            name = f"work-{self._context.name}"
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread.start()
         if self._plans.ready and not self.begun:
             self._begin(plan)
 
@@ -116,20 +115,16 @@ class Work:
         prefix = Topics(self._context.config.job).codebooks_filter(self._context.tier)[:-1]
         if topic.startswith(prefix) and self._codebooks is not None:
             self._codebooks.on_chunk(unpack(CodebooksChunk, payload))
+            self._side_tasks.wake()
         elif self._method is not None:
             self._method.on_message(topic, payload)
 
     def stop(self) -> None:
-        """End the threads, and wait for them a while."""
+        """End the thread, and wait for it a while."""
         self._closing.set()
-        self._sender.stop()
-        if self._method is not None:
-            self._method.adopter.stop()
-        deadline = time.monotonic() + _JOIN_S
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-    # --- threads -----------------------------------------------------------------------------------------
+        self._side_tasks.wake()
+        if self._thread is not None:
+            self._thread.join(_JOIN_S)
 
     def _begin(self, plan: Plan) -> None:
         """Labels are fixed and the tier is settled: everything but computing starts here."""
@@ -139,33 +134,40 @@ class Work:
             self._subscribe(Topics(plan.job).codebooks_filter(self._context.tier))
         self._link.begin(plan.flow)
         self._method = METHODS[type(plan.method)](
-            self._context, plan, self._link, stopped=self._stopped, on_adopted=self._on_adopted
+            *(self._context, plan, self._link),
+            side_tasks=self._side_tasks,
+            stopped=self._stopped,
+            on_adopted=self._on_news,
         )
         self._ready.set()
         for topic in self._method.topics(Topics(plan.job)):
             self._subscribe(topic)
-        self._start(self._method.adopter.run, "adopter")
-        self._start(self._sender.run, "sender")
-        for name, side_work in self._method.side_work():
-            self._start(side_work, name)
         self._weights.begin(plan.run, self._method.adopter, every=self._method.needs_every)
+        self._side_tasks.wake()
 
-    def _on_adopted(self) -> None:
-        self._on_news()
-        self._adopted.set()
+    # --- its thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._compute()
+            while not self._stopped():
+                self._side_tasks.wait(_LOOK_S)
+        except BaseException as exc:
+            self.failure = exc
+            self._on_news()
 
     def _compute(self) -> None:
-        """The producer's thread: load the backbone, wait until the job is ready, work off the source."""
+        """Load the backbone, wait until the job is ready, work off the source."""
         context, plan = self._context, self._plans.plan
         assert plan is not None
         check_modality(self._source, plan.task)
         tier = plan.tiers[context.tier]
         if self._plans.ready and self._weights.newest is not None:
-            self._adopted.wait(_ADOPT_FIRST_S)
+            self._await(lambda: self.in_use is not None, _ADOPT_FIRST_S)
         while plan.method.awaits_cut(tier):  # the trainer decides how much of the model this device has
             if self._stopped():
                 return
-            time.sleep(_TICK_S)
+            self._side_tasks.wait(_LOOK_S)
             plan = self._plans.plan or plan
             tier = plan.tiers.get(context.tier, tier)
         headless = TASKS[plan.task].generates and not plan.method.needs_head(plan.task)
@@ -174,32 +176,26 @@ class Work:
         backbone.check_head(tier.head)
         backbone.check_inputs(self._source.first_inputs())
         self._on_backbone(backbone)
-        while not self._ready.wait(_TICK_S):
-            if self._stopped():
-                return
+        if not self._await(self._ready.is_set):
+            return
         self._plans.check_backbone(backbone)
         assert self._method is not None and self._codebooks is not None
-        while not self._codebooks.found.wait(_TICK_S):
-            if self._stopped():
-                return
+        if not self._await(self._codebooks.found.is_set):
+            return
         self._method.work_off(self._source, backbone)
         if not self._stopped():
             self.produced = True
             self._on_news()
+
+    def _await(self, what: Callable[[], bool], most_s: float = float("inf")) -> bool:
+        """Do nothing but side tasks until something is so, for so long at most; False if stopped before."""
+        until_s = time.monotonic() + most_s
+        while not what() and not self._stopped() and time.monotonic() < until_s:
+            self._side_tasks.wait(_LOOK_S)
+        return not self._stopped()
 
     def _reference(self, tier: TierPlan) -> str:
         return self._context.config.backbone or tier.backbone
 
     def _stopped(self) -> bool:
         return self._closing.is_set() or self._context.stop.is_set()
-
-    def _start(self, work: Callable[[], None], name: str) -> None:
-        def guarded() -> None:
-            try:
-                work()
-            except BaseException as exc:
-                self.failure = self.failure or exc
-
-        thread = threading.Thread(target=guarded, name=f"{name}-{self._context.name}", daemon=True)
-        self._threads.append(thread)
-        thread.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -11,6 +11,7 @@ from edge_agent.batches.assigned import Assigned
 from edge_agent.batches.late_labels import LateLabels
 from edge_agent.batches.producer import Producer
 from edge_agent.batches.rungs import Rungs
+from edge_agent.batches.side_tasks import SideTasks
 from edge_agent.batches.token_maker import TokenMaker, maker_of
 from edge_agent.context import AgentContext
 from edge_agent.method import DeviceMethod
@@ -40,10 +41,15 @@ class SideTuningDevice(DeviceMethod):
         plan: Plan,
         link: LinkState,
         *,
+        side_tasks: SideTasks,
         stopped: Callable[[], bool],
         on_adopted: Callable[[], None],
     ) -> None:
-        super().__init__(context, plan, link, stopped=stopped, on_adopted=on_adopted)
+        super().__init__(
+            *(context, plan, link), side_tasks=side_tasks, stopped=stopped, on_adopted=on_adopted
+        )
+        if not TASKS[plan.task].generates:  # a language model's truth is its text: no label is waited for
+            side_tasks.add(self._late_labels().turn)
         self._assigned = Assigned(plan, context.tier)
         self._kept = context.outbox.folder / _ASSIGNMENT
         if self._assigned.bounds is not None:  # a start goes on by it, before the broker has said anything
@@ -63,6 +69,7 @@ class SideTuningDevice(DeviceMethod):
             metrics=context.metrics,
             trace=context.trace,
             trust=context.trust,
+            wake=self.side_tasks.wake,
         )
 
     @property
@@ -100,18 +107,14 @@ class SideTuningDevice(DeviceMethod):
             rung = f", {way.rung.sampling} {way.rung.codec.value}" if way.rung is not None else ""
             log.info("from now on batches of %d, %d tokens%s", way.batch_size, way.max_tokens, rung)
 
-    def side_work(self) -> Iterator[tuple[str, Callable[[], None]]]:
-        if TASKS[self.plan.task].generates:  # a language model's truth is its text: no label is waited for
-            return
-        late_labels = LateLabels(
+    def _late_labels(self) -> LateLabels:
+        return LateLabels(
             self.context.outbox,
             self.plan,
             self.context.tier,
             max_message_bytes=self.link.max_message_bytes,
-            stopped=self.stopped,
             on_batch=self.link.wake,
         )
-        yield "labels", late_labels.run
 
     def work_off(self, source: SampleSource, backbone: Backbone) -> None:
         context = self.context
@@ -132,7 +135,7 @@ class SideTuningDevice(DeviceMethod):
             rungs,
             held_out_share=context.held_out_share,
             poll_s=context.config.data.poll_s,
-            stopped=self.stopped,
+            patience=self.patience(),
             on_batch=self.link.wake,
             metrics=context.metrics,
             trace=context.trace,

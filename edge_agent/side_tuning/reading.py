@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
 import msgspec
 
 from edge_agent.weights.adoption import Opened
 from sidestream.contract.errors import MismatchError
 from sidestream.contract.plan import Plan
-from sidestream.side_network.bundle import decode_bundle
+from sidestream.side_network.bundle import decode_bundle, digest
 from sidestream.side_network.inference import InferenceNetwork
+
+_shared: WeakValueDictionary[str, InferenceNetwork] = WeakValueDictionary()
 
 
 def read_side_network(data: bytes, *, plan: Plan, tier: str) -> Opened:
@@ -18,8 +22,8 @@ def read_side_network(data: bytes, *, plan: Plan, tier: str) -> Opened:
         DecodeError: it is none.
         MismatchError: it is another one.
     """
-    bundle = decode_bundle(data)
-    about, wanted = bundle.about, plan.tiers[tier]
+    network = _network(data)
+    about, wanted = network.about, plan.tiers[tier]
     blocks = about.side_network.blocks
     if (
         about.job != plan.job
@@ -33,4 +37,13 @@ def read_side_network(data: bytes, *, plan: Plan, tier: str) -> Opened:
         )
     if about.tiers.get(tier) != wanted.align or about.aligns.get(wanted.align) != wanted.width:
         raise MismatchError(f"the bundle does not serve tier {tier!r} of width {wanted.width}")
-    return Opened(about.run, about.version, InferenceNetwork(bundle))
+    return Opened(about.run, about.version, network)
+
+
+def _network(data: bytes) -> InferenceNetwork:
+    """A bundle's, which all agents of this process share."""
+    name = digest(data)
+    network = _shared.get(name)
+    if network is None:
+        network = _shared[name] = InferenceNetwork(decode_bundle(data))
+    return network

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class SplitEvaluation:
-    """Belongs to the adopter's thread.
+    """Belongs to the thread that computes.
 
     Args:
         context: The agent's.
@@ -49,8 +49,9 @@ class SplitEvaluation:
         self._stopped = stopped
         self._told = False
 
-    def extend(self) -> None:
+    def extend(self) -> bool:
         """Nothing can be computed before there are adapters."""
+        return False
 
     def measure(self, bundle: AdapterBundle, align: str) -> Score | None:
         """How well the whole model answers with a version; None if stopped meanwhile."""

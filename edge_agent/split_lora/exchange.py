@@ -93,10 +93,12 @@ class Exchange:
         self._ask_again()
         try:
             while not self._patience.stopped():
-                if not self._step():
-                    if self._is_done():
-                        return
-                    self._wait()
+                if self._step():
+                    self._patience.between()
+                elif self._is_done():
+                    return
+                else:  # for an answer, for adapters, or for samples
+                    self._patience.wait(_WAIT_S)
         finally:
             self._intake.give_back()
 
@@ -135,14 +137,6 @@ class Exchange:
         for flight in flights:
             self._turn_back(flight)
         return bool(flights)
-
-    def _wait(self) -> None:
-        """For an answer, for adapters, or for samples."""
-        try:
-            reply = self._replies.get(timeout=_WAIT_S)
-        except queue.Empty:
-            return
-        self._replies.put(reply)
 
     def _is_done(self) -> bool:
         if not self._intake.ended or self._batches.left or self._batches.flights():

@@ -57,6 +57,7 @@ class FrozenUpload:
             while not self._patience.stopped():
                 busy = False if self._intake.ended else self._intake.read()
                 if self._send_next() or busy:
+                    self._patience.between()
                     continue
                 if self._intake.ended and not self._batches.left:
                     return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -62,10 +62,8 @@ class SplitDevice(DeviceMethod):
             metrics=context.metrics,
             trace=context.trace,
             trust=context.trust,
+            wake=self.side_tasks.wake,
         )
-
-    def side_work(self) -> Iterator[tuple[str, Callable[[], None]]]:
-        return iter(())
 
     def work_off(self, source: SampleSource, backbone: Backbone) -> None:
         parts = self._parts(source, backbone)
@@ -90,7 +88,7 @@ class SplitDevice(DeviceMethod):
 
     def _parts(self, source: SampleSource, backbone: Backbone) -> _Parts:
         context, tier = self.context, self.context.tier
-        patience = Patience("computing waits", self.stopped)
+        patience = self.patience()
         preparer, writer = Preparer(backbone, self.plan, tier), Writer(self.plan, tier)
         batches = StoredBatches(context.outbox, self._passes)
         intake = BatchIntake(
@@ -157,6 +155,7 @@ class SplitLoraDevice(SplitDevice):
             raise DecodeError(f"an answer is not the trainer's: {exc}") from exc
         if reply.run == self.plan.run:
             self._replies.put(reply)
+            self.side_tasks.wake()
 
     @property
     def _passes(self) -> int:

@@ -13,7 +13,7 @@ _NEWEST = 0.3  # what the last receipt counts in the mean
 
 
 class InFlight:
-    """Belongs to whoever holds ``link.changed``; :meth:`receipted` takes it.
+    """Belongs to one thread.
 
     Args:
         link: Says when what is under way is to be sent again.
@@ -44,6 +44,11 @@ class InFlight:
         self._sending_s = 0.0
         self._sending_since_s: float | None = None
         self._unanswered_s: float | None = None  # since when something is sent and nothing receipted
+
+    @property
+    def under_way(self) -> bool:
+        """Whether something was sent and is not receipted."""
+        return bool(self._first_sent)
 
     @property
     def silent_s(self) -> float:
@@ -108,21 +113,19 @@ class InFlight:
 
     def receipted(self, sequences: Sequence[int]) -> None:
         """These batches have left the outbox on a receipt: there is room in the window."""
-        with self._link.changed:
-            self.moved()
-            self.not_awaited()
-            window = self._link.flow.window if self._link.flow is not None else 1
-            for sequence in sequences:
-                if (sent := self._first_sent.pop(sequence, None)) is not None:
-                    took_s = self._moved_s - sent[0]
-                    self._metrics.receipt_seconds.observe(took_s)
-                    mean_s = took_s if self.receipt_s is None else self.receipt_s
-                    self.receipt_s = (1 - _NEWEST) * mean_s + _NEWEST * took_s
-                    # No more than a window is under way, so a lane is free again when its turn comes.
-                    lane = f"in flight {1 + sequence % (window + 1)}"
-                    self._trace.add("await receipt", lane, sent[1], batch=sequence)
-            # Of batches that were given up on the way there is no receipt.
-            for sequence in [sent for sent in self._first_sent if sequences and sent < sequences[-1]]:
-                del self._first_sent[sequence]
-            self._is_sending(bool(self._first_sent))
-            self._link.changed.notify()
+        self.moved()
+        self.not_awaited()
+        window = self._link.flow.window if self._link.flow is not None else 1
+        for sequence in sequences:
+            if (sent := self._first_sent.pop(sequence, None)) is not None:
+                took_s = self._moved_s - sent[0]
+                self._metrics.receipt_seconds.observe(took_s)
+                mean_s = took_s if self.receipt_s is None else self.receipt_s
+                self.receipt_s = (1 - _NEWEST) * mean_s + _NEWEST * took_s
+                # No more than a window is under way, so a lane is free again when its turn comes.
+                lane = f"in flight {1 + sequence % (window + 1)}"
+                self._trace.add("await receipt", lane, sent[1], batch=sequence)
+        # Of batches that were given up on the way there is no receipt.
+        for sequence in [sent for sent in self._first_sent if sequences and sent < sequences[-1]]:
+            del self._first_sent[sequence]
+        self._is_sending(bool(self._first_sent))

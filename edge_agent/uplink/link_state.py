@@ -1,8 +1,8 @@
-"""What is known of the way to the trainer: written by the session's thread, read and waited on by others."""
+"""What is known of the way to the trainer: written by the session's thread, which others may wake."""
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 
 from sidestream.contract.messages import Flow
 from sidestream.contract.plan import FlowPlan
@@ -12,9 +12,13 @@ _MESSAGE_ROOM_BYTES = 512  # what MQTT adds to a message, at most
 
 
 class LinkState:
-    """See the module. Whoever waits for a change holds :attr:`changed`."""
+    """See the module.
 
-    def __init__(self) -> None:
+    Args:
+        wake: Wakes the session's thread, from any other.
+    """
+
+    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
         self.connected = False
         """Whether the broker is there."""
         self.connections = 0
@@ -31,7 +35,9 @@ class LinkState:
         """The trainer has no room for what this device sends."""
         self.breaks = 0
         """Rises whenever batches that are under way are to be sent again."""
-        self.changed = threading.Condition()
+        self.news = True
+        """Whether there may be something to send that was not there when it was last looked for."""
+        self._wake = wake
 
     @property
     def max_message_bytes(self) -> int:
@@ -45,9 +51,8 @@ class LinkState:
 
     def set_flow(self, flow: Flow) -> None:
         """The trainer changed the rate."""
-        with self.changed:
-            self.flow = flow
-            self.changed.notify()
+        self.flow = flow
+        self.news = True
 
     def connection(self, up: bool) -> None:
         """The connection came up or went down; what was under way before may be lost."""
@@ -63,11 +68,10 @@ class LinkState:
 
     def send_again(self) -> None:
         """Repeat what is under way, with today's floor."""
-        with self.changed:
-            self.breaks += 1
-            self.changed.notify()
+        self.breaks += 1
+        self.news = True
 
     def wake(self) -> None:
-        """There is a new batch."""
-        with self.changed:
-            self.changed.notify()
+        """There is a new batch; from any thread."""
+        self.news = True
+        self._wake()

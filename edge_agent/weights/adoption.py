@@ -1,6 +1,7 @@
 """New weights: checked against the plan, swapped in, saved, measured. The newest one only.
 
-Runs on a thread of its own. A bundle that fails a check is refused and logged, and the old one stays.
+Takes short turns on the thread that computes. A bundle that fails a check is refused and logged, and the old
+one stays.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from edge_agent.batches.side_tasks import NOT_DUE
 from edge_agent.weights.adopted import Adopted, load_adopted, save_adopted
 from edge_agent.weights.evaluation import Score
 from edge_agent.weights.trust import Trust
@@ -26,6 +28,7 @@ from sidestream.side_network.bundle import digest
 
 _PACE = 10  # versions other than the final one may take up a tenth of the time
 _MOST_PAUSE_S = 60.0
+_WAITING = 2  # offers
 log = logging.getLogger(__name__)
 
 
@@ -60,8 +63,12 @@ Reader = Callable[[bytes], Opened]
 class Evaluation(Protocol):
     """The device's evaluation samples."""
 
-    def extend(self) -> None:
-        """Do with samples that are new what can be done before a version is there."""
+    def extend(self) -> bool:
+        """Do with some samples that are new what can be done before a version is there.
+
+        Returns:
+            Whether there were any.
+        """
 
     def measure(self, network: Any, align: str) -> Score | None:
         """How well a version answers; None if stopped meanwhile."""
@@ -73,7 +80,9 @@ class _Offer(NamedTuple):
 
 
 class Adopter:
-    """Adopts offered weights. :meth:`run` belongs to one thread; the rest may be called from any.
+    """Adopts offered weights.
+
+    :meth:`turn` and :meth:`evaluate_with` belong to one thread; the rest may be called from any.
 
     Args:
         state_dir: Where the weights in use are kept.
@@ -86,6 +95,8 @@ class Adopter:
         metrics: Counts them.
         trace: Told what is done when.
         trust: Told which version is in use.
+        wake: Called when there is something to do.
+        clock: Seconds that only rise.
     """
 
     def __init__(
@@ -101,6 +112,8 @@ class Adopter:
         metrics: AgentMetrics,
         trace: Trace,
         trust: Trust,
+        wake: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state_dir = state_dir
         self._plan = plan
@@ -122,10 +135,12 @@ class Adopter:
         self._trust = trust
         self._in_use: InUse | None = None
         self._evaluation: Evaluation | None = None
-        self._offer: _Offer | None = None
+        self._offers: list[_Offer] = []
+        self._wake = wake
+        self._clock = clock
         self._earliest_s = 0.0
-        self._stopped = False
-        self._changed = threading.Condition()
+        self._cost_s = 0.0  # of the version in use
+        self._lock = threading.Lock()
         self._restore()
 
     @property
@@ -143,54 +158,53 @@ class Adopter:
         return manifest.final and not in_use.final and manifest.version == in_use.version and changed
 
     def offer(self, manifest: WeightsManifest, bundle: bytes) -> None:
-        """Offer a version of the plan's run; one that is still waiting is forgotten for it."""
-        with self._changed:
-            self._offer = _Offer(manifest, bundle)
-            self._changed.notify()
+        """Offer a version of the plan's run; of those that wait the two newest stay."""
+        with self._lock:
+            # Two, for the newest may be forged, and refused. The last offered need not be the newest: a
+            # finished version stands on its topic for long.
+            waiting = [*self._offers, _Offer(manifest, bundle)]
+            self._offers = sorted(waiting, key=lambda one: one.manifest.version)[-_WAITING:]
+        self._wake()
 
     def evaluate_with(self, evaluation: Evaluation) -> None:
         """The backbone is there: measure the version in use, and all later ones."""
-        with self._changed:
-            self._evaluation = evaluation
-            self._changed.notify()
+        self._evaluation = evaluation
 
-    def stop(self) -> None:
-        """Make :meth:`run` return soon."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify()
+    def turn(self) -> float:
+        """Adopt, prepare measuring or measure, whichever is next.
 
-    def run(self) -> None:
-        """Adopt and measure until stopped."""
-        while True:
-            offer = self._next()
-            if self._stopped:
-                return
-            started = time.monotonic()
-            if offer is not None:
-                self._consider(offer)
-            prepared_s = self._prepare()
+        Returns:
+            The seconds until there is more to do.
+        """
+        started = self._clock()
+        offer, left_s = self._due_offer()
+        if offer is not None:
+            self._consider(offer)
+            self._cost_s = 0.0
+        elif self._evaluation is None or not self._unmeasured():
+            return left_s
+        elif self._evaluation.extend():  # each sample once: no cost of a version
+            return 0.0
+        else:
             self._measure()
-            now = time.monotonic()
-            self._earliest_s = now + min(_PACE * (now - started - prepared_s), _MOST_PAUSE_S)
+        self._cost_s += self._clock() - started
+        self._earliest_s = self._clock() + min(_PACE * self._cost_s, _MOST_PAUSE_S)
+        return 0.0
 
-    def _next(self) -> _Offer | None:
-        """Wait for something to do: an offer whose time has come, or a version to measure."""
-        with self._changed:
-            while not self._stopped:
-                if self._offer is not None and (left_s := self._left_s(self._offer)) <= 0:
-                    offer, self._offer = self._offer, None
-                    return offer
-                if self._unmeasured():
-                    return None
-                self._changed.wait(left_s if self._offer is not None else None)
-            return None
-
-    def _left_s(self, offer: _Offer) -> float:
-        return 0.0 if offer.manifest.final else self._earliest_s - time.monotonic()
+    def _due_offer(self) -> tuple[_Offer | None, float]:
+        """An offer whose time has come, if there is one; or the seconds until then."""
+        with self._lock:
+            if not self._offers:
+                return None, NOT_DUE
+            offer = self._offers[-1]
+            left_s = 0.0 if offer.manifest.final else self._earliest_s - self._clock()
+            if left_s > 0:
+                return None, left_s
+            self._offers.pop()
+            return offer, 0.0
 
     def _unmeasured(self) -> bool:
-        return self._evaluation is not None and self._in_use is not None and self._in_use.score is None
+        return self._in_use is not None and self._in_use.score is None
 
     def _consider(self, offer: _Offer) -> None:
         manifest, data = offer
@@ -221,17 +235,9 @@ class Adopter:
         )
         self._on_change()
 
-    def _prepare(self) -> float:
-        """Forward the evaluation samples, once each; the seconds it took are no cost of a version."""
-        started = time.monotonic()
-        if self._evaluation is not None:
-            self._evaluation.extend()
-        return time.monotonic() - started
-
     def _measure(self) -> None:
         evaluation, in_use = self._evaluation, self._in_use
-        if evaluation is None or in_use is None or in_use.score is not None:
-            return
+        assert evaluation is not None and in_use is not None
         started = self._trace.now()
         with self._metrics.evaluation_seconds.time():
             score = evaluation.measure(in_use.network, self._about.tier_plan.align)

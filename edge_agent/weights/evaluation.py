@@ -69,11 +69,13 @@ class EvaluationSet:
         self._rows = rows
         self._stopped = stopped
         self._known = 0
+        self._fresh: list[Row] = []  # known, and not computed yet
         self._chunks: list[_EvaluationBatch] = []
 
     def measure(self, network: InferenceNetwork, align: str) -> Score | None:
         """How well backbone and side-network answer; None if stopped meanwhile."""
-        self.extend()
+        while not self._stopped() and self.extend():
+            pass
         tally, probe, samples = Tally(), Tally(), 0
         for chunk in self._chunks:
             if self._stopped():
@@ -89,16 +91,18 @@ class EvaluationSet:
         yardstick = probe.measures(self._task).get("accuracy") if probe.units else None
         return Score(tally, tally.measures(self._task), samples, yardstick)
 
-    def extend(self) -> None:
-        """Compute the activations of samples that are new since the last time."""
-        rows = self._rows()
-        fresh = [row for row in rows[self._known :] if row.label and not row.is_blank]
-        fresh.sort(key=lambda row: row.size)
-        for start in range(0, len(fresh), _ROWS):
-            if self._stopped():
-                return
-            self._add(fresh[start : start + _ROWS])
-        self._known = len(rows)
+    def extend(self) -> bool:
+        """Compute the activations of a few samples that are new; return whether there were any."""
+        if not self._fresh:
+            rows = self._rows()
+            self._fresh = [row for row in rows[self._known :] if row.label and not row.is_blank]
+            self._fresh.sort(key=lambda row: row.size)
+            self._known = len(rows)
+        if not self._fresh:
+            return False
+        self._add(self._fresh[:_ROWS])
+        del self._fresh[:_ROWS]
+        return True
 
     def _add(self, rows: Sequence[Row]) -> None:
         sampled = self._maker.forward([row.input for row in rows])

@@ -52,10 +52,12 @@ class TokenEvaluation(EvaluationSet):
         self._tokens_of = maker
         self._left = most_tokens
         self._samples = 0
+        self._windows: Sequence[Window] = ()  # of the sample before the next one, not computed yet
         self._kept: list[_TokenBatch] = []
 
     def measure(self, network: InferenceNetwork, align: str) -> Score | None:
-        self.extend()
+        while not self._stopped() and self.extend():
+            pass
         tally = Tally()
         for chunk in self._kept:
             if self._stopped():
@@ -64,24 +66,33 @@ class TokenEvaluation(EvaluationSet):
             tally += tally_tokens(*self._tokens_of.model.judge(states, chunk.targets))
         return None if self._stopped() else Score(tally, tally.measures(Task.CAUSAL_LM), self._samples)
 
-    def extend(self) -> None:
+    def extend(self) -> bool:
+        if not self._windows:
+            self._windows = self._next_windows()
+        if not self._windows:
+            return False
+        self._keep(self._windows[:_AT_ONCE])
+        self._windows = self._windows[_AT_ONCE:]
+        return True
+
+    def _next_windows(self) -> Sequence[Window]:
+        """Those of the next sample that has any; none where enough is computed, or no sample is new."""
         rows = self._rows()
-        for row in rows[self._known :]:
-            if self._left <= 0 or self._stopped():
-                break
+        while self._left > 0 and self._known < len(rows):
+            row = rows[self._known]
+            self._known += 1
             try:
                 windows = self._tokens_of.windows(row)
             except Unusable as exc:
                 log.warning("an evaluation sample is left out: %s", exc)
                 continue
-            finally:
-                self._known += 1
             self._samples += 1
-            for start in range(0, len(windows), _AT_ONCE):
-                self._keep(windows[start : start + _AT_ONCE])
+            if windows:
+                return windows
+        return ()
 
     def _keep(self, windows: Sequence[Window]) -> None:
-        if self._left <= 0 or self._stopped():
+        if self._left <= 0:
             return
         sampled = self._tokens_of.every(windows)
         assert sampled.targets is not None

@@ -10,8 +10,9 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import inspect
@@ -48,13 +49,19 @@ def load_config(
             setting is unknown, missing, or of the wrong type or value.
     """
     settings = {} if path is None else read_table(path)
-    info = inspect.type_info(kind)
+    info = _info(cast(Any, kind))
     _check_names(settings, info, "")
     for name, value in (overrides or {}).items():
         _set(settings, name, _typed(value, _field_type(info, name), name))
     settings = complete(settings)
     _check_values(settings, info, "")
     return _convert(settings, kind)
+
+
+@cache
+def _info(kind: Any) -> inspect.Type:
+    """What a type of settings holds; a crew reads hundreds of files of one type."""
+    return inspect.type_info(kind)
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -79,7 +86,7 @@ def _convert(settings: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(settings, type=kind)
     except msgspec.ValidationError as exc:
-        raise _refused(str(exc), inspect.type_info(kind)) from exc
+        raise _refused(str(exc), _info(cast(Any, kind))) from exc
 
 
 def _refused(message: str, info: inspect.Type) -> ConfigError:

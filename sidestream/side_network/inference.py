@@ -38,6 +38,8 @@ class InferenceNetwork:
 
     def __init__(self, bundle: Bundle) -> None:
         check_parameters(bundle)
+        self.about = bundle.about
+        """What the weights are of."""
         self.scale = bundle.about.scale
         """What answers are measured in, where they are numbers."""
         self._spec = bundle.about.side_network

@@ -1,6 +1,6 @@
 """A producer in a process of its own, for killing: ``agent_process.py STATE_DIR DATA BACKBONE``.
 
-Labels that come later are taken up on a thread beside it; it ends once both have nothing left to do.
+Labels that come later are taken up between its batches; it ends once there is nothing left to do.
 
 No network: batches pile up in the outbox, so that a test can look at what every life left behind.
 """
@@ -8,7 +8,6 @@ No network: batches pile up in the outbox, so that a test can look at what every
 from __future__ import annotations
 
 import sys
-import threading
 from pathlib import Path
 
 import msgspec
@@ -16,8 +15,10 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from edge_agent.batches.late_labels import LateLabels
+from edge_agent.batches.patience import Patience
 from edge_agent.batches.producer import Producer
 from edge_agent.batches.rungs import Rungs
+from edge_agent.batches.side_tasks import SideTasks
 from edge_agent.config import DataConfig
 from edge_agent.samples.sources import open_source
 from edge_agent.store.outbox import Outbox
@@ -37,12 +38,9 @@ def main(state_dir: str, data: str, reference: str) -> None:
     folder = prepare(Path(state_dir))
     with locked(folder, "an agent"):
         outbox = Outbox(folder, job=JOB, device="pi", tier=TIER, max_bytes=10**9)
-        over = threading.Event()
-        late = LateLabels(
-            outbox, plan, TIER, max_message_bytes=100_000, stopped=over.is_set, on_batch=lambda: None
-        )
-        labels = threading.Thread(target=late.run)
-        labels.start()
+        late = LateLabels(outbox, plan, TIER, max_message_bytes=100_000, on_batch=lambda: None)
+        side_tasks = SideTasks()
+        side_tasks.add(late.turn)
         print("ready", flush=True)
         Producer(
             open_source(DataConfig(path=data), folder),
@@ -50,13 +48,11 @@ def main(state_dir: str, data: str, reference: str) -> None:
             Rungs(backbone, plan, TIER, 100_000),
             held_out_share=0.2,
             poll_s=1.0,
-            stopped=lambda: False,
+            patience=Patience("computing waits", lambda: False, side_tasks),
             on_batch=lambda: None,
             metrics=AgentMetrics(CollectorRegistry()),
             trace=Trace(),
         ).run()
-        over.set()
-        labels.join()
         while late.take_up():
             pass
         outbox.close()

@@ -173,6 +173,7 @@ class Device:
         rung = ladder.choose(costs, ROWS)
         self.rungs.append(rung)
         self.outbox.append_all([(lambda slot: message(slot, costs[rung]), ROWS)], Consumed())
+        self.link.wake()
 
     def live(self, seconds: float) -> None:
         """Send what may be sent, for so long; every batch is receipted at once."""

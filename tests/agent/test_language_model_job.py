@@ -14,8 +14,10 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
+from edge_agent.batches.patience import Patience
 from edge_agent.batches.producer import Producer
 from edge_agent.batches.rungs import Rungs
+from edge_agent.batches.side_tasks import SideTasks
 from edge_agent.batches.token_maker import TokenMaker, cut_rows
 from edge_agent.config import DataConfig
 from edge_agent.samples.sample import Row, Sample
@@ -104,7 +106,7 @@ class Work:
                 Rungs(self.model, self.plan, "pi", message_bytes, **more),
                 held_out_share=held_out_share,
                 poll_s=0.05,
-                stopped=lambda: made[0] >= stop_after,
+                patience=Patience("computing waits", lambda: made[0] >= stop_after, SideTasks()),
                 on_batch=count,
                 metrics=AgentMetrics(CollectorRegistry()),
                 trace=Trace(),

@@ -46,7 +46,8 @@ class Sending:
         self.transport.start(lambda event: None)
         assert self.transport.wait_connected(20)
         self._runs = settings.pop("run", True)
-        self.link = LinkState()
+        self._stop, self._woken = threading.Event(), threading.Event()
+        self.link = LinkState(self._woken.set)
         self.link.begin(FlowPlan(window=settings.pop("window", 3), retry_s=settings.pop("retry_s", 60.0)))
         self.in_flight = InFlight(
             self.link, metrics=AgentMetrics(CollectorRegistry()), trace=Trace(), **settings
@@ -70,7 +71,7 @@ class Sending:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.sender.stop()
+        self._stop.set()
         if self._runs:
             self._thread.join(10)
         assert not self._thread.is_alive()
@@ -78,7 +79,9 @@ class Sending:
 
     def _run(self) -> None:
         try:
-            self.sender.run()
+            while not self._stop.is_set():
+                if not self.sender.send_next():
+                    self._woken.wait(0.02)
         except Exception as exc:
             self.error = exc
 

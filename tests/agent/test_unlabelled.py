@@ -52,9 +52,7 @@ def open_outbox(folder: Path, **changes: int) -> Outbox:
 
 
 def late_labels(outbox: Outbox) -> LateLabels:
-    return LateLabels(
-        outbox, PLAN, TIER, max_message_bytes=50_000, stopped=lambda: False, on_batch=lambda: None
-    )
+    return LateLabels(outbox, PLAN, TIER, max_message_bytes=50_000, on_batch=lambda: None)
 
 
 def keep(outbox: Outbox, number: int, *, held_out: bool = False) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from broker_config.embedded.broker import EmbeddedBroker
 from tests.agent.exported import exported
-from tests.e2e.processes import LABELS, ROOT, Processes
+from tests.e2e.processes import LABELS, ROOT, Processes, until
 from tests.e2e.without_torch import absent, installed, lines
 
 if sys.version_info >= (3, 11):
@@ -106,3 +106,21 @@ def test_it_takes_part_and_predicts_without_torch(fleet: Processes) -> None:
     )
     assert wrong.wait(60) == 1
     assert "torch is not installed here, and is wanted" in fleet.log("wrong")
+
+
+@pytest.mark.slow
+@pytest.mark.embedded
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_it_has_three_threads_and_no_library_adds_one(fleet: Processes) -> None:
+    folder = exported(fleet.backbone, fleet.folder / "exported", "int8")
+    fleet.trainer()
+    agent = fleet.start(
+        *("light", "agent", "run", "--job", fleet.job, "--device", "light", "--tier", "small"),
+        *("--broker", fleet.url, "--state-dir", str(fleet.folder / "light"), "--watch"),
+        *("--backbone", str(folder), "--threads", "1", "--data", str(fleet.write_data("light", 40))),
+        fresh=True,
+    )
+    until(lambda: "accuracy" in fleet.log("light"), "weights are adopted and measured")
+    threads = Path(f"/proc/{agent.pid}/task")
+    until(lambda: len(list(threads.iterdir())) == 3, "those that only start it have gone")
+    fleet.stop(agent, "light")

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from broker_config.testing.inprocess import InProcessBroker
 from edge_agent.batches.patience import Patience
+from edge_agent.batches.side_tasks import SideTasks
 from edge_agent.config import AgentConfig, DataConfig
 from edge_agent.context import AgentContext
 from edge_agent.samples.sources import open_source
@@ -302,7 +303,7 @@ class SplitDevice:
         )
         backbone = shared_backbone(tier.backbone, tier.layers)
         lower = lower_half(backbone, method.lora)
-        patience = Patience("waits", lambda: False)
+        patience = Patience("waits", lambda: False, SideTasks())
         preparer, writer = Preparer(backbone, self.plan, self.tier), Writer(self.plan, self.tier)
         batches = StoredBatches(self.outbox, method.passes)
         self.source = open_source(context.config.data, self.folder)
