@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import msgspec
 
 from metrics.accounts import account
-from metrics.fleet_page.fleet import Device, TierSummary, outbox_fill
+from metrics.fleet_page.fleet import Device
+from metrics.fleet_page.summary import TierSummary, outbox_fill
 from metrics.fleet_page.troubles import SEVERE, TITLES
 from metrics.fleet_page.view import (
     AssignedView,
