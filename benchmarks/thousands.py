@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -35,6 +36,7 @@ from benchmarks.result import about_this_run, write_json
 from benchmarks.table import render
 from benchmarks.wire_devices import WireDevice
 from sidestream.contract.topics import Topics
+from tests.forked import Process
 from tests.until import until
 
 _LABELS: Final = 8
@@ -42,8 +44,9 @@ _AT_ONCE: Final = 200
 _SENDERS: Final = 32
 _QUIET_S: Final = 5.0
 _WAIT_S: Final = 600.0
+_STORM_S: Final = 60.0
 _HEADINGS: Final = (
-    *("devices", "MiB", "quiet, CPU", "a birth, µs", "telemetry, µs", "page, first"),
+    *("devices", "MiB", "quiet, CPU", "a birth, µs", "telemetry, µs", "heard", "page, first"),
     *("page, after that", "/metrics", "of online"),
 )
 
@@ -53,18 +56,16 @@ class Fleet:
 
     Args:
         bench: Its trainer has settled the tier.
-        pid: The trainer's.
-        page: The page's URL,
-        metrics: and that of the metrics.
+        trainer: That trainer.
         every_s: How often each device reports.
     """
 
-    def __init__(self, bench: Bench, pid: int, page: str, metrics: str, every_s: float) -> None:
+    def __init__(self, bench: Bench, trainer: Process, every_s: float) -> None:
         self.devices: list[WireDevice] = []
-        self._pid = pid
-        self._page = page
-        self._metrics = metrics
+        self._bench = bench
+        self._found(trainer)
         self._every_s = every_s
+        self._sent = 0
         self._port = int(bench.url.rpartition(":")[2])
         self._topics = Topics(bench.job)
         self._model = any_batch(bench.trainer_state)
@@ -82,19 +83,30 @@ class Fleet:
         await self._reports(len(self.devices) / 1000)  # once each
         quiet = await self._quiet()
         mib = resident_mib(self._pid)
-        before = len(self.devices)
+        before, sent = self._count("telemetry"), self._sent
         telemetry_s = await self._cost(self._reports(seconds), quiet)
-        told = max(1, round(before * seconds / self._every_s))
+        told, sent = self._count("telemetry") - before, self._sent - sent
         latency = await self._while_polled(self._reports(seconds), seconds)
         return {
             "devices": size,
             "rss_mib": mib,
             "quiet_share": quiet,
             "birth_us": 1e6 * births_s / len(new),
-            "telemetry_us": 1e6 * telemetry_s / told,
+            "telemetry_us": 1e6 * telemetry_s / max(1, told),
+            "telemetry_heard": told / sent,
             **latency,
+            "unanswered": sum(one.unanswered for one in new),
             "online": self.online(),
         }
+
+    def _found(self, trainer: Process) -> None:
+        """Go on with a trainer that has just been started."""
+        log = self._bench.folder / "trainer.log"
+        until(lambda: "Ctrl-C stops it" in log.read_text(), "it runs")
+        said = log.read_text()
+        self._trainer_process, self._pid = trainer, trainer.pid
+        self._page = said.rpartition("page: ")[2].split()[0]
+        self._metrics = said.rpartition("metrics: ")[2].split(";")[0]
 
     async def rest(self) -> None:
         """Wait until everything is learnt."""
@@ -115,17 +127,20 @@ class Fleet:
     async def storm(self, many: int, seconds: float) -> dict[str, float]:
         """Drop so many at one moment, and have them come back; what was seen."""
         senders, struck = self.devices[:_SENDERS], self.devices[_SENDERS : _SENDERS + many]
+        spared = [*senders, *self.devices[_SENDERS + many :]]
         before = _receipts(senders)
-        await self._sending(senders, seconds)
+        await asyncio.gather(self._sending(senders, seconds), self._reports(seconds, spared))
         calm = _receipts(senders)[len(before) :]
         statuses, dropped = self._count("status"), self._trainer().get("inbox_dropped", 0)
-        sending = asyncio.create_task(self._sending(senders, seconds, reporting=True))
+        sending = asyncio.gather(self._sending(senders, seconds), self._reports(seconds, spared))
         online, began_s = self.online(), time.monotonic()
         for device in struck:
+            device.unanswered = 0
             device.drop()
         await asyncio.gather(*(device.come() for device in struck))
         answered_s = time.monotonic() - began_s
-        await _until(lambda: self.online() >= online, "all are online again")
+        with contextlib.suppress(AssertionError):  # how many are missing is told
+            await _until(lambda: self.online() >= online, "all are online again", _STORM_S)
         back_s = time.monotonic() - began_s
         await sending
         stormy = _receipts(senders)[len(before) + len(calm) :]
@@ -134,11 +149,31 @@ class Fleet:
             "statuses": self._count("status") - statuses,
             "answered_s": answered_s,
             "online_again_s": back_s,
+            "missing": online - self.online(),
+            "unanswered": sum(one.unanswered for one in struck),
             "inbox_dropped": self._trainer().get("inbox_dropped", 0) - dropped,
             "receipts": len(stormy),
             "calm_p95_s": float(np.percentile(calm, 95)),
             "storm_p95_s": float(np.percentile(stormy, 95)),
             "storm_max_s": max(stormy),
+        }
+
+    async def restart(self) -> dict[str, float]:
+        """Stop the trainer and start it again; what was seen until it has everybody again."""
+        online = self.online()
+        self._bench.stop(self._trainer_process, "trainer")
+        (self._bench.folder / "trainer.log").write_text("")
+        began_s = time.monotonic()
+        self._found(self._bench.trainer())
+        up_s = time.monotonic() - began_s
+        with contextlib.suppress(AssertionError):  # how many are missing is told
+            await _until(lambda: self.online() >= online, "all are online again", _STORM_S)
+        return {
+            "online": self.online(),
+            "up_s": up_s,
+            "all_online_s": time.monotonic() - began_s,
+            "cpu_s": _cpu_s(self._pid),
+            "inbox_dropped": self._trainer().get("inbox_dropped", 0),
         }
 
     def online(self) -> int:
@@ -169,13 +204,14 @@ class Fleet:
         await asyncio.sleep(1.0)
         return _cpu_s(self._pid) - used_s - quiet * (time.monotonic() - began_s)
 
-    async def _reports(self, seconds: float) -> None:
-        """Have the devices report in turn, as often as they do, or each once in less time."""
-        most = len(self.devices) if seconds < self._every_s / 2 else 0
-        most = max(most, round(len(self.devices) * seconds / self._every_s))
+    async def _reports(self, seconds: float, devices: Sequence[WireDevice] = ()) -> None:
+        """Have devices report in turn, as often as they do; in less time than that, once each."""
+        devices = devices or self.devices
+        most = len(devices) * (1 if seconds < self._every_s else seconds / self._every_s)
         began_s = time.monotonic()
-        for number in range(most):
-            self.devices[number % len(self.devices)].report(0.5 + number % 100 / 250)
+        for number in range(round(most)):
+            devices[number % len(devices)].report(0.5 + number % 100 / 250)
+            self._sent += 1
             await asyncio.sleep(max(0.0, began_s + seconds * number / most - time.monotonic()))
 
     async def _while_polled(self, doing: Awaitable[None], seconds: float) -> dict[str, float]:
@@ -191,10 +227,8 @@ class Fleet:
             for share in (50, 95)
         }
 
-    async def _sending(
-        self, senders: Sequence[WireDevice], seconds: float, *, reporting: bool = False
-    ) -> None:
-        """Have some send a batch a second each for a while, and all report meanwhile."""
+    async def _sending(self, senders: Sequence[WireDevice], seconds: float) -> None:
+        """Have some send a batch a second each for a while."""
 
         async def one(sender: WireDevice, wait_s: float) -> None:
             await asyncio.sleep(wait_s)
@@ -203,8 +237,7 @@ class Fleet:
                 await sender.send()
                 await asyncio.sleep(max(0.0, began_s + 1.0 - time.monotonic()))
 
-        doing = [one(sender, place / len(senders)) for place, sender in enumerate(senders)]
-        await asyncio.gather(*doing)
+        await asyncio.gather(*(one(sender, place / len(senders)) for place, sender in enumerate(senders)))
 
 
 async def _few_at_once(doing: Iterable[Callable[[], Awaitable[None]]]) -> None:
@@ -217,8 +250,8 @@ async def _few_at_once(doing: Iterable[Callable[[], Awaitable[None]]]) -> None:
     await asyncio.gather(*map(one, doing))
 
 
-async def _until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + _WAIT_S
+async def _until(condition: Callable[[], bool], what: str, most_s: float = _WAIT_S) -> None:
+    deadline_s = time.monotonic() + most_s
     while not condition():
         assert time.monotonic() < deadline_s, f"waited in vain: {what}"
         await asyncio.sleep(0.2)
@@ -244,20 +277,12 @@ def measure(sizes: Sequence[int], storm: int, seconds: float, every_s: float, te
     ):
         bench.labels = bench.labels[:_LABELS]
         bench.settings |= {"metrics_port": "0", "page": "true", "page_port": "0"}
-        bench.settings |= {"checkpoint_every_s": "30", "publish_every_s": "60"}
+        bench.settings |= {"checkpoint_every_s": "30", "publish_every_s": "60", "idle_after_s": "5"}
         trainer = bench.trainer()
         bench.device("dev-a")
         bench.feed("dev-a", 1)
         bench.await_samples()
-        log = bench.folder / "trainer.log"
-        until(lambda: "page: " in log.read_text(), "the page is served")
-        urls = {
-            word: line.split(word)[1].split()[0].rstrip(";")
-            for line in log.read_text().splitlines()
-            for word in ("metrics: ", "page: ")
-            if word in line
-        }
-        fleet = Fleet(bench, trainer.pid, urls["page: "], urls["metrics: "], every_s)
+        fleet = Fleet(bench, trainer, every_s)
         return asyncio.run(_all(fleet, sizes, storm, seconds, tell))
 
 
@@ -267,9 +292,9 @@ async def _all(fleet: Fleet, sizes: Sequence[int], storm: int, seconds: float, t
     for size in sizes:
         rows.append(await fleet.grow(size, seconds))
         tell(json.dumps({name: round(value, 3) for name, value in rows[-1].items()}))
-    batches = await fleet.batches()
-    tell(json.dumps(batches))
-    return {"rows": rows, "batches": batches, "storm": await fleet.storm(storm, seconds) if storm else {}}
+    seen: dict[str, Any] = {"rows": rows, "restart": await fleet.restart(), "batches": await fleet.batches()}
+    tell(json.dumps(seen["restart"] | seen["batches"]))
+    return {**seen, "storm": await fleet.storm(storm, seconds) if storm else {}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -287,7 +312,7 @@ def _run(args: argparse.Namespace) -> str:
     if last["devices"] > first["devices"]:
         grown = (last["rss_mib"] - first["rss_mib"]) * 1024 / (last["devices"] - first["devices"])
         text += f"\n\n{grown:.1f} KiB a device"
-    for name in ("batches", "storm"):
+    for name in ("restart", "batches", "storm"):
         text += f"\n{name}: " + ", ".join(f"{key} {round(value, 2)}" for key, value in seen[name].items())
     return text
 
@@ -302,6 +327,7 @@ def _line(row: dict[str, float]) -> list[str]:
         f"{100 * row['quiet_share']:.1f} %",
         f"{row['birth_us']:.0f}",
         f"{row['telemetry_us']:.0f}",
+        f"{100 * row['telemetry_heard']:.0f} %",
         *map(both, ("first", "live", "metrics")),
         f"{row['online']:,.0f}",
     ]

@@ -1,12 +1,13 @@
 """Devices that are a socket each: MQTT 3.1.1 by hand on one event loop, for thousands in one process.
 
 They stand in for agents where only the trainer is looked at: a will, a birth, telemetry, batches copied from
-one that an agent made, and receipts; no outbox, and nothing is ever sent twice.
+one that an agent made, and receipts. There is no outbox: one batch at a time is sent until it is receipted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import struct
 import time
@@ -20,6 +21,8 @@ from sidestream.contract.topics import Topics
 from sidestream.contract.wire import pack, unpack
 
 _KEEPALIVE_S: Final = 3600
+_AGAIN_S: Final = 10.0
+_PATIENCE_S: Final = 60.0
 _CONNACK, _PUBLISH, _SUBACK = 2, 3, 9
 
 
@@ -40,6 +43,8 @@ class WireDevice(asyncio.Protocol):
         self.name = f"light-{number:05d}"
         self.receipt_s: list[float] = []
         """Of each batch that was receipted, the seconds since it was sent."""
+        self.unanswered = 0
+        """Births that no receipt answered."""
         self._port = port
         self._topics = topics
         self._model = model
@@ -63,7 +68,10 @@ class WireDevice(asyncio.Protocol):
         await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._port)
         await self._up.wait()
         self._publish(self._topics.status("small", self.name), self._status("online"), qos=1, retain=True)
-        await self._heard.wait()
+        try:
+            await asyncio.wait_for(self._heard.wait(), _PATIENCE_S)
+        except asyncio.TimeoutError:
+            self.unanswered += 1
 
     def drop(self) -> None:
         """Close the socket without a word."""
@@ -98,7 +106,7 @@ class WireDevice(asyncio.Protocol):
         self._publish(self._topics.telemetry("small", self.name), pack(told))
 
     async def send(self) -> None:
-        """Send a batch, and wait for its receipt."""
+        """Send a batch, again and again if need be, and wait for its receipt."""
         rows, first = len(self._model.sample_ids), self._sequence * len(self._model.sample_ids)
         self._sequence += 1
         samples = list(range(first, first + rows))
@@ -114,10 +122,11 @@ class WireDevice(asyncio.Protocol):
             keys=b"".join(keys),
         )
         self._sent_s[self._sequence] = time.monotonic()
-        self._publish(self._topics.activations("small", self.name), pack(batch), qos=1)
         while self._sent_s:
+            self._publish(self._topics.activations("small", self.name), pack(batch), qos=1)
             self._heard.clear()
-            await self._heard.wait()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._heard.wait(), _AGAIN_S)
 
     # --- MQTT ----------------------------------------------------------------------------------------
 

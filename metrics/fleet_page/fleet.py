@@ -16,7 +16,8 @@ from metrics.fleet_page.summary import Counts, Heard, TierSummary, summed, toget
 from sidestream.contract.errors import MismatchError
 from sidestream.contract.messages import COUNTERS, Status, Telemetry
 
-MAX_DEVICES: Final = 10_000
+MAX_DEVICES: Final = 20_000
+"""Each takes six kilobytes or so of the trainer's memory."""
 SILENT_AFTER_S: Final = 120.0
 GOODBYE: Final = "goodbye"
 """The reason in the Status of an agent that was stopped in order."""

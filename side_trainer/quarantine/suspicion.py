@@ -29,6 +29,7 @@ from typing import Final
 
 import numpy as np
 
+from metrics.fleet_page.fleet import MAX_DEVICES
 from sidestream.contract.tensors import Floats
 
 LEAST_DEVICES: Final = 3
@@ -50,7 +51,6 @@ SPREADS: Final = 6.0
 _LEAST_VALUES: Final = 16
 _RECENT: Final = 4
 _COMPARED: Final = 64
-_MOST_DEVICES: Final = 10_000
 
 
 class _Habits:
@@ -113,7 +113,7 @@ class Suspicion:
         of_tier = self._tiers.setdefault(tier, OrderedDict())
         of_tier[device] = own
         of_tier.move_to_end(device)
-        if len(self._devices) > _MOST_DEVICES:
+        if len(self._devices) > MAX_DEVICES:
             (its_tier, name), _ = self._devices.popitem(last=False)
             del self._tiers[its_tier][name]
         return own

@@ -6,9 +6,9 @@ Each is said once; what was lost is noted in the journal, so that a restart does
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 from broker_config.transport import Received
+from metrics.fleet_page.fleet import MAX_DEVICES
 from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.journal.journal import Journal
 from sidestream.contract.errors import WireError
@@ -16,7 +16,6 @@ from sidestream.contract.messages import HIGHEST_FENCE, Telemetry
 from sidestream.contract.topics import Uplink
 
 _log = logging.getLogger(__name__)
-_REMEMBERED: Final = 10_000
 
 
 class Setbacks:
@@ -39,7 +38,7 @@ class Setbacks:
 
     def on_fork(self, uplink: Uplink, stream: str) -> None:
         """A batch is of another history of its stream than the one that is journaled."""
-        if stream in self._forked or len(self._forked) >= _REMEMBERED:
+        if stream in self._forked or len(self._forked) >= MAX_DEVICES:
             return
         self._forked.add(stream)
         self._told.add((uplink.tier, uplink.device))
@@ -74,7 +73,7 @@ class Setbacks:
 
     def _on_new_stream(self, uplink: Uplink, stream: str) -> None:
         """A device began a stream, mostly because it noticed by a receipt that its state was set back."""
-        if stream in self._forks or len(self._forks) >= _REMEMBERED:
+        if stream in self._forks or len(self._forks) >= MAX_DEVICES:
             return
         self._journal.forks = frozenset({*self._forks, stream})
         self._forks.add(stream)
