@@ -42,7 +42,6 @@ from tests.until import until
 _LABELS: Final = 8
 _AT_ONCE: Final = 200
 _SENDERS: Final = 32
-_QUIET_S: Final = 5.0
 _WAIT_S: Final = 600.0
 _STORM_S: Final = 60.0
 _HEADINGS: Final = (
@@ -58,13 +57,15 @@ class Fleet:
         bench: Its trainer has settled the tier.
         trainer: That trainer.
         every_s: How often each device reports.
+        quiet_s: For how long it is seen what the trainer takes while nothing arrives.
     """
 
-    def __init__(self, bench: Bench, trainer: Process, every_s: float) -> None:
+    def __init__(self, bench: Bench, trainer: Process, every_s: float, quiet_s: float) -> None:
         self.devices: list[WireDevice] = []
         self._bench = bench
         self._found(trainer)
         self._every_s = every_s
+        self._quiet_s = quiet_s
         self._sent = 0
         self._port = int(bench.url.rpartition(":")[2])
         self._topics = Topics(bench.job)
@@ -194,7 +195,7 @@ class Fleet:
         """Seconds of processor time a second, while nothing arrives."""
         await asyncio.sleep(1.0)
         began_s, used_s = time.monotonic(), _cpu_s(self._pid)
-        await asyncio.sleep(_QUIET_S)
+        await asyncio.sleep(self._quiet_s)
         return (_cpu_s(self._pid) - used_s) / (time.monotonic() - began_s)
 
     async def _cost(self, doing: Awaitable[None], quiet: float) -> float:
@@ -267,7 +268,9 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(sizes: Sequence[int], storm: int, seconds: float, every_s: float, tell: Tell) -> dict[str, Any]:
+def measure(
+    sizes: Sequence[int], storm: int, seconds: float, every_s: float, quiet_s: float, tell: Tell
+) -> dict[str, Any]:
     """Everything that is seen."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the broker inherits it
@@ -282,7 +285,7 @@ def measure(sizes: Sequence[int], storm: int, seconds: float, every_s: float, te
         bench.device("dev-a")
         bench.feed("dev-a", 1)
         bench.await_samples()
-        fleet = Fleet(bench, trainer, every_s)
+        fleet = Fleet(bench, trainer, every_s, quiet_s)
         return asyncio.run(_all(fleet, sizes, storm, seconds, tell))
 
 
@@ -304,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> str:
     about = about_this_run()
-    seen = measure(args.sizes, args.storm, args.seconds, args.every_s, teller())
+    seen = measure(args.sizes, args.storm, args.seconds, args.every_s, args.quiet_s, teller())
     if args.json:
         write_json(args.json, about, seen)
     first, last = seen["rows"][0], seen["rows"][-1]
@@ -345,6 +348,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--every-s", type=float, default=5.0, help="a device reports so often (default: 5, as agents do)"
     )
+    parser.add_argument("--quiet-s", type=float, default=5.0, help="seconds of what it takes anyway")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
     return parser
 

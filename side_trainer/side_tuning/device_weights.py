@@ -220,7 +220,7 @@ def _trusts(skills: Sequence[_Skill | None]) -> npt.NDArray[np.float64]:
     if len(known) < LEAST_DEVICES:
         return trusts
     for device, own, usual in zip(
-        judged, known, _medians_of_others([one.value for one in known]), strict=True
+        judged, known, medians_of_others([one.value for one in known]), strict=True
     ):
         if usual > _LEAST_SKILL:
             share = (own.value + _SPREADS * own.error) / usual
@@ -228,7 +228,7 @@ def _trusts(skills: Sequence[_Skill | None]) -> npt.NDArray[np.float64]:
     return trusts
 
 
-def _medians_of_others(values: Sequence[float]) -> list[float]:
+def medians_of_others(values: Sequence[float]) -> list[float]:
     """Of each value, the median of all others: by one sorting, however many there are."""
     ordered, ranks = np.sort(values), np.empty(len(values), np.int64)
     ranks[np.argsort(values)] = np.arange(len(values))
