@@ -43,6 +43,14 @@ class State(str, enum.Enum):
         return self in (State.SILENT, State.LOST)
 
 
+_HERE: Final = State.ONLINE, True
+_DONE: Final = State.FINISHED, True
+_LEFT: Final = State.FINISHED, False
+_SILENT: Final = State.SILENT, False
+_LOST: Final = State.LOST, False
+_GONE: Final = State.GONE, False
+
+
 def advance(total: Counts, seen: Counts, told: Telemetry) -> None:
     """Add what ``told`` reports beyond ``seen``, and raise ``seen`` to it. Nothing ever falls."""
     for name in COUNTERS:
@@ -180,12 +188,12 @@ class Fleet:
     def presence(self, device: Device, now: float) -> tuple[State, bool]:
         """What a device is up to, and whether it is there."""
         if self.online(device, now):
-            return State.FINISHED if _finished(device) else State.ONLINE, True
+            return _DONE if _finished(device) else _HERE
         if device.announced:
-            return State.SILENT, False
+            return _SILENT
         if device.reason != GOODBYE:
-            return State.LOST, False
-        return State.FINISHED if _finished(device) else State.GONE, False
+            return _LOST
+        return _LEFT if _finished(device) else _GONE
 
     def forget(self, tier: str, device: str) -> bool:
         """Strike a device off the list, such as one that was taken out of service; its sums stay.

@@ -29,12 +29,12 @@ from sidestream.contract.tasks import TASKS, Task, check_targets
 from sidestream.contract.tensors import Floats, decode
 from sidestream.contract.wire import MAX_MESSAGE_BYTES, pack, unpack
 
-MAX_MESSAGES: Final = 4096
+MAX_MESSAGES: Final = 8192
 MAX_BYTES: Final = 64 * 2**20
 SHARE_MESSAGES: Final = 1024
 SHARE_BYTES: Final = 16 * 2**20
 """Of one sender. One sends a window at most: eight batches of a quarter of a MiB, or as the plan says."""
-_ROOM: Final[Mapping[str, float]] = {Kind.STATUS.value: 8, Kind.TELEMETRY.value: 0.5}
+_ROOM: Final[Mapping[str, float]] = {Kind.STATUS.value: 4, Kind.TELEMETRY.value: 0.5}
 """Times the room for all, by kind: each birth and will is said once, and thousands at one moment when a fleet
 comes back; telemetry is said again, and then says more."""
 _TELEMETRY: Final = Kind.TELEMETRY.value
