@@ -35,6 +35,7 @@ from benchmarks.program import Tell, run_program, teller
 from benchmarks.result import about_this_run, write_json
 from benchmarks.table import render
 from benchmarks.wire_devices import WireDevice
+from side_trainer.operator.status import read_state
 from sidestream.contract.topics import Topics
 from tests.forked import Process
 from tests.until import until
@@ -42,6 +43,7 @@ from tests.until import until
 _LABELS: Final = 8
 _AT_ONCE: Final = 200
 _SENDERS: Final = 32
+_ENOUGH: Final = 0.5  # of telemetry has to be heard for a figure of one
 _WAIT_S: Final = 600.0
 _STORM_S: Final = 60.0
 _HEADINGS: Final = (
@@ -71,11 +73,12 @@ class Fleet:
         self._topics = Topics(bench.job)
         self._model = any_batch(bench.trainer_state)
         self._labels = bench.labels
+        self._run = read_state(bench.trainer_state).run
 
     async def grow(self, size: int, seconds: float) -> dict[str, float]:
         """Let it become so large; what was seen."""
         new = [
-            WireDevice(self._port, self._topics, number, self._model, self._labels)
+            WireDevice(self._port, self._topics, number, self._model, self._labels, self._run)
             for number in range(len(self.devices), size)
         ]
         quiet = await self._quiet()
@@ -119,10 +122,13 @@ class Fleet:
         await _few_at_once(device.send for device in self.devices)
         took_s = time.monotonic() - began_s
         await self.rest()
+        learnt_s, used_s = time.monotonic() - began_s, time.process_time()
+        read_state(self._bench.trainer_state)
         return {
             "batches_s": took_s,
-            "learnt_s": time.monotonic() - began_s,
+            "learnt_s": learnt_s,
             "rss_mib": resident_mib(self._pid),
+            "status_cpu_s": time.process_time() - used_s,
         }
 
     async def storm(self, many: int, seconds: float) -> dict[str, float]:
@@ -280,7 +286,8 @@ def measure(
     ):
         bench.labels = bench.labels[:_LABELS]
         bench.settings |= {"metrics_port": "0", "page": "true", "page_port": "0"}
-        bench.settings |= {"checkpoint_every_s": "30", "publish_every_s": "60", "idle_after_s": "5"}
+        bench.settings |= {"checkpoint_every_s": "30", "publish_every_s": "60"}
+        bench.settings["idle_after_s"] = str(quiet_s)
         trainer = bench.trainer()
         bench.device("dev-a")
         bench.feed("dev-a", 1)
@@ -290,6 +297,15 @@ def measure(
 
 
 async def _all(fleet: Fleet, sizes: Sequence[int], storm: int, seconds: float, tell: Tell) -> dict[str, Any]:
+    try:
+        return await _seen(fleet, sizes, storm, seconds, tell)
+    finally:
+        for device in fleet.devices:
+            device.drop()
+        await asyncio.sleep(0.1)  # for sockets to be closed
+
+
+async def _seen(fleet: Fleet, sizes: Sequence[int], storm: int, seconds: float, tell: Tell) -> dict[str, Any]:
     rows = []
     await fleet.rest()
     for size in sizes:
@@ -329,7 +345,7 @@ def _line(row: dict[str, float]) -> list[str]:
         f"{row['rss_mib']:.0f}",
         f"{100 * row['quiet_share']:.1f} %",
         f"{row['birth_us']:.0f}",
-        f"{row['telemetry_us']:.0f}",
+        f"{row['telemetry_us']:.0f}" if row["telemetry_heard"] > _ENOUGH else "-",
         f"{100 * row['telemetry_heard']:.0f} %",
         *map(both, ("first", "live", "metrics")),
         f"{row['online']:,.0f}",

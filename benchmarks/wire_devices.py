@@ -35,10 +35,17 @@ class WireDevice(asyncio.Protocol):
         number: By which it is named, and its outbox.
         model: A batch to copy, of as many rows as it shall have.
         labels: The job's.
+        run: The journal's, of which it has weights.
     """
 
     def __init__(
-        self, port: int, topics: Topics, number: int, model: ActivationBatch, labels: tuple[str, ...]
+        self,
+        port: int,
+        topics: Topics,
+        number: int,
+        model: ActivationBatch,
+        labels: tuple[str, ...],
+        run: str,
     ) -> None:
         self.name = f"light-{number:05d}"
         self.receipt_s: list[float] = []
@@ -49,6 +56,7 @@ class WireDevice(asyncio.Protocol):
         self._topics = topics
         self._model = model
         self._labels = labels
+        self._run = run
         self._stream = hashlib.sha256(self.name.encode()).hexdigest()[:32]
         self._births = 0
         self._sequence = 0
@@ -91,6 +99,7 @@ class WireDevice(asyncio.Protocol):
             outbox_bytes=1024,
             rss_bytes=200 << 20,
             peak_rss_bytes=220 << 20,
+            weights_run=self._run,
             weights_version=1,
             accuracy=accuracy,
             evaluation_samples=4 * len(self._labels),

@@ -31,7 +31,7 @@ _MOST_PAIRS = 50
 
 def quality_of(task: Task, told: Telemetry | TierSummary) -> float | None:
     """The task's headline; of agents that do not count yet, their accuracy where that is the headline."""
-    value = (told.tally or Tally()).measures(task).get(HEADLINE[task])
+    value = (told.tally or Tally()).headline(task)
     if value is not None and math.isfinite(value):
         return value
     return told.accuracy if HEADLINE[task] == "accuracy" else None

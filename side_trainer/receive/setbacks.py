@@ -31,6 +31,7 @@ class Setbacks:
         self._signer = signer
         self._published: dict[int, dict[str, int]] = {}  # versions on the broker, with their chunks by tier
         self._highest = 0
+        self._risen = 0  # of that, what the journal certainly knows: it is asked once, not by each telemetry
         self._lost = journal.lost
         self._forks = set(journal.forks)  # streams that were begun
         self._forked: set[str] = set()  # and those that were left, by their devices' batches,
@@ -63,7 +64,7 @@ class Setbacks:
         before = self._lost.get(told.stream, 0)
         if told.samples_lost <= before:
             return
-        self._journal.lost = {**self._lost, told.stream: told.samples_lost}
+        self._journal.note_lost(told.stream, told.samples_lost)
         self._lost[told.stream] = told.samples_lost
         _log.error(
             "device %s (%s): %d samples that were receipted before this journal was set back are LOST: the "
@@ -75,7 +76,7 @@ class Setbacks:
         """A device began a stream, mostly because it noticed by a receipt that its state was set back."""
         if stream in self._forks or len(self._forks) >= MAX_DEVICES:
             return
-        self._journal.forks = frozenset({*self._forks, stream})
+        self._journal.note_fork(stream)
         self._forks.add(stream)
         if (uplink.tier, uplink.device) in self._told:
             self._told.discard((uplink.tier, uplink.device))
@@ -103,8 +104,11 @@ class Setbacks:
         Raises:
             StorageError: the journal cannot be written to.
         """
+        if self._highest <= self._risen:
+            return
         known = self._journal.highest
         if self._highest <= known:
+            self._risen = self._highest
             return
         self._journal.version_base = self._highest
         self._journal.published = {**self._journal.published, self._highest: {}, **self._published}

@@ -128,6 +128,12 @@ class Tally(Message, frozen=True, kw_only=True):
             "matthews": _matthews(right, answered, actual, self.units),
         }
 
+    def headline(self, task: Task) -> float | None:
+        """The measure that the task is judged by first, without the others; None where it is undefined."""
+        if HEADLINE[task] == "accuracy":
+            return self.correct / self.units if self.units else None
+        return self.measures(task).get(HEADLINE[task])
+
     def by_label(self) -> list[LabelCounts]:
         """How each label fared, in their order; empty where the task has no labels to count by."""
         columns = (_counts(getattr(self, name)).tolist() for name in _BY_LABEL)

@@ -61,6 +61,16 @@ def test_a_label_that_the_job_does_not_have_counts_as_answered_wrongly() -> None
     ] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("task", list(Task))
+def test_a_headline_alone_is_that_of_all_measures(task: Task) -> None:
+    rng = np.random.default_rng(0)
+    labels = tally_labels(rng.integers(3, size=20), rng.integers(3, size=20), 3)
+    values = tally_values(rng.normal(size=9), rng.normal(size=9))
+    tally = values if task is Task.REGRESSION else labels
+    assert tally.headline(task) == tally.measures(task)[HEADLINE[task]]
+    assert Tally().headline(task) is None
+
+
 def test_sets_are_judged_by_label_and_as_a_whole() -> None:
     answers = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
     targets = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0]], bool)
