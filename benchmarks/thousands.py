@@ -112,16 +112,21 @@ class Fleet:
         self._page = said.rpartition("page: ")[2].split()[0]
         self._metrics = said.rpartition("metrics: ")[2].split(";")[0]
 
-    async def rest(self) -> None:
-        """Wait until everything is learnt."""
-        await _until(lambda: self._trainer().get("final", False), "all is learnt")
+    async def rest(self, samples: int = 1) -> None:
+        """Wait until so many samples are there, and learnt."""
+
+        def learnt() -> bool:
+            shown = self._trainer()
+            return shown.get("samples", 0) >= samples and shown.get("final", False)
+
+        await _until(learnt, "all is learnt")
 
     async def batches(self) -> dict[str, float]:
         """Have every device send one; what was seen."""
-        began_s = time.monotonic()
+        began_s, samples = time.monotonic(), self._trainer()["samples"]
         await _few_at_once(device.send for device in self.devices)
         took_s = time.monotonic() - began_s
-        await self.rest()
+        await self.rest(samples + len(self.devices) * len(self._model.sample_ids))
         learnt_s, used_s = time.monotonic() - began_s, time.process_time()
         read_state(self._bench.trainer_state)
         return {
