@@ -117,7 +117,7 @@ class Fleet:
 
         def learnt() -> bool:
             shown = self._trainer()
-            return shown.get("samples", 0) >= samples and shown.get("final", False)
+            return bool(shown.get("samples", 0) >= samples and shown.get("final"))
 
         await _until(learnt, "all is learnt")
 
