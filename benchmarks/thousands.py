@@ -144,6 +144,7 @@ class Fleet:
         await asyncio.gather(self._sending(senders, seconds), self._reports(seconds, spared))
         calm = _receipts(senders)[len(before) :]
         statuses, dropped = self._count("status"), self._trainer().get("inbox_dropped", 0)
+        connections = self._figure("sidestream_broker_reconnects_total")
         sending = asyncio.gather(self._sending(senders, seconds), self._reports(seconds, spared))
         online, began_s = self.online(), time.monotonic()
         for device in struck:
@@ -164,6 +165,7 @@ class Fleet:
             "missing": online - self.online(),
             "unanswered": sum(one.unanswered for one in struck),
             "inbox_dropped": self._trainer().get("inbox_dropped", 0) - dropped,
+            "reconnects_of_trainer": self._figure("sidestream_broker_reconnects_total") - connections,
             "receipts": len(stormy),
             "calm_p95_s": float(np.percentile(calm, 95)),
             "storm_p95_s": float(np.percentile(stormy, 95)),
@@ -198,7 +200,10 @@ class Fleet:
 
     def _count(self, kind: str) -> int:
         """Messages of a kind that the trainer has handled."""
-        wanted = f'sidestream_messages_received_total{{kind="{kind}"}}'
+        return self._figure(f'sidestream_messages_received_total{{kind="{kind}"}}')
+
+    def _figure(self, wanted: str) -> int:
+        """What one of the trainer's metrics stands at."""
         lines = fetch(self._metrics)[1].decode().splitlines()
         return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(wanted)))
 
@@ -292,6 +297,7 @@ def measure(
         bench.labels = bench.labels[:_LABELS]
         bench.settings |= {"metrics_port": "0", "page": "true", "page_port": "0"}
         bench.settings |= {"checkpoint_every_s": "30", "publish_every_s": "60"}
+        bench.retry_s = 10.0  # as it is where nobody says otherwise
         bench.settings["idle_after_s"] = str(quiet_s)
         trainer = bench.trainer()
         bench.device("dev-a")
