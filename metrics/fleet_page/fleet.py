@@ -153,6 +153,12 @@ class Fleet:
         entry.certificate_expires_unix_s = status.certificate_expires_unix_s
         return True
 
+    def was_told(self, tier: str, device: str, status: Status) -> bool:
+        """Whether a status is the last one that was taken of its device, once more."""
+        known = self._devices.get((tier, device))
+        told = status.birth, status.stream, status.state == "online"
+        return known is not None and (known.birth, known.stream, known.announced) == told
+
     def on_telemetry(
         self, tier: str, device: str, telemetry: Telemetry, now: float, *, unix_s: float = 0.0
     ) -> None:
