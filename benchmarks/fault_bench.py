@@ -96,6 +96,8 @@ class Bench(Processes):
         self.settings: dict[str, str] = {}
         """More lines of trainer.toml, by what stands before the ``=``."""
         self.agent_settings: dict[str, str] = {}
+        self.retry_s = 1.0
+        """After how long devices send again, and the trainer connects anew where nothing moves."""
         self.labels: tuple[str, ...] = _LABELS
         """The job's."""
         self.protocol = "auto"
@@ -137,7 +139,7 @@ class Bench(Processes):
             _lines(lines)
             + f'[broker]\nurl = "{self.url}"\nkeepalive_s = 5\n[learner]\n'
             + _lines(self.learner_settings)
-            + f"[side_network]\n{_lines(self.side_network)}[flow]\nretry_s = 1.0\n"
+            + f"[side_network]\n{_lines(self.side_network)}[flow]\nretry_s = {self.retry_s}\n"
             + f'[tiers.small]\nbackbone = "{self.backbone}"\nlayers = 2\n'
             + _lines(self.tier_settings)
         )

@@ -25,8 +25,9 @@ max_inflight_messages 64
 
 # What may wait for one slow client, in bytes and in messages, whichever is reached first. Beyond it the
 # broker drops messages that it has acknowledged. Sidestream notices and sends them again; others may not.
+# A trainer that starts is told of every device at once: two messages for each of 20,000 find room.
 max_queued_bytes {max_queued_bytes}
-max_queued_messages 10000
+max_queued_messages 40000
 
 # Seconds between the broker's figures of itself ($SYS topics), which the trainer's metrics show.
 sys_interval 5

@@ -1,5 +1,6 @@
 """MQTT topic names and filters: what is legal, and what matches what (MQTT 5, section 4.7)."""
 
+import re
 from collections.abc import Iterable
 
 _MAX_BYTES = 65535
@@ -28,11 +29,12 @@ class Filters:
 
     def __init__(self, filters: Iterable[str]) -> None:
         self._exact = frozenset(filters)
-        self._wild = [one for one in self._exact if "+" in one or "#" in one]
+        wild = sorted(one for one in self._exact if "+" in one or "#" in one)
+        self._wild = re.compile("|".join(map(_pattern, wild)), re.DOTALL) if wild else None
 
     def match(self, topic: str) -> bool:
         """Whether any of them matches a topic."""
-        return topic in self._exact or any(matches(one, topic) for one in self._wild)
+        return topic in self._exact or (self._wild is not None and self._wild.fullmatch(topic) is not None)
 
 
 def matches(topic_filter: str, topic: str) -> bool:
@@ -46,6 +48,16 @@ def matches(topic_filter: str, topic: str) -> bool:
         if index >= len(levels) or level not in ("+", levels[index]):
             return False
     return len(wanted) == len(levels)
+
+
+def _pattern(topic_filter: str) -> str:
+    """A regular expression for what a filter with wildcards matches; it is held against all that comes."""
+    beneath = topic_filter == "#" or topic_filter.endswith("/#")
+    levels = topic_filter.split("/")[: -1 if beneath else None]
+    pattern = "/".join("[^/]*" if level == "+" else re.escape(level) for level in levels)
+    if beneath:
+        pattern += "(/.*)?" if levels else ".*"
+    return rf"(?!\$){pattern}" if topic_filter[0] in "+#" else pattern
 
 
 def _check_text(text: str) -> None:

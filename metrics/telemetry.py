@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 
 from metrics.catalogue import AgentMetrics, Measure, TrainerMetrics
-from metrics.fleet_page.fleet import Counts, Fleet, TierSummary, advance
+from metrics.fleet_page.fleet import Fleet, advance
+from metrics.fleet_page.summary import Counts, TierSummary
 from metrics.fleet_page.versions import VersionTimes
 from sidestream.contract.messages import COUNTERS, Telemetry
 from sidestream.contract.tasks import Task

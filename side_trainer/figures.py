@@ -69,7 +69,7 @@ class Figures:
         self.broker = BrokerFigures()
         """What the broker says of itself."""
         self.online: Mapping[str, int] = {}
-        """Devices online by tier, a second ago at most; for any thread."""
+        """Devices online by tier, a second ago, or a few where there are thousands; for any thread."""
         self._config = config
         self._journal = journal
         self._judge = judge

@@ -42,6 +42,7 @@ from broker_config.transport import Connected, ProtocolVersion, Received, packet
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0  # how long the loop sleeps at most; less where a shorter time has to be kept
+_LOOK_S = 0.1  # how often it is seen whether messages move: not at each of thousands
 _DEFAULT_RECEIVE_MAXIMUM = 65535
 _PROTOCOLS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
@@ -186,7 +187,7 @@ class Link:
             self._client.connect(endpoint.host, endpoint.port, keepalive_s)
 
     def _serve(self, up_by_s: float) -> None:
-        heard_s = time.monotonic()
+        heard_s = looked_s = time.monotonic()
         with selectors.DefaultSelector() as selector:
             self._wakeup.register(selector)
             while self._ending is None:
@@ -198,12 +199,15 @@ class Link:
                 silence_s = 1.5 * self._client.keepalive  # which the broker may have changed
                 if 0 < silence_s < now_s - heard_s:
                     self._end(Ending(reason=f"nothing heard from the broker for {silence_s:g} s"))
-                if self.window.stuck_s(unsent_bytes(self._socket())) > self._plan.stuck_s:
-                    self._counters["stuck"] += 1
-                    under_way, seconds = self.window.in_flight, f"{self._plan.stuck_s:g} s"
-                    self._end(
-                        Ending(reason=f"the broker acknowledged none of {under_way} messages for {seconds}")
-                    )
+                if now_s - looked_s >= _LOOK_S:
+                    looked_s = now_s
+                    self._see_whether_stuck()
+
+    def _see_whether_stuck(self) -> None:
+        if self.window.stuck_s(unsent_bytes(self._socket())) > self._plan.stuck_s:
+            self._counters["stuck"] += 1
+            under_way, seconds = self.window.in_flight, f"{self._plan.stuck_s:g} s"
+            self._end(Ending(reason=f"the broker acknowledged none of {under_way} messages for {seconds}"))
 
     def _turn(self, selector: selectors.BaseSelector) -> bool:
         """Wait for the socket or a wake-up, serve both; whether anything was read."""

@@ -22,8 +22,9 @@ from metrics.fleet_page.device_view import (
     trouble_views,
 )
 from metrics.fleet_page.events import EventLog
-from metrics.fleet_page.fleet import Device, Fleet, State, TierSummary
+from metrics.fleet_page.fleet import Device, Fleet, State
 from metrics.fleet_page.history import History
+from metrics.fleet_page.summary import TierSummary, together
 from metrics.fleet_page.troubles import Circumstances, Held, troubles_of
 from metrics.fleet_page.versions import VersionTimes
 from metrics.fleet_page.view import (
@@ -75,6 +76,20 @@ class _Shown:
         """When the labels' figures last changed."""
 
 
+@dataclass
+class _Changes:
+    """What an update brings."""
+
+    revision: int
+    """Of the board, once it is there."""
+    states: dict[str, Counter[str]]
+    """By tier, how many devices are in which state."""
+    devices: dict[tuple[str, str], tuple[object, DeviceView]] = field(default_factory=dict)
+    """Those that are not as they were."""
+    news: list[tuple[EventView, bool]] = field(default_factory=list)
+    """What happened, and whether it is minor."""
+
+
 class Board:
     """Update from one thread, look from any.
 
@@ -108,24 +123,33 @@ class Board:
         unix_s: float,
         around: Surroundings = Surroundings(),
     ) -> None:
-        """Take in the fleet as it is ``now``, on the fleet's clock."""
-        with self._lock:
-            self._revision += 1
-            self._now_unix_s = unix_s
-            self._versions.note(trainer.published, now)
-            self._finished.note(trainer.finished, now)
-            states = self._take_devices(fleet, summaries, now, around)
-            self._take_trainer(trainer)
-            shown, whole = self._shown, fleet.summary(now)
-            shown.tiers = tuple(
-                tier_view(tier, summary, states[tier], trainer.loss.get(tier), quality_of(self.task, summary))
-                for tier, summary in summaries.items()
+        """Take in the fleet as it is ``now``, on the fleet's clock.
+
+        Whoever looks waits while what has changed is put in its place, and not while that is worked out.
+        """
+        self._now_unix_s = unix_s
+        self._versions.note(trainer.published, now)
+        self._finished.note(trainer.finished, now)
+        changes = _Changes(self._revision + 1, {tier: Counter[str]() for tier in summaries})
+        self._look_at_devices(fleet, changes, now, around)
+        whole = together(summaries.values())
+        tiers = tuple(
+            tier_view(
+                *(tier, summary, changes.states[tier]),
+                *(trainer.loss.get(tier), quality_of(self.task, summary)),
             )
-            losses = [tier.loss for tier in shown.tiers if tier.loss is not None]
-            loss = sum(losses) / len(losses) if losses else None
-            every = sum(states.values(), Counter[str]())
-            shown.fleet = tier_view("", whole, every, loss, quality_of(self.task, whole))
-            labels = labels_view(around.labels, whole.tally)
+            for tier, summary in summaries.items()
+        )
+        losses = [tier.loss for tier in tiers if tier.loss is not None]
+        loss = sum(losses) / len(losses) if losses else None
+        every = sum(changes.states.values(), Counter[str]())
+        total = tier_view("", whole, every, loss, quality_of(self.task, whole))
+        labels = labels_view(around.labels, whole.tally)
+        with self._lock:
+            self._revision, shown = changes.revision, self._shown
+            self._take(fleet, changes)
+            self._take_trainer(trainer)
+            shown.tiers, shown.fleet = tiers, total
             if labels != shown.labels:
                 shown.labels, shown.labels_at = labels, self._revision
             self._history.add(self._point(unix_s))
@@ -185,57 +209,62 @@ class Board:
             devices = [view for _, view in self._shown.devices.values()]
         return devices[:most], max(0, len(devices) - most)
 
-    # --- with the lock -----------------------------------------------------------------------------------
+    # --- on the thread that updates ------------------------------------------------------------------
 
-    def _take_devices(
-        self, fleet: Fleet, summaries: Mapping[str, TierSummary], now: float, around: Surroundings
-    ) -> dict[str, Counter[str]]:
-        """Show every device; return how many of each tier are in which state."""
-        shown, states = self._shown, {tier: Counter[str]() for tier in summaries}
-        known = {(entry.tier, entry.name) for entry in fleet.by_age()}
-        for key in shown.devices.keys() - known:
-            del shown.devices[key]
-            self._log.forget(*key)
-            shown.shrunk_at = self._revision
+    def _look_at_devices(self, fleet: Fleet, changes: _Changes, now: float, around: Surroundings) -> None:
+        """Make anew what is shown of devices that are not as they were; count all by state."""
         for entry in fleet.by_age():
-            about = self._circumstances(fleet, entry, now, around)
-            state = about.state.value if about.held is None else QUARANTINED
-            states[entry.tier][state] += 1
-            assigned = around.assigned(entry.tier, entry.name)
-            seen = (entry.heard, state, about.online, about.refusal, about.held, assigned)
-            before = shown.devices.get((entry.tier, entry.name))
+            key = entry.tier, entry.name
+            presence = fleet.presence(entry, now)
+            held, refusal = around.held(entry.name), self._log.last_refusal(*key)
+            assigned = around.assigned(*key)
+            state = presence[0].value if held is None else QUARANTINED
+            changes.states[entry.tier][state] += 1
+            seen = (entry.heard, state, presence, refusal, held, assigned)
+            before = self._shown.devices.get(key)
             if before is None or before[0] != seen:
-                self._show(entry, state, about, assigned, seen, None if before is None else before[1])
-        return states
+                about = self._circumstances(entry, presence, now, around.fingerprints, held, refusal)
+                old = None if before is None else before[1]
+                view = self._device_view(entry, state, about, assigned, old, changes.revision)
+                changes.devices[key] = seen, view
+                changes.news += news_of(old, view, self._now_unix_s)
 
-    def _circumstances(self, fleet: Fleet, entry: Device, now: float, around: Surroundings) -> Circumstances:
+    def _circumstances(
+        self,
+        entry: Device,
+        presence: tuple[State, bool],
+        now: float,
+        fingerprints: Mapping[str, str],
+        held: str | None,
+        refusal: RefusalView | None,
+    ) -> Circumstances:
         told = entry.telemetry
         version = told.weights_version if told is not None else None
         times = self._finished if told is not None and told.final_only else self._versions
         return Circumstances(
-            state=fleet.state(entry, now),
-            online=fleet.online(entry, now),
+            state=presence[0],
+            online=presence[1],
             now=now,
             unix_s=self._now_unix_s,
-            fingerprint=around.fingerprints.get(entry.tier, ""),
-            held=around.held(entry.name),
-            refusal=self._log.last_refusal(entry.tier, entry.name),
+            fingerprint=fingerprints.get(entry.tier, ""),
+            held=held,
+            refusal=refusal,
             outdated_s=times.outdated_s(version, now),
         )
 
-    def _show(
+    def _device_view(
         self,
         entry: Device,
         state: str,
         about: Circumstances,
         assigned: AssignedView | None,
-        seen: object,
         before: DeviceView | None,
-    ) -> None:
+        revision: int,
+    ) -> DeviceView:
         heard_unix_s = round(self._now_unix_s - (about.now - entry.heard), 1)
         since_unix_s = heard_unix_s if about.state in (State.LOST, State.SILENT) else self._now_unix_s
         found = troubles_of(entry, about)
-        view = device_view(
+        return device_view(
             entry,
             state=state,
             online=about.online,
@@ -243,11 +272,19 @@ class Board:
             troubles=trouble_views(found, before.troubles if before is not None else (), since_unix_s),
             task=self.task,
             assigned=assigned,
-            revision=self._revision,
+            revision=revision,
         )
-        for event, minor in news_of(before, view, self._now_unix_s):
+
+    # --- with the lock -----------------------------------------------------------------------------------
+
+    def _take(self, fleet: Fleet, changes: _Changes) -> None:
+        for key in self._shown.devices.keys() - fleet.known:
+            del self._shown.devices[key]
+            self._log.forget(*key)
+            self._shown.shrunk_at = self._revision
+        self._shown.devices.update(changes.devices)
+        for event, minor in changes.news:
             self._log.note(event, minor=minor)
-        self._shown.devices[entry.tier, entry.name] = seen, view
 
     def _take_trainer(self, trainer: TrainerView) -> None:
         before, self._shown.trainer = self._shown.trainer, trainer

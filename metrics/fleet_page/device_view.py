@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import msgspec
 
 from metrics.accounts import account
-from metrics.fleet_page.fleet import Device, TierSummary, outbox_fill
+from metrics.fleet_page.fleet import Device
+from metrics.fleet_page.summary import TierSummary, outbox_fill
 from metrics.fleet_page.troubles import SEVERE, TITLES
 from metrics.fleet_page.view import (
     AssignedView,
@@ -30,7 +31,7 @@ _MOST_PAIRS = 50
 
 def quality_of(task: Task, told: Telemetry | TierSummary) -> float | None:
     """The task's headline; of agents that do not count yet, their accuracy where that is the headline."""
-    value = (told.tally or Tally()).measures(task).get(HEADLINE[task])
+    value = (told.tally or Tally()).headline(task)
     if value is not None and math.isfinite(value):
         return value
     return told.accuracy if HEADLINE[task] == "accuracy" else None

@@ -7,16 +7,17 @@ many devices, and for each a few kilobytes at most.
 from __future__ import annotations
 
 import enum
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, KeysView
+from dataclasses import dataclass
+from typing import Final
 
+from metrics.fleet_page.summary import Counts, Heard, TierSummary, summed, together
 from sidestream.contract.errors import MismatchError
 from sidestream.contract.messages import COUNTERS, Status, Telemetry
-from sidestream.contract.quality import Tally, total
 
-MAX_DEVICES: Final = 10_000
+MAX_DEVICES: Final = 20_000
+"""Each takes six kilobytes or so of the trainer's memory."""
 SILENT_AFTER_S: Final = 120.0
 GOODBYE: Final = "goodbye"
 """The reason in the Status of an agent that was stopped in order."""
@@ -42,8 +43,12 @@ class State(str, enum.Enum):
         return self in (State.SILENT, State.LOST)
 
 
-Counts: TypeAlias = Counter[str]
-"""Sums of the counters in Telemetry by its fields, each outbox counted once; seconds have fractions."""
+_HERE: Final = State.ONLINE, True
+_DONE: Final = State.FINISHED, True
+_LEFT: Final = State.FINISHED, False
+_SILENT: Final = State.SILENT, False
+_LOST: Final = State.LOST, False
+_GONE: Final = State.GONE, False
 
 
 def advance(total: Counts, seen: Counts, told: Telemetry) -> None:
@@ -89,51 +94,6 @@ class Device:
     """What is said to be sent and does not arrive, in words."""
     certificate_expires_unix_s: float = 0.0
     """When its certificate ends; 0 without one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TierSummary:
-    """A tier, or the whole fleet, at one moment."""
-
-    devices_known: int = 0
-    """Devices heard of."""
-    devices_online: int = 0
-    """Of those, announced, not gone, and not silent for long."""
-    devices_finished: int = 0
-    """Of the known ones: data ended, every batch receipted."""
-    devices_lost: int = 0
-    """Of the known ones: not there, and never said goodbye."""
-    counts: Counts = field(default_factory=Counts)
-    """Sums since this trainer started, and over the life of each outbox it heard of."""
-    accuracy: float | None = None
-    """Mean over devices that are online or left when all was done, weighted by their evaluation samples; None
-    if none has reported."""
-    evaluation_samples: int = 0
-    """Samples behind it."""
-    tally: Tally = field(default_factory=Tally)
-    """What those answered on them, added up."""
-    probe_accuracy: float | None = None
-    """As ``accuracy``, of the linear starts alone."""
-    version_min: int | None = None
-    """Oldest weights in use on an online device; None if none has reported."""
-    version_max: int | None = None
-    """Newest."""
-    every_min: int | None = None
-    """Oldest on one that wants every version."""
-    final_min: int | None = None
-    """Oldest on one that wants finished versions only."""
-    outbox_batches: int = 0
-    """Batches waiting, as last reported, offline devices included."""
-    outbox_bytes: int = 0
-    """Their bytes."""
-    unlabelled_waiting: int = 0
-    """Samples that wait for a label, as last reported, offline devices included."""
-    outbox_fill: float = 0.0
-    """How full the fullest outbox is, 0 to 1, among devices that tell its size."""
-    peak_rss_bytes: int = 0
-    """Largest peak of resident memory of any known device."""
-    temperature_celsius: float | None = None
-    """Highest of an online device."""
 
 
 class Fleet:
@@ -193,6 +153,12 @@ class Fleet:
         entry.certificate_expires_unix_s = status.certificate_expires_unix_s
         return True
 
+    def was_told(self, tier: str, device: str, status: Status) -> bool:
+        """Whether a status is the last one that was taken of its device, once more."""
+        known = self._devices.get((tier, device))
+        told = status.birth, status.stream, status.state == "online"
+        return known is not None and (known.birth, known.stream, known.announced) == told
+
     def on_telemetry(
         self, tier: str, device: str, telemetry: Telemetry, now: float, *, unix_s: float = 0.0
     ) -> None:
@@ -223,13 +189,17 @@ class Fleet:
 
     def state(self, device: Device, now: float) -> State:
         """What a device is up to."""
-        if not self.online(device, now):
-            if device.announced:
-                return State.SILENT
-            if device.reason != GOODBYE:
-                return State.LOST
-            return State.FINISHED if _finished(device) else State.GONE
-        return State.FINISHED if _finished(device) else State.ONLINE
+        return self.presence(device, now)[0]
+
+    def presence(self, device: Device, now: float) -> tuple[State, bool]:
+        """What a device is up to, and whether it is there."""
+        if self.online(device, now):
+            return _DONE if _finished(device) else _HERE
+        if device.announced:
+            return _SILENT
+        if device.reason != GOODBYE:
+            return _LOST
+        return _LEFT if _finished(device) else _GONE
 
     def forget(self, tier: str, device: str) -> bool:
         """Strike a device off the list, such as one that was taken out of service; its sums stay.
@@ -245,54 +215,29 @@ class Fleet:
         """Known devices, of one tier or all, by tier and name."""
         return [entry for _, entry in sorted(self._devices.items()) if tier in (None, entry.tier)]
 
+    @property
+    def known(self) -> KeysView[tuple[str, str]]:
+        """Tier and name of every known device."""
+        return self._devices.keys()
+
     def by_age(self) -> Iterator[Device]:
         """Known devices, the one that has been known longest first."""
         return iter(self._devices.values())
 
     def summary(self, now: float, tier: str | None = None) -> TierSummary:
         """One tier, or the whole fleet."""
-        known = [entry for entry in self._devices.values() if tier in (None, entry.tier)]
-        online = [entry for entry in known if self.online(entry, now)]
-        told = [entry.telemetry for entry in known if entry.telemetry is not None]
-        live = [entry.telemetry for entry in online if entry.telemetry is not None]
-        counting = [one for one in known if self.online(one, now) or self.state(one, now) is State.FINISHED]
-        # What a device measures on nonsense says nothing of the weights.
-        sane = [one.telemetry for one in counting if one.telemetry is not None and not self.held(one.name)]
-        judged = [
-            (one.accuracy, one.evaluation_samples)
-            for one in sane
-            if one.accuracy is not None and one.evaluation_samples
-        ]
-        evaluation_samples = sum(weight for _, weight in judged)
-        versions = [one.weights_version for one in live]
-        finished = [one.weights_version for one in live if one.final_only]
-        every = [one.weights_version for one in live if not one.final_only]
-        heat = [one.temperature_celsius for one in live if one.temperature_celsius is not None]
-        return TierSummary(
-            devices_known=len(known),
-            devices_online=len(online),
-            devices_finished=sum(one.finished for one in told),
-            devices_lost=sum(self.state(entry, now).troubled for entry in known),
-            counts=sum((self._totals[name] for name in self._tiers if tier in (None, name)), Counts()),
-            accuracy=sum(a * n for a, n in judged) / evaluation_samples if judged else None,
-            evaluation_samples=evaluation_samples,
-            tally=total(one.tally for one in sane if one.tally is not None),
-            probe_accuracy=_probe_accuracy(sane),
-            version_min=min(versions, default=None),
-            version_max=max(versions or [one.weights_version for one in sane], default=None),
-            every_min=min(every, default=None),
-            final_min=min(finished, default=None),
-            outbox_batches=sum(one.outbox_batches for one in told),
-            outbox_bytes=sum(one.outbox_bytes for one in told),
-            unlabelled_waiting=sum(one.unlabelled_waiting for one in told),
-            outbox_fill=max((outbox_fill(one) for one in told), default=0.0),
-            peak_rss_bytes=max((one.peak_rss_bytes for one in told), default=0),
-            temperature_celsius=max(heat, default=None),
-        )
+        summaries = self.summaries(now)
+        return summaries[tier] if tier is not None else together(summaries.values())
 
     def summaries(self, now: float) -> dict[str, TierSummary]:
-        """Every tier, in order of name."""
-        return {tier: self.summary(now, tier) for tier in self._tiers}
+        """Every tier, in order of name; each device is looked at once."""
+        heard: dict[str, list[Heard]] = {tier: [] for tier in self._tiers}
+        for entry in self._devices.values():
+            state, online = self.presence(entry, now)
+            # What a device measures on nonsense says nothing of the weights.
+            judges = (online or state is State.FINISHED) and not self.held(entry.name)
+            heard[entry.tier].append(Heard(entry.telemetry, online, state.troubled, judges))
+        return {tier: summed(devices, self._totals[tier]) for tier, devices in heard.items()}
 
     def _entry(self, tier: str, device: str, now: float) -> Device:
         if tier not in self._totals:
@@ -321,12 +266,6 @@ class Fleet:
         return min(firsts, key=lambda one: (self.online(one, now), one.heard))
 
 
-def outbox_fill(telemetry: Telemetry) -> float:
-    """How full an outbox is, 0 to 1; 0 where the agent does not tell its size."""
-    most = telemetry.outbox_max_bytes
-    return min(1.0, telemetry.outbox_bytes / most) if most else 0.0
-
-
 def _finished(device: Device) -> bool:
     return device.telemetry is not None and device.telemetry.finished
 
@@ -342,10 +281,3 @@ def _stale(known: Device, status: Status) -> bool:
     if status.stream == known.stream:
         return status.birth < known.birth
     return status.state == "offline" and known.announced
-
-
-def _probe_accuracy(told: Iterable[Telemetry]) -> float | None:
-    """Mean over devices that have it, weighted by their evaluation samples."""
-    known = [(one.probe_accuracy, one.evaluation_samples) for one in told if one.probe_accuracy is not None]
-    samples = sum(weight for _, weight in known)
-    return sum(right * weight for right, weight in known) / samples if samples else None

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from metrics.accounts import account
-from metrics.fleet_page.fleet import Device, State, outbox_fill
+from metrics.fleet_page.fleet import Device, State
+from metrics.fleet_page.summary import outbox_fill
 from metrics.fleet_page.view import RefusalView
 from sidestream.contract.messages import Telemetry
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from side_trainer.journal.file import JournalFile
 
 T = TypeVar("T")
+LOST: Final = "lost "
+"""Before a stream: the name of what was lost of it."""
+_FORK: Final = "fork "
 
 
 class _Fact(Generic[T]):
@@ -55,13 +58,32 @@ class JournalFacts(JournalFile):
     published: _Fact[dict[int, dict[str, int]]] = _Fact(dict[int, dict[str, int]], "{}")
     """Weights versions that may be on the broker, with their chunks by tier; the highest is the last. Noted
     before they are published, so that a restart can tidy up and never goes back."""
-    lost: _Fact[dict[str, int]] = _Fact(dict[str, int], "{}")
-    """By stream, samples that were receipted before the journal was set back and cannot be had back."""
-    forks: _Fact[frozenset[str]] = _Fact(frozenset[str], "[]")
-    """Streams that devices began because their states were set back or copied."""
-
     signers: _Fact[tuple[bytes, ...]] = _Fact(tuple[bytes, ...], "[]")
     """Public keys that its trainers have signed with, the newest last."""
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """By stream, samples that were receipted before the journal was set back and cannot be had back."""
+        return {stream: int(samples) for stream, samples in self._of_streams(LOST)}
+
+    def note_lost(self, stream: str, samples: int) -> None:
+        """So many of a stream, all told."""
+        self.set_meta(LOST + stream, str(samples))
+
+    @property
+    def forks(self) -> frozenset[str]:
+        """Streams that devices began because their states were set back or copied."""
+        return frozenset(stream for stream, _ in self._of_streams(_FORK))
+
+    def note_fork(self, stream: str) -> None:
+        """One more of them."""
+        self.set_meta(_FORK + stream, "")
+
+    def _of_streams(self, what: str) -> list[tuple[str, str]]:
+        """Facts of streams: each has a row of its own, for a fleet may be set back all at once."""
+        with self.reading() as db:
+            rows = db.execute("SELECT key, value FROM meta WHERE key BETWEEN ? AND ?", (what, what + "~"))
+            return [(key.removeprefix(what), value) for key, value in rows]
 
     @property
     def highest(self) -> int:

@@ -18,15 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import msgspec
-
 from side_trainer.journal.decoded import DecodedBatches
-from side_trainer.journal.facts import JournalFacts
+from side_trainer.journal.facts import LOST, JournalFacts
 from side_trainer.journal.file import digest_of, is_whole
 from side_trainer.journal.holding import Holding
 from side_trainer.journal.keeping import Keeping
+from side_trainer.journal.records import StreamState
 from side_trainer.journal.replies import ReplyTable
-from sidestream.contract.wire import prepared
 
 FILE_NAME: Final = "journal.db"
 _COLUMNS: Final = "offset, kind, tier, samples, payload, stream, digest"
@@ -106,28 +104,6 @@ class Record:
     """What a device sent as it came over the wire, less the rows that had come before; JSON otherwise."""
     stream: str | None = None
     """Of what a device sent."""
-
-
-@prepared
-class StreamState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the journal holds of one device's outbox."""
-
-    device: str
-    """The device that it belongs to."""
-    stream: str
-    """The outbox's id."""
-    watermark: int
-    """Every sequence up to here is journaled, or was given up by the device."""
-    saved: int
-    """Every sequence up to here is in a backup as well."""
-    batches: int
-    """Journaled."""
-    samples: int
-    """In them."""
-    bytes: int
-    """Of their payloads."""
-    lost: int = 0
-    """Samples receipted before the journal was set back, which neither it nor the device has any more."""
 
 
 class Journal(JournalFacts):
@@ -392,10 +368,12 @@ class Journal(JournalFacts):
 
     def _streams(self, clause: str, arguments: tuple[str, ...]) -> list[StreamState]:
         fields = ("stream", "device", "watermark", "saved", "batches", "samples", "bytes")
+        found = f"SELECT {', '.join(fields)}, value FROM streams LEFT JOIN meta ON key = ? || stream"
         with self.reading() as db:
-            rows = db.execute(f"SELECT {', '.join(fields)} FROM streams {clause}", arguments).fetchall()
-        lost = self.lost
-        return [StreamState(**dict(zip(fields, row, strict=True)), lost=lost.get(row[0], 0)) for row in rows]
+            rows = db.execute(f"{found} {clause}", (LOST, *arguments)).fetchall()
+        return [
+            StreamState(**dict(zip(fields, row[:-1], strict=True)), lost=int(row[-1] or 0)) for row in rows
+        ]
 
     def samples(self) -> int:
         """Samples in all journaled batches."""

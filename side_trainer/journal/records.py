@@ -219,3 +219,25 @@ class StepRecord(Message, frozen=True, kw_only=True):
     def learns(self) -> bool:
         """Whether it learns from what came, and not from what is there."""
         return any(part.through for part in self.parts)
+
+
+@prepared
+class StreamState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the journal holds of one device's outbox."""
+
+    device: str
+    """The device that it belongs to."""
+    stream: str
+    """The outbox's id."""
+    watermark: int
+    """Every sequence up to here is journaled, or was given up by the device."""
+    saved: int
+    """Every sequence up to here is in a backup as well."""
+    batches: int
+    """Journaled."""
+    samples: int
+    """In them."""
+    bytes: int
+    """Of their payloads."""
+    lost: int = 0
+    """Samples receipted before the journal was set back, which neither it nor the device has any more."""

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import msgspec
 
 from side_trainer.fold.checkpoint import checkpoints
-from side_trainer.journal.journal import FILE_NAME, Journal, StreamState
-from side_trainer.journal.records import LabelsRecord, RecordKind, SettingsRecord, TierRecord
+from side_trainer.journal.journal import FILE_NAME, Journal
+from side_trainer.journal.records import LabelsRecord, RecordKind, SettingsRecord, StreamState, TierRecord
 from side_trainer.quarantine.quarantine import Judgement, Quarantine, State, judgements
 from sidestream.contract.errors import StateError
 from sidestream.contract.messages import ActivationBatch

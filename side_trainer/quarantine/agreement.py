@@ -89,6 +89,8 @@ class Agreement:
 
     def __init__(self) -> None:
         self._devices: OrderedDict[tuple[str, str], _Answers] = OrderedDict()
+        # By tier, those that have sent something to go by; whoever was heard last stands last.
+        self._telling: dict[str, OrderedDict[str, _Answers]] = {}
         self.sums = 0
         """What it remembers: devices times labels, :data:`MOST_SUMS` at most."""
         self._directions: dict[int, Floats] = {}
@@ -109,6 +111,7 @@ class Agreement:
             if len(others) >= LEAST_DEVICES and (asked := _ask(others, rows, labels)):
                 own.asked.append(asked)
             self.sums += own.add(rows, labels)
+            self._file(tier, device, own)
             while self.sums > MOST_SUMS and len(self._devices) > 1:
                 self._drop(next(iter(self._devices)))
             return self._verdict(own, others)
@@ -150,17 +153,22 @@ class Agreement:
         self._devices.move_to_end((tier, device))
         return own
 
+    def _file(self, tier: str, device: str, own: _Answers) -> None:
+        """Keep who may be asked in order, once there is something to go by."""
+        if own.samples >= _LEAST_SAMPLES:
+            telling = self._telling.setdefault(tier, OrderedDict())
+            telling[device] = own
+            telling.move_to_end(device)
+
     def _others(self, tier: str, device: str) -> list[_Answers]:
         """Those heard last that have sent something to go by."""
-        found = (
-            one
-            for key, one in reversed(self._devices.items())
-            if key[0] == tier and key[1] != device and one.samples >= _LEAST_SAMPLES
-        )
-        return list(islice(found, _COMPARED))
+        telling = self._telling.get(tier, OrderedDict())
+        return list(islice((one for name, one in reversed(telling.items()) if name != device), _COMPARED))
 
     def _drop(self, key: tuple[str, str]) -> None:
+        tier, device = key
         self.sums -= len(self._devices.pop(key).sums)
+        self._telling.get(tier, OrderedDict()).pop(device, None)
 
 
 def _ask(others: Sequence[_Answers], rows: Floats, labels: _Labels) -> tuple[float, int] | None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import queue
 import sys
-from typing import Final
 
 import numpy as np
 
+from metrics.fleet_page.fleet import MAX_DEVICES
 from side_trainer.journal.journal import Journal
 from side_trainer.quarantine.agreement import Agreement
 from side_trainer.quarantine.quarantine import Quarantine
@@ -21,7 +21,6 @@ from sidestream.contract.messages import ActivationBatch
 from sidestream.contract.tensors import Floats
 
 _log = logging.getLogger(__name__)
-_OWNERS: Final = 10_000
 
 
 class Judge:
@@ -116,7 +115,7 @@ class Judge:
         if stream not in self._owners:
             state = self._journal.stream(stream)
             assert state is not None
-            if len(self._owners) > _OWNERS:
+            if len(self._owners) > MAX_DEVICES:
                 self._owners.clear()
             self._owners[stream] = state.device
         return self._owners[stream]

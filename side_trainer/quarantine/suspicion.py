@@ -29,6 +29,7 @@ from typing import Final
 
 import numpy as np
 
+from metrics.fleet_page.fleet import MAX_DEVICES
 from sidestream.contract.tensors import Floats
 
 LEAST_DEVICES: Final = 3
@@ -50,7 +51,6 @@ SPREADS: Final = 6.0
 _LEAST_VALUES: Final = 16
 _RECENT: Final = 4
 _COMPARED: Final = 64
-_MOST_DEVICES: Final = 10_000
 
 
 class _Habits:
@@ -65,6 +65,7 @@ class Suspicion:
 
     def __init__(self) -> None:
         self._devices: OrderedDict[tuple[str, str], _Habits] = OrderedDict()
+        self._tiers: dict[str, OrderedDict[str, _Habits]] = {}  # the same, by tier
         self._lock = threading.Lock()
 
     def note_size(self, tier: str, device: str, sizes: Sequence[float]) -> str:
@@ -109,13 +110,17 @@ class Suspicion:
     def _device(self, tier: str, device: str) -> _Habits:
         own = self._devices.setdefault((tier, device), _Habits())
         self._devices.move_to_end((tier, device))
-        if len(self._devices) > _MOST_DEVICES:
-            self._devices.popitem(last=False)
+        of_tier = self._tiers.setdefault(tier, OrderedDict())
+        of_tier[device] = own
+        of_tier.move_to_end(device)
+        if len(self._devices) > MAX_DEVICES:
+            (its_tier, name), _ = self._devices.popitem(last=False)
+            del self._tiers[its_tier][name]
         return own
 
     def _others(self, tier: str, device: str) -> list[_Habits]:
         """Those heard last: enough for a median, however large the fleet."""
-        found = (one for key, one in reversed(self._devices.items()) if key[0] == tier and key[1] != device)
+        found = (one for name, one in reversed(self._tiers[tier].items()) if name != device)
         return list(islice(found, _COMPARED))
 
 

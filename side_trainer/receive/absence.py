@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
+from metrics.fleet_page.fleet import MAX_DEVICES
+
 NO_BATCHES_S: Final = 120.0
 """Telemetry tells of new batches for so long, and none has come since."""
 NO_TELEMETRY_S: Final = 900.0
 """Batches have come for so long, and no telemetry: a device with a thin link sends it rarely."""
 _LEAST_TOLD: Final = 3
-_MOST_DEVICES: Final = 10_000
 _REMEDY: Final = (
     "the broker may throw away what it acknowledges. Compare device and tier in its settings with those that "
     "the access list was written for (sidestream fleet list, sidestream doctor on the device), and have the "
@@ -83,7 +84,7 @@ class Absences:
     def _heard(self, tier: str, device: str, now: float) -> _Heard:
         heard = self._devices.setdefault((tier, device), _Heard(now))
         self._devices.move_to_end((tier, device))
-        if len(self._devices) > _MOST_DEVICES:
+        if len(self._devices) > MAX_DEVICES:
             self._devices.popitem(last=False)
         return heard
 

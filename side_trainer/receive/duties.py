@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from metrics.catalogue import total
@@ -18,6 +19,29 @@ from sidestream.contract.errors import StateError
 from sidestream.contract.topics import Uplink
 
 _EVERY_S: Final = 1.0
+_SHARE: Final = 0.1
+
+
+class Sparing:
+    """When something is due that takes long where a fleet is large: more seldom, then. Pure.
+
+    Args:
+        every_s: So often at most.
+        share: Of all time, this much at most.
+    """
+
+    def __init__(self, every_s: float = _EVERY_S, share: float = _SHARE) -> None:
+        self._every_s = every_s
+        self._share = share
+        self._from_s = float("-inf")
+
+    def due(self, now: float) -> bool:
+        """Whether it may be done."""
+        return now >= self._from_s
+
+    def done(self, now: float, took_s: float) -> None:
+        """It was done, and took so long."""
+        self._from_s = now + max(self._every_s, took_s / self._share)
 
 
 class Duties:
@@ -58,6 +82,7 @@ class Duties:
         self._tuner = tuner
         self._backups = journal.backups
         self._done_s = 0.0
+        self._showing = Sparing()
 
     def tick(self, now: float) -> None:
         """Do what has become due."""
@@ -79,7 +104,10 @@ class Duties:
         metrics = self._figures.metrics
         metrics.inbox_messages.set(len(self._inbox))
         metrics.inbox_dropped.inc(self._inbox.dropped - total(metrics.inbox_dropped))
-        self._figures.update(self._presence.status, now)
+        if self._showing.due(now):
+            began_s = time.thread_time()  # what others take of a busy machine is no reason to show less
+            self._figures.update(self._presence.status, now)
+            self._showing.done(now, time.thread_time() - began_s)
 
     def _follow_operator(self) -> None:
         """Do what was decided on the command line meanwhile."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker_config.transport import Event, Received
-from metrics.catalogue import Reason
+from metrics.catalogue import Kind, Reason
 from side_trainer.journal.adapter_arrived import adapter_arrived, misplaced, repeat_of
 from side_trainer.journal.journal import Arrived
 from side_trainer.receive.penalty import PenaltyBox
@@ -29,11 +29,16 @@ from sidestream.contract.tasks import TASKS, Task, check_targets
 from sidestream.contract.tensors import Floats, decode
 from sidestream.contract.wire import MAX_MESSAGE_BYTES, pack, unpack
 
-MAX_MESSAGES: Final = 4096
+MAX_MESSAGES: Final = 8192
 MAX_BYTES: Final = 64 * 2**20
 SHARE_MESSAGES: Final = 1024
 SHARE_BYTES: Final = 16 * 2**20
 """Of one sender. One sends a window at most: eight batches of a quarter of a MiB, or as the plan says."""
+_ROOM: Final[Mapping[str, float]] = {Kind.STATUS.value: 4, Kind.TELEMETRY.value: 0.5}
+"""Times the room for all, by kind: each birth and will is said once, and thousands at one moment when a fleet
+comes back; telemetry is said again, and then says more."""
+_TELEMETRY: Final = Kind.TELEMETRY.value
+_TELEMETRY_EVERY: Final = 4
 MAX_ACTIVATION: Final = 1e6
 """Larger ones are refused: their squares, which normalising takes, would leave float32 sooner or later. The
 "massive activations" of real transformers stay below 1e5."""
@@ -62,7 +67,9 @@ class Refused(Exception):  # noqa: N818 - not an error of ours: the sender's mes
 class _Lane:
     """What one sender has waiting."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, turns: deque[_Lane]) -> None:
+        self.name = name
+        self.turns = turns
         self.events: deque[Event] = deque()
         self.bytes = 0
 
@@ -70,9 +77,10 @@ class _Lane:
 class Inbox:
     """Events on their way from the network thread, bounded in number and bytes.
 
-    A message that finds it full is dropped and counted; its device sends it again when no receipt comes. Each
-    sender has a share of its own, and they take turns: one that sends more than its share pays for it in the
-    penalty box, and the others go on.
+    A message that finds it full is dropped and counted; its device sends it again when no receipt comes. What
+    nobody says again is dropped last, and telemetry first. Each sender has a share of its own, and they take
+    turns: one that sends more than its share pays for it in the penalty box, and the others go on. Telemetry
+    has lanes and turns of its own, one in four while other messages wait: nobody waits for an answer to it.
 
     Args:
         max_messages: Room for all.
@@ -92,7 +100,9 @@ class Inbox:
         self.box = box if box is not None else PenaltyBox()
         self._share_bytes = share_bytes
         self._lanes: dict[str, _Lane] = {}
-        self._turns: deque[str] = deque()
+        self._turns: deque[_Lane] = deque()
+        self._telemetry: deque[_Lane] = deque()  # lanes that hold nothing else
+        self._taken = 0
         self._count = 0
         self._bytes = 0
         self._max_messages = max_messages
@@ -109,25 +119,27 @@ class Inbox:
         size = len(event.payload)
         if self.box.skips(event.topic, size):
             return
-        sender = _sender(event.topic)
-        if not self._put(event, sender, size) and sender:
+        name, kind = _lane_of(event.topic)
+        if not self._put(event, name, size, kind) and name:
             self.box.dropped(event.topic)
 
-    def _put(self, event: Event, sender: str, size: int) -> bool:
+    def _put(self, event: Event, name: str, size: int, kind: str = "") -> bool:
         """Whether the sender's share had room for it, or was not what was too small."""
         with self._ready:
-            lane = self._lanes.get(sender)
+            lane = self._lanes.get(name)
             if isinstance(event, Received):
-                full = self._bytes + size > self._max_bytes or self._count >= self._max_messages
-                too_much = lane is not None and bool(sender) and self._over_share(lane, size)
+                most = self._max_messages * _ROOM.get(kind, 1)
+                full = self._bytes + size > self._max_bytes or self._count >= most
+                too_much = lane is not None and bool(name) and self._over_share(lane, size)
                 if too_much:
                     return False
                 if full:
                     self.dropped += 1
                     return True
             if lane is None:
-                lane = self._lanes[sender] = _Lane()
-                self._turns.append(sender)
+                turns = self._telemetry if kind == _TELEMETRY else self._turns
+                lane = self._lanes[name] = _Lane(name, turns)
+                turns.append(lane)
             lane.events.append(event)
             lane.bytes += size
             self._count += 1
@@ -145,26 +157,30 @@ class Inbox:
         return len(lane.events) >= SHARE_MESSAGES or lane.bytes + size > self._share_bytes
 
     def _next(self) -> Event:
-        sender = self._turns.popleft()
-        lane = self._lanes[sender]
+        self._taken += 1
+        telemetry = self._telemetry and (not self._turns or self._taken % _TELEMETRY_EVERY == 0)
+        lane = (self._telemetry if telemetry else self._turns).popleft()
         event = lane.events.popleft()
         size = len(event.payload) if isinstance(event, Received) else 0
         lane.bytes -= size
         self._count -= 1
         self._bytes -= size
         if lane.events:
-            self._turns.append(sender)
+            lane.turns.append(lane)
         else:
-            del self._lanes[sender]
+            del self._lanes[lane.name]
         return event
 
     def __len__(self) -> int:
         return self._count
 
 
-def _sender(topic: str) -> str:
-    """Whose message it is; empty if it is no device's."""
-    return topic.rpartition("/")[0] if "/up/" in topic else ""
+def _lane_of(topic: str) -> tuple[str, str]:
+    """In whose lane a message waits, and its kind; both empty if it is no device's."""
+    if "/up/" not in topic:
+        return "", ""
+    sender, _, kind = topic.rpartition("/")
+    return topic if kind == _TELEMETRY else sender, kind
 
 
 Policies: TypeAlias = Mapping[str, AbstractSet[str]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
+from metrics.fleet_page.fleet import MAX_DEVICES
+
 _BURST_S: Final = 5.0
-_MOST_DEVICES: Final = 10_000
 
 
 class RateLimit:
@@ -31,6 +32,6 @@ class RateLimit:
         allowed = left >= 1.0
         self._buckets[device] = (left - 1.0 if allowed else left, now)
         self._buckets.move_to_end(device)
-        if len(self._buckets) > _MOST_DEVICES:
+        if len(self._buckets) > MAX_DEVICES:
             self._buckets.popitem(last=False)
         return allowed

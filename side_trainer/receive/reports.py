@@ -66,7 +66,7 @@ class Reports:
             if uplink.kind == Kind.TELEMETRY.value:
                 self._on_telemetry(uplink, unpack(Telemetry, event.payload), now)
             else:
-                self._on_status(uplink, unpack(Status, event.payload), now)
+                self._on_status(uplink, unpack(Status, event.payload), now, retained=event.retained)
         except DecodeError as exc:
             self._refusals.reject(uplink, event, Reason.UNDECODABLE, str(exc))
         except MismatchError as exc:
@@ -110,8 +110,11 @@ class Reports:
             self._tuner.on_telemetry(uplink, told, now)
         self._setbacks.on_telemetry(uplink, told)
 
-    def _on_status(self, uplink: Uplink, status: Status, now: float) -> None:
+    def _on_status(self, uplink: Uplink, status: Status, now: float, *, retained: bool) -> None:
+        repeated = retained and self._fleet.was_told(uplink.tier, uplink.device, status)
         if not self._fleet.on_status(uplink.tier, uplink.device, status, now):
+            return
+        if repeated:  # it is we who have connected anew: thousands of devices need no word on that
             return
         if status.state == "online":
             _log.info("device %s (%s) is online", uplink.device, uplink.tier, extra=_about(uplink))

@@ -6,9 +6,9 @@ Each is said once; what was lost is noted in the journal, so that a restart does
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 from broker_config.transport import Received
+from metrics.fleet_page.fleet import MAX_DEVICES
 from side_trainer.broadcast.signing import TrainerSigner
 from side_trainer.journal.journal import Journal
 from sidestream.contract.errors import WireError
@@ -16,7 +16,6 @@ from sidestream.contract.messages import HIGHEST_FENCE, Telemetry
 from sidestream.contract.topics import Uplink
 
 _log = logging.getLogger(__name__)
-_REMEMBERED: Final = 10_000
 
 
 class Setbacks:
@@ -32,6 +31,7 @@ class Setbacks:
         self._signer = signer
         self._published: dict[int, dict[str, int]] = {}  # versions on the broker, with their chunks by tier
         self._highest = 0
+        self._risen = 0  # of that, what the journal certainly knows: it is asked once, not by each telemetry
         self._lost = journal.lost
         self._forks = set(journal.forks)  # streams that were begun
         self._forked: set[str] = set()  # and those that were left, by their devices' batches,
@@ -39,7 +39,7 @@ class Setbacks:
 
     def on_fork(self, uplink: Uplink, stream: str) -> None:
         """A batch is of another history of its stream than the one that is journaled."""
-        if stream in self._forked or len(self._forked) >= _REMEMBERED:
+        if stream in self._forked or len(self._forked) >= MAX_DEVICES:
             return
         self._forked.add(stream)
         self._told.add((uplink.tier, uplink.device))
@@ -64,7 +64,7 @@ class Setbacks:
         before = self._lost.get(told.stream, 0)
         if told.samples_lost <= before:
             return
-        self._journal.lost = {**self._lost, told.stream: told.samples_lost}
+        self._journal.note_lost(told.stream, told.samples_lost)
         self._lost[told.stream] = told.samples_lost
         _log.error(
             "device %s (%s): %d samples that were receipted before this journal was set back are LOST: the "
@@ -74,9 +74,9 @@ class Setbacks:
 
     def _on_new_stream(self, uplink: Uplink, stream: str) -> None:
         """A device began a stream, mostly because it noticed by a receipt that its state was set back."""
-        if stream in self._forks or len(self._forks) >= _REMEMBERED:
+        if stream in self._forks or len(self._forks) >= MAX_DEVICES:
             return
-        self._journal.forks = frozenset({*self._forks, stream})
+        self._journal.note_fork(stream)
         self._forks.add(stream)
         if (uplink.tier, uplink.device) in self._told:
             self._told.discard((uplink.tier, uplink.device))
@@ -104,8 +104,11 @@ class Setbacks:
         Raises:
             StorageError: the journal cannot be written to.
         """
+        if self._highest <= self._risen:
+            return
         known = self._journal.highest
         if self._highest <= known:
+            self._risen = self._highest
             return
         self._journal.version_base = self._highest
         self._journal.published = {**self._journal.published, self._highest: {}, **self._published}

@@ -13,7 +13,7 @@ Legend: N rows, F features, D devices, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -165,17 +165,24 @@ def _skills(
     weights = (trusts[owners]).astype(np.float32)
     sums = _sums(features * weights[:, None], targets, len(labels))
     masses = trusts @ counts
-    found: list[_Skill | None] = []
     using = (counts > 0) & (trusts > 0)[:, None]
-    for device, trust in enumerate(trusts):
-        own = owners == device
+    users = using.sum(axis=0)
+    found: list[_Skill | None] = [None] * len(trusts)
+    for device, own in _rows_of_each(owners):
+        trust = trusts[device]
         own_sums = _sums(features[own], targets[own], len(labels)) * np.float32(trust)
         left = masses - trust * counts[device]
-        others = using.sum(axis=0) - using[device]
-        known = (left >= _LEAST_OF_OTHERS) & (others >= _LEAST_OF_OTHERS)
+        known = (left >= _LEAST_OF_OTHERS) & (users - using[device] >= _LEAST_OF_OTHERS)
         means = (sums - own_sums) / np.maximum(left, 1e-9)[:, None].astype(np.float32)
-        found.append(_skill(features[own], targets[own], means, known, left))
+        found[device] = _skill(features[own], targets[own], means, known, left)
     return found
+
+
+def _rows_of_each(owners: Ints) -> Iterator[tuple[int, Ints]]:
+    """Each device that has rows, and which they are, in order."""
+    order = np.argsort(owners, kind="stable")
+    devices, starts = np.unique(owners[order], return_index=True)
+    return zip(devices.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 def _skill(
@@ -205,18 +212,35 @@ def _skill(
     return _Skill((rate - chance) / (1 - chance), error / (1 - chance))
 
 
-def _trusts(skills: list[_Skill | None]) -> npt.NDArray[np.float64]:
+def _trusts(skills: Sequence[_Skill | None]) -> npt.NDArray[np.float64]:
     """[D]: 1 where a device does about as well as the others, 0 where it does by chance."""
     trusts = np.ones(len(skills))
-    for device, own in enumerate(skills):
-        others = [one.value for at, one in enumerate(skills) if at != device and one is not None]
-        if own is None or len(others) < LEAST_DEVICES - 1:
-            continue
-        usual = float(np.median(others))
+    judged = [device for device, one in enumerate(skills) if one is not None]
+    known = [one for one in skills if one is not None]
+    if len(known) < LEAST_DEVICES:
+        return trusts
+    for device, own, usual in zip(
+        judged, known, medians_of_others([one.value for one in known]), strict=True
+    ):
         if usual > _LEAST_SKILL:
             share = (own.value + _SPREADS * own.error) / usual
             trusts[device] = np.clip((share - NOTHING_BELOW) / (ALL_ABOVE - NOTHING_BELOW), 0, 1)
     return trusts
+
+
+def medians_of_others(values: Sequence[float]) -> list[float]:
+    """Of each value, the median of all others: by one sorting, however many there are."""
+    ordered, ranks = np.sort(values), np.empty(len(values), np.int64)
+    ranks[np.argsort(values)] = np.arange(len(values))
+
+    def other(place: int) -> npt.NDArray[np.float64]:
+        """The value in a place of the others' order."""
+        found: npt.NDArray[np.float64] = np.where(place < ranks, ordered[place], ordered[place + 1])
+        return found
+
+    middle, odd = divmod(len(values) - 1, 2)
+    medians = other(middle) if odd else (other(middle - 1) + other(middle)) / 2
+    return [float(one) for one in medians]
 
 
 def shares_of(counts: npt.NDArray[np.float64], most: float) -> npt.NDArray[np.float64]:

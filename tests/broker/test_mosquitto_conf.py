@@ -11,6 +11,7 @@ import pytest
 from broker_config.embedded.broker import find_mosquitto
 from broker_config.embedded.probe import answers_mqtt
 from broker_config.mosquitto import is_loopback, render_deployment, render_embedded
+from metrics.fleet_page.fleet import MAX_DEVICES
 from sidestream.contract.errors import BrokerError
 from tests.broker.conftest import needs_mosquitto
 from tests.until import until
@@ -57,6 +58,13 @@ def test_both_renderings_hold_what_the_project_needs(tmp_path: Path, needed: str
     (path,) = render_deployment(tmp_path)
     for text in (path.read_text(), render_embedded("127.0.0.1", 1883, tmp_path)):
         assert any(line.startswith(needed) for line in settings(text))
+
+
+def test_the_births_of_all_devices_in_view_find_room_when_a_trainer_starts(tmp_path: Path) -> None:
+    (path,) = render_deployment(tmp_path)
+    for text in (path.read_text(), render_embedded("127.0.0.1", 1883, tmp_path)):
+        (room,) = (line.split()[1] for line in settings(text) if line.startswith("max_queued_messages "))
+        assert int(room) >= 2 * MAX_DEVICES
 
 
 def test_an_unwritable_directory_is_named(tmp_path: Path) -> None:

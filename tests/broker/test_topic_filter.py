@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_config.topic_filter import check_filter, check_topic, matches
+from broker_config.topic_filter import Filters, check_filter, check_topic, matches
 
 LEVEL = st.text(alphabet="ab/$", max_size=3)
 
@@ -32,6 +32,17 @@ LEVEL = st.text(alphabet="ab/$", max_size=3)
 )
 def test_matching(topic_filter: str, topic: str, expected: bool) -> None:
     assert matches(topic_filter, topic) is expected
+
+
+LEVELS = st.sampled_from(["", "a", "b", "a.b", "$x", "\n"])
+FILTERS = st.tuples(
+    st.lists(st.one_of(LEVELS, st.just("+")), min_size=1, max_size=4), st.sampled_from([[], ["#"]])
+).map(lambda parts: "/".join([*parts[0], *parts[1]]))
+
+
+@given(st.lists(st.one_of(FILTERS, st.just("#"))), st.lists(LEVELS, min_size=1, max_size=5).map("/".join))
+def test_a_set_of_filters_matches_what_one_of_them_does(filters: list[str], topic: str) -> None:
+    assert Filters(filters).match(topic) is any(matches(one, topic) for one in filters)
 
 
 @given(st.lists(LEVEL, min_size=1).map("/".join).filter(bool))

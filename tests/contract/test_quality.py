@@ -19,6 +19,7 @@ from sidestream.contract.quality import (
     total,
 )
 from sidestream.contract.tasks import Task
+from tests.work import work
 
 
 def macro_f1(answers: list[int], targets: list[int]) -> float:
@@ -58,6 +59,16 @@ def test_a_label_that_the_job_does_not_have_counts_as_answered_wrongly() -> None
     assert tally_labels(np.array([0, 1]), np.array([0, -1]), 2).measures(Task.TEXT_CLASSIFICATION)[
         "accuracy"
     ] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_a_headline_alone_is_that_of_all_measures(task: Task) -> None:
+    rng = np.random.default_rng(0)
+    labels = tally_labels(rng.integers(3, size=20), rng.integers(3, size=20), 3)
+    values = tally_values(rng.normal(size=9), rng.normal(size=9))
+    tally = values if task is Task.REGRESSION else labels
+    assert tally.headline(task) == tally.measures(task)[HEADLINE[task]]
+    assert Tally().headline(task) is None
 
 
 def test_sets_are_judged_by_label_and_as_a_whole() -> None:
@@ -133,3 +144,21 @@ def test_the_pairs_confused_most_add_up_and_only_so_many_are_kept() -> None:
 def test_confused_labels_of_another_length_are_refused() -> None:
     with pytest.raises(DecodeError, match="8 bytes each"):
         Tally(confused=b"\0" * 9)
+
+
+def test_a_total_of_many_is_what_adding_one_after_another_gives() -> None:
+    rng = np.random.default_rng(0)
+    tallies = [tally_labels(rng.integers(4, size=50), rng.integers(-1, 4, size=50), 4) for _ in range(20)]
+    one_by_one = Tally()
+    for tally in tallies:
+        one_by_one += tally
+    assert total(tallies) == one_by_one
+    moments = [tally_values(rng.normal(size=5), rng.normal(size=5)) for _ in range(20)]
+    assert total(moments).moments == pytest.approx(np.sum([one.moments for one in moments], axis=0))
+    assert total([]) == Tally()
+
+
+def test_one_more_tally_in_a_total_takes_a_few_steps() -> None:
+    tallies = [tally_labels(np.array([0, 1]), np.array([0, 0]), 2)] * 200
+    few, many = (work(lambda count=count: total(tallies[:count])) for count in (100, 200))  # type: ignore[misc]
+    assert many - few < 100 * 200, "of bytecode; adding up two of them takes ten times as many"

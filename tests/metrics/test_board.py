@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Literal
 
 import msgspec
@@ -20,6 +21,8 @@ from metrics.fleet_page.view import AssignedView, FleetView, Point, RefusalView,
 from sidestream.contract.messages import Status, Telemetry
 from sidestream.contract.quality import Tally
 from sidestream.contract.tasks import Task
+from tests.until import PATIENCE_S
+from tests.work import work
 
 T0 = 1_700_000_000.0
 
@@ -278,3 +281,27 @@ def test_devices_that_count_nothing_have_no_quality_where_accuracy_is_not_it() -
     fleet.on_telemetry("big", "d", Telemetry(stream="a" * 32, accuracy=0.5, evaluation_samples=3), 0.0)
     board.update(fleet, fleet.summaries(0.0), TrainerView(), now=0.0, unix_s=T0)
     assert board.view().devices[0].quality is None and board.view().fleet.quality is None
+
+
+def test_whoever_looks_does_not_wait_while_an_update_is_worked_out() -> None:
+    crowd = Crowd(2)
+    crowd.update()
+    seen: list[FleetView] = []
+
+    def looked_at(tier: str, name: str) -> None:
+        looking = threading.Thread(target=lambda: seen.append(crowd.board.view()), daemon=True)
+        looking.start()
+        looking.join(PATIENCE_S)
+
+    around = Surroundings(assigned=looked_at)
+    crowd.board.update(
+        crowd.fleet, crowd.fleet.summaries(0.0), TrainerView(), now=0, unix_s=T0, around=around
+    )
+    assert [view.revision for view in seen] == [1, 1] and crowd.board.view().revision == 2
+
+
+def test_a_device_of_which_nothing_is_heard_costs_an_update_little() -> None:
+    few, many = Crowd(50), Crowd(100)
+    few.update()
+    many.update()
+    assert work(many.update) - work(few.update) < 50 * 600, "of bytecode"

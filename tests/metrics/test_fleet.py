@@ -269,3 +269,25 @@ def test_whoever_is_forgotten_was_not_online_and_was_heard_longest_ago(seed: int
             assert gone == {min(before, key=lambda one: before[one])}
         else:
             assert not gone
+
+
+def test_summing_up_looks_at_each_device_once() -> None:
+    looked_at = 0
+
+    class Counted(Fleet):
+        def online(self, device: Device, now: float) -> bool:
+            nonlocal looked_at
+            looked_at += 1
+            return super().online(device, now)
+
+    fleet = Counted(["pi", "jetson"])
+    for index in range(30):
+        fleet.on_status("pi" if index % 2 else "jetson", f"d{index}", _status("online", 1), 0)
+    assert fleet.summary(1).devices_online == 30 and looked_at == 30
+
+
+def test_twelve_thousand_devices_are_all_there() -> None:
+    fleet = Fleet(["pi"])
+    for index in range(12_000):
+        fleet.on_status("pi", f"d{index}", _status("online", 1), 0)
+    assert fleet.summary(1).devices_online == 12_000

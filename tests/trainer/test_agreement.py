@@ -17,6 +17,7 @@ from side_trainer.quarantine.agreement import LEAST_BATCHES, LEAST_DEVICES, Agre
 from tests.trainer.conftest import FakeDevice, config
 from tests.trainer.test_trainer import Listener, born, receipted, send, trainer
 from tests.until import until
+from tests.work import work
 
 LABELS, WIDTH, ROWS = 6, 24, 12
 CENTRES = np.random.default_rng(7).standard_normal((2, LABELS, WIDTH)).astype(np.float32)
@@ -129,3 +130,18 @@ def test_a_running_trainer_quarantines_whoever_sends_random_labels(
         until(lambda: quarantined(tmp_path), "it is quarantined")
         assert [one.device for one in quarantined(tmp_path)] == [odd.name]
         assert "in another order" in quarantined(tmp_path)[0].reason
+
+
+def test_a_batch_is_held_against_those_that_have_sent_something_and_the_others_cost_nothing() -> None:
+    means, labels = CENTRES[:, :1], np.array([0])
+
+    def taken(others: int) -> int:
+        judge, (asked, *boards) = Agreement(), fleet(0)
+        for board in boards:
+            board.send(judge)
+            board.send(judge)
+        for number in range(others):
+            judge.note("t", f"new-{number}", means, labels)
+        return work(lambda: judge.note("t", asked.name, means, labels))
+
+    assert taken(300) == taken(100)

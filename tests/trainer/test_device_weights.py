@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from side_trainer.side_tuning.device_weights import DeviceWeights, shares_of, trusts_of
+from side_trainer.side_tuning.device_weights import DeviceWeights, medians_of_others, shares_of, trusts_of
+from tests.work import work
 
 FEATURES = 20
 Ints = npt.NDArray[np.int64]
@@ -104,3 +105,18 @@ def test_streams_of_one_device_count_as_one() -> None:
         weights.add(stream, rows)
     weights.weigh([], 0.4)
     assert weights.of("s1") == weights.of("s2") < 0.3 and weights.of("s3") == 1
+
+
+def test_a_device_is_held_against_the_others_however_many_there_are_at_the_same_cost() -> None:
+    def judged(devices: int) -> int:
+        rows = fleet([2] * devices, 3)
+        return work(lambda: trusts_of(*rows, devices))
+
+    assert judged(400) < 2.5 * judged(200)
+
+
+@pytest.mark.parametrize("devices", [4, 5, 8, 9])
+def test_each_is_held_against_the_median_of_all_others(devices: int) -> None:
+    values = np.random.default_rng(devices).integers(0, 4, devices) / 4  # some are equal
+    wanted = [float(np.median(np.delete(values, at))) for at in range(devices)]
+    assert medians_of_others(values.tolist()) == wanted

@@ -114,6 +114,29 @@ def test_what_passes_a_share_is_charged_whatever_is_in_it() -> None:
     assert inbox.box.skips(LOUD, 1) and not inbox.box.skips(QUIET, 1)
 
 
+def test_where_telemetry_piles_up_births_and_batches_find_room() -> None:
+    inbox = Inbox(max_messages=8)
+    for number in range(40):
+        inbox.offer(message(TOPICS.telemetry("big", f"d{number}"), b"t"))
+    assert (len(inbox), inbox.dropped) == (4, 36), "telemetry fills half of it"
+    for number in range(6):
+        inbox.offer(message(TOPICS.activations("big", f"d{number}"), b"b"))
+    assert (len(inbox), inbox.dropped) == (8, 38), "and batches the rest"
+    for number in range(80):
+        inbox.offer(message(TOPICS.status("big", f"d{number}"), b"s"))
+    assert (len(inbox), inbox.dropped) == (32, 38 + 56), "births and wills find room beyond, and not for ever"
+
+
+def test_telemetry_waits_behind_what_is_answered_and_is_not_forgotten() -> None:
+    inbox = Inbox()
+    for number in range(8):
+        inbox.offer(message(TOPICS.telemetry("big", f"d{number}"), b"t"))
+    for number in range(6):
+        inbox.offer(message(TOPICS.activations("big", f"d{number}"), b"b"))
+    taken = "".join(event.payload.decode() for event in inbox.take(0.0) if isinstance(event, Received))
+    assert taken == "bbbtbbbttttttt"
+
+
 # --- subscriptions ------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from side_trainer.journal.journal import FILE_NAME, Arrived, Claim, Journal, StreamState, Taken
+from side_trainer.journal.journal import FILE_NAME, Arrived, Claim, Journal, Taken
+from side_trainer.journal.records import StreamState
 from sidestream.contract.errors import StateError
 
 STREAM = "a" * 32

@@ -34,6 +34,7 @@ from sidestream.contract.wire import pack, unpack
 from tests.trainer.conftest import FakeDevice, append, config, fold_all, put, settle
 from tests.trainer.test_trainer import TOPICS, Listener, born, final, receipted, send, trainer
 from tests.until import until
+from tests.work import work
 
 
 def fleet() -> list[FakeDevice]:
@@ -420,3 +421,15 @@ def test_after_a_rebuild_versions_go_on_rising_and_the_device_stays_out(
         until(lambda: receipted(listener, devices[1]) == 2, "its batches are receipted")
     assert read_state(tmp_path).samples == 16 and quarantined(tmp_path)[0].held_batches == 2
     assert verify(tmp_path).matches
+
+
+def test_judging_one_of_a_rare_tier_takes_as_much_however_many_others_there_are() -> None:
+    def taken(others: int) -> int:
+        suspicion = Suspicion()
+        for number in range(LEAST_DEVICES + 1):
+            suspicion.note_size("rare", f"d{number}", (1.0, 1.0))
+        for number in range(others):
+            suspicion.note_size("common", f"d{number}", (1.0, 1.0))
+        return work(lambda: suspicion.note_size("rare", "d0", (1.0, 1.0)))
+
+    assert taken(300) == taken(100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker_config.transport import Received
@@ -67,6 +68,38 @@ def test_what_was_lost_is_said_once_within_a_start(
     for samples in (5, 5, 5):
         setbacks.on_telemetry(DEVICE, lost(samples))
     assert len(caplog.messages) == 1 and journal.lost == {STREAM: 5}
+
+
+def test_a_fleet_that_is_set_back_all_at_once_is_noted_device_by_device(
+    setbacks: Setbacks, journal: Journal
+) -> None:
+    written = [0]
+
+    def noted(devices: range) -> int:
+        written[0] = 0
+        for number in devices:
+            told = Telemetry(stream=f"{number:032x}", samples_lost=3, streams_forked=1)
+            setbacks.on_telemetry(Uplink(tier="t", device=f"pi-{number}", kind="telemetry"), told)
+        return written[0]
+
+    def count(statement: str) -> None:
+        written[0] += len(statement)
+
+    journal.db.set_trace_callback(count)
+    first = noted(range(50))
+    assert noted(range(50, 100)) < 1.1 * first
+    assert len(journal.lost) == len(journal.forks) == 100
+
+
+def test_what_is_known_of_versions_is_looked_up_once(setbacks: Setbacks, journal: Journal) -> None:
+    journal.published = {5: {}}
+    told = Telemetry(stream=STREAM, weights_run=journal.run, weights_version=5)
+    setbacks.on_telemetry(DEVICE, told)
+    asked: list[str] = []
+    journal.db.set_trace_callback(asked.append)
+    for version in (5, 4, 5):
+        setbacks.on_telemetry(DEVICE, msgspec.structs.replace(told, weights_version=version))
+    assert not asked
 
 
 def test_versions_go_on_above_the_highest_on_the_broker_with_which_the_journal_can_tidy_up(

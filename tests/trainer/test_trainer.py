@@ -480,3 +480,24 @@ def test_a_wrong_tier_is_refused_by_name(tmp_path: Path, tiers: dict[str, TierCo
     with pytest.raises(ConfigError) as caught:
         config(tmp_path, tiers=tiers).checked()
     assert caught.value.field == field
+
+
+def test_a_trainer_that_connects_anew_receipts_no_birth_that_it_has_heard(
+    broker: InProcessBroker, tmp_path: Path
+) -> None:
+    first, second, third = devices()[:3]
+    with trainer(broker, config(tmp_path)):
+        listener = Listener(broker.transport("listener"))
+
+        def receipts(device: FakeDevice) -> int:
+            topic = TOPICS.receipt(device.tier, device.name)
+            return sum(event.topic == topic and not event.retained for event in list(listener.seen))
+
+        born(listener, [first, second])
+        until(lambda: receipts(first) == receipts(second) == 1, "both are receipted")
+        broker.stop()
+        broker.start()
+        assert listener.transport.wait_connected(20)
+        born(listener, [third])
+        until(lambda: receipts(third) == 1, "the new one is receipted")
+        assert receipts(first) == receipts(second) == 1

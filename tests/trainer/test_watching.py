@@ -25,6 +25,7 @@ from metrics.broker_figures import BROKER_FIGURES
 from metrics.catalogue import total
 from metrics.fleet_page.view import FleetView
 from side_trainer.journal.journal import Journal
+from side_trainer.receive.duties import Sparing
 from side_trainer.receive.inbox import Inbox
 from side_trainer.settings.schema import TrainerConfig
 from side_trainer.trainer import Parts, connect_mqtt, run_trainer
@@ -175,3 +176,12 @@ def test_a_page_whose_port_is_taken_is_no_reason_not_to_train(
         with caplog.at_level(logging.WARNING, "side_trainer"), watched(broker, settings) as url:
             assert url.endswith("/metrics")
     assert f"port {port} is in use" in caplog.text
+
+
+def test_what_takes_long_is_done_more_seldom_and_never_more_than_once_a_second() -> None:
+    sparing, done = Sparing(), []
+    for now in range(10):
+        if sparing.due(float(now)):
+            done.append(now)
+            sparing.done(float(now), 0.001 if now < 3 else 0.4)
+    assert done == [0, 1, 2, 3, 7]
