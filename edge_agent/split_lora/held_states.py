@@ -19,7 +19,7 @@ from edge_agent.store.outbox import Outbox
 from sidestream.contract.tensors import BLOCK, Codec, Floats, Tensor, decode, encode
 
 _CLIP: Final = 1.5
-"""Root mean squares: two bits then stand for the multiples -1.5, -.5, .5 and 1.5, about the best four of equal
+"""Root mean squares. Two bits then stand for -1.5, -.5, .5 and 1.5 of them, about the best four of equal
 distance for normal values (Max 1960), and the error is .34 of the norm. With nothing clipped it is .51."""
 
 
