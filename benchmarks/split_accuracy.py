@@ -3,14 +3,14 @@
     python benchmarks/split_accuracy.py --train train.jsonl --eval test.jsonl --seeds 0 1
 
 Rows: ``central``, all samples on one machine; ``held``, split LoRA as it is by default, whose adapters the
-trainer keeps; ``held-whole`` without changes, ``held-all`` without reuse of activations either, ``held-in-step`` with a window of 1, ``held-fifo``
-in order of arrival, ``held-together`` with up to four batches an update, ``held-prior`` with logit
-adjustment, ``held-int4`` in four bits both ways, ``held-late`` with answers four batches late, ``held-lost``
-without half of them; ``local``, devices' own adapters under one set of the trainer's, and ``per-device``,
-the paper's form, averaged after every eight batches; ``frozen``, devices that train nothing, and
-``frozen-plain`` without logit adjustment. The real rooms of both sides, without a broker, and clocks that are
-counted: with ``--pace even`` devices are as fast as their data is much, with ``own`` a batch takes all of
-them as long. Bytes are payloads, of a sample over all passes.
+trainer keeps; ``held-whole`` without changes, ``held-all`` without reuse of activations either,
+``held-in-step`` with a window of 1, ``held-fifo`` in order of arrival, ``held-together`` with up to four
+batches an update, ``held-prior`` with logit adjustment, ``held-int4`` in four bits both ways, ``held-late``
+with answers four batches late, ``held-lost`` without half of them; ``local``, devices' own adapters under one
+set of the trainer's, and ``per-device``, the paper's form, averaged after every eight batches; ``frozen``,
+devices that train nothing, and ``frozen-plain`` without logit adjustment. The real rooms of both sides,
+without a broker, and clocks that are counted: with ``--pace even`` devices are as fast as their data is much,
+with ``own`` a batch takes all of them as long. Bytes are payloads, of a sample over all passes.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 
 import msgspec
 import numpy as np
@@ -24,6 +26,7 @@ from sidestream.contract.messages import (
     MAX_CHANGES,
     NO_BASE,
     ActivationBatch,
+    Receipt,
     Reuse,
     StateChange,
     states_digest,
@@ -33,7 +36,7 @@ from sidestream.contract.tensors import Codec, Floats, Tensor, decode, encode
 from sidestream.contract.wire import pack, unpack
 from tests.agent.tiny import save_tiny
 from tests.contract.examples import EXAMPLES
-from tests.split.fleet import SplitDevice, SplitFleet, config, fleet
+from tests.split.fleet import SplitDevice, SplitFleet, SplitTrainer, config, fleet
 from tests.split.test_killed_anywhere import check
 from tests.split.test_method import first_batch, reply_in, served
 
@@ -152,6 +155,54 @@ def test_a_trainer_that_has_other_states_is_sent_the_whole(tmp_path: Path, backb
         found = kinds(made)
         assert found["change"] == 2 and found["batch"] == 2 and found["update"] == 3
         check(made, passes=3, held=True)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_device_that_was_set_back_is_served_once_a_pass_all_the_same(
+    tmp_path: Path, backbone: Path, passes: int
+) -> None:
+    """It sends again, by other adapters, what is there: from then on the two know of different states."""
+    split = {"passes": 4, "change_bits": 2}
+    with fleet(tmp_path, config(tmp_path, backbone, split=split, codec=Codec.INT8), {"cut1": 8}) as made:
+        (device,) = made.devices
+        run_until(made, passes)
+        device.close()
+        shutil.copytree(device.folder, tmp_path / "before")
+        device.begin()
+        run_until(made, passes + 1)
+        device.close()
+        shutil.rmtree(device.folder)
+        shutil.copytree(tmp_path / "before", device.folder)
+        device.replies = SimpleQueue()
+        device.begin()
+        device.outbox.streams.fork()
+        made.run()
+        found = kinds(made)
+        assert found["repeat"] == 2 and found["update"] == 8
+        assert found["batch"] == 4, "two in the first pass, and two that the trainer knows otherwise"
+        check(made, passes=4, held=True)
+
+
+def test_a_trainer_that_was_set_back_before_a_batch_is_sent_the_whole(tmp_path: Path, backbone: Path) -> None:
+    split = {"passes": 3, "change_bits": 2}
+    settings = config(tmp_path, backbone, split=split, codec=Codec.INT8)
+    with fleet(tmp_path, settings, {"cut1": 8}) as made:
+        (device,) = made.devices
+        device.outbox.streams._keep_bytes = 0  # what was receipted is gone
+        folder, before = made.trainer.folder, tmp_path / "before"
+        shutil.copytree(folder, before)
+        run_until(made, 1)
+        made.trainer.close()
+        shutil.rmtree(folder)
+        shutil.copytree(before, folder)
+        made.trainer = SplitTrainer(settings)
+        made.trainer.catch_up()
+        behind = Receipt(stream=device.outbox.stream, upto=0, digest="", fence=2)
+        assert device.outbox.streams.receipt(behind, ruling=True).returned == 0
+        device.receipted = lambda receipt: device.outbox.streams.receipt(receipt, ruling=True)  # type: ignore
+        made.run()
+        found = kinds(made)
+        assert found["batch"] == 2 and found["change"] == 4 and found["serve"] == found["update"] == 4
 
 
 def test_a_batch_that_is_asked_for_again_is_sent_whole(tmp_path: Path, backbone: Path) -> None:

@@ -85,6 +85,7 @@ def one_life(tmp_path: Path, seed: int, split: Mapping[str, object]) -> int:
         made.run(now=lambda: lots.random() * 1e9)
         made.trainer.fate.chance = 0.0
         check(made, passes=3, held=split.get("adapters") != "local")
+        assert any(device.outbox.counters()["batches_changed"] for device in made.devices)
         return made.trainer.fate.kills + sum(device.fate.kills for device in made.devices[:1])
 
 
