@@ -32,7 +32,7 @@ _TARGET_BYTES: Final = 3
 _PART_BYTES: Final = 256
 _CHANGE_CODECS: Final = {0: None, 2: Codec.INT2, 4: Codec.INT4, 8: Codec.INT8}
 _CHANGE_BELOW: Final = 0.5
-"""Of the norm of what the trainer has: what moved by more is sent whole."""
+"""Of the norm of the states that were sent whole: what moved by more is sent whole again."""
 
 
 class Writer:
@@ -84,9 +84,8 @@ class Writer:
             return None
         if sum(encoded_sizes(self._change_codec, states.shape)) > held[0].nbytes:
             return None
-        before = added_up(held)
-        change = states - before
-        if not np.linalg.norm(change) < _CHANGE_BELOW * np.linalg.norm(before):
+        change = states - added_up(held)
+        if not np.linalg.norm(change) < _CHANGE_BELOW * np.linalg.norm(added_up(held[:1])):
             return None
         return written_change(change, self._change_codec)
 

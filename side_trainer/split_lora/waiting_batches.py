@@ -43,15 +43,18 @@ class WaitingBatches:
         Args:
             offset: The record.
             source: The one that has its activations.
-            changes: Those of what is added to them, in this order.
+            changes: Those of what is added to them, in this order. What is larger than all of them no honest
+                device sends, for whole batches are judged by their size: it is left out.
         """
         found = self._decoded.pop(offset, None)
         if found is not None:
             self._bytes -= found.states.nbytes
             return found
         batch = ServedBatch.read(self._journal.get(source).payload)
+        most = np.linalg.norm(batch.states)
         for one in changes:
-            np.add(batch.states, self._change(one), out=batch.states)
+            if np.linalg.norm(change := self._change(one)) <= most:
+                np.add(batch.states, change, out=batch.states)
         return batch
 
     def _change(self, offset: int) -> Floats:

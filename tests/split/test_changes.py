@@ -292,6 +292,22 @@ def test_a_change_of_anything_else_is_refused_and_its_device_is_to_send_the_whol
         assert reply.refused == ("" if what == "fits" else NO_BASE)
 
 
+def test_a_change_that_is_larger_than_the_states_is_left_out(tmp_path: Path, backbone: Path) -> None:
+    """Whole batches are judged by their size."""
+    with fleet(tmp_path, config(tmp_path, backbone, codec=Codec.INT8), {"cut1": 4}) as made:
+        batch, _ = served(made)
+        assert batch.part is not None
+        whole = decode(batch.activations)[0]
+        for number, share in ((2, 0.9), (3, 1.1)):
+            tensor = encode(share * whole, Codec.F32)
+            change = StateChange(base=states_digest([batch.activations]), tensor=tensor)
+            message = changed(made, batch.part.ticket, change, number)
+            made.trainer.take(made.devices[0].name, "cut1", pack(message))
+            made.trainer.serve()
+            expected = whole * (1.9 if share < 1 else 1.0)
+            assert np.allclose(states_there(made, message.ticket), expected, rtol=1e-5)
+
+
 def test_changes_do_not_go_on_for_ever() -> None:
     """Each costs its trainer the decoding of all before it."""
     tensor = encode(np.ones((1, 3, 8)), Codec.INT8)

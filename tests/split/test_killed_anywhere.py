@@ -19,7 +19,7 @@ from sidestream.contract.wire import unpack
 from tests.agent.tiny import save_tiny
 from tests.split.fleet import SplitFleet, config, fleet
 
-HELD: Mapping[str, object] = {"passes": 3, "window": 2, "reuse_below": 0.05, "change_bits": 2}
+HELD: Mapping[str, object] = {"passes": 3, "window": 2, "reuse_below": 0.01, "change_bits": 2}
 LOCAL: Mapping[str, object] = {
     **HELD,
     "adapters": "local",
