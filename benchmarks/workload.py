@@ -7,14 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
-from msgspec.structs import replace
 
 from edge_agent.config import DataConfig
 from edge_agent.samples.sources import open_source
-from side_trainer.settings.schema import LearnerSettings, TrainerConfig
-from side_trainer.settings.tier import TierConfig
+from side_trainer.settings.implied import with_implied
+from side_trainer.settings.schema import TrainerConfig
 from sidestream.contract.errors import ConfigError, DataError
 from sidestream.demo.shards import Example
 
@@ -38,8 +39,8 @@ class Workload:
     backbones: Mapping[str, str] = field(default_factory=dict)
     """By tier, where it has another one."""
 
-    way: TierConfig = field(default_factory=TierConfig)
-    """How every tier taps and sends; its backbone and layers are put in."""
+    way: Mapping[str, Any] = field(default_factory=dict)
+    """How every tier taps and sends, as trainer.toml has it, where it is not the default."""
 
     privacy: str = ""
     """The job's setting of that name."""
@@ -55,20 +56,21 @@ class Workload:
 
     def config(self, state_dir: Path, seed: int, tiers: Sequence[str] = ()) -> TrainerConfig:
         """The trainer's settings, all defaults, for a job with some of the tiers, or all."""
-        return TrainerConfig(
-            job=JOB,
-            state_dir=str(state_dir),
-            labels=self.labels,
-            tiers={
-                tier: replace(self.way, backbone=self.backbone_of(tier), layers=self.tiers[tier])
+        settings = {
+            "job": JOB,
+            "state_dir": str(state_dir),
+            "labels": self.labels,
+            "tiers": {
+                tier: {**self.way, "backbone": self.backbone_of(tier), "layers": self.tiers[tier]}
                 for tier in tiers or self.tiers
             },
-            learner=LearnerSettings(seed=seed),
-            privacy=self.privacy,
-            metrics_port=-1,
-            page=False,
-            log_level="warning",
-        )
+            "learner": {"seed": seed},
+            "privacy": self.privacy,
+            "metrics_port": -1,
+            "page": False,
+            "log_level": "warning",
+        }
+        return msgspec.convert(with_implied(settings), TrainerConfig)
 
 
 def read_workload(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from side_trainer.journal.records import TierRecord
-from sidestream.backbone.codebook_file import FILE_NAME, CodebookFile, read, write
+from sidestream.backbone.codebook_file import FILE_NAME, SHIPPED, CodebookFile, read, shipped, write
 from sidestream.contract.codebooks import Codebooks, keep
 from sidestream.contract.errors import BackboneError, StateError
 
@@ -32,7 +32,7 @@ class CodebookStore:
         """Keep a copy of what a tier takes; return its id.
 
         Args:
-            reference: A file, or the folder that it is in.
+            reference: A file, or the folder that it is in; or "shipped".
             tier: Which, with its taps and its backbone's fingerprint.
             stages: As many as its codecs take.
 
@@ -40,7 +40,7 @@ class CodebookStore:
             BackboneError: there is no such file, it is of another backbone, or lacks a layer.
             StateError: the copy cannot be written.
         """
-        path = place_of(reference)
+        path = place_of(reference, tier.backbone)
         try:
             whole = read(path)
             whole.check(tier.fingerprint, tier.depth)
@@ -91,7 +91,17 @@ def _all_of(content: CodebookFile) -> Codebooks:
     return content.of_taps(tuple(content.by_layer), content.stages)
 
 
-def place_of(reference: str) -> Path:
-    """The file that is meant by a file or a folder."""
+def place_of(reference: str, backbone: str) -> Path:
+    """The file that is meant by a file, a folder or "shipped".
+
+    Raises:
+        BackboneError: none is shipped for the backbone.
+    """
+    if reference == SHIPPED:
+        if (found := shipped(backbone)) is None:
+            raise BackboneError(
+                f"no codebooks are shipped for {backbone}: fit some with sidestream backbone codebooks"
+            )
+        return found
     path = Path(reference).expanduser()
     return path / FILE_NAME if path.is_dir() else path

@@ -1,4 +1,4 @@
-"""The codebooks that a device's tier goes by: beside its backbone, or kept, or handed out by the trainer.
+"""The codebooks that a device's tier goes by: kept here, beside the backbone, shipped, or from the trainer.
 
 Whatever they come from, they are used only if their content is what the plan names.
 """
@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Final
 
-from sidestream.backbone.codebook_file import FILE_NAME, MAX_BYTES, CodebookFile, read, write
+from sidestream.backbone.codebook_file import FILE_NAME, MAX_BYTES, CodebookFile, all_shipped, read, write
 from sidestream.contract.codebooks import keep
 from sidestream.contract.errors import BackboneError, DecodeError
 from sidestream.contract.messages import CodebooksChunk
@@ -73,14 +73,15 @@ class CodebooksInbox:
 
 
 def find_codebooks(tier: TierPlan, folder: Path, reference: str) -> bool:
-    """Have a tier's codebooks ready, from a state directory or from beside a backbone.
+    """Have a tier's codebooks ready: from a state directory, from beside a backbone, or as shipped.
 
     Returns:
         Whether they are, or the tier takes none.
     """
     if not tier.codebooks:
         return True
-    return any(_usable(path, tier) for path in (folder / _STORE, *_beside(reference)) if path.is_file())
+    places = (folder / _STORE, *_beside(reference), *all_shipped())
+    return any(_usable(path, tier) for path in places if path.is_file())
 
 
 def _usable(path: Path, tier: TierPlan) -> bool:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias, get_args
 
+from side_trainer.settings.tier import TierConfig
+from sidestream.backbone.codebook_file import SHIPPED, shipped
 from sidestream.contract.plan import METHODS
 from sidestream.contract.tasks import Task
 
@@ -96,21 +98,34 @@ def with_implied(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_codebooks(settings: dict[str, Any]) -> dict[str, Any]:
-    """Complete the tiers that name codebooks and no codec."""
-    tiers, task = settings.get("tiers"), settings.get("task", Task.TEXT_CLASSIFICATION.value)
+    """Complete the tiers that say no codec, where there are codebooks for their backbone."""
+    tiers, task = settings.get("tiers", {"generic": {}}), settings.get("task", Task.TEXT_CLASSIFICATION.value)
     method = settings.get("method", "fed-mobillm")
     if not isinstance(tiers, dict) or task == Task.CAUSAL_LM.value or not isinstance(method, str):
         return settings
     implied = _OF_CODEBOOKS.get(method, {})
     if task == Task.TOKEN_CLASSIFICATION.value and implied:  # every word travels
         implied = {"codec": "pq1"}
-    completed = {
-        name: _merged(implied, tier)
-        if isinstance(tier, dict) and tier.get("codebooks") and "codec" not in tier
+    found = {
+        name: _merged({**implied, "codebooks": SHIPPED}, tier)
+        if implied and isinstance(tier, dict) and "codec" not in tier and _has_codebooks(tier, settings)
         else tier
         for name, tier in tiers.items()
     }
-    return {**settings, "tiers": completed}
+    return {**settings, "tiers": found}
+
+
+def _has_codebooks(tier: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a tier names some, or is to have the shipped ones: where that was measured."""
+    if "codebooks" in tier:
+        return bool(tier["codebooks"])
+    measured = (
+        settings.get("method", "fed-mobillm") == "fed-mobillm"
+        and settings.get("task", Task.TEXT_CLASSIFICATION.value) == Task.TEXT_CLASSIFICATION.value
+        and not settings.get("privacy")
+    )
+    backbone = tier.get("backbone", TierConfig().backbone)
+    return measured and isinstance(backbone, str) and shipped(backbone) is not None
 
 
 def _with_changes(settings: dict[str, Any]) -> dict[str, Any]:

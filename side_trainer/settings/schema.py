@@ -309,7 +309,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ConfigError(
                 f"tiers.{name}.codec",
                 f"{tier.codes[0].value} takes codebooks: fit some with sidestream backbone codebooks and "
-                "name them with codebooks; or write int4",
+                'name them with codebooks, or write codebooks = "shipped" if they come with Sidestream; or '
+                "write int4",
             )
         if tier.gradient_codec.stages:
             raise ConfigError(f"tiers.{name}.gradient_codec", "gradients have no codebooks; write int8")

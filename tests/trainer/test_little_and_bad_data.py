@@ -12,10 +12,12 @@ from side_trainer.fold.checkpoint import resume, write_checkpoint
 from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
+from side_trainer.rows.drawn_rows import RowFeatures
 from side_trainer.rows.training_rows import StoredBatch
 from side_trainer.settings.schema import LearnerSettings
 from side_trainer.side_tuning.linear_starts import share_of
 from sidestream.contract.messages import to_bin
+from sidestream.contract.tensors import Floats
 from sidestream.contract.wire import pack
 from sidestream.side_network.bundle import decode_bundle
 from sidestream.side_network.inference import InferenceNetwork
@@ -168,6 +170,30 @@ def test_a_device_that_sends_more_than_its_share_counts_for_no_more(journal: Jou
 
 
 @pytest.mark.slow
+def test_rows_that_are_drawn_again_are_not_decoded_again(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journaled(journal, tmp_path, devices=2, batches=2)
+    rows = learnt(fold_all(journal, Fold(journal))).rows
+    offsets = [offset for offset, _ in journal.batches(journal.tail)]
+    decoded, decode = list[int](), StoredBatch.decode
+
+    def counting(batch: StoredBatch) -> Floats:
+        decoded.append(len(batch.targets))
+        return decode(batch)
+
+    monkeypatch.setattr(StoredBatch, "decode", counting)
+    kept = RowFeatures(rows)
+    first = [kept.of(offset).copy() for offset in offsets]
+    again = [kept.of(offset) for offset in offsets]
+    assert len(decoded) == len(offsets)
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    few = RowFeatures(rows, kept_bytes=2 * first[0].nbytes)
+    for offset in (*offsets[:3], *offsets[1:3], offsets[0]):
+        few.of(offset)
+    assert len(decoded) == 2 * len(offsets), "room for two: the third drove the first out, and no other"
+
+
 def test_a_fold_resumed_anywhere_ends_with_the_same_bits(journal: Journal, tmp_path: Path) -> None:
     journaled(journal, tmp_path, devices=6, batches=6, wrong=1, least_updates=40)
     whole = Fold(journal)
