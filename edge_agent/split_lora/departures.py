@@ -12,8 +12,7 @@ import numpy as np
 
 from edge_agent.batches.patience import Patience
 from edge_agent.context import AgentContext
-from edge_agent.split_lora.held_states import added_up
-from edge_agent.split_lora.sketch import moved_share, sketch_of
+from edge_agent.split_lora.held_states import added_up, moved_share, sketch_of
 from edge_agent.split_lora.stored_batches import Flight, StoredBatch, StoredBatches
 from edge_agent.split_lora.writing import Pack, Writer
 from edge_agent.store.outbox import Consumed
