@@ -3,14 +3,14 @@
     python benchmarks/split_accuracy.py --train train.jsonl --eval test.jsonl --seeds 0 1
 
 Rows: ``central``, all samples on one machine; ``held``, split LoRA as it is by default, whose adapters the
-trainer keeps; ``held-all`` without reuse of activations, ``held-in-step`` with a window of 1, ``held-fifo``
-in order of arrival, ``held-together`` with up to four batches an update, ``held-prior`` with logit
-adjustment, ``held-int4`` in four bits both ways, ``held-late`` with answers four batches late, ``held-lost``
-without half of them; ``local``, devices' own adapters under one set of the trainer's, and ``per-device``,
-the paper's form, averaged after every eight batches; ``frozen``, devices that train nothing, and
-``frozen-plain`` without logit adjustment. The real rooms of both sides, without a broker, and clocks that are
-counted: with ``--pace even`` devices are as fast as their data is much, with ``own`` a batch takes all of
-them as long. Bytes are payloads, of a sample over all passes.
+trainer keeps; ``held-whole`` without changes, ``held-all`` without reuse of activations either,
+``held-in-step`` with a window of 1, ``held-fifo`` in order of arrival, ``held-together`` with up to four
+batches an update, ``held-prior`` with logit adjustment, ``held-int4`` in four bits both ways, ``held-late``
+with answers four batches late, ``held-lost`` without half of them; ``local``, devices' own adapters under one
+set of the trainer's, and ``per-device``, the paper's form, averaged after every eight batches; ``frozen``,
+devices that train nothing, and ``frozen-plain`` without logit adjustment. The real rooms of both sides,
+without a broker, and clocks that are counted: with ``--pace even`` devices are as fast as their data is much,
+with ``own`` a batch takes all of them as long. Bytes are payloads, of a sample over all passes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from benchmarks.workload import parse_tiers, read_workload
 _USUAL: Final = "central,held,local,per-device,frozen"
 _HEADINGS: Final = (
     *("method", "accuracy", "to central", "by tier", "up KB/sample", "down KB/sample"),
-    *("device ms/sample", "trainer ms/sample", "forwards", "backwards", "reused", "late"),
+    *("device ms/sample", "trainer ms/sample", "forwards", "backwards", "reused", "changed", "late"),
 )
 
 
@@ -104,7 +104,8 @@ def _line(name: str, seeds: Sequence[SplitMeasured], central: Mapping[int, float
         *(_number([one.up for one in seeds], 1e3), _number([one.down for one in seeds], 1e3)),
         *(_number([one.device_ms for one in seeds], 1), _number([one.trainer_ms for one in seeds], 1)),
         *(f"{mean(one.forwards for one in seeds):.2f}", f"{mean(one.backwards for one in seeds):.2f}"),
-        *(f"{mean(one.reused for one in seeds):.2f}", f"{mean(one.late for one in seeds):.1f}"),
+        *(f"{mean(one.reused for one in seeds):.2f}", f"{mean(one.changed for one in seeds):.2f}"),
+        f"{mean(one.late for one in seeds):.1f}",
     ]
 
 

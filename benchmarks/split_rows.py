@@ -55,6 +55,8 @@ class SplitMeasured:
     """Backward passes."""
     reused: float = 0.0
     """The share of batches that an earlier one's activations stood for."""
+    changed: float = 0.0
+    """The share of batches of which only their activations' change was sent."""
     late: float = 0.0
     """Batches that were served between one and what its device made of the answer, in the mean."""
     rounds: int = 0
@@ -90,7 +92,7 @@ class Form:
 
 def _local(upper: str, batches: int) -> dict[str, Any]:
     round_ = RoundPlan(batches=batches, deadline_s=_NEVER_S)
-    return {"adapters": "local", "upper": upper, "round": round_, "reuse_below": 0.0}
+    return {"adapters": "local", "upper": upper, "round": round_, "reuse_below": 0.0, "change_bits": 0}
 
 
 PACES: Final = ("even", "own")
@@ -98,7 +100,8 @@ PACES: Final = ("even", "own")
 
 FORMS: Final[Mapping[str, Form]] = {
     "held": Form(),
-    "held-all": Form(split={"reuse_below": 0.0}),
+    "held-whole": Form(split={"change_bits": 0}),
+    "held-all": Form(split={"reuse_below": 0.0, "change_bits": 0}),
     "held-in-step": Form(split={"window": 1}),
     "held-fifo": Form(learner={"schedule": "fifo"}),
     "held-together": Form(learner={"serve_together": 4}),
@@ -272,6 +275,7 @@ def _measured(row: str, seed: int, accuracy: dict[str, float], run: SplitRun) ->
         forwards=run.passes,
         backwards=run.backwards,
         reused=counts.get("batches_reused", 0) / batches,
+        changed=counts.get("batches_changed", 0) / batches,
         late=run.staleness,
         rounds=run.rounds,
         versions=run.versions,

@@ -152,7 +152,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     """Processor threads for the backbone; 0 leaves it to the runtime."""
     outbox_max_mib: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
-    """Batches that wait for the trainer take up this much disk space at most."""
+    """Batches that wait for the trainer take up this much disk space at most; in a split job, what it has of
+    batches that come again takes half as much beside them."""
     keep_receipted_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
     """Share of outbox_max_mib in which batches stay that the trainer has receipted, until its operator has
     backed them up: should its journal be set back to a backup, it gets from here what that lacks. 0: none."""

@@ -33,7 +33,7 @@ from sidestream.contract.topics import Topics
 
 _log = logging.getLogger(__name__)
 
-_ANSWERING = ("backward_passes", "batches_reused", "gradients_lost")
+_ANSWERING = ("backward_passes", "batches_reused", "batches_changed", "gradients_lost")
 
 
 class Figures:
@@ -183,5 +183,6 @@ class Figures:
             bytes_down=int(sum(size for (_, what), size in sent.items() if what == Content.GRADIENT.value)),
             backward_passes=devices["backward_passes"],
             reused=devices["batches_reused"],
+            changed=devices["batches_changed"],
             lost=devices["gradients_lost"],
         )

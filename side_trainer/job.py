@@ -97,7 +97,7 @@ def _form(method: MethodPlan) -> object:
     """What of a method's part stays as it is for a journal's life: the rest may change between two starts."""
     if isinstance(method, SideTuning):
         return SideTuning
-    free = {"passes": 1, "window": 1, "reuse_below": 0.0, "round": RoundPlan()}
+    free = {"passes": 1, "window": 1, "reuse_below": 0.0, "change_bits": 0, "round": RoundPlan()}
     return msgspec.structs.replace(
         method, **{name: value for name, value in free.items() if name in method.__struct_fields__}
     )

@@ -23,7 +23,7 @@ from sidestream.contract.errors import MismatchError, StateError
 from sidestream.contract.messages import MARK_BYTES, MAX_ASKED, Query, QueryReply, to_bin
 from sidestream.contract.plan import SplitLora, TierPlan
 from sidestream.contract.tasks import TASKS
-from sidestream.contract.tensors import Floats, decode, encode, encoded_sizes
+from sidestream.contract.tensors import Codec, Floats, decode, encode, encoded_sizes
 from sidestream.split_model.adapter_bundle import AdapterBundle
 from sidestream.split_model.loading import lower_half
 
@@ -99,15 +99,20 @@ class RemotePredictor(Predictor):
             yield Tokens(tokens.ids[start:end, :width], tokens.mask[start:end, :width], segments)
             start = end
 
+    @property
+    def _codec(self) -> Codec:
+        """The tier's, or int8 where that is a smaller one: of a text no second pass mends anything."""
+        return self._tier.codec if self._tier.codec in (Codec.F32, Codec.F16) else Codec.INT8
+
     def _fits(self, vectors: int) -> bool:
-        size = sum(encoded_sizes(self._tier.codec, (vectors, self._tier.width)))
+        size = sum(encoded_sizes(self._codec, (vectors, self._tier.width)))
         return size + _HEADER_BYTES + 2 * MAX_ASKED <= self._asker.max_bytes
 
     def _ask(self, tokens: Tokens) -> Floats:
         """[K, C] of K texts."""
         lengths = tokens.mask.sum(axis=1)
         try:
-            states = encode(self._states(tokens), self._tier.codec, self._tier.codebooks_id)
+            states = encode(self._states(tokens), self._codec)
         except ValueError as exc:
             raise StateError(f"a text cannot be sent: {exc}") from exc
         reply = self._asker.ask(

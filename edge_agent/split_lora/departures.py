@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from edge_agent.batches.patience import Patience
 from edge_agent.context import AgentContext
-from edge_agent.split_lora.sketch import moved_share, sketch_of
+from edge_agent.split_lora.held_states import added_up, moved_share, sketch_of
 from edge_agent.split_lora.stored_batches import Flight, StoredBatch, StoredBatches
 from edge_agent.split_lora.writing import Pack, Writer
 from edge_agent.store.outbox import Consumed
-from sidestream.contract.messages import SplitPart
-from sidestream.contract.tensors import Floats
+from sidestream.contract.messages import SplitPart, StateChange, states_digest
+from sidestream.contract.tensors import Floats, Tensor
 
 log = logging.getLogger(__name__)
+
+
+class _Made(NamedTuple):
+    """A message, and what is to be remembered of it."""
+
+    pack: Pack
+    """The message."""
+    base: bytes
+    """The ticket under which the trainer has the batch's states then,"""
+    sketch: bytes
+    """and what they are like."""
+    counts: Mapping[str, int]
+    """To be added to the counters."""
+    tensor: Tensor | None = None
+    """What was sent of them,"""
+    number: int = 0
+    """and whether that is the whole (0), or which of the changes since."""
 
 
 class Departures:
@@ -88,28 +106,42 @@ class Departures:
             context=self._writer.context(batch),
             round=number,
         )
-        packed, sketch, again = self._packed(batch, states, part)
+        made = self._made(batch, states, part)
         stream, taken = self._context.outbox.stream, Consumed(forward_seconds=seconds)
         fresh = 0 if batch.passes else rows
-        taken.counts.update({"samples_read": fresh, "samples_forwarded": fresh, "batches_reused": int(again)})
+        taken.counts.update({"samples_read": fresh, "samples_forwarded": fresh, **made.counts})
 
         def also(db: sqlite3.Connection) -> None:
-            self._batches.sent(db, batch, ticket, sketch)
+            if made.tensor is not None and self._writer.sends_changes:
+                self._batches.held.put(db, batch.id, made.tensor, made.number)
+            self._batches.sent(db, batch, made.base, made.sketch)
             if answered:
                 self._batches.depart(db, Flight(ticket, batch.id, slot, adapter, stream))
 
-        append = partial(self._context.outbox.append_all, [(packed, fresh)], taken, also)
+        append = partial(self._context.outbox.append_all, [(made.pack, fresh)], taken, also)
         if not self._patience.write(append):
             return b""
         self._on_batch()
         return ticket
 
-    def _packed(self, batch: StoredBatch, states: Floats, part: SplitPart) -> tuple[Pack, bytes, bool]:
-        """The message, a sketch of what the trainer has then, and whether an earlier batch stands for it."""
-        sketch = sketch_of(states) if self._reuse_below else b""
-        if batch.passes > 0 and moved_share(batch.sketch, sketch) < self._reuse_below:
-            return self._writer.reuse(part, batch.first), batch.sketch, True
-        return self._writer.batch(batch, states, part), sketch, False
+    def _made(self, batch: StoredBatch, states: Floats, part: SplitPart) -> _Made:
+        """Nothing where states have hardly moved, else their change, else the whole."""
+        sketch = sketch_of(states) if self._reuse_below and batch.base else b""
+        if sketch and moved_share(batch.sketch, sketch) < self._reuse_below:
+            pack = self._writer.reuse(part, batch.base)
+            return _Made(pack, batch.base, batch.sketch, {"batches_reused": 1})
+        held = self._batches.held.of(batch.id) if batch.base else ()
+        if (tensor := self._writer.change(states, held)) is not None:
+            change = StateChange(base=states_digest(held), tensor=tensor)
+            pack = self._writer.reuse(part, batch.base, change)
+            sketch = self._sketch([*held, tensor])
+            return _Made(pack, part.ticket, sketch, {"batches_changed": 1}, tensor, len(held))
+        tensor = self._writer.states(states)
+        return _Made(self._writer.batch(batch, tensor, part), part.ticket, self._sketch([tensor]), {}, tensor)
+
+    def _sketch(self, held: Sequence[Tensor]) -> bytes:
+        """Of what the trainer has then."""
+        return sketch_of(added_up(held)) if self._reuse_below else b""
 
     def progress(self, ended: bool) -> float:
         """The share of all sendings that is done with the next one; 0 as long as samples may come."""

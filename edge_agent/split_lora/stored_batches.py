@@ -14,10 +14,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from edge_agent.split_lora.held_states import HeldStates
 from edge_agent.split_lora.prepared import StoredBody
 from edge_agent.store.outbox import Consumed, Outbox
 
 _SHUFFLES: Final = 2**31
+_HELD_SHARE: Final = 0.5
+"""Room for what the trainer has of batches, in the outbox's."""
 
 
 class StoredBatch(NamedTuple):
@@ -27,10 +30,10 @@ class StoredBatch(NamedTuple):
     body: StoredBody
     passes: int
     """How often it has been sent."""
-    first: bytes
-    """Its ticket in the first pass; empty before that."""
+    base: bytes
+    """Its ticket in the pass in which states of it were last sent; empty before that."""
     sketch: bytes
-    """What its states were like when they were last sent."""
+    """What those were like, as the trainer has them."""
 
 
 class Flight(NamedTuple):
@@ -56,6 +59,8 @@ class StoredBatches:
     def __init__(self, outbox: Outbox, passes: int) -> None:
         self._outbox = outbox
         self._passes = passes
+        self.held = HeldStates(outbox, int(_HELD_SHARE * outbox.max_bytes))
+        """What the trainer has of their states."""
 
     def add(self, db: sqlite3.Connection, body: StoredBody) -> None:
         """Keep a batch, within a transaction."""
@@ -89,7 +94,7 @@ class StoredBatches:
         """One that has been sent least often, chosen by lot; None if all have been sent often enough."""
         with self._outbox.reading() as db:
             row = db.execute(
-                "SELECT id, body, passes, first, sketch FROM split_batches WHERE passes < ? AND id NOT IN "
+                "SELECT id, body, passes, base, sketch FROM split_batches WHERE passes < ? AND id NOT IN "
                 "(SELECT batch FROM flights) ORDER BY passes, shuffle LIMIT 1",
                 (self._passes,),
             ).fetchone()
@@ -97,21 +102,27 @@ class StoredBatches:
 
     def get(self, batch: int) -> StoredBatch:
         """One of them."""
-        query = "SELECT id, body, passes, first, sketch FROM split_batches WHERE id = ?"
+        query = "SELECT id, body, passes, base, sketch FROM split_batches WHERE id = ?"
         with self._outbox.reading() as db:
             return _batch(*db.execute(query, (batch,)).fetchone())
 
-    def sent(self, db: sqlite3.Connection, batch: StoredBatch, ticket: bytes, sketch: bytes) -> None:
+    def sent(self, db: sqlite3.Connection, batch: StoredBatch, base: bytes, sketch: bytes) -> None:
         """A batch was put into the outbox once more, within that transaction."""
         db.execute(
-            "UPDATE split_batches SET passes = passes + 1, shuffle = ?, sketch = ?, "
-            "first = CASE WHEN first = x'' THEN ? ELSE first END WHERE id = ?",
-            (random.randrange(_SHUFFLES), sketch, ticket, batch.id),
+            "UPDATE split_batches SET passes = passes + 1, shuffle = ?, base = ?, sketch = ? WHERE id = ?",
+            (random.randrange(_SHUFFLES), base, sketch, batch.id),
         )
+        if self.is_last(batch):
+            self.held.forget(db, batch.id)
+
+    def is_last(self, batch: StoredBatch) -> bool:
+        """Whether a batch that is to be sent is not sent again after that."""
+        return batch.passes + 1 >= self._passes
 
     def drop(self, db: sqlite3.Connection, batch: int) -> None:
         """Nothing can be made of a batch."""
         db.execute("DELETE FROM split_batches WHERE id = ?", (batch,))
+        self.held.forget(db, batch)
 
     @property
     def left(self) -> int:
@@ -140,12 +151,19 @@ class StoredBatches:
 
     def stands_for_none(self, db: sqlite3.Connection, batch: int) -> None:
         """What the trainer has of a batch is of no use for later passes: the next one is sent whole."""
-        db.execute("UPDATE split_batches SET first = x'', sketch = x'' WHERE id = ?", (batch,))
+        db.execute("UPDATE split_batches SET base = x'', sketch = x'' WHERE id = ?", (batch,))
+        self.held.forget(db, batch)
 
     def turn_back(self, db: sqlite3.Connection, flight: Flight) -> None:
-        """A batch is to be sent once more, as if it had not been, within a transaction."""
+        """A batch is to be sent once more, as if it had not been, within a transaction.
+
+        If states of it were sent, whether they have come is not known: it is sent whole.
+        """
         self.arrive(db, flight.ticket)
         db.execute("UPDATE split_batches SET passes = passes - 1 WHERE id = ?", (flight.batch,))
+        query = "SELECT 1 FROM split_batches WHERE id = ? AND base = ?"
+        if db.execute(query, (flight.batch, flight.ticket)).fetchone():
+            self.stands_for_none(db, flight.batch)
 
     def flight(self, ticket: bytes) -> Flight | None:
         """A batch that waits; None if it does not any more."""
@@ -160,5 +178,5 @@ class StoredBatches:
         return [Flight(*row) for row in rows]
 
 
-def _batch(number: int, body: bytes, passes: int, first: bytes, sketch: bytes) -> StoredBatch:
-    return StoredBatch(number, msgspec.msgpack.decode(body, type=StoredBody), passes, first, sketch)
+def _batch(number: int, body: bytes, passes: int, base: bytes, sketch: bytes) -> StoredBatch:
+    return StoredBatch(number, msgspec.msgpack.decode(body, type=StoredBody), passes, base, sketch)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from edge_agent.batches.message import HEADER_BYTES, ROW_BYTES, Letterhead
+from edge_agent.split_lora.held_states import added_up, written_change
 from edge_agent.split_lora.stored_batches import StoredBatch
 from edge_agent.store.streams import Slot
 from sidestream.contract.messages import (
+    MAX_CHANGES,
     AdapterGradient,
     AdapterUpload,
     Reuse,
     SplitPart,
+    StateChange,
     derived_key,
     ticket_of,
     to_bin,
 )
-from sidestream.contract.plan import Plan, TierPlan
-from sidestream.contract.tensors import Codec, Floats, encode, encoded_sizes
+from sidestream.contract.plan import Plan, SplitLora, TierPlan
+from sidestream.contract.tensors import Codec, Floats, Tensor, encode, encoded_sizes
 from sidestream.contract.wire import pack
 
 Pack = Callable[[Slot], bytes]
 _TARGET_BYTES: Final = 3
 _PART_BYTES: Final = 256
+_CHANGE_CODECS: Final = {0: None, 2: Codec.INT2, 4: Codec.INT4, 8: Codec.INT8}
+_CHANGE_BELOW: Final = 0.5
+"""Of the norm of the states that were sent whole: what moved by more is sent whole again."""
 
 
 class Writer:
@@ -38,6 +45,8 @@ class Writer:
 
     def __init__(self, plan: Plan, tier: str) -> None:
         self._tier: TierPlan = plan.tiers[tier]
+        bits = plan.method.change_bits if isinstance(plan.method, SplitLora) else 0
+        self._change_codec = _CHANGE_CODECS[bits]
         self._letterhead = Letterhead.of(plan, tier)
 
     def size(self, rows: int, tokens: int) -> int:
@@ -56,14 +65,33 @@ class Writer:
         """The name of a batch in this pass."""
         return ticket_of(batch.body.names, batch.passes)
 
-    def batch(self, batch: StoredBatch, states: Floats, part: SplitPart) -> Pack:
-        """All of a batch; ``states`` are [N, d].
+    def states(self, states: Floats) -> Tensor:
+        """States [N, d] as a whole batch has them.
 
         Raises:
-            ValueError: a state is not finite.
+            ValueError: one is not finite.
         """
-        body = batch.body
-        activations, keys = encode(states[None], self._tier.codec, self._tier.codebooks_id), self.keys(batch)
+        return encode(states[None], self._tier.codec, self._tier.codebooks_id)
+
+    @property
+    def sends_changes(self) -> bool:
+        """Whether batches may be sent as their change."""
+        return self._change_codec is not None
+
+    def change(self, states: Floats, held: Sequence[Tensor]) -> Tensor | None:
+        """What states [N, d] are beyond those that the trainer has; None if the whole is to be sent."""
+        if self._change_codec is None or not held or len(held) > MAX_CHANGES:
+            return None
+        if sum(encoded_sizes(self._change_codec, states.shape)) > held[0].nbytes:
+            return None
+        change = states - added_up(held)
+        if not np.linalg.norm(change) < _CHANGE_BELOW * np.linalg.norm(added_up(held[:1])):
+            return None
+        return written_change(change, self._change_codec)
+
+    def batch(self, batch: StoredBatch, activations: Tensor, part: SplitPart) -> Pack:
+        """All of a batch."""
+        body, keys = batch.body, self.keys(batch)
 
         def packed(slot: Slot) -> bytes:
             return self._letterhead.write(
@@ -79,8 +107,8 @@ class Writer:
         return packed
 
     @staticmethod
-    def reuse(part: SplitPart, of: bytes) -> Pack:
-        """That an earlier batch's activations stand for this one's."""
+    def reuse(part: SplitPart, of: bytes, change: StateChange | msgspec.UnsetType = msgspec.UNSET) -> Pack:
+        """That an earlier batch's activations stand for this one's, as they are or with a change."""
 
         def packed(slot: Slot) -> bytes:
             return pack(
@@ -92,6 +120,7 @@ class Writer:
                     ticket=part.ticket,
                     of=of,
                     split=part,
+                    change=change,
                 )
             )
 

@@ -45,9 +45,12 @@ CREATE TABLE IF NOT EXISTS batches (
 );
 CREATE TABLE IF NOT EXISTS split_batches (
     id INTEGER PRIMARY KEY, samples INTEGER NOT NULL, body BLOB NOT NULL, passes INTEGER NOT NULL DEFAULT 0,
-    shuffle INTEGER NOT NULL, first BLOB NOT NULL DEFAULT x'', sketch BLOB NOT NULL DEFAULT x''
+    shuffle INTEGER NOT NULL, base BLOB NOT NULL DEFAULT x'', sketch BLOB NOT NULL DEFAULT x''
 );
 CREATE INDEX IF NOT EXISTS split_turns ON split_batches (passes, shuffle);
+CREATE TABLE IF NOT EXISTS held_states (
+    batch INTEGER NOT NULL, part INTEGER NOT NULL, tensor BLOB NOT NULL, PRIMARY KEY (batch, part)
+);
 CREATE TABLE IF NOT EXISTS flights (
     ticket BLOB PRIMARY KEY, batch INTEGER NOT NULL, slot INTEGER NOT NULL, adapter INTEGER NOT NULL,
     stream TEXT NOT NULL

@@ -214,6 +214,8 @@ class AnswersView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """On devices."""
     reused: int = 0
     """Batches whose earlier activations stood for them."""
+    changed: int = 0
+    """Batches of which only their activations' change was sent."""
     lost: int = 0
     """Steps of devices' own adapters that came into no average."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from metrics.catalogue import Reason
 from side_trainer.journal.adapter_arrived import misplaced
-from side_trainer.receive.inbox import Examined, Refused
+from side_trainer.receive.inbox import MAX_ACTIVATION, Examined, Refused
 from sidestream.contract.errors import DecodeError
-from sidestream.contract.messages import Reuse, unpack_adapter
-from sidestream.contract.plan import Plan, SplitLora
-from sidestream.contract.tensors import decode
+from sidestream.contract.messages import AdapterMessage, Reuse, StateChange, unpack_adapter
+from sidestream.contract.plan import Plan, SplitLora, TierPlan
+from sidestream.contract.tensors import Floats, Tensor, decode
 from sidestream.contract.wire import MAX_MESSAGE_BYTES
 
 
@@ -31,10 +33,26 @@ def examine_adapter(payload: bytes, tier_name: str, plan: Plan) -> Examined:
     if isinstance(message, Reuse):
         if why := misplaced(message.split, plan):
             raise Refused(Reason.MISMATCH, why, message)
+        if isinstance(message.change, StateChange):
+            _check_change(message, message.change.tensor, plan.tiers[tier_name])
         return Examined(message)
+    for one in message.tensors.values():
+        _values(one, message)
+    return Examined(message)
+
+
+def _check_change(message: Reuse, tensor: Tensor, tier: TierPlan) -> None:
+    """What any change must be; whether it is one of what is here, only the fold can tell."""
+    width = tensor.shape[1]
+    if width != tier.width:
+        raise Refused(Reason.MISMATCH, f"a change of width {width}: the plan has {tier.width}", message)
+    largest = float(np.abs(_values(tensor, message)).max())
+    if largest > MAX_ACTIVATION:
+        raise Refused(Reason.NONFINITE, f"a change of {largest:.3g}: no activation moves so far", message)
+
+
+def _values(tensor: Tensor, message: AdapterMessage) -> Floats:
     try:
-        for one in message.tensors.values():
-            decode(one)
+        return decode(tensor)
     except DecodeError as exc:
         raise Refused(Reason.NONFINITE, str(exc), message) from exc
-    return Examined(message)

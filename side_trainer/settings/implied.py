@@ -68,6 +68,9 @@ _OF_METHOD: Final[Mapping[object, Implied]] = {
     "split-lora": {**_SPLIT, "learner": _SPLIT_LEARNER},
     "split-frozen": {**_SPLIT, "learner": {**_SPLIT_LEARNER, "prior_correction": 1.0, "passes": 2.0}},
 }
+_CHANGED_CODEC: Final = "int4"
+"""Of split-lora's tiers where later passes send changes: these mend what the first one loses. It was not
+measured for language models."""
 _OF_CODEBOOKS: Final[Mapping[object, Implied]] = {
     "fed-mobillm": {"codec": "pq2", "sampling": "segments:6"},
     "mobillm": {"codec": "pq1"},
@@ -84,7 +87,7 @@ def with_implied(settings: dict[str, Any]) -> dict[str, Any]:
 
     What is of a wrong type is left for the settings' own types to refuse.
     """
-    settings = _with_codebooks(settings)
+    settings = _with_changes(_with_codebooks(settings))
     order = [("task", _OF_TASK), ("method", _OF_METHOD)]
     if settings.get("method") in _METHOD_FIRST:
         order.reverse()
@@ -123,6 +126,19 @@ def _has_codebooks(tier: Mapping[str, Any], settings: Mapping[str, Any]) -> bool
     )
     backbone = tier.get("backbone", TierConfig().backbone)
     return measured and isinstance(backbone, str) and shipped(backbone) is not None
+
+
+def _with_changes(settings: dict[str, Any]) -> dict[str, Any]:
+    """Complete the tiers of a job whose batches come again as changes."""
+    split, tiers = settings.get("split", {}), settings.get("tiers", {"generic": {}})
+    if settings.get("method") != "split-lora" or settings.get("task") == Task.CAUSAL_LM.value:
+        return settings
+    if not isinstance(split, dict) or not isinstance(tiers, dict):
+        return settings
+    if split.get("passes") == 1 or split.get("change_bits") == 0:
+        return settings
+    implied = {"codec": _CHANGED_CODEC}
+    return {**settings, "tiers": {name: _merged(implied, tier) for name, tier in tiers.items()}}
 
 
 def _completed(settings: dict[str, Any], implied: Implied) -> dict[str, Any]:

@@ -36,6 +36,9 @@ class SplitConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """split-lora: batches that a device may have unanswered. 1 keeps it in step with the trainer."""
     reuse_below: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
     """split-lora: activations that moved by less than this share since they were sent are not sent again."""
+    change_bits: Literal[0, 2, 4, 8] = 2
+    """split-lora: from the second pass on, activations are sent as their change since they were sent, in so
+    many bits a value; 0 sends them whole."""
     round: RoundPlan = RoundPlan()
     """With local adapters: when they are averaged."""
 
@@ -49,6 +52,7 @@ class SplitConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "lora": LoraSpec(rank=self.rank, alpha=self.alpha, targets=self.targets),
             **{name: getattr(self, name) for name in ("adapters", "upper", "passes", "window", "round")},
             "reuse_below": self.reuse_below,
+            "change_bits": self.change_bits,
         }
         return kind(**{name: given[name] for name in kind.__struct_fields__})
 

@@ -21,7 +21,7 @@ from side_trainer.method import Arrays, Facts, Reply, Step, foreign
 from side_trainer.split_lora.rounds import Rounds
 from side_trainer.split_lora.served_batch import part_of, told_vectors
 from side_trainer.split_lora.split import SplitMethod
-from side_trainer.split_lora.tickets import Stage, Ticket, Tickets
+from side_trainer.split_lora.tickets import Source, Stage, Ticket, Tickets
 from side_trainer.split_lora.turns import Turns
 from side_trainer.split_lora.waiting_batches import WaitingBatches
 from sidestream.contract.errors import WireError
@@ -33,6 +33,7 @@ from sidestream.contract.messages import (
     GradientReply,
     Reuse,
     SplitPart,
+    StateChange,
     unpack_adapter,
 )
 from sidestream.contract.plan import SplitLora
@@ -84,7 +85,7 @@ class SplitLoraMethod(SplitMethod):
     def _batch(self, record: Record) -> Step:
         batch = self._batches.arrived(record)
         self._note(record, batch)
-        return self._arrived(record, record.offset, batch.sequence, part_of(batch))
+        return self._arrived(record, Source.whole(record.offset, batch), batch.sequence, part_of(batch))
 
     def _note(self, record: Record, batch: ActivationBatch) -> None:
         """Count the targets of what comes for the first time."""
@@ -99,11 +100,14 @@ class SplitLoraMethod(SplitMethod):
         assert isinstance(message, Reuse)
         self.tickets.heard(device, message.stream)
         earlier = self.tickets.get(device, message.of)
-        if earlier is None or earlier.tier != record.tier:
+        source = earlier.source if earlier is not None and earlier.tier == record.tier else None
+        if source is not None and isinstance(message.change, StateChange):
+            source = source.changed(record.offset, message.change)
+        if source is None:
             return self._refused(record, message, NO_BASE)
-        return self._arrived(record, earlier.source, message.sequence, message.split)
+        return self._arrived(record, source, message.sequence, message.split)
 
-    def _arrived(self, record: Record, source: int, sequence: int, part: SplitPart) -> Step:
+    def _arrived(self, record: Record, source: Source, sequence: int, part: SplitPart) -> Step:
         assert record.tier is not None and record.stream is not None
         device, stream = self.owner(record), record.stream
         if self.tickets.get(device, part.ticket) is not None:  # an earlier life sent it in another way
@@ -164,7 +168,7 @@ class SplitLoraMethod(SplitMethod):
         served = self.tickets.serve(serve.offsets)
         cut = self.cut_of(served[0].tier)
         assert all(self.cut_of(one.tier) == cut for one in served)
-        batches = [self._batches.take(one.offset, one.source) for one in served]
+        batches = [self._batches.take(one.offset, one.source.record, one.source.changes) for one in served]
         with self.averaging.computing_for(served[0].device):
             learnt = self.learn(cut, batches, [one.stream for one in served], self.falling(serve.progress))
         replies = []
@@ -372,7 +376,7 @@ class SplitLoraMethod(SplitMethod):
             if record.kind == RecordKind.BATCH.value:
                 batch = unpack(ActivationBatch, record.payload)
                 self._note(record, batch)
-                self._arrived(record, record.offset, batch.sequence, part_of(batch))
+                self._arrived(record, Source.whole(record.offset, batch), batch.sequence, part_of(batch))
             elif record.kind == RecordKind.REUSE.value:
                 self._reuse(record)
             elif record.kind == RecordKind.REPEAT.value:

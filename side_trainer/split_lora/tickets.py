@@ -5,8 +5,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sidestream.contract.messages import SplitPart
+from sidestream.contract.messages import (
+    MAX_CHANGES,
+    ActivationBatch,
+    SplitPart,
+    StateChange,
+    states_digest,
+)
 
 
 class Stage(enum.IntEnum):
@@ -20,14 +27,41 @@ class Stage(enum.IntEnum):
     """What the device made of that has come, or nothing is to come."""
 
 
+class Source(NamedTuple):
+    """Where a batch's states are."""
+
+    record: int
+    """The one that has them whole,"""
+    shape: tuple[int, ...]
+    """[T, d],"""
+    digest: bytes
+    """what they are known by,"""
+    changes: tuple[int, ...] = ()
+    """and the records of what is added to them, in this order."""
+
+    @classmethod
+    def whole(cls, record: int, batch: ActivationBatch) -> Source:
+        """Of a batch that came with them."""
+        tensor = batch.activations
+        return cls(record, tensor.shape[1:], states_digest([tensor]))
+
+    def changed(self, record: int, change: StateChange) -> Source | None:
+        """With a record's change; None if that is one of other states, or there are too many."""
+        fits = change.base == self.digest and change.tensor.shape == self.shape
+        if not fits or len(self.changes) >= MAX_CHANGES:
+            return None
+        digest = states_digest([change.tensor], self.digest)
+        return self._replace(digest=digest, changes=(*self.changes, record))
+
+
 @dataclass(slots=True)
 class Ticket:
     """One batch."""
 
     offset: int
     """Its record."""
-    source: int
-    """The record that has its activations: its own, or an earlier batch's that stands for it."""
+    source: Source
+    """Where its activations are: in its own record, or in an earlier batch's that stands for it."""
     tier: str
     """Of its device."""
     device: str

@@ -254,17 +254,17 @@ class SplitLora(Split, frozen=True, kw_only=True, tag_field="name", tag="split-l
     """Who keeps the devices' adapters. ``held``: the trainer, one set for all; a device returns their
     gradient. ``local``, the paper's form: each device its own, and they are averaged in rounds."""
     upper: Literal["shared", "per-device"] = "shared"
-    """In the local form: whether the trainer's adapters are one set, or one for each device, averaged with
-    the devices' (the paper's)."""
+    """In the local form: one set of the trainer's adapters, or one a device, averaged as theirs."""
     passes: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
     """How often a device sends its samples."""
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)] = 2
     """Batches that a device may have unanswered. With 1 it is in step with the trainer."""
     reuse_below: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
-    """From the second pass on, activations that have moved by less than this share of their norm since they
-    were sent are not sent again; 0 to send all."""
+    """From pass two on, states that moved by less than this share since they were sent are not sent again."""
     round: RoundPlan = RoundPlan()
     """In the local form: when adapters are averaged."""
+    change_bits: Literal[0, 2, 4, 8] = 2
+    """The others are sent as their change since then, in so many bits a value; 0 to send them whole."""
 
 
 @prepared

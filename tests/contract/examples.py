@@ -32,6 +32,7 @@ from sidestream.contract.messages import (
     Rejection,
     Reuse,
     SplitPart,
+    StateChange,
     Status,
     Telemetry,
     TrainerClaim,
@@ -290,6 +291,12 @@ EXAMPLES: Final[dict[str, Message]] = {
         **SENT, round=2, samples=48, steps=4, tensors={"layer.0.q.lora_B": encode(values((5, 2)), Codec.F16)}
     ),
     "reuse": Reuse(**SENT, of=b"ticket 0", split=part()),
+    "reuse with a change": Reuse(
+        **SENT,
+        of=b"ticket 0",
+        split=part(),
+        change=StateChange(base=b"12345678", tensor=encode(values((6, 5)), Codec.INT2)),
+    ),
     "gradient reply, unsigned": GradientReply(
         run=STREAM,
         ticket=b"ticket 1",

@@ -56,7 +56,9 @@ def fleet(tmp_path: Path, url: str, form: str, task: Task = Task.TEXT_CLASSIFICA
 
 def counted(state: Path) -> dict[str, Counter[bytes]]:
     """By kind of record, how often each batch of the journal is in one."""
-    found: dict[str, Counter[bytes]] = {kind: Counter() for kind in ("sent", "serve", "update")}
+    found: dict[str, Counter[bytes]] = {
+        kind: Counter() for kind in ("sent", "batch", "reuse", "serve", "update")
+    }
     sent: dict[int, bytes] = {}
     with contextlib.closing(Journal(state / FILE_NAME, read_only=True)) as journal:
         for record in journal.read(0, limit=100_000):
@@ -64,8 +66,10 @@ def counted(state: Path) -> dict[str, Counter[bytes]]:
                 part = unpack(ActivationBatch, record.payload).part
                 assert part is not None
                 sent[record.offset] = part.ticket
+                found["batch"][part.ticket] += 1
             elif record.kind == "reuse":
                 sent[record.offset] = unpack_adapter(record.payload).ticket
+                found["reuse"][sent[record.offset]] += 1
             elif record.kind == "serve":
                 for offset in msgspec.json.decode(record.payload, type=ServeRecord).offsets:
                     found["serve"][sent[offset]] += 1
@@ -181,7 +185,9 @@ def test_a_device_and_a_trainer_that_are_set_back_go_on_and_nothing_counts_twice
         job.expect_exit(one, "one")
         job.stop(trainer, "trainer")
         counts = counted(job.trainer_state)
-        assert set(counts["serve"].values()) == {1} == set(counts["sent"].values())
+        assert set(counts["serve"].values()) == {1} == set(counts["batch"].values())
+        assert set(counts["reuse"].values()) <= {1}, "refused where its base is not here, and then sent whole"
+        assert counts["serve"].keys() == counts["sent"].keys()
         assert not counts["update"] or set(counts["update"].values()) == {1}
         state = job.state()
         assert state is not None and state.samples_unique == state.samples == 60

@@ -116,7 +116,7 @@ class _FatefulTrace(Trace):
 
 def config(folder: Path, backbone: Path, *, cuts: Sequence[int] = (1,), **changes: Any) -> TrainerConfig:
     """Settings of a job whose tiers hold so many layers; by default all in f32, without clipping or decay."""
-    split = {"passes": 1, "window": 1, "reuse_below": 0.0, **changes.pop("split", {})}
+    split = {"passes": 1, "window": 1, "reuse_below": 0.0, "change_bits": 0, **changes.pop("split", {})}
     learner: dict[str, Any] = {
         "learning_rate": 5e-3,
         "weight_decay": 0.01,

@@ -33,7 +33,7 @@ def tokens_of(made: SplitFleet) -> dict[bytes, tuple[Tokens, torch.Tensor]]:
             batch = device.batches.get(number)
             ids, mask = padded(batch.body.ids, 1)
             labels = np.frombuffer(batch.body.targets, "<u2").astype(np.int64)
-            found[batch.first] = Tokens(ids, mask), torch.from_numpy(labels)
+            found[batch.base] = Tokens(ids, mask), torch.from_numpy(labels)
     return found
 
 

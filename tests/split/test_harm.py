@@ -258,7 +258,7 @@ def test_batches_that_are_kept_are_cut_where_the_plan_takes_less_than_before(
         assert batches.rewrite(preparer.shortened) == 1
         assert batches.rewrite(preparer.shortened) == 0
         found = batches.next()
-        assert found is not None and found.body == cut and not found.first and not found.sketch
+        assert found is not None and found.body == cut and not found.base and not found.sketch
 
 
 def test_a_row_that_is_longer_than_the_model_sees_stops_no_trainer(tmp_path: Path, backbone: Path) -> None:

@@ -19,7 +19,7 @@ from sidestream.contract.wire import unpack
 from tests.agent.tiny import save_tiny
 from tests.split.fleet import SplitFleet, config, fleet
 
-HELD: Mapping[str, object] = {"passes": 2, "window": 2, "reuse_below": 0.05}
+HELD: Mapping[str, object] = {"passes": 3, "window": 2, "reuse_below": 0.01, "change_bits": 2}
 LOCAL: Mapping[str, object] = {
     **HELD,
     "adapters": "local",
@@ -84,7 +84,8 @@ def one_life(tmp_path: Path, seed: int, split: Mapping[str, object]) -> int:
     with fleet(folder, settings, {"cut1": 12, "cut2": 16}, lots=lots, seed=seed, chance=0.03) as made:
         made.run(now=lambda: lots.random() * 1e9)
         made.trainer.fate.chance = 0.0
-        check(made, passes=2, held=split.get("adapters") != "local")
+        check(made, passes=3, held=split.get("adapters") != "local")
+        assert any(device.outbox.counters()["batches_changed"] for device in made.devices)
         return made.trainer.fate.kills + sum(device.fate.kills for device in made.devices[:1])
 
 

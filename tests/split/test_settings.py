@@ -24,10 +24,25 @@ def test_what_is_not_said_is_what_the_lab_found_good() -> None:
     settings = read()
     plan, tier = settings.method_plan(), settings.tier_plan("generic")
     assert isinstance(plan, SplitLora) and (plan.adapters, plan.window, plan.passes) == ("held", 2, 3)
-    assert (tier.layers, tier.sampling, tier.codec, tier.ladder) == (1, "all", Codec.INT8, ())
+    assert (tier.layers, tier.sampling, tier.codec, tier.ladder) == (1, "all", Codec.INT4, ())
+    assert plan.change_bits == 2
     assert settings.learner.learning_rate == 1e-3 and settings.learner.prior_correction == 0.5
     frozen = read(method="split-frozen")
     assert isinstance(frozen.method_plan(), SplitFrozen) and frozen.learner.prior_correction == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"split": {"passes": 1}},
+        {"split": {"change_bits": 0}},
+        {"task": "causal-lm"},
+        {"method": "split-frozen"},
+        {"tiers": {"generic": {"codec": "int8"}}},
+    ],
+)
+def test_four_bits_are_for_what_later_passes_mend(settings: dict[str, Any]) -> None:
+    assert read(**settings).tiers["generic"].codec is Codec.INT8
 
 
 def test_a_language_models_task_does_not_change_how_adapters_are_learnt() -> None:

@@ -187,5 +187,5 @@ def test_who_names_codebooks_sends_codes_unless_the_file_says_otherwise(tmp_path
     assert tier('codebooks = "m"\nsampling = "mean"') == ("mean", "pq2")
     assert tier('codebooks = "m"\ncodec = "int4"') == ("segments:4", "int4")
     assert tier('codebooks = "m"', 'method = "mobillm"') == ("all", "pq1")
-    assert tier('codebooks = "m"', 'method = "split-lora"') == ("all", "int8")
+    assert tier('codebooks = "m"', 'method = "split-lora"') == ("all", "int4")
     assert tier('codebooks = "m"', 'task = "token-classification"') == ("segments:4", "pq1")

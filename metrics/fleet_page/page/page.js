@@ -95,6 +95,7 @@ function showLeft(trainer) {
       `gradient ${(answers.gradient_norm ?? 0).toFixed(2)}`,
       `${whole(answers.staleness ?? 0)} batches stale`,
       answers.reused ? `${whole(answers.reused)} reused` : "",
+      answers.changed ? `${whole(answers.changed)} as changes` : "",
       answers.lost ? `${whole(answers.lost)} steps lost` : "",
     ].filter(Boolean).join(", "));
     return;

@@ -24,6 +24,7 @@ from sidestream.contract.messages.fields import (
 )
 from sidestream.contract.messages.query import MARK_BYTES, MAX_ASKED, Query, QueryReply
 from sidestream.contract.messages.split import (
+    MAX_CHANGES,
     MAX_SLOTS,
     NO_BASE,
     AdapterGradient,
@@ -32,9 +33,11 @@ from sidestream.contract.messages.split import (
     GradientReply,
     Reuse,
     SplitPart,
+    StateChange,
     context_of,
     derived_key,
     is_adapter_message,
+    states_digest,
     ticket_of,
     unpack_adapter,
 )
@@ -56,6 +59,7 @@ __all__ = [
     "HIGHEST_FENCE",
     "MARK_BYTES",
     "MAX_ASKED",
+    "MAX_CHANGES",
     "MAX_LABELS",
     "MAX_LABEL_CHARS",
     "MAX_ROWS",
@@ -78,6 +82,7 @@ __all__ = [
     "Reuse",
     "ShortText",
     "SplitPart",
+    "StateChange",
     "Status",
     "Telemetry",
     "TrainerClaim",
@@ -91,6 +96,7 @@ __all__ = [
     "context_of",
     "derived_key",
     "is_adapter_message",
+    "states_digest",
     "ticket_of",
     "to_bin",
     "unpack_adapter",

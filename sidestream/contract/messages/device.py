@@ -191,6 +191,9 @@ class Telemetry(Message, frozen=True, kw_only=True):
     """Time with something on its way to the trainer, since the agent joined the job."""
     memory_free_bytes: Count = 0
     """Memory that the machine has free now; 0 from an agent that does not tell."""
+    batches_changed: Annotated[
+        Count, _counter("Batches of a split job of which only their activations' change was sent")
+    ] = 0
 
     def __post_init__(self) -> None:
         check_stream(self.stream)

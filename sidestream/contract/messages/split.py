@@ -10,7 +10,7 @@ Legend: K rows of a batch, T vectors in all rows together, d the backbone's hidd
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, TypeAlias
 
 import msgpack
@@ -24,9 +24,12 @@ from sidestream.contract.tensors import Tensor
 from sidestream.contract.wire import Message, prepared, unpack
 
 TICKET_BYTES: Final = 8
+DIGEST_BYTES: Final = 8
 MAX_SLOTS: Final = 64
 NO_BASE: Final = "the batch that stands for it is not here"
 """Why a :class:`Reuse` is refused whose device is to send the whole batch."""
+MAX_CHANGES: Final = 16
+"""A batch's states may be changed so often before it is sent whole: each is decoded with all before it."""
 _MAX_TENSORS: Final = 4096
 _TAG_BYTES: Final = 32  # a packed message tells version and kind within so many
 
@@ -113,13 +116,31 @@ class AdapterUpload(_Sent, frozen=True, kw_only=True, tag="upload"):
 
 
 @prepared
+class StateChange(Message, frozen=True, kw_only=True):
+    """What is to be added to the states that the trainer has of a batch."""
+
+    base: Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+    """What it must have: their :func:`states_digest`."""
+    tensor: Tensor
+    """[T, d]."""
+
+    def __post_init__(self) -> None:
+        if len(self.tensor.shape) != 2:
+            raise DecodeError(f"a change of shape {self.tensor.shape} is not [vectors, d]")
+        if self.tensor.codec.stages:
+            raise DecodeError(f"a change has no codebooks, and cannot travel as {self.tensor.codec.value}")
+
+
+@prepared
 class Reuse(_Sent, frozen=True, kw_only=True, tag="reuse"):
-    """A batch whose activations have hardly moved since an earlier pass: those stand for it."""
+    """A batch for whose activations those of an earlier pass stand, as they are or with a change."""
 
     of: Ticket
     """The batch whose activations, targets and lengths are meant."""
     split: SplitPart
     """As a batch has it; its ticket is the message's."""
+    change: StateChange | msgspec.UnsetType = msgspec.UNSET
+    """What is added to those activations; not written where they have hardly moved."""
 
     def __post_init__(self) -> None:
         _check_place(self)
@@ -176,6 +197,23 @@ def ticket_of(keys: Sequence[bytes], pass_number: int) -> bytes:
     name = hashlib.blake2b(b"".join(keys), digest_size=TICKET_BYTES, person=b"ticket")
     name.update(pass_number.to_bytes(8, "little"))
     return name.digest()
+
+
+def states_digest(parts: Iterable[Tensor], before: bytes = b"") -> bytes:
+    """What states are known by on either end: 8 bytes over what they were sent as.
+
+    Args:
+        parts: A whole batch's tensor and the changes that followed it, or only what followed
+        before: those with this digest.
+    """
+    digest = before
+    for one in parts:
+        name = hashlib.blake2b(digest, digest_size=DIGEST_BYTES, person=b"states")
+        books = one.codebooks if isinstance(one.codebooks, bytes) else b""
+        name.update(f"{one.codec.value} {one.shape} {books.hex()} ".encode())
+        name.update(one.data + one.scales)
+        digest = name.digest()
+    return digest
 
 
 def derived_key(ticket: bytes, purpose: str) -> bytes:
