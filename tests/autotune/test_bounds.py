@@ -42,7 +42,7 @@ def test_it_is_off_by_default(tmp_path: Path) -> None:
 
 
 def test_by_default_nothing_costs_a_device_more_than_its_tier_does(tmp_path: Path) -> None:
-    found = bounds(tmp_path, "")
+    found = bounds(tmp_path, '[tiers.generic]\nbackbone = "m"\n')
     assert (found.batch_size_min, found.batch_size_max) == (4, 16)
     assert (found.max_tokens_min, found.max_tokens_max) == (32, 128)
     assert [f"{rung.sampling} {rung.codec.value}" for rung in found.rungs] == [
@@ -56,7 +56,7 @@ def test_by_default_nothing_costs_a_device_more_than_its_tier_does(tmp_path: Pat
 def test_where_it_may_be_more_the_whole_ladder_is_there_with_the_tiers_own_way_in_its_place(
     tmp_path: Path,
 ) -> None:
-    text = '[tuning]\nricher = true\n[tiers.generic]\nsampling = "segments:6"\n'
+    text = '[tuning]\nricher = true\n[tiers.generic]\nbackbone = "m"\nsampling = "segments:6"\n'
     found = bounds(tmp_path, f"{text}batch_size = 2\nmax_tokens = 20\n")
     names = [rung.sampling for rung in found.rungs]
     assert names == [

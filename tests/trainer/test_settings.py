@@ -61,7 +61,7 @@ def test_one_devices_method_fills_in_what_the_settings_leave_out_and_nothing_els
     fleet = SettingsFile(path).load()
     assert (fleet.method, fleet.tiers["generic"].to_plan().sampling, fleet.label_wait_s) == (
         "fed-mobillm",
-        "segments:6",
+        "segments:4",
         20.0,
     )
 
