@@ -10,7 +10,6 @@ import msgspec
 
 from side_trainer.journal.records import TierRecord
 from side_trainer.method import Export, Facts
-from side_trainer.side_tuning.narrowing import Narrow
 from sidestream.contract.errors import StateError
 from sidestream.contract.plan import TierPlan
 from sidestream.contract.tasks import TASKS, Scale
@@ -18,6 +17,7 @@ from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import About, WeightsCodec, digest, encode_bundle
 from sidestream.side_network.exported import INDEX, WEIGHTS, Exported
 from sidestream.side_network.form import align_of, first_blocks, starts_among
+from sidestream.side_network.narrowing import Narrow
 
 
 @dataclass(frozen=True, kw_only=True)

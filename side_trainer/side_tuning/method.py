@@ -41,7 +41,6 @@ from side_trainer.side_tuning.device_weights import DeviceWeights
 from side_trainer.side_tuning.export import EXPORTERS, Learnt, bundles_of
 from side_trainer.side_tuning.linear_starts import EARLY, doubled, set_starts
 from side_trainer.side_tuning.losses import Losses, served_of
-from side_trainer.side_tuning.narrowing import Narrow, Narrowing
 from side_trainer.side_tuning.objectives import OBJECTIVES, Counts, Objective
 from side_trainer.side_tuning.optimiser import Optimiser, half_cosine
 from side_trainer.side_tuning.output_heads import Heads
@@ -51,6 +50,7 @@ from sidestream.contract.tasks import TASKS, Scale, TargetForm, Targets
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
 from sidestream.side_network.form import align_of, starts_among
+from sidestream.side_network.narrowing import Narrow, Narrowing
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 

@@ -75,6 +75,9 @@ def test_kept_activations_answer_without_the_backbone(
     assert all(0.5 < one["prediction"]["probability"] < 1 for one in found)
     line = run("samples", "--predict", *state).splitlines()[0].split("\t")
     assert line[3].startswith("on 0.")
+    monkeypatch.setattr("edge_agent.weights.codebooks.find_codebooks", lambda tier, folder, reference: False)
+    with pytest.raises(StateError, match="codebooks that the plan names are not here; run the agent"):
+        run("samples", "--predict", *state)
 
 
 @pytest.mark.parametrize(

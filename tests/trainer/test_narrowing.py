@@ -12,12 +12,12 @@ from side_trainer.fold.fold import Fold
 from side_trainer.job import Job
 from side_trainer.journal.journal import Journal
 from side_trainer.side_tuning.batch_loss import answers_by
-from side_trainer.side_tuning.narrowing import MOST_APART, Narrowing, narrowest
 from sidestream.contract.plan import SideNetworkSpec
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import decode_bundle, encode_bundle
 from sidestream.side_network.change import restored
 from sidestream.side_network.initial import initial
+from sidestream.side_network.narrowing import MOST_APART, Narrowing, narrowest
 from tests.trainer.conftest import append, config, devices, fold_all, learnt, settle
 
 DOWN = "adapters.0.down.weight"
