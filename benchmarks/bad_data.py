@@ -168,7 +168,7 @@ class BadData:
             features.settle(journal, config)
         noticed = self._fill(journal, row, self._shards(seed), bad, marks, rng)
         fold = folded(journal, config, spent)
-        bundles = fold.method.bundles("0" * 32, 1, "packed")
+        bundles = fold.method.bundles("0" * 32, 1, "packed", final=True)
         asked = self._ask(fold, marks if row.kind == "trigger" else {})
         weights = _weights(journal, fold)
         journal.close()

@@ -335,9 +335,11 @@ class SideTuningMethod(Method):
     def bundles(
         self, run: str, version: int, codec: WeightsCodec, *, final: bool = False
     ) -> Mapping[str, bytes]:
-        return bundles_of(self._learnt(run, version), codec, self._narrow() if codec == "packed" else None)
+        return bundles_of(
+            self._learnt(run, version), codec, self._narrow(final=final) if codec == "packed" else None
+        )
 
-    def _narrow(self) -> Narrow | None:
+    def _narrow(self, *, final: bool) -> Narrow | None:
         """In how few directions the weights may travel.
 
         Where rows have a label each, that is: of other tasks it was not measured.
@@ -347,7 +349,7 @@ class SideTuningMethod(Method):
             return None
         latest = self._latest(_HELD_AGAINST)
         answers = partial(answers_by, facts=self.facts, place=self._place, batch=latest)
-        return self._narrowing.of(self.updates, self.weights(), self._learner.seed, answers)
+        return self._narrowing.of(self.updates, self.weights(), self._learner.seed, answers, final=final)
 
     def _latest(self, rows: int) -> MiniBatch:
         """The latest rows; of a language model a few texts."""

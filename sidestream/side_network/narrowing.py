@@ -8,6 +8,7 @@ Legend: K rows, C labels.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -19,10 +20,12 @@ from sidestream.contract.tensors import Floats
 from sidestream.side_network.change import Directions, directions_of, narrowed, restored
 from sidestream.side_network.initial import initial
 
-SHARES: Final = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+SHARES: Final = tuple(share / 100 for share in range(50, 100, 2))
 """Of the square of what has changed, that are tried."""
 MOST_APART: Final = 2e-4
 """How far answers may move: Kullback and Leibler's divergence, in nats a row."""
+MOST_APART_PASSING: Final = 2e-3
+"""The same of a version that another will replace."""
 
 Answers = Callable[[Mapping[str, Floats]], npt.NDArray[np.float64]]
 """[K, C] of some rows by some weights: logarithms of shares."""
@@ -41,22 +44,26 @@ class Narrow(NamedTuple):
         return narrowed(tensors, self.directions, self.kept)
 
 
-def narrowest(weights: Mapping[str, Floats], seed: int, answers: Answers) -> Narrow | None:
+def narrowest(
+    weights: Mapping[str, Floats], seed: int, answers: Answers, most: float = MOST_APART
+) -> Narrow | None:
     """The way that takes least and is good enough; None if none is.
 
     Args:
         weights: All of them.
         seed: The learner's, by which they began.
         answers: Of rows that ways are judged by.
+        most: How far they may move.
     """
     began = partial(initial, seed)
     directions, whole = directions_of(weights, began), answers(weights)
-    for kept in SHARES:
-        found = Narrow(directions, kept)
-        moved = whole - answers(restored(found.of(weights), began))
-        if float((np.exp(whole) * moved).sum(axis=-1).mean()) <= MOST_APART:
-            return found
-    return None
+
+    def is_good(kept: float) -> bool:
+        moved = whole - answers(restored(narrowed(weights, directions, kept), began))
+        return float((np.exp(whole) * moved).sum(axis=-1).mean()) <= most
+
+    at = bisect_left(SHARES, True, key=is_good)
+    return Narrow(directions, SHARES[at]) if at < len(SHARES) else None
 
 
 class Narrowing:
@@ -64,10 +71,15 @@ class Narrowing:
 
     def __init__(self) -> None:
         self._after = -1
-        self._found: Narrow | None = None
+        self._found: dict[float, Narrow | None] = {}
 
-    def of(self, updates: int, weights: Mapping[str, Floats], seed: int, answers: Answers) -> Narrow | None:
+    def of(
+        self, updates: int, weights: Mapping[str, Floats], seed: int, answers: Answers, *, final: bool
+    ) -> Narrow | None:
         """As :func:`narrowest`, of weights after so many updates."""
         if self._after != updates:
-            self._after, self._found = updates, narrowest(weights, seed, answers)
-        return self._found
+            self._after, self._found = updates, {}
+        most = MOST_APART if final else MOST_APART_PASSING
+        if most not in self._found:
+            self._found[most] = narrowest(weights, seed, answers, most)
+        return self._found[most]
