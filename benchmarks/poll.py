@@ -8,6 +8,7 @@ second, and the metrics.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gzip
 import http.client
@@ -15,8 +16,13 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
+
+from benchmarks.program import run_program
 
 _EVERY_S: Final = 1.0
 _LATER_S: Final = 0.5
@@ -57,12 +63,22 @@ def poll(page: str, metrics: str, seconds: float) -> dict[str, list[float]]:
     return found
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Ask, and print."""
-    page, metrics, seconds = arguments
-    print(json.dumps(poll(page, metrics, float(seconds))))
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; return the exit code."""
+    return run_program(_parser(), _run, arguments)
+
+
+def _run(args: argparse.Namespace) -> str:
+    return json.dumps(poll(args.page, args.metrics, args.seconds))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="poll", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("page", help="the fleet page's address")
+    parser.add_argument("metrics", help="the metrics' address")
+    parser.add_argument("seconds", type=float, help="for so long")
+    return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -73,7 +73,10 @@ class Receipts:
         if self._plans.is_deposed(receipt.fence):
             return False
         if receipt.stream == self._outbox.stream:
-            self._fence = receipt.fence
+            if self._link.trainer_online or receipt.fence > self._link.trainer_fence:
+                self._fence = (
+                    receipt.fence
+                )  # or it is one that the broker kept, of a trainer that has gone since
             self._on_wait(receipt)
             self._on_refusal(receipt)
         try:
@@ -93,7 +96,8 @@ class Receipts:
     def all_in(self) -> bool:
         """Whether everything is receipted, and the newest version has learnt from it."""
         plan = self._plans.plan
-        if plan is None or self._fence < plan.fence:
+        rules = self._link.trainer_fence if self._link.trainer_online else 0
+        if plan is None or self._fence < max(plan.fence, rules):
             return False  # a trainer that was started since, from a backup perhaps, may lack what it had
         if self._outbox.size()[0]:
             return False

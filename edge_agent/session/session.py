@@ -245,7 +245,9 @@ class Session:
         elif event.topic == topics.flow(tier):
             self._on_flow(unpack(Flow, payload))
         elif event.topic == topics.trainer_status:
-            self._link.trainer_online = unpack(TrainerStatus, payload).state == "online"
+            trainer = unpack(TrainerStatus, payload)
+            self._link.trainer_online = trainer.state == "online"
+            self._link.trainer_fence = trainer.fence
         elif f"{event.topic}/".startswith(f"{topics.weights(tier)}/"):
             self._on_weights(event.topic, payload)
         else:

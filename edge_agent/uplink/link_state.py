@@ -27,6 +27,8 @@ class LinkState:
         """What it takes."""
         self.trainer_online = False
         """Whether the trainer says that it is there."""
+        self.trainer_fence = -1
+        """Of the trainer that said last that it is there, or was said to have gone."""
         self.flow: Flow | None = None
         """How fast it lets this tier send; None before there is a plan."""
         self.retry_s = 0.0
