@@ -35,7 +35,7 @@ _PROGRAMS = [
     for room in ("benchmarks", "sidestream", "metrics", "broker_config")
     for path in sorted((_ROOT / room).rglob("*.py"))
     if 'if __name__ == "__main__":' in path.read_text()
-    and path.stem not in ("parent_watch", "probe", "help_page")
+    and path.stem not in ("parent_watch", "poll", "probe", "help_page")
 ]
 
 
