@@ -46,6 +46,11 @@ class LinkState:
         """No batch is to be larger."""
         return min(TARGET_MESSAGE_BYTES, self.max_packet_bytes - _MESSAGE_ROOM_BYTES)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a plan says how often to send again. Its flow may have come alone, kept by the broker."""
+        return self.flow is not None and self.retry_s > 0
+
     def begin(self, plan: FlowPlan) -> None:
         """What the plan says of flow is in force, unless the trainer has said something since."""
         self.retry_s = plan.retry_s

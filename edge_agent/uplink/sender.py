@@ -82,8 +82,9 @@ class Sender:
         link, in_flight = self._link, self._in_flight
         if in_flight.heed_breaks():
             self._too_large_s = None
-        if link.flow is None or not self._may_send() or not (link.news or in_flight.under_way):
+        if not link.begun or not self._may_send() or not (link.news or in_flight.under_way):
             return None
+        assert link.flow is not None
         link.news = False
         first = self._outbox.streams.first_waiting()
         under_way = in_flight.last >= first

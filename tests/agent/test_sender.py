@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,22 @@ def put(outbox: Outbox, count: int = 1) -> None:
 def outbox(tmp_path: Path) -> Iterator[Outbox]:
     with Outbox(tmp_path, job="lights", device=DEVICE, tier=TIER, max_bytes=10**6) as outbox:
         yield outbox
+
+
+def test_before_there_is_a_plan_nothing_is_sent_though_its_flow_has_come(outbox: Outbox) -> None:
+    put(outbox, 3)
+    link, sent = LinkState(), list[bytes]()
+    link.connection(up=True)
+    link.set_flow(Flow(window=8))  # retained, so it may come before
+    in_flight = InFlight(link, metrics=AgentMetrics(CollectorRegistry()), trace=Trace())
+    transport: Any = SimpleNamespace(publish=lambda topic, payload, **how: sent.append(payload))
+    sender = Sender(outbox, transport, "a", "b", link=link, in_flight=in_flight, trace=Trace())
+    assert not sender.send_next() and not sent
+    link.begin(FlowPlan(window=2, retry_s=60.0))
+    turns = 0
+    while sender.send_next() and turns < 20:
+        turns += 1
+    assert turns < 20 and len(sent) == 3, "as many as wait, each once"
 
 
 class Sending:
