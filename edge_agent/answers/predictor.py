@@ -20,7 +20,7 @@ from edge_agent.answers.split_predictor import SplitPredictor
 from edge_agent.split_lora.reading import bundle_of
 from edge_agent.split_lora.whole import WholeModel, has_room
 from edge_agent.weights.adopted import Adopted, AdoptedWeights, load_adopted
-from edge_agent.weights.codebooks import find_codebooks
+from edge_agent.weights.codebooks import require_codebooks
 from sidestream.backbone.runtimes import RuntimeChoice, shared_backbone
 from sidestream.contract.errors import StateError, WireError
 from sidestream.contract.plan import Split
@@ -116,10 +116,7 @@ def load_remote(
         BackboneError: the backbone cannot be loaded, or is another one.
     """
     kept, folder = _kept(state_dir), Path(state_dir).expanduser()
-    if not find_codebooks(kept.adopted.tier_plan, folder, backbone or kept.adopted.backbone):
-        raise StateError(
-            "the codebooks that the job's plan names are not here; run the agent, which gets them"
-        )
+    require_codebooks(kept.adopted.tier_plan, folder, backbone or kept.adopted.backbone)
     return RemotePredictor(kept, asker, backbone, runtime)
 
 

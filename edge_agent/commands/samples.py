@@ -105,7 +105,7 @@ class _Answers:
 
     def __init__(self, state_dir: Path) -> None:
         from edge_agent.weights.adopted import load_adopted
-        from edge_agent.weights.codebooks import find_codebooks
+        from edge_agent.weights.codebooks import require_codebooks
         from sidestream.side_network.inference import InferenceNetwork
 
         kept = load_adopted(state_dir)
@@ -115,10 +115,7 @@ class _Answers:
             )
         self._state_dir = state_dir
         self._tier = kept.adopted.tier_plan
-        if not find_codebooks(self._tier, state_dir, kept.adopted.backbone):
-            raise StateError(
-                f"{state_dir}: the codebooks that the plan names are not here; run the agent, which gets them"
-            )
+        require_codebooks(self._tier, state_dir, kept.adopted.backbone)
         self._about = kept.bundle.about
         self._network = InferenceNetwork(kept.bundle)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from sidestream.backbone.codebook_file import FILE_NAME, MAX_BYTES, CodebookFile, all_shipped, read, write
 from sidestream.contract.codebooks import keep
-from sidestream.contract.errors import BackboneError, DecodeError
+from sidestream.contract.errors import BackboneError, DecodeError, StateError
 from sidestream.contract.messages import CodebooksChunk
 from sidestream.contract.plan import TierPlan
 from sidestream.host.model_folder import locate_here
@@ -82,6 +82,18 @@ def find_codebooks(tier: TierPlan, folder: Path, reference: str) -> bool:
         return True
     places = (folder / _STORE, *_beside(reference), *all_shipped())
     return any(_usable(path, tier) for path in places if path.is_file())
+
+
+def require_codebooks(tier: TierPlan, folder: Path, reference: str) -> None:
+    """As :func:`find_codebooks`, where nobody waits for the trainer to hand them out.
+
+    Raises:
+        StateError: they are not here.
+    """
+    if not find_codebooks(tier, folder, reference):
+        raise StateError(
+            f"{folder}: the codebooks that the plan names are not here; run the agent, which gets them"
+        )
 
 
 def _usable(path: Path, tier: TierPlan) -> bool:

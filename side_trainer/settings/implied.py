@@ -76,6 +76,8 @@ _OF_CODEBOOKS: Final[Mapping[object, Implied]] = {
     "mobillm": {"codec": "pq1"},
 }
 """Of a tier for whose backbone there are codebooks, in a job that learns labels or numbers of texts."""
+_MEASURED: Final = ("fed-mobillm", Task.TEXT_CLASSIFICATION.value)
+"""Where those that are shipped are the default, unless the job asks for privacy."""
 _METHOD_FIRST: Final = ("split-lora", "split-frozen")
 """What their tasks imply beside is for side-networks."""
 if not METHODS.keys() == _OF_METHOD.keys() == set(get_args(MethodName)):  # pragma: no cover
@@ -106,26 +108,22 @@ def _with_codebooks(settings: dict[str, Any]) -> dict[str, Any]:
     implied = _OF_CODEBOOKS.get(method, {})
     if task == Task.TOKEN_CLASSIFICATION.value and implied:  # every word travels
         implied = {"codec": "pq1"}
+    measured = (method, task) == _MEASURED and not settings.get("privacy")
     found = {
         name: _merged({**implied, "codebooks": SHIPPED}, tier)
-        if implied and isinstance(tier, dict) and "codec" not in tier and _has_codebooks(tier, settings)
+        if implied and isinstance(tier, dict) and "codec" not in tier and _has_codebooks(tier, measured)
         else tier
         for name, tier in tiers.items()
     }
     return {**settings, "tiers": found}
 
 
-def _has_codebooks(tier: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether a tier names some, or is to have the shipped ones: where that was measured."""
+def _has_codebooks(tier: Mapping[str, Any], shipped_too: bool) -> bool:
+    """Whether a tier names some, or is to have the shipped ones."""
     if "codebooks" in tier:
         return bool(tier["codebooks"])
-    measured = (
-        settings.get("method", "fed-mobillm") == "fed-mobillm"
-        and settings.get("task", Task.TEXT_CLASSIFICATION.value) == Task.TEXT_CLASSIFICATION.value
-        and not settings.get("privacy")
-    )
     backbone = tier.get("backbone", TierConfig().backbone)
-    return measured and isinstance(backbone, str) and shipped(backbone) is not None
+    return shipped_too and isinstance(backbone, str) and shipped(backbone) is not None
 
 
 def _with_changes(settings: dict[str, Any]) -> dict[str, Any]:

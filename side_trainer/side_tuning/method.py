@@ -50,7 +50,7 @@ from sidestream.contract.tasks import TASKS, Scale, TargetForm, Targets
 from sidestream.contract.tensors import Floats
 from sidestream.side_network.bundle import WeightsCodec
 from sidestream.side_network.form import align_of, starts_among
-from sidestream.side_network.narrowing import Narrow, Narrowing
+from sidestream.side_network.narrowing import Narrow, Narrowing, narrowest
 from sidestream.side_network.network import SideNetwork
 from sidestream.side_network.output_head import OutputHead
 
@@ -347,9 +347,13 @@ class SideTuningMethod(Method):
         labelled = TASKS[self.facts.settings.task].form is TargetForm.LABELS
         if self.network is None or not labelled or not len(self.rows):
             return None
+        return self._narrowing.of(self.updates, self._narrowest, final=final)
+
+    def _narrowest(self, most: float) -> Narrow | None:
+        """The way by which answers to the latest rows move by no more than so far."""
         latest = self._latest(_HELD_AGAINST)
         answers = partial(answers_by, facts=self.facts, place=self._place, batch=latest)
-        return self._narrowing.of(self.updates, self.weights(), self._learner.seed, answers, final=final)
+        return narrowest(self.weights(), self._learner.seed, answers, most)
 
     def _latest(self, rows: int) -> MiniBatch:
         """The latest rows; of a language model a few texts."""

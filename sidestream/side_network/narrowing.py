@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -55,7 +55,7 @@ def narrowest(
         answers: Of rows that ways are judged by.
         most: How far they may move.
     """
-    began = partial(initial, seed)
+    began = cache(partial(initial, seed))  # drawn once, for all shares that are tried
     directions, whole = directions_of(weights, began), answers(weights)
 
     def is_good(kept: float) -> bool:
@@ -73,13 +73,11 @@ class Narrowing:
         self._after = -1
         self._found: dict[float, Narrow | None] = {}
 
-    def of(
-        self, updates: int, weights: Mapping[str, Floats], seed: int, answers: Answers, *, final: bool
-    ) -> Narrow | None:
-        """As :func:`narrowest`, of weights after so many updates."""
+    def of(self, updates: int, find: Callable[[float], Narrow | None], *, final: bool) -> Narrow | None:
+        """What ``find`` finds for how far answers may move, of weights after so many updates."""
         if self._after != updates:
             self._after, self._found = updates, {}
         most = MOST_APART if final else MOST_APART_PASSING
         if most not in self._found:
-            self._found[most] = narrowest(weights, seed, answers, most)
+            self._found[most] = find(most)
         return self._found[most]

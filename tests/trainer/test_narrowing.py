@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +73,12 @@ def test_where_no_share_is_good_enough_weights_travel_as_they_are() -> None:
 
 def test_the_same_weights_are_tried_once() -> None:
     weights, answers, narrowing = grown([3.0, 0.1]), answers_along(0), Narrowing()
-    first = narrowing.of(5, weights, 1, answers, final=True)  # type: ignore[arg-type]
+    find = partial(narrowest, weights, 1, answers)  # type: ignore[arg-type]
+    first = narrowing.of(5, find, final=True)
     asked = len(answers.asked)  # type: ignore[attr-defined]
-    assert narrowing.of(5, weights, 1, answers, final=True) is first  # type: ignore[arg-type]
+    assert narrowing.of(5, find, final=True) is first
     assert len(answers.asked) == asked > 0  # type: ignore[attr-defined]
-    narrowing.of(6, weights, 1, answers, final=True)  # type: ignore[arg-type]
+    narrowing.of(6, find, final=True)
     assert len(answers.asked) > asked  # type: ignore[attr-defined]
 
 
