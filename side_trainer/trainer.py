@@ -12,8 +12,6 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from broker_config.connection.connection import Connection
 from broker_config.transport import Transport, Will
 from side_trainer.autotune.tuner import Tuner
@@ -32,6 +30,7 @@ from side_trainer.figures import Figures
 from side_trainer.fold.checkpoint import newest_files
 from side_trainer.fold.checkpointer import Checkpointer
 from side_trainer.fold.fold import Fold
+from side_trainer.fold.processors import set_threads
 from side_trainer.fold.progress import Progress
 from side_trainer.fold.retention import Retention
 from side_trainer.ingest import Ingest
@@ -119,7 +118,7 @@ def run_trainer(
     """
     config = config.checked()
     group = group_of(config, os.environ)
-    torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     with ExitStack() as stack:
         directory = prepare(state_dir_of(config))
         stack.enter_context(locked(directory, "a trainer"))

@@ -77,10 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if it did what it was asked, 1 if it could not, 2 for wrong arguments, 130 after Ctrl-C.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == [
-        "agent"
-    ]:  # before NumPy is imported, which makes its threads then; an agent needs none of them
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Before NumPy is imported, which makes its threads then: those of several processes on one machine wait
+    # for each other in loops, and none of its products here is so large as to need them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     args = build_parser(given[0] if given else "").parse_args(given)
     try:
         find_state_dir(args)

@@ -1,3 +1,3 @@
 """Weights as a pure function of the journal: records in order, facts, checkpoints; methods do the rest."""
 
-__all__ = ["checkpoint", "checkpointer", "fold", "progress", "retention"]
+__all__ = ["checkpoint", "checkpointer", "fold", "processors", "progress", "retention"]

@@ -12,10 +12,10 @@ from typing import Final
 
 import msgspec
 import numpy as np
-import torch
 
 from side_trainer.fold.checkpoint import Checkpoint, newest_checkpoint
 from side_trainer.fold.fold import Fold
+from side_trainer.fold.processors import set_threads
 from side_trainer.fold.retention import begin
 from side_trainer.journal.journal import Journal
 from side_trainer.journal.records import RecordKind, SettingsRecord
@@ -95,7 +95,7 @@ def verify(state_dir: Path, *, threads: int = 1, tell: Callable[[str], None] = _
     Raises:
         StateError: if there is no journal, no checkpoint, or either is damaged.
     """
-    torch.set_num_threads(threads)
+    set_threads(threads)
     journal = open_journal(state_dir)
     try:
         checkpoint = newest_of(state_dir, journal)

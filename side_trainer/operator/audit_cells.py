@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import torch
 from torch.distributed import FileStore  # type: ignore[attr-defined, unused-ignore]
 
 from side_trainer.cells.group import CellLost
 from side_trainer.cells.torch_group import TorchGroup
 from side_trainer.fold.checkpoint import Checkpoint
 from side_trainer.fold.fold import Fold
+from side_trainer.fold.processors import set_threads
 from side_trainer.fold.retention import begin
 from side_trainer.journal.journal import Journal, Record
 from side_trainer.journal.records import RecordKind
@@ -99,7 +99,7 @@ def _heard(ends: list[Connection], names: Sequence[str], tell: Callable[[str], N
 
 def _fold(rank: int, names: list[str], directory: Path, store: str, threads: int, says: Connection) -> None:
     """Fold one cell's journal, in a process of its own."""
-    torch.set_num_threads(threads)
+    set_threads(threads)
     try:
         with closing(open_journal(directory)) as journal:
             group = TorchGroup(rank, len(names), lambda: FileStore(store, -1))

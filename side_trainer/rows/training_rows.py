@@ -1,7 +1,7 @@
-"""Journaled batches as training rows: kept as they were written, decoded as they are gathered.
+"""Journaled batches as training rows: decoded while there is room, as they were written beyond that.
 
-So memory holds several times the rows that it would hold decoded, and a row that is drawn costs itself, not
-the batch that it came in.
+So a small job's rows are decoded once, however often they are drawn; of a large one memory holds several
+times the rows that it would hold decoded, and a row that is drawn costs itself, not the batch it came in.
 
 Legend: B taps, K rows of a mini-batch, N vectors a row (padded), T vectors of a batch, d a
 backbone's hidden size.
@@ -32,7 +32,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredBatch:
-    """A journaled batch, vector by vector as it was written."""
+    """A journaled batch, vector by vector as it was written, or as float32."""
 
     tier: str
     """Where it came from."""
@@ -90,9 +90,20 @@ class StoredBatch:
         """What its arrays take."""
         return self.values.nbytes + self.scales.nbytes + self.starts.nbytes + self.targets.nbytes
 
+    @property
+    def decoded_nbytes(self) -> int:
+        """What it would take decoded."""
+        vectors = 4 * self.taps * int(self.values.shape[1]) * self.width
+        return vectors + self.starts.nbytes + self.targets.nbytes
+
     def decode(self) -> Floats:
         """Its vectors, [B, T, d]."""
         return _decoded([(self, 0, self.values.shape[1])])
+
+    def decoded(self) -> StoredBatch:
+        """The same, written as float32."""
+        values, scales = by_vector(encode(self.decode(), Codec.F32))
+        return replace(self, codec=Codec.F32, values=values, scales=scales, codebooks=msgspec.UNSET)
 
     def row_targets(self, row: int, longest: int) -> Targets:
         """One row's target; if every vector has one, [longest, …], padded with :data:`NO_TARGET`."""
@@ -149,7 +160,8 @@ class RowStore:
 
     Args:
         journal: Where payloads are read from.
-        cache_bytes: Batches are kept up to so many bytes; the least recently used go first.
+        cache_bytes: Batches are kept up to so many bytes; the least recently used go first. Half of it may be
+            of decoded ones.
     """
 
     def __init__(self, journal: Journal, *, cache_bytes: int) -> None:
@@ -158,7 +170,7 @@ class RowStore:
         self._ends = array("q")
         self._cache: OrderedDict[int, StoredBatch] = OrderedDict()
         self._cache_bytes = cache_bytes
-        self._cached = 0
+        self._cached = self._decoded = 0
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -182,7 +194,7 @@ class RowStore:
         rows = self.rows_before(offset)
         for gone in self._offsets[:position]:
             if (stored := self._cache.pop(gone, None)) is not None:
-                self._cached -= stored.nbytes
+                self._count(stored, -1)
         del self._offsets[:position]
         self._ends = array("q", (end - rows for end in self._ends[position:]))
         return rows
@@ -214,11 +226,17 @@ class RowStore:
         found = self._journal.decoded.take(record.offset)
         batch = found.batch if found is not None else unpack(ActivationBatch, record.payload)
         stored = StoredBatch.of(record.tier, batch)
+        if self._decoded + stored.decoded_nbytes <= self._cache_bytes // 2:
+            stored = stored.decoded()
         self._cache[record.offset] = stored
-        self._cached += stored.nbytes
+        self._count(stored, 1)
         while self._cached > self._cache_bytes and len(self._cache) > 1:
-            self._cached -= self._cache.popitem(last=False)[1].nbytes
+            self._count(self._cache.popitem(last=False)[1], -1)
         return stored
+
+    def _count(self, stored: StoredBatch, sign: int) -> None:
+        self._cached += sign * stored.nbytes
+        self._decoded += sign * stored.nbytes * (stored.codec is Codec.F32)
 
 
 def gather(

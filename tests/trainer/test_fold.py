@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from side_trainer.rows.training_rows import Ints, MiniBatch, RowStore, StoredBat
 from side_trainer.settings.schema import LearnerSettings
 from sidestream.contract.errors import StateError
 from sidestream.contract.messages import ActivationBatch
-from sidestream.contract.tensors import decode
+from sidestream.contract.tensors import Codec, decode
 from sidestream.contract.wire import pack, unpack
 from tests.trainer.conftest import append, config, devices, fold_all, learnt, settle
 
@@ -254,6 +257,58 @@ def test_row_numbers_find_their_batches(journal: Journal) -> None:
         store.add(offset, rows)
     assert store.locate(np.arange(8)) == [(2, 0), (2, 1), (2, 2), (5, 0), (6, 0), (6, 1), (6, 2), (6, 3)]
     assert [store.rows_before(offset) for offset in (1, 2, 3, 5, 6, 7)] == [0, 0, 3, 3, 4, 8]
+
+
+def test_half_of_the_cache_is_for_decoded_batches(journal: Journal, tmp_path: Path) -> None:
+    filled(journal, tmp_path, batches=8, idle=False)
+    offsets = [offset for offset, _ in journal.batches(journal.tail)]
+    written = [RowStore(journal, cache_bytes=1).batch(offset) for offset in offsets]
+    assert all(one.codec is not Codec.F32 for one in written)
+    room = 2 * sum(one.decoded_nbytes for one in written[:3])
+    store = RowStore(journal, cache_bytes=room)
+    kept = [store.batch(offset) for offset in offsets]
+    assert [one.codec is Codec.F32 for one in kept[:4]] == [True, True, True, False]
+    assert all(one.nbytes == same.decoded_nbytes for one, same in zip(kept[:3], written, strict=False))
+    for one, same in zip(kept, written, strict=True):
+        np.testing.assert_array_equal(one.decode(), same.decode())
+
+
+def test_what_is_let_go_makes_room_for_decoded_batches(journal: Journal, tmp_path: Path) -> None:
+    filled(journal, tmp_path, batches=8, idle=False)
+    batches = journal.batches(journal.tail)
+    offsets, plain = [offset for offset, _ in batches], RowStore(journal, cache_bytes=1)
+    store = RowStore(journal, cache_bytes=2 * max(plain.batch(offset).decoded_nbytes for offset in offsets))
+    for offset, rows in batches:
+        store.add(offset, rows)
+    assert [store.batch(offset).codec is Codec.F32 for offset in offsets[:2]] == [True, False]
+    store.drop_before(offsets[2])
+    assert store.batch(offsets[3]).codec is Codec.F32
+
+
+_PRODUCTS = """
+import hashlib, sys
+import numpy as np
+from threadpoolctl import threadpool_info
+from side_trainer.fold.processors import set_threads
+set_threads(2)
+drawn = np.random.default_rng(0).standard_normal((2, 384, 384), dtype=np.float32)
+found = [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+print(hashlib.sha256((drawn[0, :64] @ drawn[1].T).tobytes()).hexdigest(), found)
+"""
+
+
+def test_products_are_the_same_on_any_number_of_processors() -> None:
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", _PRODUCTS],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for threads in ("1", "2", "4")
+    }
+    assert len(said) == 1 and said.pop().strip().endswith("[1]")
 
 
 @pytest.mark.parametrize("rows", [1, 7])
