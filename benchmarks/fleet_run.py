@@ -112,7 +112,6 @@ class _Crew:
             state_dir=str(member.folder / "state"),
             threads=1,
             exit_when_done=True,
-            telemetry_every_s=2.0,
             data=data,
         )
         stop = threading.Event()

@@ -179,7 +179,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Give up if the broker cannot be reached for so long after the start; 0 tries for ever. Once connected,
     an agent always tries for ever."""
     telemetry_every_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
-    """How often the device reports its counters."""
+    """How often the device reports its counters while they change; a twelfth as often while they do not, and
+    once a minute then."""
     exit_when_done: bool = False
     """Stop once all data is uploaded and receipted and the final weights are adopted and measured. Otherwise
     the agent stays and adopts every new version."""

@@ -122,3 +122,18 @@ def test_check_names_what_is_wrong(
     path.write_text(text)
     assert main([who, "run", str(path), "--check"]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("split.change_bits", "0", 0),
+        ("split.change_bits", "8", 8),
+        ("learner.passes", "3", 3.0),
+        ("split.adapters", "local", "local"),
+    ],
+)
+def test_text_from_a_command_line_is_read_as_its_setting_has_it(name: str, text: str, value: object) -> None:
+    config = load_config(TrainerConfig, overrides={"job": "lights", name: text})
+    table, _, field = name.partition(".")
+    assert getattr(getattr(config, table), field) == value

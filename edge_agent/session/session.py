@@ -193,7 +193,7 @@ class Session:
                 final_only=self._weights.final_only,
                 assignment=self._work.assignment,
             )
-            if self._link.connected:
+            if word is not None and self._link.connected:
                 self._publish(word)
 
     def _trouble(self) -> str:
@@ -245,9 +245,11 @@ class Session:
         elif event.topic == topics.flow(tier):
             self._on_flow(unpack(Flow, payload))
         elif event.topic == topics.trainer_status:
-            trainer = unpack(TrainerStatus, payload)
-            self._link.trainer_online = trainer.state == "online"
-            self._link.trainer_fence = trainer.fence
+            trainer, link = unpack(TrainerStatus, payload), self._link
+            if trainer.state == "online" and (not link.trainer_online or trainer.fence != link.trainer_fence):
+                self._report.tell_anew()
+            link.trainer_online = trainer.state == "online"
+            link.trainer_fence = trainer.fence
         elif f"{event.topic}/".startswith(f"{topics.weights(tier)}/"):
             self._on_weights(event.topic, payload)
         else:
@@ -333,7 +335,7 @@ class Session:
             self._source.close()
         words: list[LastWord] = []
         if Outcome.DUPLICATE not in self._outcomes:  # else what stands on our topics is the other's
-            now, work = self._context.clock(), self._work
+            now, work, self._report.due = self._context.clock(), self._work, True
             figures = self._report.take(
                 now,
                 work.in_use,
@@ -342,5 +344,5 @@ class Session:
                 assignment=work.assignment,
                 qos=1,
             )
-            words = [figures, self._status.death(reason)]
+            words = [*filter(None, [figures]), self._status.death(reason)]
         self._transport.close(last_words=words)

@@ -1,4 +1,8 @@
-"""What the device reports every few seconds: to the trainer, in its metrics, and in its own log."""
+"""What the device reports: to the trainer, in its metrics, and in its own log.
+
+Every few seconds while it has something to tell, and rarely while nothing but its clock and its machine's
+figures change.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,22 @@ from sidestream.contract.wire import pack
 
 _PROGRESS_S = 10.0
 _LINK_SHARE = 0.1  # of a budget for the link
+_REST = 12
+"""While nothing changes, reports are as much rarer,"""
+_REST_S = 60.0
+"""but come this often: in half of the time after which the trainer's page calls a device silent."""
+_NO_NEWS = {
+    "unix_s": 0.0,
+    "rss_bytes": 0,
+    "peak_rss_bytes": 0,
+    "memory_free_bytes": 0,
+    "temperature_celsius": None,
+    "receipt_s": None,
+    "sending_seconds": 0.0,
+    "bytes_up": 0,  # a report is counted too
+    "bytes_down": 0,
+}
+"""What alone is no reason to report again so soon, with values in its place to compare the rest."""
 log = logging.getLogger(__name__)
 
 
@@ -46,6 +66,8 @@ class TelemetryReport:
         self._in_flight = in_flight
         self._exporter = DeviceExporter(context.metrics)
         self._next_s = 0.0
+        self._told: Telemetry | None = None  # what may be news, as the trainer knows it
+        self._rests_until_s = 0.0
         self._said = ("", False)  # and whether it was a warning
         self._said_s = 0.0
 
@@ -63,7 +85,7 @@ class TelemetryReport:
         final_only: bool = False,
         assignment: int = 0,
         qos: int = 0,
-    ) -> LastWord:
+    ) -> LastWord | None:
         """The figures now; they are shown in the metrics and, now and then, in the log.
 
         Args:
@@ -74,8 +96,11 @@ class TelemetryReport:
             final_only: It listens for finished versions only.
             assignment: The version of what was assigned to it.
             qos: Of the message.
+
+        Returns:
+            What to report; nothing where the trainer knows it all, and has heard so not long ago.
         """
-        context, self.due = self._context, False
+        context, forced, self.due = self._context, self.due, False
         for name, amount in self._mailbox.counts().items():
             context.outbox.count(name, amount)
         telemetry = msgspec.structs.replace(
@@ -95,7 +120,24 @@ class TelemetryReport:
         payload = pack(telemetry)
         least_s = context.budget.seconds_of(len(payload)) / _LINK_SHARE if context.budget is not None else 0.0
         self._next_s = now + max(context.config.telemetry_every_s, least_s)
+        if not self._is_due(telemetry, now, forced=forced):
+            return None
         return LastWord(self._topic, payload, qos, False)
+
+    def _is_due(self, telemetry: Telemetry, now: float, *, forced: bool) -> bool:
+        every_s, told = self._context.config.telemetry_every_s, msgspec.structs.replace(telemetry, **_NO_NEWS)
+        news = forced or told != self._told
+        if not news and now < self._rests_until_s:
+            return False
+        self._told = told
+        # News is repeated soon, for a report may be lost on its way.
+        rests_s = every_s if news else min(_REST * every_s, max(every_s, _REST_S))
+        self._rests_until_s = now + rests_s
+        return True
+
+    def tell_anew(self) -> None:
+        """Another trainer listens, or the same one again: it knows nothing yet, and hears all in its turn."""
+        self._told = None
 
     def _log(self, telemetry: Telemetry, measures: Mapping[str, float]) -> None:
         line, now = progress_line(telemetry, measures), time.monotonic()

@@ -68,6 +68,10 @@ _OF_METHOD: Final[Mapping[object, Implied]] = {
     "split-lora": {**_SPLIT, "learner": _SPLIT_LEARNER},
     "split-frozen": {**_SPLIT, "learner": {**_SPLIT_LEARNER, "prior_correction": 1.0, "passes": 2.0}},
 }
+_OF_BOTH: Final[Mapping[str, Implied]] = {
+    f"split-lora, {Task.CAUSAL_LM.value}": {"split": {"window": 1}, "learner": {"learning_rate": 4e-3}},
+}
+"""By method and task: a language model learns its adapters at a rate at which late gradients do harm."""
 _CHANGED_CODEC: Final = "int4"
 """Of split-lora's tiers where later passes send changes: these mend what the first one loses. It was not
 measured for language models."""
@@ -93,6 +97,8 @@ def with_implied(settings: dict[str, Any]) -> dict[str, Any]:
     order = [("task", _OF_TASK), ("method", _OF_METHOD)]
     if settings.get("method") in _METHOD_FIRST:
         order.reverse()
+    both = f"{settings.get('method')}, {settings.get('task')}"
+    settings = _completed(settings, _OF_BOTH.get(both, {}))
     for field, implied in order:
         value = settings.get(field)
         settings = _completed(settings, implied.get(value, {}) if isinstance(value, str) else {})

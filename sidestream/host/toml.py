@@ -121,6 +121,8 @@ def _python_types(kind: inspect.Type) -> list[type]:
     """The scalar types that a string on the command line may stand for."""
     if isinstance(kind, inspect.UnionType):
         return [python for member in kind.types for python in _python_types(member)]
+    if isinstance(kind, inspect.LiteralType):
+        return sorted({type(value) for value in kind.values} - {str}, key=str)
     if isinstance(kind, inspect.BoolType):
         return [bool]
     if isinstance(kind, inspect.IntType):

@@ -45,9 +45,14 @@ def test_four_bits_are_for_what_later_passes_mend(settings: dict[str, Any]) -> N
     assert read(**settings).tiers["generic"].codec is Codec.INT8
 
 
-def test_a_language_models_task_does_not_change_how_adapters_are_learnt() -> None:
+def test_a_language_model_learns_its_adapters_faster_and_in_step() -> None:
     settings = read(task="causal-lm")
-    assert settings.learner.learning_rate == 1e-3 and settings.tiers["generic"].max_tokens == 256
+    plan = settings.method_plan()
+    assert isinstance(plan, SplitLora) and plan.window == 1
+    assert settings.learner.learning_rate == 4e-3 and settings.tiers["generic"].max_tokens == 256
+    assert settings.learner.weight_decay == 0.01, "the rest is the method's"
+    said = read(task="causal-lm", split={"window": 2}, learner={"learning_rate": 1e-3})
+    assert said.learner.learning_rate == 1e-3 and said.split.window == 2
 
 
 @pytest.mark.parametrize(

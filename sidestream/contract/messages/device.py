@@ -69,8 +69,10 @@ class Status(Message, frozen=True, kw_only=True):
 
 
 @prepared
-class Telemetry(Message, frozen=True, kw_only=True):
-    """What a device reports of itself every few seconds. Counters run over the life of its outbox.
+class Telemetry(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What a device reports of itself; what has its default does not travel.
+
+    Counters run over the life of its outbox.
 
     Every sample read is forwarded, held out, skipped, broken, dropped for want of a label, or still waits for
     one; the counters of what was skipped for which reason add up to ``samples_skipped``.
