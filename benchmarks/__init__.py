@@ -5,6 +5,5 @@ import os
 from sidestream.host.signals import heed_interrupts_of_module
 
 heed_interrupts_of_module()
-os.environ.setdefault(
-    "OPENBLAS_NUM_THREADS", "1"
-)  # of processes started here, as sidestream's commands have it
+# Of processes that are started here, as sidestream's commands have it:
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -335,7 +335,8 @@ class Session:
             self._source.close()
         words: list[LastWord] = []
         if Outcome.DUPLICATE not in self._outcomes:  # else what stands on our topics is the other's
-            now, work, self._report.due = self._context.clock(), self._work, True
+            now, work = self._context.clock(), self._work
+            self._report.due = True
             figures = self._report.take(
                 now,
                 work.in_use,
@@ -344,5 +345,5 @@ class Session:
                 assignment=work.assignment,
                 qos=1,
             )
-            words = [*filter(None, [figures]), self._status.death(reason)]
+            words = [one for one in (figures, self._status.death(reason)) if one is not None]
         self._transport.close(last_words=words)
