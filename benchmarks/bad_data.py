@@ -29,7 +29,6 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
@@ -40,6 +39,7 @@ from benchmarks.table import render
 from benchmarks.workload import Workload, parse_tiers, read_workload
 from edge_agent.store.streams import Slot
 from side_trainer.fold.fold import Fold
+from side_trainer.fold.processors import set_threads
 from side_trainer.journal.journal import FILE_NAME, Journal
 from side_trainer.journal.records import RecordKind
 from side_trainer.quarantine.agreement import Agreement
@@ -347,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> str:
-    torch.set_num_threads(1)
+    set_threads(1)
     work = read_workload(
         args.train, args.eval, tiers=args.tiers, backbone=args.backbone, max_samples=args.max_samples
     )

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import torch
 from torch.distributed import FileStore  # type: ignore[attr-defined, unused-ignore]
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
@@ -35,6 +34,7 @@ from benchmarks.table import render
 from benchmarks.workload import parse_tiers, read_workload
 from side_trainer.cells.torch_group import TorchGroup
 from side_trainer.fold.fold import Fold
+from side_trainer.fold.processors import set_threads
 from side_trainer.journal.journal import FILE_NAME, Journal
 from side_trainer.journal.records import RecordKind
 from side_trainer.settings.schema import TrainerConfig
@@ -71,7 +71,7 @@ class Outcome:
 
 def fold_cell(rank: int, ranks: int, place: Path, config: bytes) -> Told:
     """Fold one cell's journal to the end, in a process of its own."""
-    torch.set_num_threads(1)
+    set_threads(1)
     settings = msgspec.json.decode(config, type=TrainerConfig)
     with closing(Journal(folder_of(place, rank) / FILE_NAME)) as journal:
         began, processor = time.monotonic(), time.process_time()
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> str:
-    torch.set_num_threads(1)
+    set_threads(1)
     work = read_workload(
         args.train, args.eval, tiers=args.tiers, backbone=args.backbone, max_samples=args.max_samples
     )

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where run as a file
 
@@ -29,6 +28,7 @@ from benchmarks.program import argument_of, run_program, teller
 from benchmarks.result import about_this_run, write_json
 from benchmarks.table import render
 from benchmarks.workload import parse_tiers, read_workload
+from side_trainer.fold.processors import set_threads
 from side_trainer.journal.records import RecordKind
 from side_trainer.settings.schema import LearnerSettings
 from sidestream.contract.plan import SideNetworkSpec
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> str:
-    torch.set_num_threads(1)
+    set_threads(1)
     work = read_workload(
         args.train, args.eval, tiers=args.tiers, backbone=args.backbone, max_samples=args.max_samples
     )

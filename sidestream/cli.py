@@ -77,9 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if it did what it was asked, 1 if it could not, 2 for wrong arguments, 130 after Ctrl-C.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    # Before NumPy is imported, which makes its threads then: those of several processes on one machine wait
-    # for each other in loops, and none of its products here is so large as to need them.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if given[:1] in (["agent"], ["demo"]):
+        # Before NumPy is imported, which makes its threads then. An agent needs none of them, and those of
+        # several processes on one machine wait for each other in loops.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     args = build_parser(given[0] if given else "").parse_args(given)
     try:
         find_state_dir(args)

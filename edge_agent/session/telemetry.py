@@ -120,11 +120,12 @@ class TelemetryReport:
         payload = pack(telemetry)
         least_s = context.budget.seconds_of(len(payload)) / _LINK_SHARE if context.budget is not None else 0.0
         self._next_s = now + max(context.config.telemetry_every_s, least_s)
-        if not self._is_due(telemetry, now, forced=forced):
+        if not self._tells(telemetry, now, forced=forced):
             return None
         return LastWord(self._topic, payload, qos, False)
 
-    def _is_due(self, telemetry: Telemetry, now: float, *, forced: bool) -> bool:
+    def _tells(self, telemetry: Telemetry, now: float, *, forced: bool) -> bool:
+        """Whether these figures are reported: news, or the rest is over."""
         every_s, told = self._context.config.telemetry_every_s, msgspec.structs.replace(telemetry, **_NO_NEWS)
         news = forced or told != self._told
         if not news and now < self._rests_until_s:

@@ -33,7 +33,8 @@ class SplitConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     passes: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
     """split-lora: how often devices send their samples."""
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)] = 2
-    """split-lora: batches that a device may have unanswered. 1 keeps it in step with the trainer."""
+    """split-lora: batches that a device may have unanswered. 1, a language model's default, keeps it in step
+    with the trainer."""
     reuse_below: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
     """split-lora: activations that moved by less than this share since they were sent are not sent again."""
     change_bits: Literal[0, 2, 4, 8] = 2

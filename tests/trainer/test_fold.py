@@ -286,7 +286,7 @@ def test_what_is_let_go_makes_room_for_decoded_batches(journal: Journal, tmp_pat
 
 
 _PRODUCTS = """
-import hashlib, sys
+import hashlib
 import numpy as np
 from threadpoolctl import threadpool_info
 from side_trainer.fold.processors import set_threads
